@@ -1,0 +1,232 @@
+//! The error type of the crate.
+
+use std::path::{Path, PathBuf};
+
+/// `std::result::Result` with this crate's [`enum@Error`].
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// What can go wrong with a file, a flag, a data set or a configuration.
+///
+/// Every message says which file and which key, what was expected, and what to try. A bug of the
+/// calling program (a tensor of the wrong rank, say) panics instead, and the function's `# Panics`
+/// section says so.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// A file or folder could not be read or written.
+    #[error("{}: {source}", path.display())]
+    Io {
+        /// The file or folder.
+        path: PathBuf,
+        /// What the operating system said.
+        source: std::io::Error,
+    },
+
+    /// A file is not what its name says: malformed JSON or YAML, a bad header, a bad tokenizer.
+    #[error("{}: {message}", path.display())]
+    Format {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong, and where in the file if that is known.
+        message: String,
+    },
+
+    /// A key of a configuration is unknown or has a value that cannot be used.
+    #[error("{origin}{}: {message}{}", at_line(*line), did_you_mean(nearest))]
+    Config {
+        /// The file or command line the key was read from.
+        origin: String,
+        /// The key at fault, dotted for nested keys (`optimizer.lr`).
+        key: String,
+        /// The line in the file, counted from 1, where there is a file.
+        line: Option<usize>,
+        /// What is wrong with the key or its value.
+        message: String,
+        /// The valid keys or values that look most like what was written.
+        nearest: Vec<String>,
+    },
+
+    /// An argument given by the caller's user cannot be used (rank 0, an empty module list, ...).
+    #[error("{name}: {message}")]
+    InvalidArgument {
+        /// The name of the argument.
+        name: &'static str,
+        /// What is wrong and what is accepted.
+        message: String,
+    },
+
+    /// The keys of a checkpoint and of the model do not match.
+    #[error("{origin}: {}", keys_message(missing, unexpected))]
+    Keys {
+        /// The file, folder or state dict that was loaded.
+        origin: String,
+        /// Keys of the model that the source does not have.
+        missing: Vec<String>,
+        /// Keys of the source that the model does not have, each with the nearest model key.
+        unexpected: Vec<(String, Option<String>)>,
+    },
+
+    /// A tensor in a file has another shape than the model's parameter.
+    #[error(
+        "{origin}: `{key}` has shape {found:?}, the model expects {expected:?}; \
+         is this checkpoint for another model size?"
+    )]
+    Shape {
+        /// The file or state dict.
+        origin: String,
+        /// The tensor's name in the file.
+        key: String,
+        /// The shape that the model's parameter has.
+        expected: Vec<usize>,
+        /// The shape found.
+        found: Vec<usize>,
+    },
+
+    /// A tensor in a file has a type of number that cannot be used for a weight.
+    #[error("{origin}: `{key}` holds {found}; weights must be F32, F16 or BF16")]
+    DType {
+        /// The file.
+        origin: String,
+        /// The tensor's name in the file.
+        key: String,
+        /// The type found.
+        found: String,
+    },
+
+    /// The index of a sharded checkpoint names a file that is not there.
+    #[error(
+        "{}: the index names the shard `{shard}`, which is not in the folder; \
+         download it, or copy it beside the index", index.display()
+    )]
+    MissingShard {
+        /// The index file.
+        index: PathBuf,
+        /// The missing file's name.
+        shard: String,
+    },
+
+    /// An adapter folder belongs to another model or uses what this crate does not do.
+    #[error("{}: {message}", path.display())]
+    Adapter {
+        /// The adapter folder or its configuration file.
+        path: PathBuf,
+        /// What does not fit.
+        message: String,
+    },
+
+    /// A record of a data set cannot be used.
+    #[error("{}: record {record}{}: {message}", path.display(), at_line(*line))]
+    Record {
+        /// The data file.
+        path: PathBuf,
+        /// The record, counted from 1.
+        record: usize,
+        /// Its line, counted from 1, for formats with one record a line.
+        line: Option<usize>,
+        /// What is wrong with it.
+        message: String,
+    },
+
+    /// A token id lies outside of the model's vocabulary.
+    #[error(
+        "token id {id} is beyond the model's vocabulary of {vocab_size}; \
+         is this the tokenizer of another model?"
+    )]
+    TokenOutOfRange {
+        /// The token id.
+        id: u32,
+        /// The size of the vocabulary.
+        vocab_size: usize,
+    },
+
+    /// A run folder cannot be resumed with this configuration.
+    #[error("{}: {message}", path.display())]
+    Resume {
+        /// The run folder or the file in it.
+        path: PathBuf,
+        /// What differs or is missing.
+        message: String,
+    },
+}
+
+impl Error {
+    /// An [`Error::Io`] for `path`, for use with `map_err`.
+    pub(crate) fn io(path: impl AsRef<Path>) -> impl FnOnce(std::io::Error) -> Self {
+        move |source| Self::Io {
+            path: path.as_ref().to_owned(),
+            source,
+        }
+    }
+
+    /// An [`Error::Format`] for `path`.
+    pub(crate) fn format(path: impl AsRef<Path>, message: impl ToString) -> Self {
+        Self::Format {
+            path: path.as_ref().to_owned(),
+            message: message.to_string(),
+        }
+    }
+}
+
+/// The `count` entries of `candidates` that look most like `word`, best first; none if nothing is
+/// similar.
+pub(crate) fn nearest<'a>(
+    word: &str,
+    candidates: impl IntoIterator<Item = &'a str>,
+    count: usize,
+) -> Vec<String> {
+    let mut scored: Vec<(f64, &str)> = candidates
+        .into_iter()
+        .map(|c| (strsim::jaro_winkler(word, c), c))
+        .filter(|(score, _)| *score > 0.7)
+        .collect();
+    scored.sort_by(|a, b| b.0.total_cmp(&a.0));
+    scored.truncate(count);
+    scored.into_iter().map(|(_, c)| c.to_owned()).collect()
+}
+
+fn at_line(line: Option<usize>) -> String {
+    line.map(|l| format!(" (line {l})")).unwrap_or_default()
+}
+
+fn did_you_mean(nearest: &[String]) -> String {
+    match nearest {
+        [] => String::new(),
+        names => format!("; did you mean `{}`?", names.join("` or `")),
+    }
+}
+
+fn keys_message(missing: &[String], unexpected: &[(String, Option<String>)]) -> String {
+    let mut parts = Vec::new();
+    if !missing.is_empty() {
+        parts.push(format!(
+            "{} missing key(s): {}",
+            missing.len(),
+            shorten(missing)
+        ));
+    }
+    if !unexpected.is_empty() {
+        let described: Vec<String> = unexpected
+            .iter()
+            .map(|(key, near)| match near {
+                Some(near) => format!("{key} (nearest key of the model: {near})"),
+                None => key.clone(),
+            })
+            .collect();
+        parts.push(format!(
+            "{} unexpected key(s): {}",
+            unexpected.len(),
+            shorten(&described)
+        ));
+    }
+    parts.join("; ")
+}
+
+/// The first ten items, and how many more there are.
+fn shorten(items: &[String]) -> String {
+    const SHOWN: usize = 10;
+    let mut text = items[..items.len().min(SHOWN)].join(", ");
+    if items.len() > SHOWN {
+        text += &format!(" and {} more", items.len() - SHOWN);
+    }
+    text
+}
