@@ -66,6 +66,13 @@ pub enum Error {
         unexpected: Vec<(String, Option<String>)>,
     },
 
+    /// The keys of a base or adapter state dict break the rules of a LoRA model.
+    #[error("the state dict does not fit the LoRA model:\n  {}", problems.join("\n  "))]
+    StateDict {
+        /// Every key at fault, with the rule that it breaks.
+        problems: Vec<String>,
+    },
+
     /// A tensor in a file has another shape than the model's parameter.
     #[error(
         "{origin}: `{key}` has shape {found:?}, the model expects {expected:?}; \

@@ -2,5 +2,7 @@
 #![warn(missing_docs)]
 
 mod error;
+pub mod adapter;
+pub mod lora;
 
 pub use error::{Error, Result};

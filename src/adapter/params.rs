@@ -1,0 +1,204 @@
+use std::fmt;
+
+use burn::module::{Module, ModuleMapper, ModuleVisitor, Param, ParamId};
+use burn::tensor::Tensor;
+use indexmap::IndexMap;
+
+use super::path::{Path, follow_path};
+
+/// What there is to know of a parameter without touching its value.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ParamInfo {
+    /// The id under which gradients and optimizer state are kept.
+    pub id: ParamId,
+    /// The shape.
+    pub shape: Vec<usize>,
+    /// Whether it belongs to an adapter.
+    pub is_adapter: bool,
+}
+
+impl ParamInfo {
+    /// The number of elements.
+    pub fn num_elements(&self) -> usize {
+        self.shape.iter().product()
+    }
+}
+
+/// Parameters by full name, in the model's order.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct ParamSet(IndexMap<String, ParamInfo>);
+
+impl ParamSet {
+    /// The names, in the model's order.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.0.keys().map(String::as_str)
+    }
+
+    /// Names and parameters, in the model's order.
+    pub fn iter(&self) -> impl Iterator<Item = (&str, &ParamInfo)> {
+        self.0.iter().map(|(name, info)| (name.as_str(), info))
+    }
+
+    /// The parameter of this name.
+    pub fn get(&self, name: &str) -> Option<&ParamInfo> {
+        self.0.get(name)
+    }
+
+    /// Whether a parameter of this name is in the set.
+    pub fn contains(&self, name: &str) -> bool {
+        self.0.contains_key(name)
+    }
+
+    /// How many parameters there are.
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// The sum of the parameters' elements.
+    pub fn num_elements(&self) -> usize {
+        self.0.values().map(ParamInfo::num_elements).sum()
+    }
+
+    /// Keeps the parameters for which `keep` holds.
+    pub fn filter(mut self, mut keep: impl FnMut(&str, &ParamInfo) -> bool) -> Self {
+        self.0.retain(|name, info| keep(name, info));
+        self
+    }
+}
+
+/// Every float parameter of a module by name. Allocates nothing.
+pub fn get_params<M: Module>(model: &M) -> ParamSet {
+    let mut lister = Lister::default();
+    model.visit(&mut lister);
+    lister.params
+}
+
+/// The parameters of all adapters by name: `lora_a.weight`, `lora_b.weight` and `magnitude` of each
+/// [`LoRALinear`](crate::lora::LoRALinear), wherever in the module it stands. Allocates nothing.
+pub fn get_adapter_params<M: Module>(model: &M) -> ParamSet {
+    get_params(model).filter(|_, info| info.is_adapter)
+}
+
+/// Makes exactly the named parameters trainable and freezes all others. Allocates nothing.
+///
+/// Burn's parameters share a lazy value between clones: freezing a clone of a model that is not
+/// initialised yet would freeze the original too, so this takes the model itself.
+///
+/// # Panics
+/// If `params` names a parameter that the model does not have.
+pub fn set_trainable_params<M: Module>(model: M, params: &ParamSet) -> M {
+    let known = get_params(&model);
+    if let Some(name) = params.names().find(|name| !known.contains(name)) {
+        panic!("the model has no parameter `{name}`");
+    }
+    model.map(&mut Freezer {
+        path: Path::default(),
+        trainable: params,
+    })
+}
+
+#[derive(Default)]
+struct Lister {
+    path: Path,
+    params: ParamSet,
+}
+
+impl ModuleVisitor for Lister {
+    follow_path!();
+
+    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+        let info = ParamInfo {
+            id: param.id,
+            shape: param.lazy_shape().to_vec(),
+            is_adapter: self.path.in_adapter(),
+        };
+        self.params.0.insert(self.path.key(), info);
+    }
+}
+
+struct Freezer<'a> {
+    path: Path,
+    trainable: &'a ParamSet,
+}
+
+impl ModuleMapper for Freezer<'_> {
+    follow_path!();
+
+    fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
+        param.set_require_grad(self.trainable.contains(&self.path.key()))
+    }
+}
+
+/// How many elements the parameters of a model have, and how many of those are trained.
+///
+/// ```
+/// use burn::tensor::Device;
+/// use burn_peft::adapter::ParamCount;
+/// use burn_peft::llama::lora_llama2_7b;
+/// use burn_peft::lora::{AttnModule::*, LoRAConfig};
+///
+/// let device = Device::default().autodiff();
+/// let model = lora_llama2_7b(&LoRAConfig::new([QProj, VProj]), &device);
+/// assert_eq!(
+///     ParamCount::of(&model).to_string(),
+///     "6742609920 total params, 4194304 trainable params, \
+///      0.06% of all params are trainable."
+/// );
+/// ```
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ParamCount {
+    /// The elements of all parameters.
+    pub total: usize,
+    /// The elements of those that are trained.
+    pub trainable: usize,
+}
+
+impl ParamCount {
+    /// Counts a model's parameters. Allocates nothing.
+    pub fn of<M: Module>(model: &M) -> Self {
+        let mut counter = Counter(Self {
+            total: 0,
+            trainable: 0,
+        });
+        model.visit(&mut counter);
+        counter.0
+    }
+}
+
+struct Counter(ParamCount);
+
+impl ModuleVisitor for Counter {
+    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+        let elements = param.lazy_shape().num_elements();
+        self.0.total += elements;
+        if is_trainable(param) {
+            self.0.trainable += elements;
+        }
+    }
+}
+
+/// Whether a parameter is, or on a device with autodiff would be, trained.
+///
+/// Burn keeps this setting beside the value and shows it only through a loaded value: a parameter
+/// that is still lazy is asked through a one-element stand-in, so that nothing is allocated for it.
+pub(crate) fn is_trainable<const D: usize>(param: &Param<Tensor<D>>) -> bool {
+    let stand_in = Tensor::zeros([1; D], &param.lazy_device());
+    let loaded = param.clone().transform_for_load(stand_in, param.id);
+    loaded.train().is_require_grad()
+}
+
+impl fmt::Display for ParamCount {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let percent = 100.0 * self.trainable as f64 / self.total.max(1) as f64;
+        write!(
+            f,
+            "{} total params, {} trainable params, {percent:.2}% of all params are trainable.",
+            self.total, self.trainable
+        )
+    }
+}

@@ -1,0 +1,258 @@
+use std::collections::BTreeMap;
+
+use burn::module::{Module, ModuleMapper, ModuleVisitor, Param};
+use burn::tensor::{DType, Tensor, TensorData};
+use replace_with::replace_with_or_abort;
+
+use super::params::get_params;
+use super::path::{Path, follow_path};
+use crate::error::nearest;
+use crate::lora::row_norm;
+use crate::{Error, Result};
+
+/// Values by full name, on the host.
+pub type StateDict = BTreeMap<String, TensorData>;
+
+/// What a load did and did not find.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct LoadReport {
+    /// Where the values came from.
+    pub origin: String,
+    /// Keys of the model that were loaded.
+    pub loaded: Vec<String>,
+    /// Keys of the model that the source did not have.
+    pub missing: Vec<String>,
+    /// Keys of the source that the model does not have.
+    pub unexpected: Vec<String>,
+}
+
+impl LoadReport {
+    /// Turns missing and unexpected keys into an error.
+    ///
+    /// # Errors
+    /// [`Error::Keys`] with every such key, and for an unexpected one the nearest key that the
+    /// source did not have.
+    pub fn require_complete(&self) -> Result<()> {
+        if self.missing.is_empty() && self.unexpected.is_empty() {
+            return Ok(());
+        }
+        let candidate = |key: &str| nearest(key, self.missing.iter().map(String::as_str), 1).pop();
+        let with_nearest = |key: &String| (key.clone(), candidate(key));
+        Err(Error::Keys {
+            origin: self.origin.clone(),
+            missing: self.missing.clone(),
+            unexpected: self.unexpected.iter().map(with_nearest).collect(),
+        })
+    }
+}
+
+/// A parameter that can be read to the host when its turn comes.
+pub struct StateReader {
+    /// The full name.
+    pub key: String,
+    /// The shape.
+    pub shape: Vec<usize>,
+    /// Whether the parameter belongs to an adapter.
+    pub is_adapter: bool,
+    dtype: Box<dyn Fn() -> DType>,
+    read: Box<dyn Fn() -> TensorData>,
+}
+
+impl StateReader {
+    /// The type of the elements. Initialises a lazy parameter.
+    pub fn dtype(&self) -> DType {
+        (self.dtype)()
+    }
+
+    /// Reads the value. Initialises a lazy parameter.
+    pub fn read(&self) -> TensorData {
+        (self.read)()
+    }
+}
+
+/// Readers for all float parameters, in the model's order. Nothing is copied before a reader is
+/// asked, so a model can be written tensor by tensor.
+pub fn state_readers<M: Module>(model: &M) -> Vec<StateReader> {
+    let mut collector = Collector::default();
+    model.visit(&mut collector);
+    collector.readers
+}
+
+/// A copy of all float parameters of a module on the host.
+pub fn state_dict<M: Module>(model: &M) -> StateDict {
+    collect(model, |_| true)
+}
+
+/// A copy of the adapters' parameters on the host.
+pub fn adapter_state_dict<M: Module>(model: &M) -> StateDict {
+    collect(model, |reader| reader.is_adapter)
+}
+
+/// Loads values into a module by name, in the dtype that they have.
+///
+/// With `strict`, every key of the model must be there and no other. Otherwise the report says
+/// which were not. DoRA's magnitudes that the dict does not have become the row norms of the
+/// weights that it has.
+///
+/// # Errors
+/// [`Error::Keys`] if `strict` and the keys differ; [`Error::Shape`] if a value has another shape
+/// than its parameter. The model is unchanged then.
+pub fn load_state_dict<M: Module>(
+    model: &mut M,
+    values: &StateDict,
+    strict: bool,
+) -> Result<LoadReport> {
+    let origin = "state dict";
+    let shapes = values.iter().map(|(k, v)| (k.as_str(), &v.shape()[..]));
+    let report = compare_keys(model, origin, shapes)?;
+    if strict {
+        report.require_complete()?;
+    }
+    load_tensors(model, &report.loaded, |key| Ok(values[key].clone()))?;
+    Ok(report)
+}
+
+/// Compares a source's keys and shapes with a model's. Touches no value.
+///
+/// # Errors
+/// [`Error::Shape`] at the first tensor whose shape differs.
+pub(crate) fn compare_keys<'a, M: Module>(
+    model: &M,
+    origin: &str,
+    source: impl IntoIterator<Item = (&'a str, &'a [usize])>,
+) -> Result<LoadReport> {
+    let params = get_params(model);
+    let source: BTreeMap<&str, &[usize]> = source.into_iter().collect();
+    let mut report = LoadReport {
+        origin: origin.to_owned(),
+        ..Default::default()
+    };
+    for (key, info) in params.iter() {
+        match source.get(key) {
+            None => report.missing.push(key.to_owned()),
+            Some(found) if **found == info.shape => report.loaded.push(key.to_owned()),
+            Some(found) => {
+                return Err(Error::Shape {
+                    origin: origin.to_owned(),
+                    key: key.to_owned(),
+                    expected: info.shape.clone(),
+                    found: found.to_vec(),
+                });
+            }
+        }
+    }
+    let unknown = source.keys().filter(|key| !params.contains(key));
+    report.unexpected = unknown.map(|key| key.to_string()).collect();
+    Ok(report)
+}
+
+/// Gives the named parameters new values, one after the other, each read when its turn comes. An
+/// old value is dropped before the new one is made.
+///
+/// # Errors
+/// The first error of `read`. Parameters from that one on keep their old values.
+///
+/// # Panics
+/// If a value has another shape than its parameter.
+pub fn load_tensors<M: Module>(
+    model: &mut M,
+    keys: &[String],
+    read: impl FnMut(&str) -> Result<TensorData>,
+) -> Result<()> {
+    let mut loader = Loader {
+        path: Path::default(),
+        keys: keys.iter().map(String::as_str).collect(),
+        read,
+        error: None,
+        last_weight: None,
+    };
+    // A clone would keep every old value alive until the last new one is there.
+    replace_with_or_abort(model, |model| model.map(&mut loader));
+    loader.error.map_or(Ok(()), Err)
+}
+
+fn collect<M: Module>(model: &M, keep: impl Fn(&StateReader) -> bool) -> StateDict {
+    let readers = state_readers(model).into_iter().filter(keep);
+    readers.map(|r| (r.key.clone(), r.read())).collect()
+}
+
+#[derive(Default)]
+struct Collector {
+    path: Path,
+    readers: Vec<StateReader>,
+}
+
+impl ModuleVisitor for Collector {
+    follow_path!();
+
+    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+        let (for_dtype, for_value) = (param.clone(), param.clone());
+        self.readers.push(StateReader {
+            key: self.path.key(),
+            shape: param.lazy_shape().to_vec(),
+            is_adapter: self.path.in_adapter(),
+            dtype: Box::new(move || for_dtype.val().dtype()),
+            read: Box::new(move || for_value.val().into_data()),
+        });
+    }
+}
+
+struct Loader<'a, F> {
+    path: Path,
+    keys: std::collections::HashSet<&'a str>,
+    read: F,
+    error: Option<Error>,
+    /// Key and value of the last matrix that was loaded: DoRA's magnitude follows from it.
+    last_weight: Option<(String, Tensor<2>)>,
+}
+
+impl<F: FnMut(&str) -> Result<TensorData>> Loader<'_, F> {
+    fn load<const D: usize>(&mut self, key: &str, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
+        let data = match (self.read)(key) {
+            Ok(data) => data,
+            Err(error) => {
+                self.error = Some(error);
+                return param;
+            }
+        };
+        let shape = param.lazy_shape();
+        assert_eq!(*data.shape(), shape, "`{key}` has another shape");
+        let dtype = data.dtype();
+        let value = Tensor::<D>::from_data(data, (&param.lazy_device(), dtype));
+        if let [rows, columns] = shape[..] {
+            self.last_weight = Some((key.to_owned(), value.clone().reshape([rows, columns])));
+        }
+        let id = param.id;
+        param.transform_for_load(value, id)
+    }
+
+    /// The row norms of the weight just loaded, if this is its magnitude.
+    fn initial_magnitude<const D: usize>(&self, key: &str) -> Option<Tensor<D>> {
+        let layer = key.strip_suffix(".magnitude")?;
+        let (weight_key, weight) = self.last_weight.as_ref()?;
+        let is_own = weight_key.strip_suffix(".weight") == Some(layer);
+        let norm = || row_norm(weight.clone().cast(DType::F32)).detach();
+        is_own.then(|| norm().unsqueeze())
+    }
+}
+
+impl<F: FnMut(&str) -> Result<TensorData>> ModuleMapper for Loader<'_, F> {
+    follow_path!();
+
+    fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
+        let key = self.path.key();
+        if self.error.is_some() {
+            return param;
+        }
+        if self.keys.contains(key.as_str()) {
+            return self.load(&key, param);
+        }
+        match self.initial_magnitude(&key) {
+            Some(norm) if self.path.in_adapter() => {
+                let id = param.id;
+                param.transform_for_load(norm, id)
+            }
+            _ => param,
+        }
+    }
+}

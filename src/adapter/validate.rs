@@ -1,0 +1,187 @@
+use std::collections::BTreeSet;
+
+use super::LoadReport;
+use crate::lora::LoRAConfig;
+use crate::{Error, Result};
+
+/// The names of the modules that have an adapter (`q_proj`, `w1`, ..., or those of your own model).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AdaptedModules(Vec<String>);
+
+impl From<&LoRAConfig> for AdaptedModules {
+    fn from(config: &LoRAConfig) -> Self {
+        Self(config.module_names().into_iter().map(Into::into).collect())
+    }
+}
+
+impl<const N: usize> From<[&str; N]> for AdaptedModules {
+    fn from(names: [&str; N]) -> Self {
+        Self(names.map(Into::into).to_vec())
+    }
+}
+
+impl AdaptedModules {
+    /// Whether a state-dict key is an adapter parameter of one of these modules.
+    fn is_adapter_key(&self, key: &str) -> bool {
+        let module_path = ["lora_a.weight", "lora_b.weight", "magnitude"]
+            .into_iter()
+            .find_map(|suffix| key.strip_suffix(suffix)?.strip_suffix('.'));
+        let module = module_path.map(|path| path.rsplit('.').next().unwrap_or(path));
+        module.is_some_and(|module| self.0.iter().any(|name| name == module))
+    }
+}
+
+/// The keys that [`validate_state_dict_for_lora`] compares.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct StateDictKeys {
+    /// The keys of the LoRA model.
+    pub full_model: BTreeSet<String>,
+    /// The keys of the adapter's state dict, if there is one.
+    pub lora: Option<BTreeSet<String>>,
+    /// The keys of the base model's state dict, if there is one.
+    pub base: Option<BTreeSet<String>>,
+}
+
+impl StateDictKeys {
+    /// The keys of a base load and of an adapter load into one model.
+    pub fn from_loads(base: &LoadReport, lora: &LoadReport) -> Self {
+        Self {
+            lora: Some(found(lora)),
+            ..Self::from(base)
+        }
+    }
+}
+
+impl From<&LoadReport> for StateDictKeys {
+    /// The keys of a base load.
+    fn from(base: &LoadReport) -> Self {
+        let full_model = base.loaded.iter().chain(&base.missing).cloned().collect();
+        Self {
+            full_model,
+            lora: None,
+            base: Some(found(base)),
+        }
+    }
+}
+
+fn found(report: &LoadReport) -> BTreeSet<String> {
+    let keys = report.loaded.iter().chain(&report.unexpected);
+    keys.cloned().collect()
+}
+
+/// Checks that a base state dict and an adapter state dict together make up a LoRA model.
+///
+/// A key is an adapter key if it is `lora_a.weight`, `lora_b.weight` or `magnitude` of one of the
+/// named modules. Of the dicts that are given, the base must have every other key of the model and
+/// no adapter key, the adapter must have every adapter key and no other, and neither may have keys
+/// that the model does not have or that the other has too.
+///
+/// # Errors
+/// [`Error::StateDict`] with every key at fault and the rule that it breaks.
+pub fn validate_state_dict_for_lora(
+    modules: impl Into<AdaptedModules>,
+    keys: impl Into<StateDictKeys>,
+) -> Result<()> {
+    let (modules, keys) = (modules.into(), keys.into());
+    let empty = BTreeSet::new();
+    let is_adapter = |key: &&String| modules.is_adapter_key(key);
+    let is_base = |key: &&String| !modules.is_adapter_key(key);
+    let mut problems = Vec::new();
+    let mut report = |rule: &str, keys: Vec<&String>| {
+        problems.extend(keys.into_iter().map(|key| format!("{rule}: {key}")));
+    };
+    if let Some(base) = &keys.base {
+        let missing = keys.full_model.difference(base).filter(is_base);
+        report("missing from the base model", missing.collect());
+        let adapter = base.iter().filter(is_adapter);
+        report("adapter key in the base model", adapter.collect());
+    }
+    if let Some(lora) = &keys.lora {
+        let missing = keys.full_model.difference(lora).filter(is_adapter);
+        report("missing from the adapter", missing.collect());
+        let foreign = lora.iter().filter(is_base);
+        report("not an adapter key, but in the adapter", foreign.collect());
+    }
+    let base = keys.base.as_ref().unwrap_or(&empty);
+    let lora = keys.lora.as_ref().unwrap_or(&empty);
+    report("in both the base model and the adapter", base.intersection(lora).collect());
+    let given: BTreeSet<String> = base.union(lora).cloned().collect();
+    let unknown = given.difference(&keys.full_model);
+    report("not a key of the model", unknown.collect());
+    if problems.is_empty() {
+        Ok(())
+    } else {
+        Err(Error::StateDict { problems })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn set(keys: &[&str]) -> BTreeSet<String> {
+        keys.iter().map(|k| k.to_string()).collect()
+    }
+
+    const FULL: [&str; 4] = [
+        "q_proj.weight",
+        "q_proj.lora_a.weight",
+        "q_proj.lora_b.weight",
+        "k_proj.weight",
+    ];
+    const BASE: [&str; 2] = ["q_proj.weight", "k_proj.weight"];
+    const LORA: [&str; 2] = ["q_proj.lora_a.weight", "q_proj.lora_b.weight"];
+
+    fn problems(base: Option<&[&str]>, lora: Option<&[&str]>) -> Vec<String> {
+        let keys = StateDictKeys {
+            full_model: set(&FULL),
+            base: base.map(set),
+            lora: lora.map(set),
+        };
+        match validate_state_dict_for_lora(["q_proj"], keys) {
+            Ok(()) => Vec::new(),
+            Err(Error::StateDict { problems }) => problems,
+            Err(other) => panic!("{other}"),
+        }
+    }
+
+    #[test]
+    fn complete_dicts_are_accepted() {
+        assert!(problems(Some(&BASE), Some(&LORA)).is_empty());
+        assert!(problems(Some(&BASE), None).is_empty());
+        assert!(problems(None, Some(&LORA)).is_empty());
+    }
+
+    #[test]
+    fn each_rule_names_every_key() {
+        let none: &[&str] = &[];
+        assert_eq!(problems(Some(none), None).len(), 2);
+        assert_eq!(problems(None, Some(none)).len(), 2);
+        assert_eq!(
+            problems(Some(&FULL), Some(&LORA)),
+            [
+                "adapter key in the base model: q_proj.lora_a.weight",
+                "adapter key in the base model: q_proj.lora_b.weight",
+                "in both the base model and the adapter: q_proj.lora_a.weight",
+                "in both the base model and the adapter: q_proj.lora_b.weight",
+            ]
+        );
+        let lora = [LORA[0], LORA[1], "k_proj.weight"];
+        assert_eq!(
+            problems(None, Some(&lora)),
+            ["not an adapter key, but in the adapter: k_proj.weight"]
+        );
+        let base = [BASE[0], BASE[1], "o_proj.weight"];
+        assert_eq!(problems(Some(&base), None), ["not a key of the model: o_proj.weight"]);
+    }
+
+    #[test]
+    fn other_modules_adapters_do_not_count() {
+        let keys = StateDictKeys {
+            full_model: set(&["k_proj.lora_a.weight"]),
+            base: None,
+            lora: Some(set(&["k_proj.lora_a.weight"])),
+        };
+        assert!(validate_state_dict_for_lora(["q_proj"], keys).is_err());
+    }
+}

@@ -1,0 +1,90 @@
+//! To and from Burn's own layers: [`burn::nn::Linear`] and [`burn::module::LoraAdapter`].
+
+use burn::module::{LoraAdapter, Param, ParamId};
+use burn::nn;
+use burn::tensor::Tensor;
+
+use super::{LoRAAdapter, LoRAConfig, LoRALinear, Linear};
+
+impl From<nn::Linear> for Linear {
+    /// Takes over weight and bias; the weight is viewed transposed, nothing is copied.
+    ///
+    /// # Panics
+    /// If an adapter is attached to the weight: go through [`LoRALinear::from`] then.
+    fn from(linear: nn::Linear) -> Self {
+        assert!(
+            linear.weight.adapter().is_none(),
+            "the layer holds one of Burn's adapters; convert it to a LoRALinear"
+        );
+        Self {
+            weight: transposed(linear.weight),
+            bias: linear.bias,
+        }
+    }
+}
+
+impl From<nn::Linear> for LoRALinear {
+    /// Takes over weight, bias and, if one is attached, Burn's adapter.
+    fn from(linear: nn::Linear) -> Self {
+        let adapter = linear.weight.adapter().map(LoRAAdapter::from);
+        let base = Linear {
+            weight: transposed(linear.weight),
+            bias: linear.bias,
+        };
+        Self { base, adapter }
+    }
+}
+
+impl LoRALinear {
+    /// Wraps one of Burn's linear layers: its weight and bias are frozen, a new adapter is added.
+    ///
+    /// # Panics
+    /// If the rank is 0 or the dropout is outside of `[0, 1)`.
+    pub fn from_linear(linear: nn::Linear, config: &LoRAConfig) -> Self {
+        Self {
+            base: Linear::from(linear),
+            adapter: None,
+        }
+        .with_adapter(config)
+    }
+}
+
+impl From<&LoraAdapter> for LoRAAdapter {
+    fn from(adapter: &LoraAdapter) -> Self {
+        let linear = |weight: &Param<Tensor<2>>| Linear {
+            weight: transposed(weight.clone()),
+            bias: None,
+        };
+        Self {
+            dropout: nn::DropoutConfig::new(0.0).init(),
+            lora_a: linear(&adapter.a),
+            lora_b: linear(&adapter.b),
+            magnitude: None,
+            scale: adapter.scale,
+        }
+    }
+}
+
+impl From<LoRAAdapter> for LoraAdapter {
+    /// # Panics
+    /// For an adapter with DoRA's magnitude or with dropout, which Burn's adapter does not have.
+    fn from(adapter: LoRAAdapter) -> Self {
+        assert!(
+            adapter.magnitude.is_none() && adapter.dropout.prob == 0.0,
+            "Burn's LoraAdapter has neither DoRA nor dropout"
+        );
+        Self {
+            a: transposed(adapter.lora_a.weight),
+            b: transposed(adapter.lora_b.weight),
+            scale: adapter.scale,
+        }
+    }
+}
+
+/// The transposed parameter: a new leaf with a new id, trained if the old one was.
+fn transposed(param: Param<Tensor<2>>) -> Param<Tensor<2>> {
+    let (_, value, mapper) = param.consume();
+    let require_grad = value.is_require_grad();
+    let value = value.detach().transpose().set_require_grad(require_grad);
+    Param::from_mapped_value(ParamId::new(), value, mapper)
+}

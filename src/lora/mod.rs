@@ -1,0 +1,25 @@
+//! LoRA for one linear layer: the configuration, the layer, its variants. No file, no Llama.
+//!
+//! ```text
+//!            before                              after
+//!
+//!   x ──► Linear W ──► y          x ─┬─► Linear W (frozen) ────────────► + ──► y
+//!                                    └─► dropout ─► A ─► B ─► × s ───────┘
+//!                                                  [r,in] [out,r]
+//!          y = W x + b                     y = W x + b + s·B(A·dropout(x))
+//! ```
+//!
+//! `W` gets no gradient and keeps no activation alive; only `A` and `B` (and DoRA's magnitude) are
+//! trained. Hu et al., *LoRA: Low-Rank Adaptation of Large Language Models*,
+//! <https://arxiv.org/abs/2106.09685>.
+
+mod builtin;
+mod config;
+mod dora;
+mod linear;
+mod plain;
+
+pub(crate) use dora::row_norm;
+pub use config::{AttnModule, LoRAConfig, MlpModule};
+pub use linear::{LoRAAdapter, LoRALinear};
+pub use plain::Linear;

@@ -1,0 +1,112 @@
+use burn::module::{Content, DisplaySettings, Module, ModuleDisplay, Param, ParamId};
+use burn::tensor::module::linear;
+use burn::tensor::{Device, Distribution, Tensor};
+
+/// A linear layer whose weight has PyTorch's layout: `y = x Wᵀ + b`.
+///
+/// The layout is that of the checkpoint files, so a weight is loaded and saved as it is; the
+/// transposed view costs nothing.
+///
+/// # Shapes
+/// - `weight`: `[out_dim, in_dim]`
+/// - `bias`: `[out_dim]`
+#[derive(Module, Debug)]
+#[module(custom_display)]
+pub struct Linear {
+    /// The weight, `[out_dim, in_dim]`.
+    pub weight: Param<Tensor<2>>,
+    /// The bias, `[out_dim]`.
+    pub bias: Option<Param<Tensor<1>>>,
+}
+
+impl Linear {
+    /// A layer with weight and bias from `U(-k, k)`, `k = 1 / sqrt(in_dim)`, like
+    /// `torch.nn.Linear`: Kaiming's uniform distribution with `a = sqrt(5)`.
+    ///
+    /// Nothing is allocated before the parameters are first used or loaded.
+    pub fn new(in_dim: usize, out_dim: usize, bias: bool, device: &Device) -> Self {
+        let k = 1.0 / (in_dim as f64).sqrt();
+        let uniform = Distribution::Uniform(-k, k);
+        Self {
+            weight: random_param([out_dim, in_dim], uniform, device),
+            bias: bias.then(|| random_param([out_dim], uniform, device)),
+        }
+    }
+
+    /// A layer without bias whose weight is zero.
+    pub fn zeros(in_dim: usize, out_dim: usize, device: &Device) -> Self {
+        let shape = [out_dim, in_dim];
+        let init = move |device: &Device, require_grad| {
+            Tensor::zeros(shape, device).set_require_grad(require_grad)
+        };
+        Self {
+            weight: Param::uninitialized(
+                ParamId::new(),
+                init,
+                device.clone(),
+                true,
+                shape.into(),
+            ),
+            bias: None,
+        }
+    }
+
+    /// `[out_dim, in_dim]`, without touching the weight.
+    pub fn shape(&self) -> [usize; 2] {
+        self.weight.lazy_shape().dims()
+    }
+
+    /// Applies the layer; a parameter of another dtype than `x` is brought to `x`'s by a
+    /// differentiable cast.
+    ///
+    /// # Shapes
+    /// - `x`: `[..., in_dim]`
+    /// - output: `[..., out_dim]`
+    ///
+    /// # Panics
+    /// If the last dimension of `x` is not `in_dim`.
+    pub fn forward<const D: usize>(&self, x: Tensor<D>) -> Tensor<D> {
+        let dtype = x.dtype();
+        let weight = in_dtype(self.weight.val(), dtype).transpose();
+        let bias = self.bias.as_ref().map(|b| in_dtype(b.val(), dtype));
+        linear(x, weight, bias)
+    }
+}
+
+/// The one place where a parameter meets activations of another dtype.
+pub(super) fn in_dtype<const D: usize>(tensor: Tensor<D>, dtype: burn::tensor::DType) -> Tensor<D> {
+    if tensor.dtype() == dtype {
+        tensor
+    } else {
+        tensor.cast(dtype)
+    }
+}
+
+fn random_param<const D: usize>(
+    shape: [usize; D],
+    distribution: Distribution,
+    device: &Device,
+) -> Param<Tensor<D>> {
+    let init = move |device: &Device, require_grad| {
+        Tensor::random(shape, distribution, device).set_require_grad(require_grad)
+    };
+    Param::uninitialized(ParamId::new(), init, device.clone(), true, shape.into())
+}
+
+impl ModuleDisplay for Linear {
+    fn custom_settings(&self) -> Option<DisplaySettings> {
+        DisplaySettings::new()
+            .with_new_line_after_attribute(false)
+            .with_show_num_parameters(false)
+            .optional()
+    }
+
+    fn custom_content(&self, content: Content) -> Option<Content> {
+        let [out_dim, in_dim] = self.shape();
+        content
+            .add("in_dim", &in_dim)
+            .add("out_dim", &out_dim)
+            .add("bias", &self.bias.is_some())
+            .optional()
+    }
+}
