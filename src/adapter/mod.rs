@@ -9,8 +9,9 @@ mod validate;
 pub use params::{
     ParamCount, ParamInfo, ParamSet, get_adapter_params, get_params, set_trainable_params,
 };
+pub(crate) use state_dict::compare_keys;
 pub use state_dict::{
-    LoadReport, StateDict, StateReader, adapter_state_dict, load_state_dict, load_tensors, state_dict,
-    state_readers,
+    LoadReport, StateDict, StateReader, adapter_state_dict, load_state_dict, load_tensors,
+    state_dict, state_readers,
 };
 pub use validate::{AdaptedModules, StateDictKeys, validate_state_dict_for_lora};

@@ -33,7 +33,9 @@ impl Path {
     /// Whether that parameter belongs to an adapter: decided by the type that holds it, not by its
     /// name.
     pub(crate) fn in_adapter(&self) -> bool {
-        self.levels.iter().any(|(_, container)| container == ADAPTER)
+        self.levels
+            .iter()
+            .any(|(_, container)| container == ADAPTER)
     }
 }
 

@@ -104,7 +104,10 @@ pub fn validate_state_dict_for_lora(
     }
     let base = keys.base.as_ref().unwrap_or(&empty);
     let lora = keys.lora.as_ref().unwrap_or(&empty);
-    report("in both the base model and the adapter", base.intersection(lora).collect());
+    report(
+        "in both the base model and the adapter",
+        base.intersection(lora).collect(),
+    );
     let given: BTreeSet<String> = base.union(lora).cloned().collect();
     let unknown = given.difference(&keys.full_model);
     report("not a key of the model", unknown.collect());
@@ -172,7 +175,10 @@ mod tests {
             ["not an adapter key, but in the adapter: k_proj.weight"]
         );
         let base = [BASE[0], BASE[1], "o_proj.weight"];
-        assert_eq!(problems(Some(&base), None), ["not a key of the model: o_proj.weight"]);
+        assert_eq!(
+            problems(Some(&base), None),
+            ["not a key of the model: o_proj.weight"]
+        );
     }
 
     #[test]

@@ -4,7 +4,7 @@ use burn::module::{LoraAdapter, Param, ParamId};
 use burn::nn;
 use burn::tensor::Tensor;
 
-use super::{LoRAAdapter, LoRAConfig, LoRALinear, Linear};
+use super::{Linear, LoRAAdapter, LoRAConfig, LoRALinear};
 
 impl From<nn::Linear> for Linear {
     /// Takes over weight and bias; the weight is viewed transposed, nothing is copied.

@@ -49,7 +49,11 @@ impl FromStr for AttnModule {
     /// # Errors
     /// [`Error::Config`] for any other name, with the nearest valid one.
     fn from_str(name: &str) -> Result<Self> {
-        let wanted = if name == "o_proj" { "output_proj" } else { name };
+        let wanted = if name == "o_proj" {
+            "output_proj"
+        } else {
+            name
+        };
         let names = Self::ALL.map(Self::name);
         Self::ALL
             .into_iter()
@@ -144,7 +148,11 @@ impl LoRAConfig {
 
     /// Adapters on all three layers of the feed-forward too, or on none of them.
     pub fn with_mlp(mut self, apply: bool) -> Self {
-        self.mlp_modules = if apply { MlpModule::ALL.to_vec() } else { Vec::new() };
+        self.mlp_modules = if apply {
+            MlpModule::ALL.to_vec()
+        } else {
+            Vec::new()
+        };
         self
     }
 
@@ -272,7 +280,10 @@ mod tests {
         for module in AttnModule::ALL {
             assert_eq!(module.to_string().parse::<AttnModule>().unwrap(), module);
         }
-        assert_eq!("o_proj".parse::<AttnModule>().unwrap(), AttnModule::OutputProj);
+        assert_eq!(
+            "o_proj".parse::<AttnModule>().unwrap(),
+            AttnModule::OutputProj
+        );
     }
 
     #[test]

@@ -3,7 +3,7 @@ use burn::nn::{Dropout, DropoutConfig};
 use burn::tensor::{DType, Device, Tensor};
 
 use super::plain::in_dtype;
-use super::{LoRAConfig, Linear, dora};
+use super::{Linear, LoRAConfig, dora};
 
 /// A linear layer with an optional low-rank adapter: `y = W x + b + s·B(A·dropout(x))`.
 ///

@@ -19,7 +19,7 @@ mod dora;
 mod linear;
 mod plain;
 
-pub(crate) use dora::row_norm;
 pub use config::{AttnModule, LoRAConfig, MlpModule};
+pub(crate) use dora::row_norm;
 pub use linear::{LoRAAdapter, LoRALinear};
 pub use plain::Linear;

@@ -40,13 +40,7 @@ impl Linear {
             Tensor::zeros(shape, device).set_require_grad(require_grad)
         };
         Self {
-            weight: Param::uninitialized(
-                ParamId::new(),
-                init,
-                device.clone(),
-                true,
-                shape.into(),
-            ),
+            weight: Param::uninitialized(ParamId::new(), init, device.clone(), true, shape.into()),
             bias: None,
         }
     }

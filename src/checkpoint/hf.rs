@@ -1,0 +1,292 @@
+//! Hugging Face folders: `config.json` and one or more safetensors files.
+
+use std::collections::BTreeMap;
+use std::path::{Component, Path, PathBuf};
+
+use burn::tensor::DType;
+use serde::{Deserialize, Serialize};
+
+use super::hf_config;
+use super::keys;
+use super::tensors::{SafetensorsFile, write_tensors};
+use crate::adapter::{LoadReport, StateReader, compare_keys, load_tensors, state_readers};
+use crate::files::{create_dir, read_text, write_text};
+use crate::llama::{LlamaConfig, TransformerDecoder};
+use crate::{Error, Result};
+
+const SINGLE_FILE: &str = "model.safetensors";
+const INDEX_FILE: &str = "model.safetensors.index.json";
+const CONFIG_FILE: &str = "config.json";
+/// The size from which on a file is split, in bytes.
+const MAX_SHARD_BYTES: usize = 5_000_000_000;
+
+#[derive(Deserialize, Serialize)]
+struct Index {
+    #[serde(default)]
+    metadata: serde_json::Value,
+    weight_map: BTreeMap<String, String>,
+}
+
+/// Reads the sizes of a model from `config.json` in `dir`.
+///
+/// # Errors
+/// [`Error::Io`] if the file cannot be read; [`Error::Format`] if it is malformed or describes a
+/// model that is not Llama-like.
+pub fn read_hf_config(dir: impl AsRef<Path>) -> Result<LlamaConfig> {
+    let path = dir.as_ref().join(CONFIG_FILE);
+    hf_config::parse(&read_text(&path)?, &path)
+}
+
+/// Loads the base weights of a Hugging Face folder into a model, with or without adapters, in the
+/// type that they are stored in (f32 where the device cannot compute in it).
+///
+/// Adapter keys are reported as missing; DoRA's magnitudes become the row norms of the weights.
+///
+/// # Errors
+/// [`Error::Keys`] if a base weight is missing or a key of the folder is not one of the model,
+/// [`Error::Shape`], [`Error::DType`], [`Error::MissingShard`], [`Error::Format`] or [`Error::Io`].
+/// The model is unchanged then.
+pub fn load_hf(model: &mut TransformerDecoder, dir: impl AsRef<Path>) -> Result<LoadReport> {
+    load(model, dir.as_ref(), None)
+}
+
+/// [`load_hf`], with every weight cast to `dtype` as it is read.
+///
+/// # Errors
+/// See [`load_hf`].
+///
+/// # Panics
+/// If `dtype` is not f32, f16 or bf16.
+pub fn load_hf_as(
+    model: &mut TransformerDecoder,
+    dir: impl AsRef<Path>,
+    dtype: DType,
+) -> Result<LoadReport> {
+    load(model, dir.as_ref(), Some(dtype))
+}
+
+fn load(model: &mut TransformerDecoder, dir: &Path, dtype: Option<DType>) -> Result<LoadReport> {
+    let weights = Weights::open(dir, model.config.tie_embeddings)?;
+    let report = compare_keys(model, &dir.display().to_string(), weights.shapes())?;
+    require_base(model, &report)?;
+    let device = model.norm.weight.lazy_device();
+    let target = |stored| match dtype {
+        Some(dtype) => dtype,
+        None if device.supports_dtype(stored) => stored,
+        None => DType::F32,
+    };
+    load_tensors(model, &report.loaded, |key| weights.read(key, target))?;
+    Ok(report)
+}
+
+/// A base checkpoint need not have adapter keys; anything else that differs is an error.
+fn require_base(model: &TransformerDecoder, report: &LoadReport) -> Result<()> {
+    let adapter = crate::adapter::get_adapter_params(model);
+    let mut base = report.clone();
+    base.missing.retain(|key| !adapter.contains(key));
+    base.require_complete()
+}
+
+/// The open files of a folder and where each of our keys is in them.
+struct Weights {
+    files: Vec<SafetensorsFile>,
+    entries: BTreeMap<String, Entry>,
+}
+
+struct Entry {
+    file: usize,
+    name: String,
+    shape: Vec<usize>,
+}
+
+impl Weights {
+    /// Opens every file and checks every header and type.
+    fn open(dir: &Path, tied: bool) -> Result<Self> {
+        let mut weights = Self {
+            files: Vec::new(),
+            entries: BTreeMap::new(),
+        };
+        for path in weight_files(dir)? {
+            weights.add_file(SafetensorsFile::open(path)?, tied)?;
+        }
+        Ok(weights)
+    }
+
+    fn add_file(&mut self, file: SafetensorsFile, tied: bool) -> Result<()> {
+        for (name, shape) in file.shapes() {
+            // Old files carry the rotary frequencies, which follow from the configuration; some
+            // files of tied models carry the embedding a second time.
+            if name.ends_with("rotary_emb.inv_freq") || (tied && name == "lm_head.weight") {
+                continue;
+            }
+            file.dtype(&name)?;
+            let key = keys::from_hf(&name).unwrap_or_else(|| name.clone());
+            let file = self.files.len();
+            self.entries.insert(key, Entry { file, name, shape });
+        }
+        self.files.push(file);
+        Ok(())
+    }
+
+    fn shapes(&self) -> impl Iterator<Item = (&str, &[usize])> {
+        self.entries.iter().map(|(k, e)| (k.as_str(), &e.shape[..]))
+    }
+
+    fn read(&self, key: &str, target: impl Fn(DType) -> DType) -> Result<burn::tensor::TensorData> {
+        let entry = &self.entries[key];
+        let file = &self.files[entry.file];
+        file.read(&entry.name, target(file.dtype(&entry.name)?))
+    }
+}
+
+/// The safetensors files of a folder: the single one, or those that the index names.
+fn weight_files(dir: &Path) -> Result<Vec<PathBuf>> {
+    let single = dir.join(SINGLE_FILE);
+    let index_path = dir.join(INDEX_FILE);
+    if single.exists() {
+        return Ok(vec![single]);
+    }
+    if !index_path.exists() {
+        let message = format!(
+            "neither {SINGLE_FILE} nor {INDEX_FILE} is in this folder; \
+             weights in other formats must be converted to safetensors first"
+        );
+        return Err(Error::format(dir, message));
+    }
+    let index: Index = serde_json::from_str(&read_text(&index_path)?)
+        .map_err(|error| Error::format(&index_path, error))?;
+    let mut shards: Vec<&String> = index.weight_map.values().collect();
+    shards.sort();
+    shards.dedup();
+    shards
+        .into_iter()
+        .map(|s| shard_path(dir, &index_path, s))
+        .collect()
+}
+
+fn shard_path(dir: &Path, index: &Path, shard: &str) -> Result<PathBuf> {
+    let is_plain = matches!(
+        Path::new(shard).components().collect::<Vec<_>>()[..],
+        [Component::Normal(_)]
+    );
+    if !is_plain {
+        let message = format!("the shard name `{shard}` is not a plain file name");
+        return Err(Error::format(index, message));
+    }
+    let path = dir.join(shard);
+    if path.exists() {
+        Ok(path)
+    } else {
+        Err(Error::MissingShard {
+            index: index.to_owned(),
+            shard: shard.to_owned(),
+        })
+    }
+}
+
+/// Writes a model without adapters as a Hugging Face folder that transformers, vLLM and llama.cpp
+/// load; files above 5 GB are split. Merge or remove adapters first.
+///
+/// # Errors
+/// [`Error::Io`] if the folder cannot be written.
+///
+/// # Panics
+/// If the model holds an adapter.
+pub fn save_hf(model: &TransformerDecoder, dir: impl AsRef<Path>) -> Result<()> {
+    save_hf_in_shards(model, dir.as_ref(), MAX_SHARD_BYTES)
+}
+
+fn save_hf_in_shards(model: &TransformerDecoder, dir: &Path, max_bytes: usize) -> Result<()> {
+    let readers = state_readers(model);
+    assert!(
+        readers.iter().all(|reader| !reader.is_adapter),
+        "the model holds an adapter: save `model.merge_lora()`, or the adapter by `save_peft`"
+    );
+    create_dir(dir)?;
+    let dtype = readers
+        .iter()
+        .map(StateReader::dtype)
+        .next()
+        .unwrap_or(DType::F32);
+    let shards = split(readers, max_bytes);
+    let count = shards.len();
+    let mut index = BTreeMap::new();
+    for (number, shard) in shards.into_iter().enumerate() {
+        let file = match count {
+            1 => SINGLE_FILE.to_owned(),
+            _ => format!("model-{:05}-of-{count:05}.safetensors", number + 1),
+        };
+        let named: Vec<_> = shard.into_iter().map(|r| (hf_name(&r.key), r)).collect();
+        index.extend(named.iter().map(|(name, _)| (name.clone(), file.clone())));
+        write_tensors(named, &dir.join(file))?;
+    }
+    if count > 1 {
+        write_index(dir, index)?;
+    }
+    write_text(
+        &dir.join(CONFIG_FILE),
+        &hf_config::to_json(&model.config, dtype),
+    )
+}
+
+fn write_index(dir: &Path, weight_map: BTreeMap<String, String>) -> Result<()> {
+    let index = Index {
+        metadata: serde_json::json!({}),
+        weight_map,
+    };
+    let text = serde_json::to_string_pretty(&index).expect("a map of strings serialises");
+    write_text(&dir.join(INDEX_FILE), &text)
+}
+
+/// Groups tensors, in order, into shards of at most `max_bytes`.
+fn split(readers: Vec<StateReader>, max_bytes: usize) -> Vec<Vec<StateReader>> {
+    let mut shards: Vec<Vec<StateReader>> = Vec::new();
+    let mut room = 0;
+    for reader in readers {
+        let bytes = reader.shape.iter().product::<usize>() * reader.dtype().size();
+        match shards.last_mut() {
+            Some(shard) if bytes <= room => {
+                room -= bytes;
+                shard.push(reader);
+            }
+            _ => {
+                room = max_bytes.saturating_sub(bytes);
+                shards.push(vec![reader]);
+            }
+        }
+    }
+    shards
+}
+
+fn hf_name(key: &str) -> String {
+    keys::to_hf(key).unwrap_or_else(|| panic!("`{key}` has no name in a Hugging Face folder"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::adapter::state_dict;
+    use burn::tensor::Device;
+
+    #[test]
+    fn shards_read_back_as_the_same_model() {
+        let config = LlamaConfig {
+            vocab_size: 50,
+            num_layers: 2,
+            num_heads: 2,
+            num_kv_heads: 1,
+            head_dim: 8,
+            embed_dim: 16,
+            intermediate_dim: 24,
+            ..LlamaConfig::llama2_7b()
+        };
+        let device = Device::default();
+        let model = config.init(&device);
+        let dir = tempfile::tempdir().unwrap();
+        save_hf_in_shards(&model, dir.path(), 4000).unwrap();
+        assert!(dir.path().join(INDEX_FILE).exists());
+        let mut again = read_hf_config(dir.path()).unwrap().init(&device);
+        load_hf(&mut again, dir.path()).unwrap();
+        assert_eq!(state_dict(&again), state_dict(&model));
+    }
+}

@@ -1,0 +1,152 @@
+//! What a module is called here and in Hugging Face's files, a row per module.
+
+/// Prefix of PEFT's keys in front of Hugging Face's module names.
+const PEFT_PREFIX: &str = "base_model.model.";
+
+/// Modules outside of the layers: ours, Hugging Face's.
+const MODEL: [(&str, &str); 3] = [
+    ("tok_embeddings", "model.embed_tokens"),
+    ("norm", "model.norm"),
+    ("output", "lm_head"),
+];
+
+/// Modules of a layer, below `layers.N` and `model.layers.N`.
+const LAYER: [(&str, &str); 9] = [
+    ("sa_norm", "input_layernorm"),
+    ("attn.q_proj", "self_attn.q_proj"),
+    ("attn.k_proj", "self_attn.k_proj"),
+    ("attn.v_proj", "self_attn.v_proj"),
+    ("attn.output_proj", "self_attn.o_proj"),
+    ("mlp_norm", "post_attention_layernorm"),
+    ("mlp.w1", "mlp.gate_proj"),
+    ("mlp.w2", "mlp.down_proj"),
+    ("mlp.w3", "mlp.up_proj"),
+];
+
+/// Parameters of an adapter: ours, PEFT's.
+const ADAPTER: [(&str, &str); 3] = [
+    ("lora_a.weight", "lora_A.weight"),
+    ("lora_b.weight", "lora_B.weight"),
+    ("magnitude", "lora_magnitude_vector"),
+];
+
+/// `layers.0.attn.q_proj.weight` to `model.layers.0.self_attn.q_proj.weight`.
+pub(super) fn to_hf(key: &str) -> Option<String> {
+    let (module, parameter) = key.rsplit_once('.')?;
+    Some(format!("{}.{parameter}", module_to_hf(module)?))
+}
+
+/// The reverse of [`to_hf`].
+pub(super) fn from_hf(key: &str) -> Option<String> {
+    let (module, parameter) = key.rsplit_once('.')?;
+    Some(format!("{}.{parameter}", module_from_hf(module)?))
+}
+
+/// `layers.0.attn.q_proj.lora_a.weight` to
+/// `base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight`.
+pub(super) fn to_peft(key: &str) -> Option<String> {
+    ADAPTER.iter().find_map(|(ours, theirs)| {
+        let module = key.strip_suffix(ours)?.strip_suffix('.')?;
+        Some(format!("{PEFT_PREFIX}{}.{theirs}", module_to_hf(module)?))
+    })
+}
+
+/// The reverse of [`to_peft`].
+pub(super) fn from_peft(key: &str) -> Option<String> {
+    ADAPTER.iter().find_map(|(ours, theirs)| {
+        let module = key.strip_suffix(theirs)?.strip_suffix('.')?;
+        let module = module_from_hf(module.strip_prefix(PEFT_PREFIX)?)?;
+        Some(format!("{module}.{ours}"))
+    })
+}
+
+/// The last part of a module's name in Hugging Face's files: `output_proj` to `o_proj`.
+pub(super) fn module_name_to_hf(name: &str) -> Option<&'static str> {
+    rows().find_map(|(ours, theirs)| (last_part(ours) == name).then_some(last_part(theirs)))
+}
+
+/// The reverse of [`module_name_to_hf`].
+pub(super) fn module_name_from_hf(name: &str) -> Option<&'static str> {
+    rows().find_map(|(ours, theirs)| (last_part(theirs) == name).then_some(last_part(ours)))
+}
+
+fn rows() -> impl Iterator<Item = &'static (&'static str, &'static str)> {
+    MODEL.iter().chain(&LAYER)
+}
+
+fn last_part(module: &'static str) -> &'static str {
+    module.rsplit('.').next().unwrap_or(module)
+}
+
+fn module_to_hf(module: &str) -> Option<String> {
+    match module
+        .strip_prefix("layers.")
+        .and_then(|rest| rest.split_once('.'))
+    {
+        Some((layer, rest)) => {
+            let (_, theirs) = LAYER.iter().find(|(ours, _)| *ours == rest)?;
+            Some(format!("model.layers.{layer}.{theirs}"))
+        }
+        None => {
+            let (_, theirs) = MODEL.iter().find(|(ours, _)| *ours == module)?;
+            Some(theirs.to_string())
+        }
+    }
+}
+
+fn module_from_hf(module: &str) -> Option<String> {
+    match module
+        .strip_prefix("model.layers.")
+        .and_then(|rest| rest.split_once('.'))
+    {
+        Some((layer, rest)) => {
+            let (ours, _) = LAYER.iter().find(|(_, theirs)| *theirs == rest)?;
+            Some(format!("layers.{layer}.{ours}"))
+        }
+        None => {
+            let (ours, _) = MODEL.iter().find(|(_, theirs)| *theirs == module)?;
+            Some(ours.to_string())
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::adapter::get_params;
+    use crate::llama::LlamaConfig;
+    use crate::lora::{AttnModule, LoRAConfig};
+    use burn::tensor::Device;
+
+    #[test]
+    fn every_key_of_a_model_maps_there_and_back() {
+        let lora = LoRAConfig::new(AttnModule::ALL)
+            .with_mlp(true)
+            .with_output(true)
+            .with_dora(true);
+        let config = LlamaConfig {
+            qkv_bias: true,
+            ..LlamaConfig::llama2_7b()
+        };
+        let model = config.init_lora(&lora, &Device::default()).unwrap();
+        for (key, info) in get_params(&model).iter() {
+            let back = if info.is_adapter {
+                from_peft(&to_peft(key).unwrap())
+            } else {
+                from_hf(&to_hf(key).unwrap())
+            };
+            assert_eq!(back.as_deref(), Some(key));
+        }
+    }
+
+    #[test]
+    fn foreign_names_have_no_counterpart() {
+        assert_eq!(from_hf("model.layers.0.self_attn.qkv_proj.weight"), None);
+        assert_eq!(
+            from_peft("model.layers.0.self_attn.q_proj.lora_A.weight"),
+            None
+        );
+        assert_eq!(module_name_from_hf("o_proj"), Some("output_proj"));
+        assert_eq!(module_name_to_hf("w2"), Some("down_proj"));
+    }
+}

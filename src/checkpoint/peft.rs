@@ -1,0 +1,265 @@
+//! PEFT adapter folders: `adapter_config.json` and `adapter_model.safetensors`.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use burn::tensor::DType;
+use serde_json::{Map, Value, json};
+
+use super::keys;
+use super::tensors::{SafetensorsFile, write_tensors};
+use crate::adapter::{LoadReport, compare_keys, get_adapter_params, load_tensors, state_readers};
+use crate::files::{create_dir, read_text, write_text};
+use crate::llama::TransformerDecoder;
+use crate::lora::{AttnModule, LoRAConfig, MlpModule};
+use crate::{Error, Result};
+
+const CONFIG_FILE: &str = "adapter_config.json";
+const WEIGHTS_FILE: &str = "adapter_model.safetensors";
+
+/// Settings of PEFT that change what an adapter computes and that this crate does not have: each
+/// must be absent, null, false or empty.
+const UNSUPPORTED: [&str; 14] = [
+    "alora_invocation_tokens",
+    "alpha_pattern",
+    "exclude_modules",
+    "fan_in_fan_out",
+    "layer_replication",
+    "layers_to_transform",
+    "lora_bias",
+    "modules_to_save",
+    "rank_pattern",
+    "target_parameters",
+    "trainable_token_indices",
+    "use_bdlora",
+    "use_qalora",
+    "velora_config",
+];
+
+/// Reads which layers an adapter folder adapts and how, to build a model for it by
+/// [`LlamaConfig::init_lora`](crate::llama::LlamaConfig::init_lora).
+///
+/// # Errors
+/// [`Error::Io`], [`Error::Format`] if the configuration is malformed, [`Error::Adapter`] if it is
+/// not LoRA on a Llama-like model or uses a setting that this crate does not have.
+pub fn read_peft_config(dir: impl AsRef<Path>) -> Result<LoRAConfig> {
+    let path = dir.as_ref().join(CONFIG_FILE);
+    let text = read_text(&path)?;
+    let fields: Map<String, Value> =
+        serde_json::from_str(&text).map_err(|error| Error::format(&path, error))?;
+    parse_config(&fields).map_err(|message| Error::Adapter { path, message })
+}
+
+fn parse_config(fields: &Map<String, Value>) -> Result<LoRAConfig, String> {
+    if fields.get("peft_type") != Some(&json!("LORA")) {
+        return Err(format!(
+            "peft_type is {}, not \"LORA\"",
+            fields.get("peft_type").unwrap_or(&Value::Null)
+        ));
+    }
+    if let Some(key) = UNSUPPORTED.into_iter().find(|key| is_set(fields.get(*key))) {
+        return Err(format!("`{key}` is set, which is not supported"));
+    }
+    if fields.get("bias").is_some_and(|bias| bias != "none") {
+        return Err("trained biases (`bias`) are not supported".into());
+    }
+    let flag = |key: &str| fields.get(key).and_then(Value::as_bool).unwrap_or(false);
+    let number = |key: &str| fields.get(key).and_then(Value::as_f64);
+    let rank = fields.get("r").and_then(Value::as_u64);
+    let mut config = LoRAConfig::new([])
+        .with_rank(rank.ok_or("`r` is not a whole number")? as usize)
+        .with_alpha(number("lora_alpha").ok_or("`lora_alpha` is not a number")?)
+        .with_dropout(number("lora_dropout").unwrap_or(0.0))
+        .with_dora(flag("use_dora"))
+        .with_rslora(flag("use_rslora"));
+    add_targets(&mut config, fields.get("target_modules"))?;
+    config.validate().map_err(|error| error.to_string())?;
+    Ok(config)
+}
+
+fn is_set(value: Option<&Value>) -> bool {
+    match value {
+        None | Some(Value::Null) | Some(Value::Bool(false)) => false,
+        Some(Value::Object(fields)) => !fields.is_empty(),
+        Some(Value::Array(items)) => !items.is_empty(),
+        Some(_) => true,
+    }
+}
+
+fn add_targets(config: &mut LoRAConfig, targets: Option<&Value>) -> Result<(), String> {
+    if targets == Some(&json!("all-linear")) {
+        config.attn_modules = AttnModule::ALL.to_vec();
+        config.mlp_modules = MlpModule::ALL.to_vec();
+        return Ok(());
+    }
+    let list = targets.and_then(Value::as_array);
+    let names = list.ok_or("`target_modules` is not a list of module names")?;
+    let named = |name: &str| {
+        names
+            .iter()
+            .any(|n| n.as_str().and_then(keys::module_name_from_hf) == Some(name))
+    };
+    config.attn_modules = AttnModule::ALL
+        .into_iter()
+        .filter(|m| named(m.name()))
+        .collect();
+    config.mlp_modules = MlpModule::ALL
+        .into_iter()
+        .filter(|m| named(m.name()))
+        .collect();
+    config.apply_to_output = named("output");
+    match config.module_names().len() == names.len() {
+        true => Ok(()),
+        false => Err(format!(
+            "`target_modules` {} names a layer that a Llama model has no adapter for",
+            Value::from(names.clone())
+        )),
+    }
+}
+
+/// Loads an adapter folder into a model that was built for it, in f32.
+///
+/// # Errors
+/// [`Error::Adapter`] if the folder's configuration differs from the model's adapters,
+/// [`Error::Keys`] if a tensor is missing or matches nothing, [`Error::Shape`] if the adapter is
+/// for another model, and the errors of [`read_peft_config`] and [`SafetensorsFile::open`]. The
+/// model is unchanged then.
+pub fn load_peft(model: &mut TransformerDecoder, dir: impl AsRef<Path>) -> Result<LoadReport> {
+    let dir = dir.as_ref();
+    let config = read_peft_config(dir)?;
+    check_config(model, &config, dir)?;
+    let path = dir.join(WEIGHTS_FILE);
+    let file = SafetensorsFile::open(&path)?;
+    let mut names = BTreeMap::new();
+    for (name, shape) in file.shapes() {
+        file.dtype(&name)?;
+        let key = keys::from_peft(&name).unwrap_or_else(|| name.clone());
+        names.insert(key, (name, shape));
+    }
+    let shapes = names
+        .iter()
+        .map(|(key, (_, shape))| (key.as_str(), &shape[..]));
+    let mut report = compare_keys(model, &path.display().to_string(), shapes)?;
+    let adapter = get_adapter_params(model);
+    report.missing.retain(|key| adapter.contains(key));
+    report.require_complete()?;
+    load_tensors(model, &report.loaded, |key| {
+        file.read(&names[key].0, DType::F32)
+    })?;
+    Ok(report)
+}
+
+/// The model's adapters must be where the configuration says, and scale alike.
+fn check_config(model: &TransformerDecoder, config: &LoRAConfig, dir: &Path) -> Result<()> {
+    let differs = |message: String| {
+        Err(Error::Adapter {
+            path: dir.join(CONFIG_FILE),
+            message: format!("{message}; build the model with the folder's own configuration"),
+        })
+    };
+    let adapted = model.adapters();
+    let expected = config.module_names();
+    for (name, adapter) in &adapted {
+        let module = name.rsplit('.').next().unwrap_or(name);
+        if !expected.contains(&module) {
+            return differs(format!("the model adapts `{module}`, the folder does not"));
+        }
+        if adapter.scale != config.scale() {
+            let (model, folder) = (adapter.scale, config.scale());
+            return differs(format!(
+                "the model scales by {model}, the folder by {folder}"
+            ));
+        }
+        if adapter.magnitude.is_some() != config.use_dora {
+            return differs("one of model and folder uses DoRA, the other does not".into());
+        }
+    }
+    let is_adapted = |module: &&str| adapted.iter().any(|(name, _)| name.ends_with(module));
+    match expected.iter().find(|module| !is_adapted(module)) {
+        Some(module) => differs(format!("the folder adapts `{module}`, the model does not")),
+        None => Ok(()),
+    }
+}
+
+/// Writes the model's adapters as a folder that PEFT and vLLM load.
+///
+/// # Errors
+/// [`Error::Io`] if the folder cannot be written; [`Error::Adapter`] if `config` is not the one
+/// that the model was built with.
+pub fn save_peft(
+    model: &TransformerDecoder,
+    config: &LoRAConfig,
+    dir: impl AsRef<Path>,
+) -> Result<()> {
+    save(model, config, None, dir.as_ref())
+}
+
+/// [`save_peft`], with the name or path of the base model for those who load the adapter alone.
+///
+/// # Errors
+/// See [`save_peft`].
+pub fn save_peft_with_base(
+    model: &TransformerDecoder,
+    config: &LoRAConfig,
+    base_model: &str,
+    dir: impl AsRef<Path>,
+) -> Result<()> {
+    save(model, config, Some(base_model), dir.as_ref())
+}
+
+fn save(
+    model: &TransformerDecoder,
+    config: &LoRAConfig,
+    base_model: Option<&str>,
+    dir: &Path,
+) -> Result<()> {
+    check_config(model, config, dir)?;
+    create_dir(dir)?;
+    let adapter = state_readers(model).into_iter().filter(|r| r.is_adapter);
+    let named = adapter.map(|reader| (peft_name(&reader.key), reader));
+    write_tensors(named, &dir.join(WEIGHTS_FILE))?;
+    let text = serde_json::to_string_pretty(&config_json(config, base_model))
+        .expect("a JSON value serialises");
+    write_text(&dir.join(CONFIG_FILE), &text)
+}
+
+fn peft_name(key: &str) -> String {
+    keys::to_peft(key).unwrap_or_else(|| panic!("`{key}` has no name in a PEFT folder"))
+}
+
+fn config_json(config: &LoRAConfig, base_model: Option<&str>) -> Value {
+    let names = config.module_names();
+    let targets: Vec<_> = names
+        .into_iter()
+        .filter_map(keys::module_name_to_hf)
+        .collect();
+    json!({
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": base_model,
+        "r": config.rank,
+        "lora_alpha": whole(config.alpha),
+        "lora_dropout": config.dropout,
+        "target_modules": targets,
+        "use_dora": config.use_dora,
+        "use_rslora": config.use_rslora,
+        "bias": "none",
+        "fan_in_fan_out": false,
+        "inference_mode": true,
+        "init_lora_weights": true,
+        "layers_to_transform": null,
+        "modules_to_save": null,
+        "rank_pattern": {},
+        "alpha_pattern": {},
+        "revision": null,
+    })
+}
+
+/// PEFT writes a whole alpha without a decimal point, and some readers take only that.
+fn whole(alpha: f64) -> Value {
+    if alpha.fract() == 0.0 && alpha < u32::MAX.into() {
+        json!(alpha as u32)
+    } else {
+        json!(alpha)
+    }
+}

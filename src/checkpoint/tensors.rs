@@ -1,0 +1,296 @@
+//! Safetensors files: reading tensor by tensor from a memory map, writing likewise.
+
+use std::borrow::Cow;
+use std::collections::HashMap;
+use std::fs::File;
+use std::path::{Path, PathBuf};
+
+use burn::tensor::{DType, TensorData};
+use half::{bf16, f16};
+use memmap2::Mmap;
+use safetensors::tensor::{Metadata, SafeTensorError, SafeTensors, TensorInfo, View};
+use safetensors::{Dtype, serialize_to_file};
+
+use crate::adapter::{StateDict, StateReader};
+use crate::files::write_atomic;
+use crate::{Error, Result};
+
+/// An open safetensors file whose header has been checked against its length.
+#[derive(Debug)]
+pub struct SafetensorsFile {
+    path: PathBuf,
+    map: Mmap,
+    metadata: Metadata,
+    data_start: usize,
+}
+
+impl SafetensorsFile {
+    /// Opens a file and checks its header. No tensor is read.
+    ///
+    /// # Errors
+    /// [`Error::Io`] if the file cannot be read; [`Error::Format`] if it is truncated or its header
+    /// does not describe it.
+    pub fn open(path: impl AsRef<Path>) -> Result<Self> {
+        let path = path.as_ref();
+        let file = File::open(path).map_err(Error::io(path))?;
+        // SAFETY: the map is only read. A file that another process changes while it is mapped
+        // gives wrong numbers or a signal, as for every program that maps checkpoints.
+        let map = unsafe { Mmap::map(&file) }.map_err(Error::io(path))?;
+        let broken = |error: SafeTensorError| {
+            let message = format!(
+                "not a complete safetensors file ({error}); was the download or copy cut short?"
+            );
+            Error::format(path, message)
+        };
+        SafeTensors::deserialize(&map).map_err(broken)?;
+        let (header_len, metadata) = SafeTensors::read_metadata(&map).map_err(broken)?;
+        Ok(Self {
+            path: path.to_owned(),
+            data_start: size_of::<u64>() + header_len,
+            map,
+            metadata,
+        })
+    }
+
+    /// The path.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The tensors' names and shapes.
+    pub fn shapes(&self) -> HashMap<String, Vec<usize>> {
+        let tensors = self.metadata.tensors().into_iter();
+        tensors
+            .map(|(key, info)| (key, info.shape.clone()))
+            .collect()
+    }
+
+    /// The type of a weight's elements.
+    ///
+    /// # Errors
+    /// [`Error::DType`] if they are not f32, f16 or bf16.
+    ///
+    /// # Panics
+    /// If there is no tensor of this name.
+    pub fn dtype(&self, key: &str) -> Result<DType> {
+        match self.info(key).dtype {
+            Dtype::F32 => Ok(DType::F32),
+            Dtype::F16 => Ok(DType::F16),
+            Dtype::BF16 => Ok(DType::BF16),
+            other => Err(Error::DType {
+                origin: self.path.display().to_string(),
+                key: key.to_owned(),
+                found: format!("{other:?}"),
+            }),
+        }
+    }
+
+    /// Reads a weight and casts it.
+    ///
+    /// # Errors
+    /// [`Error::DType`] if the elements are not f32, f16 or bf16.
+    ///
+    /// # Panics
+    /// If there is no tensor of this name or `dtype` is not f32, f16 or bf16.
+    pub fn read(&self, key: &str, dtype: DType) -> Result<TensorData> {
+        let stored = self.dtype(key)?;
+        let shape = self.info(key).shape.clone();
+        let bytes = self.bytes(key);
+        Ok(match stored {
+            DType::F16 => {
+                let halves = bytes
+                    .chunks_exact(2)
+                    .map(|c| f16::from_le_bytes([c[0], c[1]]));
+                encode(halves.map(f16::to_f32), shape, dtype)
+            }
+            DType::BF16 => {
+                let halves = bytes
+                    .chunks_exact(2)
+                    .map(|c| bf16::from_le_bytes([c[0], c[1]]));
+                encode(halves.map(bf16::to_f32), shape, dtype)
+            }
+            _ => {
+                let words = bytes.chunks_exact(4);
+                let floats = words.map(|c| f32::from_le_bytes([c[0], c[1], c[2], c[3]]));
+                encode(floats, shape, dtype)
+            }
+        })
+    }
+
+    /// Reads integers (token ids), of whatever width they are stored in.
+    ///
+    /// # Errors
+    /// [`Error::DType`] if the elements are not i64 or i32.
+    ///
+    /// # Panics
+    /// If there is no tensor of this name.
+    pub fn read_ints(&self, key: &str) -> Result<Vec<i64>> {
+        let bytes = self.bytes(key);
+        match self.info(key).dtype {
+            Dtype::I64 => {
+                let (words, _) = bytes.as_chunks::<8>();
+                Ok(words.iter().map(|w| i64::from_le_bytes(*w)).collect())
+            }
+            Dtype::I32 => {
+                let (words, _) = bytes.as_chunks::<4>();
+                Ok(words
+                    .iter()
+                    .map(|w| i32::from_le_bytes(*w).into())
+                    .collect())
+            }
+            other => Err(Error::format(
+                &self.path,
+                format!("`{key}` holds {other:?}; integers must be I64 or I32"),
+            )),
+        }
+    }
+
+    fn info(&self, key: &str) -> &TensorInfo {
+        match self.metadata.info(key) {
+            Some(info) => info,
+            None => panic!("{} has no tensor `{key}`", self.path.display()),
+        }
+    }
+
+    fn bytes(&self, key: &str) -> &[u8] {
+        let (start, end) = self.info(key).data_offsets;
+        &self.map[self.data_start + start..self.data_start + end]
+    }
+}
+
+/// f16 and bf16 pass through f32 without loss, so three sources and three targets are enough.
+fn encode(values: impl Iterator<Item = f32>, shape: Vec<usize>, dtype: DType) -> TensorData {
+    match dtype {
+        DType::F32 => TensorData::new(values.collect::<Vec<_>>(), shape),
+        DType::F16 => TensorData::new(values.map(f16::from_f32).collect::<Vec<_>>(), shape),
+        DType::BF16 => TensorData::new(values.map(bf16::from_f32).collect::<Vec<_>>(), shape),
+        other => panic!("weights are F32, F16 or BF16, not {other:?}"),
+    }
+}
+
+/// Reads a file of tensors, in the types that they are stored in.
+///
+/// # Errors
+/// See [`SafetensorsFile::open`] and [`SafetensorsFile::read`].
+pub fn load_state_dict_file(path: impl AsRef<Path>) -> Result<StateDict> {
+    let file = SafetensorsFile::open(path)?;
+    let keys = file.shapes().into_keys();
+    keys.map(|key| {
+        let value = file.read(&key, file.dtype(&key)?)?;
+        Ok((key, value))
+    })
+    .collect()
+}
+
+/// Writes a state dict to one file.
+///
+/// # Errors
+/// [`Error::Io`] if the file cannot be written.
+pub fn save_state_dict(values: &StateDict, path: impl AsRef<Path>) -> Result<()> {
+    let tensors = values.iter().map(|(key, value)| (key.clone(), value));
+    write_tensors(tensors, path.as_ref())
+}
+
+/// A tensor that [`write_tensors`] can write.
+pub trait WritableTensor {
+    /// The type of the elements.
+    fn dtype(&self) -> DType;
+    /// The shape.
+    fn shape(&self) -> Vec<usize>;
+    /// The elements, little-endian.
+    fn bytes(&self) -> Cow<'_, [u8]>;
+}
+
+impl WritableTensor for &TensorData {
+    fn dtype(&self) -> DType {
+        TensorData::dtype(self)
+    }
+
+    fn shape(&self) -> Vec<usize> {
+        TensorData::shape(self).to_vec()
+    }
+
+    fn bytes(&self) -> Cow<'_, [u8]> {
+        Cow::Borrowed(self.as_bytes())
+    }
+}
+
+impl WritableTensor for StateReader {
+    fn dtype(&self) -> DType {
+        StateReader::dtype(self)
+    }
+
+    fn shape(&self) -> Vec<usize> {
+        self.shape.clone()
+    }
+
+    fn bytes(&self) -> Cow<'_, [u8]> {
+        Cow::Owned(self.read().as_bytes().to_vec())
+    }
+}
+
+/// Writes named tensors to one file, each fetched when its turn comes.
+///
+/// # Errors
+/// [`Error::Io`] if the file cannot be written; what stood at `path` stays then.
+///
+/// # Panics
+/// If a tensor's elements are not f32, f16, bf16 or i32.
+pub fn write_tensors<T: WritableTensor>(
+    tensors: impl IntoIterator<Item = (String, T)>,
+    path: &Path,
+) -> Result<()> {
+    let views: Vec<_> = tensors
+        .into_iter()
+        .map(|(key, t)| (key, Entry::new(t)))
+        .collect();
+    let metadata = HashMap::from([("format".to_owned(), "pt".to_owned())]);
+    write_atomic(path, |temporary| {
+        serialize_to_file(views, Some(metadata), temporary).map_err(|error| match error {
+            SafeTensorError::IoError(source) => Error::io(path)(source),
+            other => Error::format(path, other),
+        })
+    })
+}
+
+struct Entry<T> {
+    tensor: T,
+    dtype: Dtype,
+    shape: Vec<usize>,
+}
+
+impl<T: WritableTensor> Entry<T> {
+    fn new(tensor: T) -> Self {
+        let dtype = match tensor.dtype() {
+            DType::F32 => Dtype::F32,
+            DType::F16 => Dtype::F16,
+            DType::BF16 => Dtype::BF16,
+            DType::I32 => Dtype::I32,
+            other => panic!("tensors of {other:?} are not written to files"),
+        };
+        let shape = tensor.shape();
+        Self {
+            tensor,
+            dtype,
+            shape,
+        }
+    }
+}
+
+impl<T: WritableTensor> View for Entry<T> {
+    fn dtype(&self) -> Dtype {
+        self.dtype
+    }
+
+    fn shape(&self) -> &[usize] {
+        &self.shape
+    }
+
+    fn data(&self) -> Cow<'_, [u8]> {
+        self.tensor.bytes()
+    }
+
+    fn data_len(&self) -> usize {
+        self.shape.iter().product::<usize>() * self.dtype.size()
+    }
+}

@@ -1,0 +1,44 @@
+//! Writing files so that no half-written one is ever seen under its final name.
+
+use std::ffi::OsString;
+use std::fs::{self, File};
+use std::path::Path;
+
+use crate::{Error, Result};
+
+/// Lets `write` fill a temporary file beside `path`, then moves it to `path`. If anything fails,
+/// what stood at `path` stays and the temporary file is removed.
+pub(crate) fn write_atomic(path: &Path, write: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
+    let mut name = OsString::from(".");
+    name.push(path.file_name().unwrap_or_default());
+    name.push(format!(".{}.tmp", std::process::id()));
+    let temporary = path.with_file_name(name);
+    let publish = || {
+        let file = File::open(&temporary).and_then(|file| file.sync_all());
+        file.and_then(|()| fs::rename(&temporary, path))
+            .map_err(Error::io(path))
+    };
+    let result = write(&temporary).and_then(|()| publish());
+    if result.is_err() {
+        // The first error is the one to report; a temporary file that was never made is fine.
+        let _ = fs::remove_file(&temporary);
+    }
+    result
+}
+
+/// [`write_atomic`] for text.
+pub(crate) fn write_text(path: &Path, text: &str) -> Result<()> {
+    write_atomic(path, |temporary| {
+        fs::write(temporary, text).map_err(Error::io(path))
+    })
+}
+
+/// Reads a text file.
+pub(crate) fn read_text(path: &Path) -> Result<String> {
+    fs::read_to_string(path).map_err(Error::io(path))
+}
+
+/// Makes a folder and those above it.
+pub(crate) fn create_dir(path: &Path) -> Result<()> {
+    fs::create_dir_all(path).map_err(Error::io(path))
+}

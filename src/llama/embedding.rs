@@ -1,0 +1,62 @@
+use burn::module::{Content, DisplaySettings, Module, ModuleDisplay, Param, ParamId};
+use burn::tensor::module::{embedding, linear};
+use burn::tensor::{Device, Distribution, Int, Tensor};
+
+/// A table of token vectors.
+#[derive(Module, Debug)]
+#[module(custom_display)]
+pub struct Embedding {
+    /// The vectors, `[vocab_size, dim]`.
+    pub weight: Param<Tensor<2>>,
+}
+
+impl Embedding {
+    /// Random vectors from `N(0, 0.02²)`, the initialisation of Llama-like models; lazy.
+    pub fn new(vocab_size: usize, dim: usize, device: &Device) -> Self {
+        let shape = [vocab_size, dim];
+        let init = move |device: &Device, require_grad| {
+            Tensor::random(shape, Distribution::Normal(0.0, 0.02), device)
+                .set_require_grad(require_grad)
+        };
+        let id = ParamId::new();
+        Self {
+            weight: Param::uninitialized(id, init, device.clone(), true, shape.into()),
+        }
+    }
+
+    /// Looks up token vectors.
+    ///
+    /// # Shapes
+    /// - `ids`: `[batch, seq]`
+    /// - output: `[batch, seq, dim]`
+    pub fn forward(&self, ids: Tensor<2, Int>) -> Tensor<3> {
+        embedding(self.weight.val(), ids)
+    }
+
+    /// The dot product of hidden states with every token vector: the output projection of a model
+    /// with tied embeddings.
+    ///
+    /// # Shapes
+    /// - `hidden`: `[batch, seq, dim]`
+    /// - output: `[batch, seq, vocab_size]`
+    pub fn project(&self, hidden: Tensor<3>) -> Tensor<3> {
+        linear(hidden, self.weight.val().transpose(), None)
+    }
+}
+
+impl ModuleDisplay for Embedding {
+    fn custom_settings(&self) -> Option<DisplaySettings> {
+        DisplaySettings::new()
+            .with_new_line_after_attribute(false)
+            .with_show_num_parameters(false)
+            .optional()
+    }
+
+    fn custom_content(&self, content: Content) -> Option<Content> {
+        let [vocab_size, dim] = self.weight.lazy_shape().dims();
+        content
+            .add("vocab_size", &vocab_size)
+            .add("dim", &dim)
+            .optional()
+    }
+}

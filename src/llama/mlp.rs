@@ -1,0 +1,80 @@
+use burn::module::{Content, DisplaySettings, Module, ModuleDisplay};
+use burn::tensor::activation::silu;
+use burn::tensor::{Device, Tensor};
+
+use super::LlamaConfig;
+use crate::lora::{LoRAConfig, LoRALinear, MlpModule};
+
+/// The gated feed-forward block, `w2(silu(w1 x) · w3 x)`. Shazeer,
+/// <https://arxiv.org/abs/2002.05202>.
+#[derive(Module, Debug)]
+#[module(custom_display)]
+pub struct FeedForward {
+    /// The gate, `embed_dim -> intermediate_dim`.
+    pub w1: LoRALinear,
+    /// The way down, `intermediate_dim -> embed_dim`.
+    pub w2: LoRALinear,
+    /// The way up, `embed_dim -> intermediate_dim`.
+    pub w3: LoRALinear,
+}
+
+impl FeedForward {
+    pub(super) fn new(config: &LlamaConfig, device: &Device) -> Self {
+        let linear = |module| {
+            let (in_dim, out_dim) = config.mlp_dims(module);
+            LoRALinear::plain(in_dim, out_dim, false, device)
+        };
+        Self {
+            w1: linear(MlpModule::W1),
+            w2: linear(MlpModule::W2),
+            w3: linear(MlpModule::W3),
+        }
+    }
+
+    /// The same block with new adapters on the modules that `lora` names.
+    pub(super) fn with_adapters(self, lora: &LoRAConfig) -> Self {
+        let adapt = |layer: LoRALinear, module| match lora.adapts_mlp(module) {
+            true => layer.with_adapter(lora),
+            false => layer,
+        };
+        Self {
+            w1: adapt(self.w1, MlpModule::W1),
+            w2: adapt(self.w2, MlpModule::W2),
+            w3: adapt(self.w3, MlpModule::W3),
+        }
+    }
+
+    /// The same block with each projection replaced by `f` of it.
+    pub(super) fn map_linears(self, f: impl Fn(LoRALinear) -> LoRALinear) -> Self {
+        Self {
+            w1: f(self.w1),
+            w2: f(self.w2),
+            w3: f(self.w3),
+        }
+    }
+
+    /// Applies the block.
+    ///
+    /// # Shapes
+    /// - `x`: `[batch, seq, embed_dim]`, output the same
+    pub fn forward(&self, x: Tensor<3>) -> Tensor<3> {
+        let gate = silu(self.w1.forward(x.clone()));
+        self.w2.forward(gate * self.w3.forward(x))
+    }
+}
+
+impl ModuleDisplay for FeedForward {
+    fn custom_settings(&self) -> Option<DisplaySettings> {
+        DisplaySettings::new()
+            .with_show_num_parameters(false)
+            .optional()
+    }
+
+    fn custom_content(&self, content: Content) -> Option<Content> {
+        content
+            .add("w1", &self.w1)
+            .add("w2", &self.w2)
+            .add("w3", &self.w3)
+            .optional()
+    }
+}

@@ -1,0 +1,58 @@
+use burn::module::{Content, DisplaySettings, Module, ModuleDisplay, Param, ParamId};
+use burn::tensor::{DType, Device, Tensor};
+
+/// Root-mean-square normalisation, `y = w · x / sqrt(mean(x²) + eps)`, computed in f32.
+/// Zhang and Sennrich, <https://arxiv.org/abs/1910.07467>.
+#[derive(Module, Debug)]
+#[module(custom_display)]
+pub struct RMSNorm {
+    /// The weight w, `[dim]`.
+    pub weight: Param<Tensor<1>>,
+    /// The epsilon.
+    #[module(skip)]
+    pub eps: f64,
+}
+
+impl RMSNorm {
+    /// A norm over vectors of width `dim` with weight 1, lazy.
+    pub fn new(dim: usize, eps: f64, device: &Device) -> Self {
+        let init = move |device: &Device, require_grad| {
+            Tensor::ones([dim], device).set_require_grad(require_grad)
+        };
+        let id = ParamId::new();
+        Self {
+            weight: Param::uninitialized(id, init, device.clone(), true, [dim].into()),
+            eps,
+        }
+    }
+
+    /// Normalises the last dimension.
+    ///
+    /// # Shapes
+    /// - `x`: `[batch, seq, dim]`, output the same
+    ///
+    /// # Panics
+    /// If the last dimension of `x` is not `dim`.
+    pub fn forward(&self, x: Tensor<3>) -> Tensor<3> {
+        let dtype = x.dtype();
+        let x = x.cast(DType::F32);
+        let mean_square = x.clone().square().mean_dim(2);
+        let normed = x / (mean_square + self.eps).sqrt();
+        let weight = self.weight.val().cast(DType::F32).unsqueeze();
+        (normed * weight).cast(dtype)
+    }
+}
+
+impl ModuleDisplay for RMSNorm {
+    fn custom_settings(&self) -> Option<DisplaySettings> {
+        DisplaySettings::new()
+            .with_new_line_after_attribute(false)
+            .with_show_num_parameters(false)
+            .optional()
+    }
+
+    fn custom_content(&self, content: Content) -> Option<Content> {
+        let [dim] = self.weight.lazy_shape().dims();
+        content.add("dim", &dim).add("eps", &self.eps).optional()
+    }
+}
