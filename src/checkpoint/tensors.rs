@@ -291,6 +291,6 @@ impl<T: WritableTensor> View for Entry<T> {
     }
 
     fn data_len(&self) -> usize {
-        self.shape.iter().product::<usize>() * self.dtype.size()
+        self.shape.iter().product::<usize>() * self.dtype.bitsize() / 8
     }
 }

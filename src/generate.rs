@@ -1,0 +1,220 @@
+//! Generating text token by token with a key-value cache.
+
+use burn::module::Module;
+use burn::tensor::{DType, Int, Tensor};
+use rand::{RngExt, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+
+use crate::llama::{KvCache, TransformerDecoder};
+use crate::{Error, Result};
+
+/// How the next token is chosen and when to stop.
+#[derive(Debug, Clone, PartialEq)]
+pub struct GenerateOptions {
+    /// The most tokens to generate.
+    pub max_new_tokens: usize,
+    /// What the logits are divided by; 0 chooses the likeliest token (greedy).
+    pub temperature: f64,
+    /// Only the k likeliest tokens can be drawn.
+    pub top_k: Option<usize>,
+    /// Only the fewest tokens whose probabilities sum to at least this can be drawn.
+    pub top_p: Option<f64>,
+    /// The tokens after which to stop.
+    pub stop_tokens: Vec<u32>,
+    /// The seed of the draws.
+    pub seed: u64,
+}
+
+impl GenerateOptions {
+    /// The likeliest token each time, up to `max_new_tokens` of them.
+    pub fn greedy(max_new_tokens: usize) -> Self {
+        Self {
+            max_new_tokens,
+            temperature: 0.0,
+            top_k: None,
+            top_p: None,
+            stop_tokens: Vec::new(),
+            seed: 0,
+        }
+    }
+
+    /// Another temperature.
+    pub fn with_temperature(mut self, temperature: f64) -> Self {
+        self.temperature = temperature;
+        self
+    }
+
+    /// Draws from the k likeliest tokens only.
+    pub fn with_top_k(mut self, k: usize) -> Self {
+        self.top_k = Some(k);
+        self
+    }
+
+    /// Draws from the likeliest tokens of this total probability only.
+    pub fn with_top_p(mut self, p: f64) -> Self {
+        self.top_p = Some(p);
+        self
+    }
+
+    /// Stops after one of these tokens, which is not part of the result.
+    pub fn with_stop_tokens(mut self, tokens: impl IntoIterator<Item = u32>) -> Self {
+        self.stop_tokens = tokens.into_iter().collect();
+        self
+    }
+
+    /// Another seed.
+    pub fn with_seed(mut self, seed: u64) -> Self {
+        self.seed = seed;
+        self
+    }
+
+    fn validate(&self) -> Result<()> {
+        let invalid = |name, message: String| Err(Error::InvalidArgument { name, message });
+        if !(self.temperature.is_finite() && self.temperature >= 0.0) {
+            let message = format!("must be 0 or a positive number, not {}", self.temperature);
+            return invalid("temperature", message);
+        }
+        if self.top_k == Some(0) {
+            return invalid("top_k", "must be at least 1".into());
+        }
+        if self.top_p.is_some_and(|p| !(p > 0.0 && p <= 1.0)) {
+            return invalid("top_p", format!("must lie in (0, 1], not {:?}", self.top_p));
+        }
+        Ok(())
+    }
+}
+
+/// Continues a prompt; returns the new tokens without the stop token. Ends early at the model's
+/// longest sequence.
+///
+/// # Errors
+/// [`Error::TokenOutOfRange`] if the prompt has a token beyond the vocabulary,
+/// [`Error::InvalidArgument`] if it is empty or an option cannot be used.
+pub fn generate(
+    model: &TransformerDecoder,
+    prompt: &[u32],
+    options: &GenerateOptions,
+) -> Result<Vec<u32>> {
+    options.validate()?;
+    check_prompt(prompt, model.config.vocab_size)?;
+    let model = model.valid();
+    let mut cache = KvCache::new(model.config.num_layers);
+    let mut rng = ChaCha8Rng::seed_from_u64(options.seed);
+    let room = model.config.max_seq_len.saturating_sub(prompt.len());
+    let mut generated = Vec::new();
+    let mut input = prompt.to_vec();
+    for _ in 0..options.max_new_tokens.min(room) {
+        let logits = next_logits(&model, &input, &mut cache);
+        let token = choose(&logits, options, &mut rng);
+        if options.stop_tokens.contains(&token) {
+            break;
+        }
+        generated.push(token);
+        input = vec![token];
+    }
+    Ok(generated)
+}
+
+fn check_prompt(prompt: &[u32], vocab_size: usize) -> Result<()> {
+    if prompt.is_empty() {
+        return Err(Error::InvalidArgument {
+            name: "prompt",
+            message: "must hold at least one token (the BOS token will do)".into(),
+        });
+    }
+    match prompt.iter().find(|id| **id as usize >= vocab_size) {
+        Some(&id) => Err(Error::TokenOutOfRange { id, vocab_size }),
+        None => Ok(()),
+    }
+}
+
+fn next_logits(model: &TransformerDecoder, ids: &[u32], cache: &mut KvCache) -> Vec<f32> {
+    let device = model.norm.weight.lazy_device();
+    let ids: Vec<i32> = ids.iter().map(|id| *id as i32).collect();
+    let input = Tensor::<1, Int>::from_ints(&ids[..], &device).unsqueeze();
+    let logits = model.forward_cached(input, cache).cast(DType::F32);
+    let data = logits.into_data();
+    data.as_slice().expect("logits were cast to f32").to_vec()
+}
+
+fn choose(logits: &[f32], options: &GenerateOptions, rng: &mut ChaCha8Rng) -> u32 {
+    let mut order: Vec<usize> = (0..logits.len()).collect();
+    // Equal logits keep the order of their ids, so that the choice is the same everywhere.
+    order.sort_by(|a, b| logits[*b].total_cmp(&logits[*a]));
+    if options.temperature == 0.0 {
+        return order[0] as u32;
+    }
+    order.truncate(options.top_k.unwrap_or(order.len()));
+    let highest = f64::from(logits[order[0]]);
+    let weight = |id: &usize| ((f64::from(logits[*id]) - highest) / options.temperature).exp();
+    let mut weights: Vec<f64> = order.iter().map(weight).collect();
+    if let Some(top_p) = options.top_p {
+        weights.truncate(nucleus(&weights, top_p));
+    }
+    order[draw(&weights, rng)] as u32
+}
+
+/// How many of the weights, which descend, it takes to reach the share `top_p` of their sum.
+fn nucleus(weights: &[f64], top_p: f64) -> usize {
+    let wanted = top_p * weights.iter().sum::<f64>();
+    let mut sum = 0.0;
+    let below = weights.iter().take_while(|weight| {
+        sum += **weight;
+        sum < wanted
+    });
+    (below.count() + 1).min(weights.len())
+}
+
+/// The index of a weight, drawn with a probability proportional to it.
+fn draw(weights: &[f64], rng: &mut ChaCha8Rng) -> usize {
+    let mut rest = rng.random::<f64>() * weights.iter().sum::<f64>();
+    let passed = weights.iter().take_while(|weight| {
+        rest -= **weight;
+        rest >= 0.0
+    });
+    passed.count().min(weights.len() - 1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use approx::assert_relative_eq;
+
+    fn shares(options: &GenerateOptions) -> [f64; 4] {
+        let logits = [0.0, 2.0, 1.0, -1.0];
+        let mut rng = ChaCha8Rng::seed_from_u64(3);
+        let mut counts = [0.0; 4];
+        for _ in 0..20_000 {
+            counts[choose(&logits, options, &mut rng) as usize] += 1.0 / 20_000.0;
+        }
+        counts
+    }
+
+    #[test]
+    fn draws_follow_the_softmax() {
+        let options = GenerateOptions::greedy(1).with_temperature(1.0);
+        let sum: f64 = [0.0, 2.0, 1.0, -1.0].map(f64::exp).iter().sum();
+        for (share, logit) in shares(&options).into_iter().zip([0.0, 2.0, 1.0, -1.0]) {
+            assert_relative_eq!(share, f64::exp(logit) / sum, epsilon = 0.01);
+        }
+    }
+
+    #[test]
+    fn top_k_and_top_p_cut_the_tail() {
+        let warm = GenerateOptions::greedy(1).with_temperature(1.0);
+        let [a, _, _, d] = shares(&warm.clone().with_top_k(2));
+        assert_eq!((a, d), (0.0, 0.0));
+        // softmax: .64 for id 1, .24 for id 2
+        let [a, _, c, d] = shares(&warm.clone().with_top_p(0.7));
+        assert!(c > 0.2);
+        assert_eq!((a, d), (0.0, 0.0));
+        assert_eq!(shares(&warm.with_top_p(0.6))[2], 0.0);
+    }
+
+    #[test]
+    fn temperature_zero_takes_the_likeliest() {
+        let mut rng = ChaCha8Rng::seed_from_u64(0);
+        let options = GenerateOptions::greedy(1);
+        assert_eq!(choose(&[0.0, 3.0, 3.0], &options, &mut rng), 1);
+    }
+}

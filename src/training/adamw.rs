@@ -1,0 +1,242 @@
+use std::collections::HashMap;
+
+use burn::module::{Module, ModuleMapper, Param, ParamId};
+use burn::optim::GradientsParams;
+use burn::tensor::{DType, Tensor, TensorData};
+use serde::{Deserialize, Serialize};
+
+use crate::adapter::{ParamSet, StateDict, get_params};
+use crate::{Error, Result};
+
+/// The constants of [`AdamW`], with PyTorch's defaults.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct AdamWConfig {
+    /// The decay rates of the first and second moments.
+    pub betas: (f64, f64),
+    /// What is added to the root of the second moment.
+    pub eps: f64,
+    /// The weight decay, decoupled from the gradient and scaled by the learning rate.
+    pub weight_decay: f64,
+}
+
+impl Default for AdamWConfig {
+    fn default() -> Self {
+        Self {
+            betas: (0.9, 0.999),
+            eps: 1e-8,
+            weight_decay: 0.01,
+        }
+    }
+}
+
+/// AdamW with the semantics of `torch.optim.AdamW`. Loshchilov and Hutter,
+/// <https://arxiv.org/abs/1711.05101>, algorithm 2:
+///
+/// ```text
+/// p ← (1 - lr·λ) p
+/// m ← β₁ m + (1 - β₁) g          v ← β₂ v + (1 - β₂) g²
+/// p ← p - lr / (1 - β₁ᵗ) · m / (sqrt(v / (1 - β₂ᵗ)) + ε)
+/// ```
+///
+/// Moments and updates are f32 whatever a parameter's own type. A parameter without a gradient is
+/// left alone and has no state.
+#[derive(Debug, Clone)]
+pub struct AdamW {
+    config: AdamWConfig,
+    states: HashMap<ParamId, State>,
+}
+
+#[derive(Debug, Clone)]
+struct State {
+    /// How often the parameter was updated.
+    step: i32,
+    /// First and second moment, flattened.
+    exp_avg: Tensor<1>,
+    exp_avg_sq: Tensor<1>,
+}
+
+impl AdamW {
+    /// An optimizer without state.
+    pub fn new(config: AdamWConfig) -> Self {
+        Self {
+            config,
+            states: HashMap::new(),
+        }
+    }
+
+    /// How many parameters have state.
+    pub fn num_states(&self) -> usize {
+        self.states.len()
+    }
+
+    /// The memory of the moments, in bytes.
+    pub fn state_bytes(&self) -> usize {
+        let elements = |state: &State| state.exp_avg.shape().num_elements();
+        self.states.values().map(elements).sum::<usize>() * 2 * size_of::<f32>()
+    }
+
+    /// Updates every parameter that has a gradient.
+    pub fn step<M: Module>(&mut self, lr: f64, model: M, grads: GradientsParams) -> M {
+        model.map(&mut Updater {
+            optimizer: self,
+            lr,
+            grads,
+        })
+    }
+
+    /// The moments and step counts under PyTorch's names: `<parameter>.exp_avg`,
+    /// `<parameter>.exp_avg_sq`, `<parameter>.step`.
+    pub fn state_dict<M: Module>(&self, model: &M) -> StateDict {
+        let params = get_params(model);
+        let with_state = params
+            .iter()
+            .filter_map(|(name, info)| Some((name, self.states.get(&info.id)?)));
+        with_state
+            .flat_map(|(name, state)| {
+                let step = TensorData::new(vec![state.step], [1]);
+                [
+                    (format!("{name}.exp_avg"), state.exp_avg.to_data()),
+                    (format!("{name}.exp_avg_sq"), state.exp_avg_sq.to_data()),
+                    (format!("{name}.step"), step),
+                ]
+            })
+            .collect()
+    }
+
+    /// Takes over a state that [`state_dict`](Self::state_dict) gave for the same model.
+    ///
+    /// # Errors
+    /// [`Error::Keys`] if an entry belongs to no parameter of the model or lacks its siblings,
+    /// [`Error::Shape`] if it has another size.
+    pub fn load_state_dict<M: Module>(&mut self, model: &M, values: &StateDict) -> Result<()> {
+        let params = get_params(model);
+        let device = model.devices().into_iter().next().unwrap_or_default().inner();
+        let mut states = HashMap::new();
+        for key in values.keys() {
+            let Some(name) = key.strip_suffix(".exp_avg") else {
+                check_sibling(key, values)?;
+                continue;
+            };
+            let id = params.get(name).ok_or_else(|| unexpected(key))?.id;
+            let moment = |suffix| read_moment(values, &params, name, suffix);
+            states.insert(
+                id,
+                State {
+                    step: read_step(values, name)?,
+                    exp_avg: Tensor::from_data(moment("exp_avg")?, (&device, DType::F32)),
+                    exp_avg_sq: Tensor::from_data(moment("exp_avg_sq")?, (&device, DType::F32)),
+                },
+            );
+        }
+        self.states = states;
+        Ok(())
+    }
+}
+
+const ORIGIN: &str = "optimizer state";
+
+fn unexpected(key: &str) -> Error {
+    Error::Keys {
+        origin: ORIGIN.into(),
+        missing: Vec::new(),
+        unexpected: vec![(key.to_owned(), None)],
+    }
+}
+
+fn missing(key: String) -> Error {
+    Error::Keys {
+        origin: ORIGIN.into(),
+        missing: vec![key],
+        unexpected: Vec::new(),
+    }
+}
+
+/// An entry that is not a first moment must stand beside one.
+fn check_sibling(key: &str, values: &StateDict) -> Result<()> {
+    let suffixes = [".exp_avg_sq", ".step"];
+    let name = suffixes.into_iter().find_map(|s| key.strip_suffix(s));
+    let name = name.ok_or_else(|| unexpected(key))?;
+    match values.contains_key(&format!("{name}.exp_avg")) {
+        true => Ok(()),
+        false => Err(missing(format!("{name}.exp_avg"))),
+    }
+}
+
+fn read_moment(
+    values: &StateDict,
+    params: &ParamSet,
+    name: &str,
+    suffix: &str,
+) -> Result<TensorData> {
+    let key = format!("{name}.{suffix}");
+    let value = values.get(&key).ok_or_else(|| missing(key.clone()))?;
+    let expected = params.get(name).map_or(0, |info| info.num_elements());
+    if value.num_elements() == expected {
+        Ok(value.clone())
+    } else {
+        Err(Error::Shape {
+            origin: ORIGIN.into(),
+            key,
+            expected: vec![expected],
+            found: value.shape().to_vec(),
+        })
+    }
+}
+
+fn read_step(values: &StateDict, name: &str) -> Result<i32> {
+    let key = format!("{name}.step");
+    let value = values.get(&key).ok_or_else(|| missing(key.clone()))?;
+    let step = value.as_slice::<i32>().ok().and_then(|s| s.first());
+    step.copied().ok_or_else(|| missing(key))
+}
+
+struct Updater<'a> {
+    optimizer: &'a mut AdamW,
+    lr: f64,
+    grads: GradientsParams,
+}
+
+impl ModuleMapper for Updater<'_> {
+    fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
+        let Some(grad) = self.grads.remove::<D>(param.id) else {
+            return param;
+        };
+        let (id, value, mapper) = param.consume();
+        let require_grad = value.is_require_grad();
+        let (shape, dtype) = (value.shape(), value.dtype());
+        let flat = |tensor: Tensor<D>| tensor.cast(DType::F32).flatten::<1>(0, D - 1);
+        let updated = self.optimizer.update(id, self.lr, flat(value.inner()), flat(grad));
+        let updated = Tensor::from_inner(updated.reshape(shape).cast(dtype));
+        Param::from_mapped_value(id, updated.set_require_grad(require_grad), mapper)
+    }
+}
+
+impl AdamW {
+    fn update(&mut self, id: ParamId, lr: f64, value: Tensor<1>, grad: Tensor<1>) -> Tensor<1> {
+        let AdamWConfig {
+            betas: (beta1, beta2),
+            eps,
+            weight_decay,
+        } = self.config;
+        let state = self.states.remove(&id);
+        let (step, exp_avg, exp_avg_sq) = match state {
+            None => (0, grad.zeros_like(), grad.zeros_like()),
+            Some(state) => (state.step, state.exp_avg, state.exp_avg_sq),
+        };
+        let step = step + 1;
+        let exp_avg = exp_avg * beta1 + grad.clone() * (1.0 - beta1);
+        let exp_avg_sq = exp_avg_sq * beta2 + grad.square() * (1.0 - beta2);
+        let step_size = lr / (1.0 - beta1.powi(step));
+        let correction2 = (1.0 - beta2.powi(step)).sqrt();
+        let denominator = exp_avg_sq.clone().sqrt() / correction2 + eps;
+        let updated =
+            value * (1.0 - lr * weight_decay) - exp_avg.clone() / denominator * step_size;
+        let state = State {
+            step,
+            exp_avg,
+            exp_avg_sq,
+        };
+        self.states.insert(id, state);
+        updated
+    }
+}

@@ -1,0 +1,76 @@
+use std::fs::{File, OpenOptions};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use serde::Serialize;
+use serde_json::Value;
+
+use crate::files::{read_text, write_text};
+use crate::{Error, Result};
+
+/// A log of metrics, one JSON object a line, flushed line by line.
+#[derive(Debug)]
+pub struct MetricsLog {
+    path: PathBuf,
+    file: File,
+}
+
+impl MetricsLog {
+    /// Begins a log, in place of an older one.
+    ///
+    /// # Errors
+    /// [`Error::Io`] if the file cannot be written.
+    pub fn create(path: impl AsRef<Path>) -> Result<Self> {
+        write_text(path.as_ref(), "")?;
+        Self::append(path.as_ref())
+    }
+
+    /// Goes on with a log after `step`: lines of later steps are dropped, as the resumed training
+    /// writes them again.
+    ///
+    /// # Errors
+    /// [`Error::Io`] if the file cannot be read or written, [`Error::Format`] if a line is not JSON.
+    pub fn resume(path: impl AsRef<Path>, step: usize) -> Result<Self> {
+        let path = path.as_ref();
+        let mut kept = String::new();
+        for line in read_text(path)?.lines() {
+            let value: Value =
+                serde_json::from_str(line).map_err(|error| Error::format(path, error))?;
+            if value["step"].as_u64().is_some_and(|s| s <= step as u64) {
+                kept += line;
+                kept.push('\n');
+            }
+        }
+        write_text(path, &kept)?;
+        Self::append(path)
+    }
+
+    /// Writes one line.
+    ///
+    /// # Errors
+    /// [`Error::Io`] if the file cannot be written.
+    ///
+    /// # Panics
+    /// If the metrics do not serialise to JSON.
+    pub fn log(&mut self, metrics: &impl Serialize) -> Result<()> {
+        let line = serde_json::to_string(metrics).expect("metrics serialise to JSON");
+        writeln!(self.file, "{line}").map_err(Error::io(&self.path))
+    }
+
+    fn append(path: &Path) -> Result<Self> {
+        let file = OpenOptions::new().append(true).open(path);
+        Ok(Self {
+            path: path.to_owned(),
+            file: file.map_err(Error::io(path))?,
+        })
+    }
+}
+
+/// The largest amount of main memory that this process has held so far, in bytes; none where the
+/// system does not tell (anything but Linux).
+pub fn peak_memory_bytes() -> Option<u64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
+    let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    Some(kib * 1024)
+}

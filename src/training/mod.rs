@@ -1,0 +1,16 @@
+//! What a training loop is made of: loss, optimizer, schedule, clipping, the step, metrics, run
+//! folders. The loop itself is the reader's own, see `examples/lora_alpaca.rs`. Prints nothing.
+
+mod adamw;
+mod clip;
+mod loss;
+mod metrics;
+mod schedule;
+mod step;
+
+pub use adamw::{AdamW, AdamWConfig};
+pub use clip::{clip_grad_norm, grad_norm};
+pub use loss::{cross_entropy_sum, lm_loss_sum};
+pub use metrics::{MetricsLog, peak_memory_bytes};
+pub use schedule::{LrSchedule, LrScheduleKind};
+pub use step::{LossNormalization, StepOutput, Trainer, accumulate_gradients, validation_loss};
