@@ -1,0 +1,34 @@
+//! From a file of instructions to batches of token ids.
+//!
+//! ```text
+//! load_alpaca -> AlpacaRecord -> Sample (tokens, labels) -> Batch (padded, on the host) -> tensors
+//! ```
+//!
+//! Everything up to [`Batch`] is plain host data, so a data set can be looked at, filtered and
+//! tested without a device.
+//!
+//! ```no_run
+//! use burn_peft::data::{Batch, batches_of, load_alpaca, shuffled_indices, tokenize_records};
+//! use burn_peft::tokenizer::Tokenizer;
+//!
+//! # fn main() -> burn_peft::Result<()> {
+//! let tokenizer = Tokenizer::from_dir("Llama-2-7b-hf")?;
+//! let records = load_alpaca("alpaca_data.json")?;
+//! let samples = tokenize_records(&records, &tokenizer, true, Some(512))?;
+//! let order = shuffled_indices(samples.len(), 42, 0, true);
+//! for indices in batches_of(&order, 2) {
+//!     let rows: Vec<_> = indices.iter().map(|&i| &samples[i]).collect();
+//!     let batch = Batch::collate(&rows, tokenizer.pad_id());
+//!     assert_eq!(batch.input_ids.len(), batch.batch_size * batch.seq_len);
+//! }
+//! # Ok(())
+//! # }
+//! ```
+
+mod alpaca;
+mod batch;
+mod tokens;
+
+pub use alpaca::{AlpacaRecord, load_alpaca, parse_alpaca};
+pub use batch::{Batch, Padding, batches_of, shuffled_indices, split_validation};
+pub use tokens::{IGNORE_INDEX, Sample, check_vocab, tokenize_records};

@@ -1,0 +1,313 @@
+//! Tokenizers against the ids that SentencePiece and transformers give.
+//!
+//! The tokenizers of Llama 2 and of stories260K are not part of this repository. Tests that need
+//! them look in the folder that `BURN_PEFT_SHARED` names and are skipped without it.
+
+#[path = "tiny_tokenizer/sentencepiece.rs"]
+mod sentencepiece;
+mod tiny_tokenizer;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use burn_peft::Error;
+use burn_peft::tokenizer::Tokenizer;
+use proptest::prelude::*;
+use sentencepiece::Model;
+use serde::Deserialize;
+use tiny_tokenizer::{byte, id};
+
+#[derive(Deserialize)]
+struct Golden {
+    vocab: usize,
+    bos: u32,
+    eos: u32,
+    unk: u32,
+    cases: Vec<Case>,
+}
+
+#[derive(Deserialize)]
+struct Case {
+    text: String,
+    ids: Vec<u32>,
+    decoded: String,
+}
+
+fn shared(path: &str) -> Option<PathBuf> {
+    match std::env::var_os("BURN_PEFT_SHARED") {
+        Some(root) => Some(Path::new(&root).join(path)),
+        None => {
+            println!("skipped: BURN_PEFT_SHARED does not name the folder that has {path}");
+            None
+        }
+    }
+}
+
+fn golden(name: &str) -> Golden {
+    let path = format!(
+        "{}/tests/fixtures/golden/tokenizer_{name}.json",
+        env!("CARGO_MANIFEST_DIR")
+    );
+    serde_json::from_str(&fs::read_to_string(path).unwrap()).unwrap()
+}
+
+fn check_golden(name: &str, folder: &str) {
+    let Some(folder) = shared(folder) else { return };
+    let golden = golden(name);
+    for file in ["tokenizer.json", "tokenizer.model"] {
+        let tokenizer = Tokenizer::from_file(folder.join(file)).unwrap();
+        assert_eq!(tokenizer.vocab_size(), golden.vocab, "{file}");
+        assert_eq!(tokenizer.bos_id(), Some(golden.bos), "{file}");
+        assert_eq!(tokenizer.eos_id(), Some(golden.eos), "{file}");
+        assert_eq!(tokenizer.pad_id(), golden.unk, "{file}");
+        for Case { text, ids, decoded } in &golden.cases {
+            assert_eq!(&tokenizer.encode(text).unwrap(), ids, "{file}: {text:?}");
+            assert_eq!(&tokenizer.decode(ids).unwrap(), decoded, "{file}: {text:?}");
+        }
+    }
+}
+
+/// Texts beyond the golden ones: both files of a tokenizer are the same tokenizer.
+fn check_files_agree(folder: &str) {
+    let (Some(folder), Some(alpaca)) = (shared(folder), shared("assets/alpaca")) else {
+        return;
+    };
+    let json = Tokenizer::from_file(folder.join("tokenizer.json")).unwrap();
+    let model = Tokenizer::from_file(folder.join("tokenizer.model")).unwrap();
+    let records = burn_peft::data::load_alpaca(alpaca.join("alpaca_en_demo.json")).unwrap();
+    for record in &records {
+        for text in [&record.prompt(), &record.output] {
+            assert_eq!(
+                model.encode(text).unwrap(),
+                json.encode(text).unwrap(),
+                "{text:?}"
+            );
+        }
+    }
+    for id in 0..json.vocab_size() as u32 {
+        assert_eq!(
+            model.decode(&[id]).unwrap(),
+            json.decode(&[id]).unwrap(),
+            "{id}"
+        );
+    }
+}
+
+#[test]
+fn llama2_golden() {
+    check_golden("llama2", "assets/llama2_tokenizer");
+}
+
+#[test]
+fn tok512_golden() {
+    check_golden("tok512", "reference/stories260k/hf");
+}
+
+#[test]
+fn llama2_files_agree() {
+    check_files_agree("assets/llama2_tokenizer");
+}
+
+#[test]
+fn tok512_files_agree() {
+    check_files_agree("reference/stories260k/hf");
+}
+
+fn tiny() -> Tokenizer {
+    Tokenizer::from_json_bytes(tiny_tokenizer::json().as_bytes()).unwrap()
+}
+
+fn from_model(model: &Model) -> burn_peft::Result<Tokenizer> {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("tokenizer.model");
+    fs::write(&path, model.bytes()).unwrap();
+    Tokenizer::from_file(path)
+}
+
+#[test]
+fn merges_and_falls_back_to_bytes() {
+    for tokenizer in [tiny(), from_model(&Model::default()).unwrap()] {
+        let encode = |text| tokenizer.encode(text).unwrap();
+        assert_eq!(encode("hello"), [id("\u{2581}hello")]);
+        assert_eq!(
+            encode(" hell!"),
+            [id("\u{2581}\u{2581}"), id("he"), id("ll"), id("!")]
+        );
+        assert_eq!(encode("é"), [id("\u{2581}"), byte(0xC3), byte(0xA9)]);
+        assert_eq!(encode(""), []);
+        assert_eq!(tokenizer.vocab_size(), 271);
+    }
+}
+
+#[test]
+fn special_tokens_in_a_text_are_text() {
+    for tokenizer in [tiny(), from_model(&Model::default()).unwrap()] {
+        let bytes = "</s>".bytes().map(byte);
+        let expected: Vec<u32> = [id("\u{2581}")].into_iter().chain(bytes).collect();
+        assert_eq!(tokenizer.encode("</s>").unwrap(), expected);
+        assert_eq!(tokenizer.decode(&expected).unwrap(), "</s>");
+    }
+}
+
+#[test]
+fn decoding_skips_special_and_unknown_ids() {
+    let ids = [1, id("\u{2581}hello"), 0, byte(0xFF), id("!"), 2, 9999];
+    assert_eq!(tiny().decode(&ids).unwrap(), "hello\u{FFFD}!");
+}
+
+#[test]
+fn extra_spaces_go_where_the_model_says_so() {
+    let model = Model {
+        remove_extra_whitespaces: true,
+        ..Model::default()
+    };
+    let tokenizer = from_model(&model).unwrap();
+    assert_eq!(tokenizer.encode("  ").unwrap(), []);
+    assert_eq!(
+        tokenizer.encode("  hello   hello ").unwrap(),
+        [id("\u{2581}hello"), id("\u{2581}hello")]
+    );
+}
+
+#[test]
+fn no_prefix_where_the_model_has_none() {
+    let model = Model {
+        add_dummy_prefix: false,
+        ..Model::default()
+    };
+    let tokenizer = from_model(&model).unwrap();
+    assert_eq!(tokenizer.encode("he").unwrap(), [id("he")]);
+    assert_eq!(tokenizer.decode(&[id("\u{2581}he")]).unwrap(), " he");
+}
+
+#[test]
+fn special_ids_can_be_given() {
+    let tokenizer = tiny().with_special_ids(None, Some(7));
+    assert_eq!(tokenizer.bos_id(), Some(1));
+    assert_eq!(tokenizer.eos_id(), Some(7));
+    assert_eq!(tokenizer.with_special_ids(Some(5), None).bos_id(), Some(5));
+}
+
+#[test]
+fn a_folder_prefers_the_json() {
+    let dir = tempfile::tempdir().unwrap();
+    fs::write(dir.path().join("tokenizer.model"), Model::default().bytes()).unwrap();
+    assert_eq!(Tokenizer::from_dir(&dir).unwrap().vocab_size(), 271);
+    fs::write(dir.path().join("tokenizer.json"), "{}").unwrap();
+    assert!(message(Tokenizer::from_dir(&dir)).contains("tokenizer.json"));
+}
+
+#[test]
+fn missing_files_and_folders() {
+    let dir = tempfile::tempdir().unwrap();
+    assert!(
+        message(Tokenizer::from_dir(&dir)).contains("no tokenizer.json and no tokenizer.model")
+    );
+    let gone = dir.path().join("gone");
+    assert!(matches!(Tokenizer::from_dir(&gone), Err(Error::Io { path, .. }) if path == gone));
+    assert!(matches!(Tokenizer::from_file(&gone), Err(Error::Io { path, .. }) if path == gone));
+}
+
+#[test]
+fn damaged_files_are_errors() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("tokenizer.model");
+    let model = Model::default().bytes();
+    let json = tiny_tokenizer::json();
+    let damaged: [&[u8]; 6] = [
+        b"",
+        b"IQ== 0\nIg== 1\n",
+        b"{\"model\": ",
+        b"{\"model\": {\"type\": \"BPE\", \"vocab\": {}, \"merges\": []}}",
+        &model[..model.len() / 2],
+        &json.as_bytes()[..json.len() / 2],
+    ];
+    for bytes in damaged {
+        fs::write(&path, bytes).unwrap();
+        assert!(message(Tokenizer::from_file(&path)).contains("tokenizer.model: "));
+    }
+}
+
+#[test]
+fn other_kinds_of_sentencepiece_are_refused() {
+    let llama = Model::default();
+    let cases = [
+        (
+            Model {
+                model_type: 1,
+                ..llama
+            },
+            "not a BPE model",
+        ),
+        (
+            Model {
+                charsmap: b"nfkc",
+                ..llama
+            },
+            "normalises",
+        ),
+        (
+            Model {
+                whitespace_as_suffix: true,
+                ..llama
+            },
+            "behind words",
+        ),
+        (
+            Model {
+                pieces: &[("h", 1), ("[X]", 4)],
+                ..llama
+            },
+            "user-defined",
+        ),
+        (
+            Model {
+                pieces: &[("h", 1), ("h", 1)],
+                ..llama
+            },
+            "two pieces",
+        ),
+    ];
+    for (model, what) in cases {
+        let message = message(from_model(&model));
+        assert!(message.contains(what), "{message}");
+        assert!(
+            message.contains("use the model's tokenizer.json"),
+            "{message}"
+        );
+    }
+}
+
+fn message(result: burn_peft::Result<Tokenizer>) -> String {
+    match result {
+        Err(error @ Error::Format { .. }) => error.to_string(),
+        other => panic!("a format error was expected, not {other:?}"),
+    }
+}
+
+proptest! {
+    /// With a byte for whatever has no piece, no text is lost.
+    #[test]
+    fn decoding_undoes_encoding(text in "[hel o!é\\n<s>/🦙]{0,40}") {
+        for tokenizer in [tiny(), from_model(&Model::default()).unwrap()] {
+            let ids = tokenizer.encode(&text).unwrap();
+            prop_assert_eq!(tokenizer.decode(&ids).unwrap(), text.clone());
+            prop_assert!(ids.iter().all(|&id| (id as usize) < tokenizer.vocab_size()));
+        }
+    }
+
+    /// No bytes make the reader panic.
+    #[test]
+    fn any_bytes_are_read_or_refused(cut in 0usize..4000, flip in 0usize..4000, to: u8) {
+        let mut bytes = Model::default().bytes();
+        let place = flip % bytes.len();
+        bytes[place] = to;
+        bytes.truncate(cut);
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("tokenizer.model");
+        fs::write(&path, bytes).unwrap();
+        if let Ok(tokenizer) = Tokenizer::from_file(&path) {
+            tokenizer.encode("hello!").unwrap();
+        }
+    }
+}
