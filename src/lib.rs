@@ -2,5 +2,6 @@
 #![warn(missing_docs)]
 
 mod error;
+pub mod training;
 
 pub use error::{Error, Result};

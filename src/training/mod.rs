@@ -1,0 +1,3 @@
+//! Finetuning: the recipe's configuration.
+
+pub mod recipe;
