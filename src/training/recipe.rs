@@ -156,7 +156,7 @@ impl Default for RecipeConfig {
             dtype: Precision::F32,
             device: "auto".into(),
             enable_activation_checkpointing: false,
-            output_dir: "lora_finetune_output".into(),
+            output_dir: "./lora_finetune_output".into(),
             save_every_n_steps: None,
             save_adapter_weights_only: false,
             resume_from_checkpoint: false,

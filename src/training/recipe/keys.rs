@@ -199,7 +199,7 @@ pub(super) const KEYS: &[RecipeKey] = &[
     key(
         "device",
         Text("a device such as auto, flex, ndarray, cuda or cuda:1"),
-        "Where to run: `auto`, `flex`, `ndarray`, `cuda`, `cuda:1`, ...",
+        "Where to run; `auto` is a GPU if there is one, otherwise the CPU.",
     )
     .free(),
     key(
