@@ -53,7 +53,7 @@ impl Run {
             loss: BTreeMap::new(),
             validation: BTreeMap::new(),
         };
-        for (number, line) in (1..).zip(finished_lines(&text)) {
+        for (number, line) in (1..).zip(finished(&text).lines()) {
             run.add(line).map_err(|message| Error::Format {
                 path: path.clone(),
                 message: format!("line {number}: {message}"),
@@ -62,7 +62,7 @@ impl Run {
         if run.loss.is_empty() {
             return Err(Error::Format {
                 path,
-                message: "holds no losses yet".into(),
+                message: "holds no losses".into(),
             });
         }
         Ok(run)
@@ -90,10 +90,9 @@ impl Run {
     }
 }
 
-/// All lines, but not a last one without line end: a run in progress is still writing it.
-fn finished_lines(text: &str) -> impl Iterator<Item = &str> {
-    let end = text.rfind('\n').map_or(0, |last| last + 1);
-    text[..end].lines().filter(|line| !line.trim().is_empty())
+/// The text up to its last line end: what follows, a run in progress is still writing.
+fn finished(text: &str) -> &str {
+    text.rfind('\n').map_or("", |end| &text[..end])
 }
 
 /// The folder's own name, also where the path (`.`, say) does not show it.
@@ -159,8 +158,15 @@ fn draw<'a>(
         .label_style(text.clone())
         .axis_desc_style(text.clone())
         .draw()?;
-    for (run, colour) in runs.iter().zip(COLOURS.into_iter().cycle()) {
-        draw_run(&mut chart, run, colour, smoothing)?;
+    let coloured = || runs.iter().zip(COLOURS.into_iter().cycle());
+    // All pale lines lie under all strong ones.
+    for (run, colour) in coloured() {
+        let raw = run.loss.iter().map(|(step, loss)| (*step, *loss));
+        chart.draw_series(LineSeries::new(raw, colour.mix(0.25)))?;
+    }
+    for (run, colour) in coloured() {
+        draw_smoothed(&mut chart, run, colour, smoothing)?;
+        draw_validation(&mut chart, run, colour)?;
     }
     chart
         .configure_series_labels()
@@ -173,31 +179,32 @@ fn draw<'a>(
     area.present()
 }
 
-fn draw_run<'a>(
+fn draw_smoothed<'a>(
     chart: &mut Chart<'a, '_>,
     run: &Run,
     colour: RGBColor,
     smoothing: f64,
 ) -> DrawResult<'a> {
-    let raw = run.loss.iter().map(|(step, loss)| (*step, *loss));
-    chart.draw_series(LineSeries::new(raw, colour.mix(0.25).stroke_width(1)))?;
-    let smoothed = smooth(&run.loss, smoothing);
+    let style = colour.filled().stroke_width(3);
+    // A line through a single point would not be seen.
+    let dot = if run.loss.len() == 1 { 3 } else { 0 };
     chart
-        .draw_series(LineSeries::new(smoothed, colour.stroke_width(3)))?
+        .draw_series(LineSeries::new(smooth(&run.loss, smoothing), style).point_size(dot))?
         .label(&run.name)
-        .legend(move |(x, y)| PathElement::new([(x, y), (x + 18, y)], colour.stroke_width(3)));
+        .legend(move |(x, y)| PathElement::new([(x, y), (x + 18, y)], style));
+    Ok(())
+}
+
+fn draw_validation<'a>(chart: &mut Chart<'a, '_>, run: &Run, colour: RGBColor) -> DrawResult<'a> {
     if run.validation.is_empty() {
         return Ok(());
     }
-    let dot = move |at| Circle::new(at, 4, colour.filled());
+    let at = || run.validation.iter().map(|(step, loss)| (*step, *loss));
+    chart.draw_series(at().map(|point| Circle::new(point, 7, WHITE.filled())))?;
     chart
-        .draw_series(
-            run.validation
-                .iter()
-                .map(|(step, loss)| Circle::new((*step, *loss), 4, colour.filled())),
-        )?
+        .draw_series(at().map(|point| Circle::new(point, 5, colour.filled())))?
         .label(format!("{}, validation", run.name))
-        .legend(move |(x, y)| dot((x + 9, y)));
+        .legend(move |(x, y)| Circle::new((x + 9, y), 5, colour.filled()));
     Ok(())
 }
 

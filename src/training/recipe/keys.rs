@@ -429,7 +429,6 @@ impl fmt::Display for Kind {
         match self {
             Flag => write!(f, "true or false"),
             Off(reason) => write!(f, "false ({reason})"),
-            Count(0) => write!(f, "a whole number"),
             Count(min) => write!(f, "a whole number, at least {min}"),
             Positive => write!(f, "a number above 0"),
             NonNegative => write!(f, "a number, at least 0"),
