@@ -12,7 +12,7 @@ use burn_peft::generate::{GenerateOptions, generate};
 use burn_peft::llama::{AttentionMask, RotaryEmbedding, TransformerDecoder};
 use burn_peft::lora::LoRAConfig;
 use burn_peft::training::{
-    AdamWConfig, LossNormalization, LrSchedule, LrScheduleKind, Trainer, accumulate_gradients,
+    AdamWConfig, LossNormalization, LrSchedule, ScheduleKind, Trainer, accumulate_gradients,
     lm_loss_sum,
 };
 use common::{Tensors, assert_close, assert_floats_close, device, floats, golden};
@@ -89,8 +89,18 @@ fn assert_generates(model: &TransformerDecoder, case: &str, expected: &Tensors) 
 fn base_logits_and_loss() {
     for case in BASES {
         let (model, expected) = (base(case), expected(values_of(case)));
-        assert_close(case, logits(&model, case), &expected.floats("logits"), LOGITS);
-        assert_floats_close(case, &[loss(&model, case, "")], &expected.floats("loss"), LOSS);
+        assert_close(
+            case,
+            logits(&model, case),
+            &expected.floats("logits"),
+            LOGITS,
+        );
+        assert_floats_close(
+            case,
+            &[loss(&model, case, "")],
+            &expected.floats("loss"),
+            LOSS,
+        );
     }
 }
 
@@ -145,8 +155,18 @@ fn adapter_logits_loss_and_greedy_ids() {
     for (case, adapter) in ADAPTERS {
         let (model, _) = with_adapter(case, adapter);
         let expected = expected(&format!("{case}/{adapter}"));
-        assert_close(adapter, logits(&model, case), &expected.floats("logits"), LOGITS);
-        assert_floats_close(adapter, &[loss(&model, case, "")], &expected.floats("loss"), LOSS);
+        assert_close(
+            adapter,
+            logits(&model, case),
+            &expected.floats("logits"),
+            LOGITS,
+        );
+        assert_floats_close(
+            adapter,
+            &[loss(&model, case, "")],
+            &expected.floats("loss"),
+            LOSS,
+        );
         assert_generates(&model, case, &expected);
     }
 }
@@ -201,7 +221,11 @@ fn adapter_gradients() {
         };
         model.visit(&mut named);
         let names = peft_names(&model, &lora);
-        assert_eq!(named.values.len(), names.len(), "only the adapter has gradients");
+        assert_eq!(
+            named.values.len(),
+            names.len(),
+            "only the adapter has gradients"
+        );
         for name in names {
             let expected = expected.floats(&format!("grad.{name}"));
             assert_floats_close(&name, &named.values[&our_name(&name)], &expected, GRADIENT);
@@ -225,7 +249,7 @@ fn ten_adamw_steps() {
         let before = base_weights(&model);
         let expected = expected(&format!("{case}/{adapter}"));
         let schedule = LrSchedule {
-            kind: LrScheduleKind::Constant,
+            kind: ScheduleKind::Constant,
             lr: 1e-3,
             warmup_steps: 0,
             total_steps: 10,
@@ -239,9 +263,17 @@ fn ten_adamw_steps() {
         }
         assert_floats_close(adapter, &losses, &expected.floats("step_losses"), STEP_LOSS);
         assert_adapter(&model, &lora, &expected, "final.");
-        assert_close(adapter, logits(&model, case), &expected.floats("final_logits"), LOGITS);
+        assert_close(
+            adapter,
+            logits(&model, case),
+            &expected.floats("final_logits"),
+            LOGITS,
+        );
         assert_eq!(base_weights(&model), before, "the base is frozen");
-        assert_eq!(trainer.optimizer.num_states(), adapter_state_dict(&model).len());
+        assert_eq!(
+            trainer.optimizer.num_states(),
+            adapter_state_dict(&model).len()
+        );
     }
 }
 
@@ -256,7 +288,7 @@ fn recipe_with_accumulation_cosine_and_clipping() {
     let (mut model, lora) = with_adapter("gqa", "lora_qv_r8");
     let expected = expected("gqa/lora_qv_r8");
     let schedule = LrSchedule {
-        kind: LrScheduleKind::Cosine,
+        kind: ScheduleKind::Cosine,
         lr: 1e-3,
         warmup_steps: 2,
         total_steps: 8,
@@ -274,7 +306,12 @@ fn recipe_with_accumulation_cosine_and_clipping() {
         norms.push(output.grad_norm as f32);
     }
     let name = "recipe";
-    assert_floats_close(name, &losses, &expected.floats("recipe_step_losses"), STEP_LOSS);
+    assert_floats_close(
+        name,
+        &losses,
+        &expected.floats("recipe_step_losses"),
+        STEP_LOSS,
+    );
     assert_floats_close(name, &norms, &expected.floats("recipe_grad_norms"), 1e-4);
     assert_adapter(&model, &lora, &expected, "recipe_final.");
 }
@@ -322,11 +359,11 @@ fn learning_rates() {
         let (rest, total) = name.rsplit_once("_total").unwrap();
         let (kind, warmup) = rest.rsplit_once("_warmup").unwrap();
         let (kind, warmup) = match kind {
-            "cosine" => (LrScheduleKind::Cosine, warmup),
-            "linear" => (LrScheduleKind::Linear, warmup),
-            "constant_with_warmup" => (LrScheduleKind::Constant, warmup),
+            "cosine" => (ScheduleKind::Cosine, warmup),
+            "linear" => (ScheduleKind::Linear, warmup),
+            "constant_with_warmup" => (ScheduleKind::Constant, warmup),
             // transformers' `constant` knows no warmup.
-            "constant" => (LrScheduleKind::Constant, "0"),
+            "constant" => (ScheduleKind::Constant, "0"),
             other => panic!("{other}"),
         };
         let schedule = LrSchedule {

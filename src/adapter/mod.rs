@@ -7,7 +7,8 @@ mod state_dict;
 mod validate;
 
 pub use params::{
-    ParamCount, ParamInfo, ParamSet, get_adapter_params, get_params, set_trainable_params,
+    ParamCount, ParamInfo, ParamSet, get_adapter_params, get_params, initialize_params,
+    set_trainable_params,
 };
 pub(crate) use state_dict::compare_keys;
 pub use state_dict::{

@@ -102,6 +102,20 @@ pub fn set_trainable_params<M: Module>(model: M, params: &ParamSet) -> M {
     })
 }
 
+/// Gives every parameter that is still lazy its value, in the model's order, so that a device's seed
+/// determines the values.
+pub fn initialize_params<M: Module>(model: &M) {
+    model.visit(&mut Initializer);
+}
+
+struct Initializer;
+
+impl ModuleVisitor for Initializer {
+    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+        param.val();
+    }
+}
+
 #[derive(Default)]
 struct Lister {
     path: Path,

@@ -110,7 +110,12 @@ impl AdamW {
     /// [`Error::Shape`] if it has another size.
     pub fn load_state_dict<M: Module>(&mut self, model: &M, values: &StateDict) -> Result<()> {
         let params = get_params(model);
-        let device = model.devices().into_iter().next().unwrap_or_default().inner();
+        let device = model
+            .devices()
+            .into_iter()
+            .next()
+            .unwrap_or_default()
+            .inner();
         let mut states = HashMap::new();
         for key in values.keys() {
             let Some(name) = key.strip_suffix(".exp_avg") else {
@@ -205,7 +210,9 @@ impl ModuleMapper for Updater<'_> {
         let require_grad = value.is_require_grad();
         let (shape, dtype) = (value.shape(), value.dtype());
         let flat = |tensor: Tensor<D>| tensor.cast(DType::F32).flatten::<1>(0, D - 1);
-        let updated = self.optimizer.update(id, self.lr, flat(value.inner()), flat(grad));
+        let updated = self
+            .optimizer
+            .update(id, self.lr, flat(value.inner()), flat(grad));
         let updated = Tensor::from_inner(updated.reshape(shape).cast(dtype));
         Param::from_mapped_value(id, updated.set_require_grad(require_grad), mapper)
     }
@@ -229,8 +236,7 @@ impl AdamW {
         let step_size = lr / (1.0 - beta1.powi(step));
         let correction2 = (1.0 - beta2.powi(step)).sqrt();
         let denominator = exp_avg_sq.clone().sqrt() / correction2 + eps;
-        let updated =
-            value * (1.0 - lr * weight_decay) - exp_avg.clone() / denominator * step_size;
+        let updated = value * (1.0 - lr * weight_decay) - exp_avg.clone() / denominator * step_size;
         let state = State {
             step,
             exp_avg,

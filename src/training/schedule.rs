@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 /// How the learning rate goes on after the warmup.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum LrScheduleKind {
+pub enum ScheduleKind {
     /// Down along half a cosine, to 0 at the end.
     Cosine,
     /// Down along a line, to 0 at the end.
@@ -14,12 +14,12 @@ pub enum LrScheduleKind {
     Constant,
 }
 
-/// Linear warmup from 0, then one of [`LrScheduleKind`]; the values of transformers'
+/// Linear warmup from 0, then one of [`ScheduleKind`]; the values of transformers'
 /// `get_scheduler`.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct LrSchedule {
     /// What follows the warmup.
-    pub kind: LrScheduleKind,
+    pub kind: ScheduleKind,
     /// The highest learning rate.
     pub lr: f64,
     /// The number of warmup steps.
@@ -38,9 +38,9 @@ impl LrSchedule {
         let progress = ((step - self.warmup_steps) as f64 / decay_steps as f64).min(1.0);
         self.lr
             * match self.kind {
-                LrScheduleKind::Cosine => 0.5 * (1.0 + (PI * progress).cos()),
-                LrScheduleKind::Linear => 1.0 - progress,
-                LrScheduleKind::Constant => 1.0,
+                ScheduleKind::Cosine => 0.5 * (1.0 + (PI * progress).cos()),
+                ScheduleKind::Linear => 1.0 - progress,
+                ScheduleKind::Constant => 1.0,
             }
     }
 }

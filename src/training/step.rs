@@ -65,8 +65,12 @@ pub fn accumulate_gradients(
 /// The mean loss over all labelled tokens of some batches, without a graph and without dropout.
 pub fn validation_loss(model: &TransformerDecoder, batches: &[Batch]) -> f64 {
     let model = model.valid();
-    let losses = batches.iter().filter_map(|batch| lm_loss_sum(&model, batch));
-    let sum: f64 = losses.map(|loss| f64::from(loss.into_scalar::<f32>())).sum();
+    let losses = batches
+        .iter()
+        .filter_map(|batch| lm_loss_sum(&model, batch));
+    let sum: f64 = losses
+        .map(|loss| f64::from(loss.into_scalar::<f32>()))
+        .sum();
     let tokens: usize = batches.iter().map(Batch::num_label_tokens).sum();
     sum / tokens.max(1) as f64
 }

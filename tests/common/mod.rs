@@ -46,7 +46,9 @@ impl Tensors {
 
     pub fn ints(&self, key: &str) -> Vec<i32> {
         let wide = self.0.read_ints(key).unwrap();
-        wide.into_iter().map(|id| i32::try_from(id).unwrap()).collect()
+        wide.into_iter()
+            .map(|id| i32::try_from(id).unwrap())
+            .collect()
     }
 
     pub fn shape(&self, key: &str) -> Vec<usize> {
@@ -101,7 +103,10 @@ pub fn floats(data: &TensorData) -> Vec<f32> {
 pub fn max_abs_diff(a: &[f32], b: &[f32]) -> f32 {
     assert_eq!(a.len(), b.len());
     assert!(a.iter().chain(b).all(|x| x.is_finite()));
-    a.iter().zip(b).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max)
+    a.iter()
+        .zip(b)
+        .map(|(a, b)| (a - b).abs())
+        .fold(0.0, f32::max)
 }
 
 /// Asserts that a tensor equals the expected values within an absolute tolerance.

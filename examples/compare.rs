@@ -1,0 +1,170 @@
+//! Compares this crate with what another framework computed, for those who want to see for
+//! themselves.
+//!
+//! ```text
+//! cargo run --release --example compare -- --model DIR [--adapter DIR] \
+//!     --inputs inputs.safetensors --expected expected.safetensors
+//! ```
+//!
+//! `inputs` holds `input_ids` and perhaps `labels`, `[batch, seq]`, -100 where there is no label;
+//! `expected` holds `logits`, `[batch, seq, vocab]`, and perhaps `loss`. Prints one JSON line with
+//! `max_abs_logits` and, if both files have what it takes, `abs_loss`.
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use burn::tensor::{DType, Device, Int, Tensor, TensorData};
+use burn_peft::checkpoint::{
+    SafetensorsFile, load_hf_as, load_peft, read_hf_config, read_peft_config,
+};
+use burn_peft::data::IGNORE_INDEX;
+use burn_peft::llama::TransformerDecoder;
+use burn_peft::training::cross_entropy_sum;
+use burn_peft::{Error, Result};
+use clap::Parser;
+
+/// Compare logits and loss with those of another framework.
+#[derive(Parser)]
+struct Args {
+    /// A Hugging Face folder.
+    #[arg(long)]
+    model: PathBuf,
+    /// A PEFT folder.
+    #[arg(long)]
+    adapter: Option<PathBuf>,
+    /// A file with `input_ids` and perhaps `labels`.
+    #[arg(long)]
+    inputs: PathBuf,
+    /// A file with `logits` and perhaps `loss`.
+    #[arg(long)]
+    expected: PathBuf,
+}
+
+fn main() -> ExitCode {
+    match compare(&Args::parse()) {
+        Ok(line) => {
+            println!("{line}");
+            ExitCode::SUCCESS
+        }
+        Err(error) => {
+            eprintln!("error: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn compare(args: &Args) -> Result<serde_json::Value> {
+    let model = load(&args.model, args.adapter.as_deref())?;
+    let inputs = SafetensorsFile::open(&args.inputs)?;
+    let expected = SafetensorsFile::open(&args.expected)?;
+    let (ids, shape) = read_ids(&inputs, "input_ids")?;
+    check_vocab(&ids, model.config.vocab_size)?;
+    let device = model.norm.weight.lazy_device();
+    let ids = Tensor::<2, Int>::from_data(TensorData::new(ids, shape), &device);
+    let logits = model.forward(ids, None);
+
+    let found = logits.dims().to_vec();
+    check_shape(&expected, "logits", &found)?;
+    let reference = Tensor::<3>::from_data(expected.read("logits", DType::F32)?, &device);
+    let difference = (logits.clone() - reference)
+        .abs()
+        .max()
+        .into_scalar::<f32>();
+    let mut line = serde_json::json!({ "max_abs_logits": difference });
+    if has(&inputs, "labels") && has(&expected, "loss") {
+        let (labels, labels_shape) = read_ids(&inputs, "labels")?;
+        if labels_shape != shape {
+            return Err(shape_error(&inputs, "labels", &shape, &labels_shape));
+        }
+        let loss = mean_loss(logits, &labels);
+        let reference = expected.read("loss", DType::F32)?;
+        let reference = Tensor::<1>::from_data(reference, &device).into_scalar::<f32>();
+        line["abs_loss"] = (loss - reference).abs().into();
+    }
+    Ok(line)
+}
+
+fn load(dir: &Path, adapter: Option<&Path>) -> Result<TransformerDecoder> {
+    let device = Device::default();
+    let config = read_hf_config(dir)?;
+    let mut model = match adapter {
+        None => config.init(&device),
+        Some(adapter) => config.init_lora(&read_peft_config(adapter)?, &device)?,
+    };
+    load_hf_as(&mut model, dir, DType::F32)?;
+    if let Some(adapter) = adapter {
+        load_peft(&mut model, adapter)?;
+    }
+    Ok(model)
+}
+
+/// The mean cross entropy over all positions whose next token has a label.
+fn mean_loss(logits: Tensor<3>, labels: &[i32]) -> f32 {
+    let [batch, seq, vocab] = logits.dims();
+    let device = logits.device();
+    let next = labels
+        .iter()
+        .enumerate()
+        .filter(|(i, _)| !i.is_multiple_of(seq));
+    let labelled = next.filter(|(_, label)| **label != IGNORE_INDEX);
+    let (rows, targets): (Vec<i32>, Vec<i32>) =
+        labelled.map(|(i, label)| (i as i32 - 1, *label)).unzip();
+    let count = rows.len() as f32;
+    let rows = Tensor::<1, Int>::from_ints(&rows[..], &device);
+    let predicting = logits.reshape([batch * seq, vocab]).select(0, rows);
+    let targets = Tensor::from_ints(&targets[..], &device);
+    cross_entropy_sum(predicting, targets).into_scalar::<f32>() / count
+}
+
+fn has(file: &SafetensorsFile, key: &str) -> bool {
+    file.shapes().contains_key(key)
+}
+
+fn read_ids(file: &SafetensorsFile, key: &str) -> Result<(Vec<i32>, Vec<usize>)> {
+    let shapes = file.shapes();
+    let shape = shapes.get(key).ok_or_else(|| missing(file, key))?;
+    if shape.len() != 2 {
+        return Err(shape_error(file, key, &[0, 0], shape));
+    }
+    let ids = file.read_ints(key)?.into_iter();
+    Ok((ids.map(|id| id as i32).collect(), shape.clone()))
+}
+
+fn check_vocab(ids: &[i32], vocab_size: usize) -> Result<()> {
+    match ids
+        .iter()
+        .find(|id| **id < 0 || **id as usize >= vocab_size)
+    {
+        Some(id) => Err(Error::TokenOutOfRange {
+            id: *id as u32,
+            vocab_size,
+        }),
+        None => Ok(()),
+    }
+}
+
+fn check_shape(file: &SafetensorsFile, key: &str, expected: &[usize]) -> Result<()> {
+    let shapes = file.shapes();
+    let found = shapes.get(key).ok_or_else(|| missing(file, key))?;
+    match found[..] == *expected {
+        true => Ok(()),
+        false => Err(shape_error(file, key, expected, found)),
+    }
+}
+
+fn missing(file: &SafetensorsFile, key: &str) -> Error {
+    Error::Keys {
+        origin: file.path().display().to_string(),
+        missing: vec![key.to_owned()],
+        unexpected: Vec::new(),
+    }
+}
+
+fn shape_error(file: &SafetensorsFile, key: &str, expected: &[usize], found: &[usize]) -> Error {
+    Error::Shape {
+        origin: file.path().display().to_string(),
+        key: key.to_owned(),
+        expected: expected.to_vec(),
+        found: found.to_vec(),
+    }
+}

@@ -1,0 +1,353 @@
+//! Finetunes a Llama with LoRA on Alpaca-like records.
+//!
+//! Without arguments it finetunes the tiny model that ships in this repository and asks it, before
+//! and after, questions that it was not trained on. With a checkpoint and a data set it does the
+//! same work for real:
+//!
+//! ```text
+//! cargo run --release --example lora_alpaca
+//! cargo run --release --example lora_alpaca -- --config examples/configs/llama2_7b_lora.yaml \
+//!     lora_attn_modules=[q_proj,k_proj,v_proj,output_proj] lora_rank=32 lora_alpha=64 \
+//!     output_dir=./lora_experiment_1
+//! ```
+
+#[path = "support/device.rs"]
+mod device;
+#[path = "support/embedded.rs"]
+mod embedded;
+#[path = "support/plot.rs"]
+mod plot;
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use burn_peft::adapter::{ParamCount, initialize_params, validate_state_dict_for_lora};
+use burn_peft::checkpoint::{load_hf_as, save_hf, save_peft_with_base};
+use burn_peft::data::{
+    AlpacaRecord, Batch, Sample, batches_of, check_vocab, load_alpaca, split_validation,
+    tokenize_records,
+};
+use burn_peft::llama::{LlamaConfig, TransformerDecoder};
+use burn_peft::tokenizer::Tokenizer;
+use burn_peft::training::recipe::RecipeConfig;
+use burn_peft::training::{MetricsLog, RunDir, Summary, peak_memory_bytes, validation_loss};
+use burn_peft::{Error, Result};
+use clap::Parser;
+use indicatif::{ProgressBar, ProgressStyle};
+use serde_json::json;
+
+/// Finetune a Llama with LoRA on Alpaca-like records.
+#[derive(Parser)]
+struct Args {
+    /// The recipe's YAML file; without it, the tiny model of this repository is finetuned.
+    #[arg(long)]
+    config: Option<PathBuf>,
+    /// Changes of single keys, such as `lora_rank=32` or `optimizer.lr=1e-4`.
+    #[arg(value_name = "KEY=VALUE")]
+    overrides: Vec<String>,
+}
+
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+fn main() -> ExitCode {
+    let args = Args::parse();
+    let config = match &args.config {
+        Some(path) => RecipeConfig::from_file(path, &args.overrides),
+        None => RecipeConfig::from_yaml(embedded::CONFIG, "embedded default", &args.overrides),
+    };
+    match config.and_then(|config| finetune(&config)) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn finetune(config: &RecipeConfig) -> Result<()> {
+    let base_dir = config.checkpoint_dir.clone().unwrap_or_else(embedded::dir);
+    let llama = config.llama(&base_dir)?;
+    let lora = config.lora();
+    let device = device::from_name(&config.device)?.autodiff();
+    let tokenizer = tokenizer(config, &base_dir)?;
+    let data = Data::load(config, &llama, &tokenizer)?;
+
+    device.seed(config.seed);
+    let mut model = llama.init_lora(&lora, &device)?;
+    let report = load_hf_as(&mut model, &base_dir, config.dtype.into())?;
+    validate_state_dict_for_lora(&lora, &report)?;
+    initialize_params(&model);
+    println!("{}", ParamCount::of(&model));
+
+    let order = config.data_order(data.train.len());
+    let total_steps = order.steps_per_epoch() * config.epochs;
+    let mut trainer = config.trainer(total_steps);
+    let (run, mut metrics) = match config.resume_from_checkpoint {
+        true => {
+            let run = RunDir::resume(config)?;
+            run.load_checkpoint(&mut model, &mut trainer)?;
+            let metrics = MetricsLog::resume(run.metrics_path(), trainer.step)?;
+            (run, metrics)
+        }
+        false => {
+            let run = RunDir::create(config)?;
+            let metrics = MetricsLog::create(run.metrics_path())?;
+            (run, metrics)
+        }
+    };
+    let quiz = Quiz::before(config, &model, &tokenizer)?;
+
+    let due = |every: Option<usize>, step: usize| every.is_some_and(|n| step.is_multiple_of(n));
+    let progress = progress_bar(total_steps, trainer.step);
+    let mut speed = Speed::default();
+    let mut final_loss = f64::NAN;
+    while trainer.step < total_steps {
+        let micro_batches: Vec<Batch> = order
+            .step(trainer.step)
+            .iter()
+            .map(|indices| data.batch(indices))
+            .collect();
+        let started = Instant::now();
+        let (next, output) = trainer.step(model, &micro_batches);
+        model = next;
+        speed.add(output.num_tokens, started.elapsed());
+        final_loss = output.loss;
+        progress.set_message(format!(
+            "loss {:.4}, {:.0} tokens/s",
+            output.loss,
+            speed.mean()
+        ));
+        progress.inc(1);
+
+        if due(Some(config.log_every_n_steps), trainer.step) {
+            let memory = peak_memory_bytes().filter(|_| config.log_peak_memory_stats);
+            metrics.log(&json!({
+                "step": trainer.step,
+                "epoch": order.epoch_of(trainer.step - 1),
+                "loss": output.loss,
+                "lr": output.lr,
+                "grad_norm": output.grad_norm,
+                "tokens_per_second": speed.last,
+                "peak_memory_bytes": memory,
+            }))?;
+        }
+        if due(config.run_val_every_n_steps, trainer.step) {
+            let val_loss = validation_loss(&model, &data.validation);
+            metrics.log(&json!({ "step": trainer.step, "val_loss": val_loss }))?;
+        }
+        if due(config.save_every_n_steps, trainer.step) || trainer.step == total_steps {
+            run.save_checkpoint(&model, &lora, &trainer)?;
+        }
+    }
+    progress.finish();
+
+    save_peft_with_base(
+        &model,
+        &lora,
+        &base_dir.to_string_lossy(),
+        run.adapter_dir(),
+    )?;
+    if !config.save_adapter_weights_only {
+        save_hf(&model.clone().merge_lora(), run.path().join("merged"))?;
+    }
+    let has_validation = !data.validation.is_empty();
+    let exact_match = quiz.after(&model, &tokenizer)?;
+    let count = ParamCount::of(&model);
+    let summary = Summary {
+        steps: trainer.step,
+        final_loss,
+        total_params: count.total,
+        trainable_params: count.trainable,
+        tokens_per_second: speed.mean(),
+        peak_memory_bytes: peak_memory_bytes(),
+        val_loss: has_validation.then(|| validation_loss(&model, &data.validation)),
+        exact_match_base: exact_match.map(|(base, _)| base),
+        exact_match_finetuned: exact_match.map(|(_, finetuned)| finetuned),
+    };
+    draw_loss_curve(run.path());
+    run.finish(&summary)?;
+    println!("loss {final_loss:.4} after {} steps", summary.steps);
+    println!(
+        "adapter, loss curve and summary are in {}",
+        run.path().display()
+    );
+    Ok(())
+}
+
+/// The picture is an extra: a run is not lost for want of it.
+fn draw_loss_curve(run: &Path) {
+    let drawn = plot::Run::read(run)
+        .and_then(|curve| plot::loss_curve(&[curve], plot::SMOOTHING, &run.join("loss_curve.svg")));
+    if let Err(error) = drawn {
+        eprintln!("warning: no loss curve: {error}");
+    }
+}
+
+fn tokenizer(config: &RecipeConfig, base_dir: &Path) -> Result<Tokenizer> {
+    match &config.tokenizer {
+        Some(path) if path.is_file() => Tokenizer::from_file(path),
+        Some(dir) => Tokenizer::from_dir(dir),
+        None => Tokenizer::from_dir(base_dir),
+    }
+}
+
+/// What a run trains on and validates with.
+struct Data {
+    train: Vec<Sample>,
+    validation: Vec<Batch>,
+    pad_id: u32,
+}
+
+impl Data {
+    fn load(config: &RecipeConfig, llama: &LlamaConfig, tokenizer: &Tokenizer) -> Result<Self> {
+        let path = config.dataset.clone().unwrap_or_else(embedded::train_file);
+        let read = |path: &Path| {
+            let records = load_alpaca(path)?;
+            samples(&records, path, config, llama, tokenizer)
+        };
+        let all = read(&path)?;
+        let (train, validation) = match &config.validation_dataset {
+            Some(path) => (all, read(path)?),
+            None => split(all, config),
+        };
+        let pad_id = tokenizer.pad_id();
+        let order: Vec<usize> = (0..validation.len()).collect();
+        let batches = batches_of(&order, config.batch_size);
+        let validation = batches.map(|b| batch(&validation, b, pad_id)).collect();
+        Ok(Self {
+            train,
+            validation,
+            pad_id,
+        })
+    }
+
+    fn batch(&self, indices: &[usize]) -> Batch {
+        batch(&self.train, indices, self.pad_id)
+    }
+}
+
+fn batch(samples: &[Sample], indices: &[usize], pad_id: u32) -> Batch {
+    let rows: Vec<&Sample> = indices.iter().map(|index| &samples[*index]).collect();
+    Batch::collate(&rows, pad_id)
+}
+
+fn samples(
+    records: &[AlpacaRecord],
+    path: &Path,
+    config: &RecipeConfig,
+    llama: &LlamaConfig,
+    tokenizer: &Tokenizer,
+) -> Result<Vec<Sample>> {
+    let longest = config
+        .max_seq_len
+        .map_or(llama.max_seq_len, |n| n.min(llama.max_seq_len));
+    let mut samples = tokenize_records(records, tokenizer, config.train_on_input, Some(longest))?;
+    check_vocab(&samples, llama.vocab_size)?;
+    // A record whose prompt fills the whole sequence teaches nothing.
+    samples.retain(|sample| sample.num_label_tokens() > 0);
+    match samples.is_empty() {
+        false => Ok(samples),
+        true => Err(Error::Config {
+            origin: path.display().to_string(),
+            key: "max_seq_len".into(),
+            line: None,
+            message: format!("no record has an answer within max_seq_len = {longest} tokens"),
+            nearest: Vec::new(),
+        }),
+    }
+}
+
+fn split(samples: Vec<Sample>, config: &RecipeConfig) -> (Vec<Sample>, Vec<Sample>) {
+    let held_out = (samples.len() as f64 * config.validation_split) as usize;
+    let (train, validation) = split_validation(samples.len(), held_out, config.seed);
+    let pick = |indices: Vec<usize>| indices.into_iter().map(|i| samples[i].clone()).collect();
+    (pick(train), pick(validation))
+}
+
+/// The held-out questions of the embedded default, asked before and after training.
+struct Quiz {
+    records: Vec<AlpacaRecord>,
+    base: Vec<String>,
+}
+
+impl Quiz {
+    fn before(
+        config: &RecipeConfig,
+        model: &TransformerDecoder,
+        tokenizer: &Tokenizer,
+    ) -> Result<Self> {
+        let is_embedded = config.checkpoint_dir.is_none() && config.dataset.is_none();
+        let records = if is_embedded {
+            embedded::held_out()?
+        } else {
+            Vec::new()
+        };
+        let base_model = model.clone().without_adapters();
+        let base = embedded::answers(&base_model, tokenizer, &records)?;
+        Ok(Self { records, base })
+    }
+
+    /// Prints some answers and returns the fractions of exact ones, before and after.
+    fn after(
+        &self,
+        model: &TransformerDecoder,
+        tokenizer: &Tokenizer,
+    ) -> Result<Option<(f64, f64)>> {
+        if self.records.is_empty() {
+            return Ok(None);
+        }
+        let finetuned = embedded::answers(model, tokenizer, &self.records)?;
+        println!("\nQuestions that were not trained on:");
+        let answers = self.base.iter().zip(&finetuned);
+        let shown = self.records.iter().zip(answers);
+        for (record, (base, finetuned)) in shown.step_by(self.records.len().div_ceil(6)) {
+            println!(
+                "  {} {}",
+                record.instruction,
+                record.input.replace('\n', " ")
+            );
+            println!("    base:      {:?}", base);
+            println!(
+                "    finetuned: {:?} (right: {:?})",
+                finetuned, record.output
+            );
+        }
+        let base = embedded::exact_match(&self.base, &self.records);
+        let finetuned = embedded::exact_match(&finetuned, &self.records);
+        let (before, after, count) = (base * 100.0, finetuned * 100.0, self.records.len());
+        println!("exactly right of {count}: base {before:.0} %, finetuned {after:.0} %\n");
+        Ok(Some((base, finetuned)))
+    }
+}
+
+/// Tokens per second of the steps alone.
+#[derive(Default)]
+struct Speed {
+    tokens: usize,
+    time: Duration,
+    last: f64,
+}
+
+impl Speed {
+    fn add(&mut self, tokens: usize, time: Duration) {
+        self.tokens += tokens;
+        self.time += time;
+        self.last = tokens as f64 / time.as_secs_f64();
+    }
+
+    fn mean(&self) -> f64 {
+        match self.tokens {
+            0 => 0.0,
+            tokens => tokens as f64 / self.time.as_secs_f64(),
+        }
+    }
+}
+
+fn progress_bar(total_steps: usize, done: usize) -> ProgressBar {
+    let template = "{bar:40} {pos}/{len} steps, {msg}, {eta} left";
+    let style = ProgressStyle::with_template(template).expect("the template is valid");
+    let bar = ProgressBar::new(total_steps as u64).with_style(style);
+    bar.with_position(done as u64)
+}

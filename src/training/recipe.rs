@@ -1,0 +1,445 @@
+//! The recipe's configuration: typed, read from YAML, changed with `key=value`.
+//!
+//! ```
+//! use burn_peft::training::recipe::RecipeConfig;
+//!
+//! let text = "lora_rank: 32\noptimizer:\n  lr: 2e-4\n";
+//! let config = RecipeConfig::from_yaml(text, "my.yaml", &["lora_alpha=64".into()])?;
+//! assert_eq!((config.lora_rank, config.lora_alpha), (32, 64.0));
+//! assert_eq!(config.optimizer.lr, 2e-4);
+//! assert_eq!(config.batch_size, 2); // what is not written keeps its default
+//!
+//! let error = RecipeConfig::from_yaml("lora_rnk: 32", "my.yaml", &[]).unwrap_err();
+//! assert_eq!(
+//!     error.to_string(),
+//!     "my.yaml (line 1): unknown key `lora_rnk`; did you mean `lora_rank`?"
+//! );
+//! # Ok::<(), burn_peft::Error>(())
+//! ```
+
+mod keys;
+mod yaml;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+pub use keys::RecipeKey;
+
+use super::{AdamWConfig, LrSchedule, ScheduleKind, Trainer};
+use crate::checkpoint::read_hf_config;
+use crate::data::DataOrder;
+use crate::llama::LlamaConfig;
+use crate::lora::{AttnModule, LoRAConfig};
+use crate::{Error, Result};
+use yaml::Setting;
+
+/// Everything that a run of the Alpaca recipe can be told, with one field a key of the YAML file.
+///
+/// The defaults are the LoRA tutorial's first experiment: rank 8 on `q_proj` and `v_proj`, AdamW
+/// with lr 3e-4, batches of 2, one epoch. `docs/recipe.md` holds the table of all keys, and
+/// [`RecipeConfig::keys`] the same table for programs.
+///
+/// Values are checked by the constructors below, which know where each value was written; a
+/// configuration that is deserialized or filled in by hand is not checked.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct RecipeConfig {
+    /// The size of the model.
+    pub model: ModelSize,
+    /// The attention's linear layers that get an adapter.
+    pub lora_attn_modules: Vec<AttnModule>,
+    /// Whether the three linear layers of each feed-forward get an adapter.
+    pub apply_lora_to_mlp: bool,
+    /// Whether the output projection (the vocabulary's) gets an adapter.
+    pub apply_lora_to_output: bool,
+    /// The rank r of the adapters.
+    pub lora_rank: usize,
+    /// The numerator of the adapters' scale, `alpha / r`.
+    pub lora_alpha: f64,
+    /// The probability with which an element of an adapter's input is dropped in training.
+    pub lora_dropout: f64,
+    /// Whether the adapters train DoRA's magnitude too (<https://arxiv.org/abs/2402.09353>).
+    pub use_dora: bool,
+    /// Whether the scale is `alpha / sqrt(r)` (rsLoRA, <https://arxiv.org/abs/2312.03732>).
+    pub use_rslora: bool,
+
+    /// A `tokenizer.json` or `tokenizer.model`, or a folder with one of them; `None` means the
+    /// checkpoint's folder.
+    pub tokenizer: Option<PathBuf>,
+    /// The folder of the base model; `None` means the embedded default model.
+    pub checkpoint_dir: Option<PathBuf>,
+
+    /// The records to train on; `None` means the embedded ones.
+    pub dataset: Option<PathBuf>,
+    /// The records to compute the validation loss on.
+    pub validation_dataset: Option<PathBuf>,
+    /// The fraction of `dataset` that is held out for validation instead.
+    pub validation_split: f64,
+    /// Whether the loss counts the prompt's tokens beside the answer's.
+    pub train_on_input: bool,
+    /// The length in tokens to which a record is cut; `None` means the model's context.
+    pub max_seq_len: Option<usize>,
+    /// Whether several records share a sequence; not supported yet.
+    pub packed: bool,
+    /// Whether each epoch goes through the records in an order of its own.
+    pub shuffle: bool,
+    /// The seed of the adapters' first values, the dropout and the order of the records.
+    pub seed: u64,
+
+    /// The number of records in a batch.
+    pub batch_size: usize,
+    /// The number of passes over the records.
+    pub epochs: usize,
+    /// The number of optimizer steps after which an epoch ends early.
+    pub max_steps_per_epoch: Option<usize>,
+    /// The number of batches whose gradients make one optimizer step.
+    pub gradient_accumulation_steps: usize,
+    /// The norm to which the gradients of all adapters together are clipped.
+    pub clip_grad_norm: Option<f64>,
+    /// AdamW's hyperparameters.
+    pub optimizer: OptimizerConfig,
+    /// The learning rate's course over the run.
+    pub lr_scheduler: SchedulerConfig,
+
+    /// The type of number that the base model's weights are kept in.
+    pub dtype: Precision,
+    /// The device: `auto`, or a backend's name with a number where there are several (`cuda:1`).
+    pub device: String,
+    /// Whether activations are computed again in the backward pass; not supported yet.
+    pub enable_activation_checkpointing: bool,
+
+    /// The run's folder.
+    pub output_dir: PathBuf,
+    /// The number of steps between checkpoints; `None` means only one, at the end.
+    pub save_every_n_steps: Option<usize>,
+    /// Whether only the adapter is saved at the end, not the merged model too.
+    pub save_adapter_weights_only: bool,
+    /// Whether to go on from the last checkpoint in `output_dir`.
+    pub resume_from_checkpoint: bool,
+    /// Where the metrics go.
+    pub metric_logger: MetricLogger,
+    /// The number of steps between two lines of metrics.
+    pub log_every_n_steps: usize,
+    /// Whether the metrics hold the peak memory.
+    pub log_peak_memory_stats: bool,
+    /// The number of steps between two validations; `None` means only one, at the end.
+    pub run_val_every_n_steps: Option<usize>,
+}
+
+impl Default for RecipeConfig {
+    fn default() -> Self {
+        Self {
+            model: ModelSize::Auto,
+            lora_attn_modules: vec![AttnModule::QProj, AttnModule::VProj],
+            apply_lora_to_mlp: false,
+            apply_lora_to_output: false,
+            lora_rank: 8,
+            lora_alpha: 16.0,
+            lora_dropout: 0.0,
+            use_dora: false,
+            use_rslora: false,
+            tokenizer: None,
+            checkpoint_dir: None,
+            dataset: None,
+            validation_dataset: None,
+            validation_split: 0.0,
+            train_on_input: true,
+            max_seq_len: None,
+            packed: false,
+            shuffle: true,
+            seed: 0,
+            batch_size: 2,
+            epochs: 1,
+            max_steps_per_epoch: None,
+            gradient_accumulation_steps: 1,
+            clip_grad_norm: None,
+            optimizer: OptimizerConfig::default(),
+            lr_scheduler: SchedulerConfig::default(),
+            dtype: Precision::F32,
+            device: "auto".into(),
+            enable_activation_checkpointing: false,
+            output_dir: "./lora_finetune_output".into(),
+            save_every_n_steps: None,
+            save_adapter_weights_only: false,
+            resume_from_checkpoint: false,
+            metric_logger: MetricLogger::Jsonl,
+            log_every_n_steps: 1,
+            log_peak_memory_stats: true,
+            run_val_every_n_steps: None,
+        }
+    }
+}
+
+/// The parts that a run is made of.
+impl RecipeConfig {
+    /// The sizes of the model: those that `model` names, or those that the checkpoint in
+    /// `base_dir` has.
+    ///
+    /// # Errors
+    /// See [`read_hf_config`](crate::checkpoint::read_hf_config).
+    pub fn llama(&self, base_dir: &Path) -> Result<LlamaConfig> {
+        match self.model {
+            ModelSize::Auto => read_hf_config(base_dir),
+            ModelSize::Llama2_7b => Ok(LlamaConfig::llama2_7b()),
+            ModelSize::Llama2_13b => Ok(LlamaConfig::llama2_13b()),
+            ModelSize::Llama2_70b => Ok(LlamaConfig::llama2_70b()),
+        }
+    }
+
+    /// The adapters.
+    pub fn lora(&self) -> LoRAConfig {
+        LoRAConfig::new(self.lora_attn_modules.iter().copied())
+            .with_mlp(self.apply_lora_to_mlp)
+            .with_output(self.apply_lora_to_output)
+            .with_rank(self.lora_rank)
+            .with_alpha(self.lora_alpha)
+            .with_dropout(self.lora_dropout)
+            .with_dora(self.use_dora)
+            .with_rslora(self.use_rslora)
+    }
+
+    /// Which records each step takes.
+    pub fn data_order(&self, num_samples: usize) -> DataOrder {
+        DataOrder {
+            num_samples,
+            batch_size: self.batch_size,
+            accumulation_steps: self.gradient_accumulation_steps,
+            max_steps_per_epoch: self.max_steps_per_epoch,
+            shuffle: self.shuffle,
+            seed: self.seed,
+        }
+    }
+
+    /// Optimizer, schedule and clipping for a run of `total_steps` steps.
+    pub fn trainer(&self, total_steps: usize) -> Trainer {
+        let [beta1, beta2] = self.optimizer.betas;
+        let adamw = AdamWConfig {
+            betas: (beta1, beta2),
+            eps: self.optimizer.eps,
+            weight_decay: self.optimizer.weight_decay,
+        };
+        let schedule = LrSchedule {
+            kind: self.lr_scheduler.kind,
+            lr: self.optimizer.lr,
+            warmup_steps: self.lr_scheduler.num_warmup_steps,
+            total_steps,
+        };
+        Trainer::new(adamw, schedule)
+            .with_max_grad_norm(self.clip_grad_norm)
+            .with_seed(self.seed)
+    }
+}
+
+/// AdamW's hyperparameters, with PyTorch's meaning (<https://arxiv.org/abs/1711.05101>).
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct OptimizerConfig {
+    /// The highest learning rate of the run.
+    pub lr: f64,
+    /// The decoupled weight decay.
+    pub weight_decay: f64,
+    /// The decay rates of the running means of the gradient and of its square.
+    pub betas: [f64; 2],
+    /// What is added to the denominator.
+    pub eps: f64,
+}
+
+impl Default for OptimizerConfig {
+    fn default() -> Self {
+        Self {
+            lr: 3e-4,
+            weight_decay: 0.01,
+            betas: [0.9, 0.999],
+            eps: 1e-8,
+        }
+    }
+}
+
+/// The learning rate's course: linear warmup, then what `kind` says.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct SchedulerConfig {
+    /// The course after the warmup.
+    pub kind: ScheduleKind,
+    /// The number of optimizer steps in which the learning rate rises from 0.
+    pub num_warmup_steps: usize,
+}
+
+impl Default for SchedulerConfig {
+    fn default() -> Self {
+        Self {
+            kind: ScheduleKind::Cosine,
+            num_warmup_steps: 100,
+        }
+    }
+}
+
+/// The size of the model that a recipe finetunes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ModelSize {
+    /// Whatever the checkpoint's `config.json` says.
+    Auto,
+    /// Llama 2 with 7 billion parameters.
+    #[serde(rename = "llama2_7b")]
+    Llama2_7b,
+    /// Llama 2 with 13 billion parameters.
+    #[serde(rename = "llama2_13b")]
+    Llama2_13b,
+    /// Llama 2 with 70 billion parameters.
+    #[serde(rename = "llama2_70b")]
+    Llama2_70b,
+}
+
+/// The type of number of the base model's weights.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Precision {
+    /// 32 bits.
+    #[serde(alias = "fp32")]
+    F32,
+    /// 16 bits, 8 of them exponent.
+    Bf16,
+    /// 16 bits, 5 of them exponent.
+    #[serde(alias = "fp16")]
+    F16,
+}
+
+impl From<Precision> for burn::tensor::DType {
+    fn from(precision: Precision) -> Self {
+        match precision {
+            Precision::F32 => Self::F32,
+            Precision::Bf16 => Self::BF16,
+            Precision::F16 => Self::F16,
+        }
+    }
+}
+
+/// Where a run's metrics go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum MetricLogger {
+    /// `metrics.jsonl` in the run's folder, a JSON object a line.
+    Jsonl,
+}
+
+impl RecipeConfig {
+    /// The table of all keys, in the order of the file.
+    pub fn keys() -> &'static [RecipeKey] {
+        keys::KEYS
+    }
+
+    /// Reads the YAML file at `path`, then applies `overrides` as [`RecipeConfig::with_overrides`]
+    /// does.
+    ///
+    /// # Errors
+    /// [`Error::Io`] if the file cannot be read, otherwise as [`RecipeConfig::from_yaml`].
+    pub fn from_file(path: impl AsRef<Path>, overrides: &[String]) -> Result<Self> {
+        let path = path.as_ref();
+        let text = fs::read_to_string(path).map_err(Error::io(path))?;
+        Self::from_yaml(&text, &path.display().to_string(), overrides)
+    }
+
+    /// Parses YAML `text`, then applies `overrides` as [`RecipeConfig::with_overrides`] does. A
+    /// key that is not in the text keeps its default. `origin` names the text in errors.
+    ///
+    /// # Errors
+    /// [`Error::Format`] with line and column if the text is not YAML, [`Error::Config`] with key
+    /// and line if a key is unknown, written twice, or has a value that cannot be used.
+    pub fn from_yaml(text: &str, origin: &str, overrides: &[String]) -> Result<Self> {
+        let mut settings = yaml::parse_file(text, origin)?;
+        settings.extend(yaml::parse_overrides(overrides)?);
+        Self::default().apply(&settings)
+    }
+
+    /// Applies overrides of the form `key=value`, the later ones over the earlier ones. The key is
+    /// dotted where it is nested (`optimizer.lr=1e-3`); the value is YAML on one line
+    /// (`lora_attn_modules=[q_proj, v_proj]`); `key=null` unsets a key that may be unset.
+    ///
+    /// # Errors
+    /// [`Error::Config`], with `command line` as its origin, if an override has another form, an
+    /// unknown key, or a value that cannot be used.
+    ///
+    /// # Panics
+    /// If a path of `self` is not UTF-8.
+    pub fn with_overrides(self, overrides: &[String]) -> Result<Self> {
+        self.apply(&yaml::parse_overrides(overrides)?)
+    }
+
+    /// The whole configuration as YAML, every key spelled out. [`RecipeConfig::from_yaml`] reads
+    /// the same configuration back.
+    ///
+    /// # Panics
+    /// If a path is not UTF-8.
+    pub fn to_yaml(&self) -> String {
+        serde_saphyr::to_string(&self.tree()).expect("a tree of plain values is YAML")
+    }
+
+    /// The keys in which `other`, the configuration of a run that wants to go on from a checkpoint
+    /// of `self`, differs in a way that would make it another run. Each entry names the key, the
+    /// old and the new value. What only says where to run, what to log and what to save may differ.
+    ///
+    /// # Panics
+    /// If a path is not UTF-8.
+    pub fn difference(&self, other: &Self) -> Vec<String> {
+        let (old, new) = (self.tree(), other.tree());
+        keys::KEYS
+            .iter()
+            .filter(|key| key.binds_resume())
+            .map(|key| (key.name(), key.of(&old), key.of(&new)))
+            .filter(|(_, old, new)| old != new)
+            .map(|(name, old, new)| {
+                format!("`{name}` was {}, now {}", keys::show(old), keys::show(new))
+            })
+            .collect()
+    }
+
+    fn apply(mut self, settings: &[Setting]) -> Result<Self> {
+        for setting in settings {
+            self = self.set(setting)?;
+        }
+        self.check(settings)?;
+        Ok(self)
+    }
+
+    /// Goes through the generic tree of values, so that the table of keys and serde do all the
+    /// work and no key needs code of its own.
+    fn set(self, setting: &Setting) -> Result<Self> {
+        let key = RecipeKey::find(&setting.key).ok_or_else(|| setting.unknown_key())?;
+        let value = key
+            .accept(&setting.value)
+            .ok_or_else(|| setting.bad_value(key))?;
+        let mut tree = self.tree();
+        *key.of_mut(&mut tree) = value;
+        serde_json::from_value(tree).map_err(|_| setting.bad_value(key))
+    }
+
+    /// The rules about two keys at once.
+    fn check(&self, settings: &[Setting]) -> Result<()> {
+        let held_out = self.validation_split > 0.0;
+        if held_out && self.validation_dataset.is_some() {
+            return Err(yaml::conflict(
+                settings,
+                "validation_split",
+                "`validation_split` and `validation_dataset` exclude each other, keep one of them",
+            ));
+        }
+        let validates = held_out || self.validation_dataset.is_some();
+        if self.run_val_every_n_steps.is_some() && !validates {
+            return Err(yaml::conflict(
+                settings,
+                "run_val_every_n_steps",
+                "`run_val_every_n_steps` needs records to validate on, \
+                 set `validation_dataset` or `validation_split` too",
+            ));
+        }
+        Ok(())
+    }
+
+    fn tree(&self) -> Value {
+        serde_json::to_value(self).expect("the paths of a recipe are UTF-8")
+    }
+}

@@ -1,0 +1,451 @@
+//! The table of the recipe's keys: name, accepted values, meaning.
+
+use std::fmt;
+
+use serde_json::Value;
+
+use super::RecipeConfig;
+use crate::error::nearest;
+
+/// A key of the recipe: a row of the table in `docs/recipe.md`.
+#[derive(Debug)]
+pub struct RecipeKey {
+    name: &'static str,
+    kind: Kind,
+    doc: &'static str,
+    optional: bool,
+    binds_resume: bool,
+}
+
+/// The values that a key accepts.
+#[derive(Debug)]
+enum Kind {
+    Flag,
+    /// Only `false`, until what the text says is done.
+    Off(&'static str),
+    /// A whole number that is at least this.
+    Count(u64),
+    /// A number above 0.
+    Positive,
+    /// A number from 0 up.
+    NonNegative,
+    /// A number from 0 up to but not including 1.
+    Fraction,
+    /// Two such numbers.
+    FractionPair,
+    /// A text of this meaning.
+    Text(&'static str),
+    Word(&'static [&'static str]),
+    Words(&'static [&'static str]),
+}
+use Kind::*;
+
+const PATH: Kind = Text("a path");
+
+/// Other names in use for the same word, with ours.
+const ALIASES: [(&str, &str); 3] = [("o_proj", "output_proj"), ("fp32", "f32"), ("fp16", "f16")];
+
+/// In the order of [`RecipeConfig`]'s fields.
+pub(super) const KEYS: &[RecipeKey] = &[
+    key(
+        "model",
+        Word(&["auto", "llama2_7b", "llama2_13b", "llama2_70b"]),
+        "Size of the model; `auto` reads the checkpoint's `config.json`.",
+    ),
+    key(
+        "lora_attn_modules",
+        Words(&["q_proj", "k_proj", "v_proj", "output_proj"]),
+        "Linear layers of the attention with an adapter; `o_proj` also means `output_proj`.",
+    ),
+    key(
+        "apply_lora_to_mlp",
+        Flag,
+        "Adapters on the three linear layers of each feed-forward too.",
+    ),
+    key(
+        "apply_lora_to_output",
+        Flag,
+        "An adapter on the output projection (the vocabulary's) too.",
+    ),
+    key("lora_rank", Count(1), "Rank r of the adapters."),
+    key(
+        "lora_alpha",
+        Positive,
+        "Numerator of the scale `alpha / r` of the adapters.",
+    ),
+    key(
+        "lora_dropout",
+        Fraction,
+        "Probability of dropping an element of an adapter's input in training.",
+    ),
+    key("use_dora", Flag, "Train DoRA's magnitudes beside A and B."),
+    key(
+        "use_rslora",
+        Flag,
+        "Scale by `alpha / sqrt(r)` instead (rsLoRA).",
+    ),
+    key(
+        "tokenizer",
+        PATH,
+        "A `tokenizer.json` or `tokenizer.model`, or a folder with one; \
+         `null` is the checkpoint's folder.",
+    )
+    .optional(),
+    key(
+        "checkpoint_dir",
+        PATH,
+        "Folder of the base model in Hugging Face's format; `null` is the embedded model.",
+    )
+    .optional(),
+    key(
+        "dataset",
+        PATH,
+        "Alpaca records to train on, JSON or JSONL; `null` is the embedded set.",
+    )
+    .optional(),
+    key(
+        "validation_dataset",
+        PATH,
+        "Alpaca records for the validation loss.",
+    )
+    .optional()
+    .free(),
+    key(
+        "validation_split",
+        Fraction,
+        "Fraction of `dataset` held out for validation instead.",
+    ),
+    key(
+        "train_on_input",
+        Flag,
+        "Count the prompt's tokens in the loss, not only the answer's.",
+    ),
+    key(
+        "max_seq_len",
+        Count(2),
+        "Length in tokens to which a record is cut; `null` is the model's context.",
+    )
+    .optional(),
+    key(
+        "packed",
+        Off("records do not share sequences yet"),
+        "Several records in one sequence.",
+    ),
+    key(
+        "shuffle",
+        Flag,
+        "An order of its own for the records of each epoch.",
+    ),
+    key(
+        "seed",
+        Count(0),
+        "Seed of the adapters' first values, the dropout and the order.",
+    ),
+    key("batch_size", Count(1), "Records in a batch."),
+    key("epochs", Count(1), "Passes over the records."),
+    key(
+        "max_steps_per_epoch",
+        Count(1),
+        "Optimizer steps after which an epoch ends early.",
+    )
+    .optional(),
+    key(
+        "gradient_accumulation_steps",
+        Count(1),
+        "Batches whose gradients make one optimizer step.",
+    ),
+    key(
+        "clip_grad_norm",
+        Positive,
+        "Norm to which the gradients of all adapters together are clipped.",
+    )
+    .optional(),
+    key(
+        "optimizer.lr",
+        NonNegative,
+        "AdamW's highest learning rate.",
+    ),
+    key(
+        "optimizer.weight_decay",
+        NonNegative,
+        "AdamW's decoupled weight decay.",
+    ),
+    key(
+        "optimizer.betas",
+        FractionPair,
+        "AdamW's decay rates of the gradient's mean and of its square's.",
+    ),
+    // Without an epsilon, the first step divides 0 by 0: B is zero, so A's gradient is.
+    key(
+        "optimizer.eps",
+        Positive,
+        "What AdamW adds to the denominator.",
+    ),
+    key(
+        "lr_scheduler.kind",
+        Word(&["cosine", "linear", "constant"]),
+        "Learning rate after the warmup: half a cosine to 0, a line to 0, or unchanged.",
+    ),
+    key(
+        "lr_scheduler.num_warmup_steps",
+        Count(0),
+        "Optimizer steps in which the learning rate rises from 0.",
+    ),
+    key(
+        "dtype",
+        Word(&["f32", "bf16", "f16"]),
+        "Type of the base model's weights; `fp32` and `fp16` are accepted too.",
+    ),
+    key(
+        "device",
+        Text("a device such as auto, flex, ndarray, cuda or cuda:1"),
+        "Where to run; `auto` is a GPU if there is one, otherwise the CPU.",
+    )
+    .free(),
+    key(
+        "enable_activation_checkpointing",
+        Off("activations are not recomputed yet"),
+        "Compute activations again in the backward pass, for less memory.",
+    ),
+    key("output_dir", PATH, "The run's folder.").free(),
+    key(
+        "save_every_n_steps",
+        Count(1),
+        "Steps between checkpoints; `null` saves at the end only.",
+    )
+    .optional()
+    .free(),
+    key(
+        "save_adapter_weights_only",
+        Flag,
+        "Save the adapter alone at the end, not the merged model too.",
+    )
+    .free(),
+    key(
+        "resume_from_checkpoint",
+        Flag,
+        "Go on from the last checkpoint in `output_dir`.",
+    )
+    .free(),
+    key(
+        "metric_logger",
+        Word(&["jsonl"]),
+        "Where metrics go: `jsonl` is `metrics.jsonl` in the run's folder.",
+    )
+    .free(),
+    key(
+        "log_every_n_steps",
+        Count(1),
+        "Steps between two lines of metrics.",
+    )
+    .free(),
+    key(
+        "log_peak_memory_stats",
+        Flag,
+        "Write the peak memory into the metrics.",
+    )
+    .free(),
+    key(
+        "run_val_every_n_steps",
+        Count(1),
+        "Steps between two validations; `null` validates at the end only.",
+    )
+    .optional()
+    .free(),
+];
+
+const fn key(name: &'static str, kind: Kind, doc: &'static str) -> RecipeKey {
+    RecipeKey {
+        name,
+        kind,
+        doc,
+        optional: false,
+        binds_resume: true,
+    }
+}
+
+impl RecipeKey {
+    /// `null` is accepted too.
+    const fn optional(mut self) -> Self {
+        self.optional = true;
+        self
+    }
+
+    /// A resumed run may have another value.
+    const fn free(mut self) -> Self {
+        self.binds_resume = false;
+        self
+    }
+
+    /// The key, dotted where it is nested: `optimizer.lr`.
+    pub fn name(&self) -> &'static str {
+        self.name
+    }
+
+    /// What the key means, in a sentence.
+    pub fn doc(&self) -> &'static str {
+        self.doc
+    }
+
+    /// The value it has when nobody sets it, as YAML on one line.
+    pub fn default(&self) -> String {
+        show(self.of(&RecipeConfig::default().tree()))
+    }
+
+    /// The values it accepts, in words: "a whole number, at least 1, or null".
+    pub fn accepts(&self) -> String {
+        let or_null = if self.optional { ", or null" } else { "" };
+        format!("{}{or_null}", self.kind)
+    }
+
+    /// The words that it accepts, for a key whose value is a word or a list of words.
+    pub fn choices(&self) -> &'static [&'static str] {
+        match self.kind {
+            Word(choices) | Words(choices) => choices,
+            _ => &[],
+        }
+    }
+
+    /// Whether a run that is resumed must have the same value, see [`RecipeConfig::difference`].
+    pub fn binds_resume(&self) -> bool {
+        self.binds_resume
+    }
+
+    pub(super) fn find(name: &str) -> Option<&'static Self> {
+        KEYS.iter().find(|key| key.name == name)
+    }
+
+    /// The value in the form that [`RecipeConfig`] deserializes, or `None` if it is not accepted.
+    pub(super) fn accept(&self, value: &Value) -> Option<Value> {
+        match value {
+            Value::Null if self.optional => Some(Value::Null),
+            value => self.kind.accept(value),
+        }
+    }
+
+    /// This key's value in a configuration's tree.
+    pub(super) fn of<'a>(&self, tree: &'a Value) -> &'a Value {
+        self.name.split('.').fold(tree, |node, name| &node[name])
+    }
+
+    pub(super) fn of_mut<'a>(&self, tree: &'a mut Value) -> &'a mut Value {
+        let path = self.name.split('.');
+        path.fold(tree, |node, name| &mut node[name])
+    }
+
+    /// For each word in `value` that is not accepted, the choice that looks most like it.
+    pub(super) fn nearest_choices(&self, value: &Value) -> Vec<String> {
+        let words = value.as_array().map_or(std::slice::from_ref(value), |v| v);
+        let unknown = words
+            .iter()
+            .filter_map(Value::as_str)
+            .filter(|word| !self.choices().contains(word));
+        let mut found: Vec<String> = unknown
+            .flat_map(|word| nearest(word, self.choices().iter().copied(), 1))
+            .collect();
+        found.dedup();
+        found
+    }
+}
+
+/// The valid keys that look most like `name`: those with the same last part (`lr` for
+/// `optimizer.lr`), otherwise the one with the most similar spelling.
+pub(super) fn nearest_keys(name: &str) -> Vec<String> {
+    let leaf = |name: &str| name.rsplit('.').next().map(str::to_owned);
+    let same_leaf: Vec<String> = KEYS
+        .iter()
+        .filter(|key| leaf(key.name) == leaf(name))
+        .map(|key| key.name.to_owned())
+        .collect();
+    if same_leaf.is_empty() {
+        nearest(name, KEYS.iter().map(|key| key.name), 1)
+    } else {
+        same_leaf
+    }
+}
+
+/// The keys below `section`, without its name; none if it is not a section.
+pub(super) fn keys_below(section: &str) -> Vec<&'static str> {
+    KEYS.iter()
+        .filter_map(|key| key.name.strip_prefix(section)?.strip_prefix('.'))
+        .collect()
+}
+
+/// A value as YAML on one line, without quotes.
+pub(super) fn show(value: &Value) -> String {
+    match value {
+        Value::String(text) => text.clone(),
+        Value::Array(items) => {
+            let items: Vec<String> = items.iter().map(show).collect();
+            format!("[{}]", items.join(", "))
+        }
+        other => other.to_string(),
+    }
+}
+
+impl Kind {
+    fn accept(&self, value: &Value) -> Option<Value> {
+        let accepted = match self {
+            Flag => value.is_boolean(),
+            Off(_) => *value == Value::Bool(false),
+            Count(min) => value.as_u64().is_some_and(|n| n >= *min),
+            Positive => value.as_f64().is_some_and(|x| x > 0.0),
+            NonNegative => value.as_f64().is_some_and(|x| x >= 0.0),
+            Fraction => is_fraction(value),
+            FractionPair => value
+                .as_array()
+                .is_some_and(|pair| pair.len() == 2 && pair.iter().all(is_fraction)),
+            Text(_) => value.as_str().is_some_and(|text| !text.trim().is_empty()),
+            Word(choices) => return word(choices, value).map(Value::from),
+            Words(choices) => return words(choices, value),
+        };
+        accepted.then(|| value.clone())
+    }
+}
+
+fn is_fraction(value: &Value) -> bool {
+    value.as_f64().is_some_and(|x| (0.0..1.0).contains(&x))
+}
+
+fn word<'a>(choices: &[&'a str], value: &Value) -> Option<&'a str> {
+    let written = value.as_str()?;
+    let alias = ALIASES.iter().find(|(alias, _)| *alias == written);
+    let wanted = alias.map_or(written, |(_, ours)| ours);
+    choices.iter().copied().find(|choice| *choice == wanted)
+}
+
+/// The words in the order of the choices and each only once, so that lists of the same meaning are
+/// equal.
+fn words(choices: &[&str], value: &Value) -> Option<Value> {
+    let written = value.as_array().filter(|list| !list.is_empty())?;
+    let known: Option<Vec<&str>> = written.iter().map(|w| word(choices, w)).collect();
+    let known = known?;
+    let ordered = choices.iter().filter(|choice| known.contains(choice));
+    Some(ordered.map(|choice| Value::from(*choice)).collect())
+}
+
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Flag => write!(f, "true or false"),
+            Off(reason) => write!(f, "false ({reason})"),
+            Count(min) => write!(f, "a whole number, at least {min}"),
+            Positive => write!(f, "a number above 0"),
+            NonNegative => write!(f, "a number, at least 0"),
+            Fraction => write!(f, "a number from 0 to below 1"),
+            FractionPair => write!(f, "two numbers from 0 to below 1"),
+            Text(meaning) => write!(f, "{meaning}"),
+            Word(choices) => write!(f, "{}", or(choices)),
+            Words(choices) => write!(f, "a list of one or more of {}", choices.join(", ")),
+        }
+    }
+}
+
+/// "a, b or c".
+fn or(choices: &[&str]) -> String {
+    match choices {
+        [one] => (*one).to_owned(),
+        [init @ .., last] => format!("{} or {last}", init.join(", ")),
+        [] => String::new(),
+    }
+}

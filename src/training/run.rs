@@ -1,0 +1,216 @@
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use super::Trainer;
+use super::recipe::RecipeConfig;
+use crate::checkpoint::{load_peft, load_state_dict_file, save_peft, save_state_dict};
+use crate::files::{create_dir, read_text, write_text};
+use crate::llama::TransformerDecoder;
+use crate::lora::LoRAConfig;
+use crate::{Error, Result};
+
+/// The folder of a run.
+///
+/// ```text
+/// output_dir/
+///   config.yaml            the effective configuration
+///   metrics.jsonl          a line a logged step
+///   checkpoints/step_N/    a PEFT adapter folder, the optimizer's state and the step
+///   adapter/               the final adapter, in PEFT's format
+///   summary.json           what came out; its presence says that the run is finished
+/// ```
+#[derive(Debug, Clone)]
+pub struct RunDir {
+    path: PathBuf,
+}
+
+/// What `trainer.json` holds. It is written last: a checkpoint without it is not complete.
+#[derive(Serialize, Deserialize)]
+struct TrainerState {
+    step: usize,
+}
+
+const CONFIG: &str = "config.yaml";
+const SUMMARY: &str = "summary.json";
+const CHECKPOINTS: &str = "checkpoints";
+const OPTIMIZER: &str = "optimizer.safetensors";
+const TRAINER: &str = "trainer.json";
+
+impl RunDir {
+    /// Begins a run in the configuration's `output_dir`. A finished run there is replaced.
+    ///
+    /// # Errors
+    /// [`Error::Io`] if the folder cannot be written, [`Error::Resume`] if it holds checkpoints of
+    /// a run that is not finished.
+    pub fn create(config: &RecipeConfig) -> Result<Self> {
+        let run = Self {
+            path: config.output_dir.clone(),
+        };
+        create_dir(&run.path)?;
+        let checkpoints = run.path.join(CHECKPOINTS);
+        if run.last_checkpoint()?.is_some() {
+            let summary = run.path.join(SUMMARY);
+            if !summary.exists() {
+                let message = "this folder holds a run that is not finished; go on with it by \
+                               resume_from_checkpoint=true, or choose another output_dir";
+                return Err(run.error(message));
+            }
+            fs::remove_dir_all(&checkpoints).map_err(Error::io(&checkpoints))?;
+            fs::remove_file(&summary).map_err(Error::io(&summary))?;
+        }
+        write_text(&run.path.join(CONFIG), &config.to_yaml())?;
+        Ok(run)
+    }
+
+    /// Opens the configuration's `output_dir` to go on with the run there.
+    ///
+    /// # Errors
+    /// [`Error::Resume`] if there is no checkpoint or the run had another configuration (the
+    /// message names the keys that differ), and the errors of reading the old configuration.
+    pub fn resume(config: &RecipeConfig) -> Result<Self> {
+        let run = Self {
+            path: config.output_dir.clone(),
+        };
+        if run.last_checkpoint()?.is_none() {
+            return Err(run.error("there is no checkpoint to resume from in this folder"));
+        }
+        let old = RecipeConfig::from_file(run.path.join(CONFIG), &[])?;
+        let difference = old.difference(config);
+        match difference.is_empty() {
+            true => Ok(run),
+            false => Err(run.error(&format!(
+                "the run in this folder had another configuration ({}); \
+                 use its own, or choose another output_dir",
+                difference.join(", ")
+            ))),
+        }
+    }
+
+    /// The folder.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Where the metrics are logged.
+    pub fn metrics_path(&self) -> PathBuf {
+        self.path.join("metrics.jsonl")
+    }
+
+    /// Where the final adapter goes.
+    pub fn adapter_dir(&self) -> PathBuf {
+        self.path.join("adapter")
+    }
+
+    /// Saves adapter, optimizer and step, everything that resuming needs.
+    ///
+    /// # Errors
+    /// [`Error::Io`] if a file cannot be written.
+    pub fn save_checkpoint(
+        &self,
+        model: &TransformerDecoder,
+        lora: &LoRAConfig,
+        trainer: &Trainer,
+    ) -> Result<()> {
+        let step = trainer.step;
+        let dir = self.path.join(CHECKPOINTS).join(format!("step_{step}"));
+        save_peft(model, lora, &dir)?;
+        save_state_dict(&trainer.optimizer.state_dict(model), dir.join(OPTIMIZER))?;
+        write_json(&dir.join(TRAINER), &TrainerState { step })
+    }
+
+    /// Loads the last complete checkpoint into a model that was built for this run, and sets the
+    /// trainer to it.
+    ///
+    /// # Errors
+    /// [`Error::Resume`] if there is none, and the errors of [`load_peft`] and of the optimizer's
+    /// state.
+    pub fn load_checkpoint(
+        &self,
+        model: &mut TransformerDecoder,
+        trainer: &mut Trainer,
+    ) -> Result<()> {
+        let Some((step, dir)) = self.last_checkpoint()? else {
+            return Err(self.error("there is no checkpoint to resume from in this folder"));
+        };
+        let optimizer = load_state_dict_file(dir.join(OPTIMIZER))?;
+        trainer.optimizer.load_state_dict(model, &optimizer)?;
+        load_peft(model, &dir)?;
+        trainer.step = step;
+        Ok(())
+    }
+
+    /// Writes `summary.json`, which marks the run as finished.
+    ///
+    /// # Errors
+    /// [`Error::Io`] if the file cannot be written.
+    pub fn finish(&self, summary: &Summary) -> Result<()> {
+        write_json(&self.path.join(SUMMARY), summary)
+    }
+
+    /// Step and folder of the last complete checkpoint.
+    fn last_checkpoint(&self) -> Result<Option<(usize, PathBuf)>> {
+        let dir = self.path.join(CHECKPOINTS);
+        if !dir.exists() {
+            return Ok(None);
+        }
+        let entries = fs::read_dir(&dir).map_err(Error::io(&dir))?;
+        let folders = entries.filter_map(|entry| Some(entry.ok()?.path()));
+        let states = folders.filter_map(|folder| {
+            let text = fs::read_to_string(folder.join(TRAINER)).ok()?;
+            let state: TrainerState = serde_json::from_str(&text).ok()?;
+            Some((state.step, folder))
+        });
+        Ok(states.max())
+    }
+
+    fn error(&self, message: &str) -> Error {
+        Error::Resume {
+            path: self.path.clone(),
+            message: message.to_owned(),
+        }
+    }
+}
+
+/// What a run came to.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Summary {
+    /// The optimizer steps.
+    pub steps: usize,
+    /// The loss of the last step.
+    pub final_loss: f64,
+    /// The elements of all parameters.
+    pub total_params: usize,
+    /// The elements of those that were trained.
+    pub trainable_params: usize,
+    /// Tokens, padding not counted, per second of training.
+    pub tokens_per_second: f64,
+    /// The largest amount of main memory held, where the system tells.
+    pub peak_memory_bytes: Option<u64>,
+    /// The mean loss over the validation set after the last step.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub val_loss: Option<f64>,
+    /// The fraction of held-out prompts that the base model answers exactly.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub exact_match_base: Option<f64>,
+    /// The fraction that the finetuned model answers exactly.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub exact_match_finetuned: Option<f64>,
+}
+
+impl Summary {
+    /// Reads `summary.json` of a run folder.
+    ///
+    /// # Errors
+    /// [`Error::Io`] if it cannot be read, [`Error::Format`] if it is malformed.
+    pub fn read(run_dir: impl AsRef<Path>) -> Result<Self> {
+        let path = run_dir.as_ref().join(SUMMARY);
+        serde_json::from_str(&read_text(&path)?).map_err(|error| Error::format(&path, error))
+    }
+}
+
+fn write_json(path: &Path, value: &impl Serialize) -> Result<()> {
+    let text = serde_json::to_string_pretty(value).expect("plain numbers serialise");
+    write_text(path, &(text + "\n"))
+}

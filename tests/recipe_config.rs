@@ -1,0 +1,598 @@
+//! The recipe's configuration: its table of keys, files, overrides and errors.
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+
+use burn_peft::Error;
+use burn_peft::lora::AttnModule;
+use burn_peft::training::ScheduleKind;
+use burn_peft::training::recipe::{ModelSize, OptimizerConfig, Precision, RecipeConfig, RecipeKey};
+use proptest::prelude::*;
+use serde_json::Value;
+
+fn read(text: &str) -> Result<RecipeConfig, Error> {
+    RecipeConfig::from_yaml(text, "run.yaml", &[])
+}
+
+fn overridden(overrides: &[&str]) -> Result<RecipeConfig, Error> {
+    let overrides: Vec<String> = overrides.iter().map(|text| text.to_string()).collect();
+    RecipeConfig::default().with_overrides(&overrides)
+}
+
+/// The message of the error that `text` as a file gives.
+fn complaint(text: &str) -> String {
+    read(text).unwrap_err().to_string()
+}
+
+fn find(name: &str) -> &'static RecipeKey {
+    let found = RecipeConfig::keys().iter().find(|key| key.name() == name);
+    found.unwrap_or_else(|| panic!("no key {name}"))
+}
+
+fn repository() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+fn example(name: &str) -> RecipeConfig {
+    let path = repository().join("examples/configs").join(name);
+    RecipeConfig::from_file(path, &[]).unwrap()
+}
+
+// The table of keys.
+
+/// The dotted names of everything in `tree` that is not itself a section.
+fn leaves(prefix: &str, tree: &Value) -> Vec<String> {
+    match tree {
+        Value::Object(map) => map
+            .iter()
+            .flat_map(|(name, value)| leaves(&format!("{prefix}.{name}"), value))
+            .collect(),
+        _ => vec![prefix.trim_start_matches('.').to_owned()],
+    }
+}
+
+#[test]
+fn the_table_lists_exactly_the_fields_of_the_struct_in_their_order() {
+    let tree = serde_json::to_value(RecipeConfig::default()).unwrap();
+    let names: Vec<&str> = RecipeConfig::keys().iter().map(|key| key.name()).collect();
+    assert_eq!(names, leaves("", &tree));
+}
+
+#[test]
+fn every_key_accepts_its_own_default() {
+    for key in RecipeConfig::keys() {
+        let text = format!("{}={}", key.name(), key.default());
+        assert_eq!(
+            overridden(&[&text]).unwrap(),
+            RecipeConfig::default(),
+            "{text}"
+        );
+    }
+}
+
+#[test]
+fn every_choice_in_the_table_is_accepted_and_told_apart() {
+    for key in RecipeConfig::keys() {
+        let list = key.accepts().starts_with("a list");
+        let mut seen = BTreeSet::new();
+        for choice in key.choices() {
+            let value = if list {
+                format!("[{choice}]")
+            } else {
+                choice.to_string()
+            };
+            let config = overridden(&[&format!("{}={value}", key.name())]).unwrap();
+            assert!(seen.insert(config.to_yaml()), "{}={value}", key.name());
+        }
+    }
+}
+
+#[test]
+fn null_is_accepted_exactly_where_the_table_says_so() {
+    for key in RecipeConfig::keys() {
+        let result = overridden(&[&format!("{}=null", key.name())]);
+        assert_eq!(
+            result.is_ok(),
+            key.accepts().ends_with("or null"),
+            "{}",
+            key.name()
+        );
+    }
+}
+
+#[test]
+fn the_documentation_holds_a_row_for_each_key() {
+    let path = repository().join("docs/recipe.md");
+    let text = std::fs::read_to_string(&path).unwrap();
+    let rows: Vec<&str> = text
+        .lines()
+        .filter(|line| line.starts_with("| `"))
+        .collect();
+    let expected: Vec<String> = RecipeConfig::keys()
+        .iter()
+        .map(|key| {
+            let (name, default) = (key.name(), key.default());
+            format!(
+                "| `{name}` | `{default}` | {} | {} |",
+                key.accepts(),
+                key.doc()
+            )
+        })
+        .collect();
+    let expected_text = expected.join("\n");
+    assert!(
+        rows == expected,
+        "{} is behind the table of keys; its rows should be:\n{expected_text}",
+        path.display()
+    );
+}
+
+// Files.
+
+#[test]
+fn an_empty_file_is_the_tutorials_first_experiment() {
+    for text in ["", "# nothing but a comment\n"] {
+        assert_eq!(read(text).unwrap(), RecipeConfig::default());
+    }
+    let config = RecipeConfig::default();
+    assert_eq!(
+        config.lora_attn_modules,
+        [AttnModule::QProj, AttnModule::VProj]
+    );
+    assert_eq!(
+        (config.lora_rank, config.lora_alpha, config.batch_size),
+        (8, 16.0, 2)
+    );
+    assert_eq!(
+        (config.epochs, config.seed, config.train_on_input),
+        (1, 0, true)
+    );
+    let optimizer = OptimizerConfig {
+        lr: 3e-4,
+        weight_decay: 0.01,
+        betas: [0.9, 0.999],
+        eps: 1e-8,
+    };
+    assert_eq!(config.optimizer, optimizer);
+    assert_eq!(config.lr_scheduler.kind, ScheduleKind::Cosine);
+    assert_eq!(config.lr_scheduler.num_warmup_steps, 100);
+}
+
+#[test]
+fn the_7b_example_is_the_default_on_a_real_checkpoint() {
+    let expected = RecipeConfig {
+        model: ModelSize::Llama2_7b,
+        checkpoint_dir: Some("./Llama-2-7b-hf".into()),
+        dataset: Some("./alpaca_data.json".into()),
+        dtype: Precision::Bf16,
+        ..RecipeConfig::default()
+    };
+    assert_eq!(example("llama2_7b_lora.yaml"), expected);
+}
+
+#[test]
+fn the_larger_examples_load() {
+    let config = example("llama2_13b_lora.yaml");
+    assert_eq!((config.model, config.lora_rank), (ModelSize::Llama2_13b, 8));
+    let config = example("llama2_70b_lora.yaml");
+    assert_eq!(
+        (config.model, config.lora_rank),
+        (ModelSize::Llama2_70b, 16)
+    );
+    assert!(config.apply_lora_to_mlp);
+}
+
+#[test]
+fn every_example_spells_out_every_key() {
+    let folder = repository().join("examples/configs");
+    let mut count = 0;
+    for entry in std::fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        RecipeConfig::from_file(&path, &[]).unwrap();
+        let text = std::fs::read_to_string(&path).unwrap();
+        for key in RecipeConfig::keys() {
+            let last = key.name().rsplit('.').next().unwrap();
+            let written = text
+                .lines()
+                .any(|l| l.trim_start().starts_with(&format!("{last}:")));
+            assert!(written, "{} lacks {}", path.display(), key.name());
+        }
+        count += 1;
+    }
+    assert!(count >= 3);
+}
+
+#[test]
+fn the_tutorials_second_experiment_is_four_overrides_away() {
+    let path = repository().join("examples/configs/llama2_7b_lora.yaml");
+    let overrides = [
+        "lora_attn_modules=[q_proj,k_proj,v_proj,output_proj]",
+        "lora_rank=32",
+        "lora_alpha=64",
+        "output_dir=./lora_experiment_1",
+    ]
+    .map(String::from);
+    let config = RecipeConfig::from_file(path, &overrides).unwrap();
+    assert_eq!(config.lora_attn_modules.len(), 4);
+    assert_eq!((config.lora_rank, config.lora_alpha), (32, 64.0));
+    assert_eq!(config.output_dir, PathBuf::from("./lora_experiment_1"));
+    assert_eq!(config.model, ModelSize::Llama2_7b);
+}
+
+#[test]
+fn other_spellings_mean_the_same() {
+    let config = read("lora_attn_modules: [o_proj, q_proj, output_proj]\ndtype: fp16").unwrap();
+    assert_eq!(
+        config.lora_attn_modules,
+        [AttnModule::QProj, AttnModule::OutputProj]
+    );
+    assert_eq!(config.dtype, Precision::F16);
+    assert_eq!(overridden(&["dtype=fp32"]).unwrap().dtype, Precision::F32);
+    let nested = read("optimizer:\n  lr: 0.1\n  betas: [0.8, 0.95]\n").unwrap();
+    let dotted = read("optimizer.lr: 0.1\noptimizer.betas: [0.8, 0.95]\n").unwrap();
+    assert_eq!(nested, dotted);
+}
+
+#[test]
+fn a_missing_file_is_named() {
+    let error = RecipeConfig::from_file("no/such/recipe.yaml", &[]).unwrap_err();
+    assert!(matches!(error, Error::Io { .. }));
+    assert!(error.to_string().starts_with("no/such/recipe.yaml: "));
+}
+
+proptest! {
+    #[test]
+    fn what_is_written_is_read_back(
+        rank in 1_usize..512,
+        alpha in 1e-3_f64..1e3,
+        lr in 0.0_f64..1.0,
+        eps in 1e-12_f64..1e-3,
+        betas in [0.0_f64..1.0, 0.0_f64..1.0],
+        seed in any::<u64>(),
+        clip in proptest::option::of(1e-3_f64..10.0),
+        steps in proptest::option::of(1_usize..1000),
+        mask in 1_usize..16,
+        // Texts that YAML would read as something else have to be quoted.
+        path in prop_oneof![
+            "[a-zA-Z0-9_./ #:'\"\\\\{}\\[\\]&*!|>%@`é-]{1,20}",
+            "(null|true|no|~|1e3|007|0x1F|\\.nan|- a|a: b|2024-01-01)",
+        ],
+    ) {
+        prop_assume!(!path.trim().is_empty());
+        let all = [AttnModule::QProj, AttnModule::KProj, AttnModule::VProj, AttnModule::OutputProj];
+        let chosen = (0..4).filter(|i| mask & (1 << i) != 0).map(|i| all[i]).collect();
+        let config = RecipeConfig {
+            lora_attn_modules: chosen,
+            lora_rank: rank,
+            lora_alpha: alpha,
+            optimizer: OptimizerConfig { lr, betas, eps, weight_decay: 0.1 },
+            seed,
+            clip_grad_norm: clip,
+            max_steps_per_epoch: steps,
+            output_dir: path.clone().into(),
+            device: path.clone(),
+            dataset: Some(path.into()),
+            ..RecipeConfig::default()
+        };
+        prop_assert_eq!(read(&config.to_yaml()).unwrap(), config);
+    }
+
+    #[test]
+    fn no_text_makes_it_panic(text in "\\PC{0,60}", key in "[a-z_.]{0,20}") {
+        // Either outcome is fine, what matters is that there is one.
+        let _ = read(&text);
+        let _ = read(&format!("{key}: {text}"));
+        let _ = overridden(&[&text, &format!("{key}={text}")]);
+    }
+}
+
+// Overrides.
+
+#[test]
+fn overrides_win_over_the_file_and_later_ones_over_earlier_ones() {
+    let overrides = ["lora_rank=4", "optimizer.lr=1e-3", "lora_rank=2"].map(String::from);
+    let text = "lora_rank: 16\noptimizer:\n  lr: 1\n  eps: 1e-6\n";
+    let config = RecipeConfig::from_yaml(text, "run.yaml", &overrides).unwrap();
+    assert_eq!(config.lora_rank, 2);
+    assert_eq!((config.optimizer.lr, config.optimizer.eps), (1e-3, 1e-6));
+}
+
+#[test]
+fn an_override_may_set_a_whole_section_or_unset_a_key() {
+    let config = overridden(&["optimizer={lr: 1e-3, betas: [0.8, 0.9]}"]).unwrap();
+    assert_eq!(
+        (config.optimizer.lr, config.optimizer.betas),
+        (1e-3, [0.8, 0.9])
+    );
+    assert_eq!(config.optimizer.weight_decay, 0.01);
+
+    let set = overridden(&[
+        "clip_grad_norm=1",
+        "tokenizer=a=b.json",
+        "save_every_n_steps=5",
+    ]);
+    let set = set.unwrap();
+    assert_eq!(set.clip_grad_norm, Some(1.0));
+    assert_eq!(set.tokenizer, Some("a=b.json".into()));
+    let unset = ["clip_grad_norm=null", "tokenizer=", "save_every_n_steps=~"].map(String::from);
+    assert_eq!(set.with_overrides(&unset).unwrap(), RecipeConfig::default());
+}
+
+#[test]
+fn a_bad_override_is_told_from_a_line_of_the_file() {
+    let message = |text| overridden(&[text]).unwrap_err().to_string();
+    assert_eq!(
+        message("lora_rnk=8"),
+        "command line: unknown key `lora_rnk`; did you mean `lora_rank`?"
+    );
+    assert_eq!(
+        message("optimizer={lr: 1, epsilon: 2}"),
+        "command line: unknown key `optimizer.epsilon`; did you mean `optimizer.eps`?"
+    );
+    assert_eq!(
+        message("lora_rank"),
+        "command line: `lora_rank` is not of the form key=value"
+    );
+    assert!(
+        message("lora_attn_modules=[q_proj")
+            .starts_with("command line: the value of `lora_attn_modules` is not YAML: ")
+    );
+}
+
+// Errors.
+
+#[test]
+fn an_unknown_key_names_its_line_and_the_nearest_key() {
+    let text = "# a comment\nmodel: auto\n\nbatchsize: 4\n";
+    let error = read(text).unwrap_err();
+    let Error::Config {
+        origin,
+        key,
+        line,
+        nearest,
+        ..
+    } = &error
+    else {
+        panic!("{error:?}");
+    };
+    assert_eq!(
+        (origin.as_str(), key.as_str(), *line),
+        ("run.yaml", "batchsize", Some(4))
+    );
+    assert_eq!(nearest, &["batch_size"]);
+    assert_eq!(
+        error.to_string(),
+        "run.yaml (line 4): unknown key `batchsize`; did you mean `batch_size`?"
+    );
+    assert_eq!(
+        complaint("optimizer:\n  lr: 1e-3\n  beta: [0.9, 0.99]\n"),
+        "run.yaml (line 3): unknown key `optimizer.beta`; did you mean `optimizer.betas`?"
+    );
+    assert_eq!(
+        complaint("lr: 1e-3"),
+        "run.yaml (line 1): unknown key `lr`; did you mean `optimizer.lr`?"
+    );
+    assert_eq!(complaint("qqq: 1"), "run.yaml (line 1): unknown key `qqq`");
+}
+
+#[test]
+fn a_bad_value_names_what_is_accepted() {
+    for (text, expected) in [
+        (
+            "lora_rank: 0",
+            "`lora_rank` is 0, expected a whole number, at least 1",
+        ),
+        (
+            "lora_rank: eight",
+            "`lora_rank` is \"eight\", expected a whole number, at least 1",
+        ),
+        (
+            "lora_rank: 8.5",
+            "`lora_rank` is 8.5, expected a whole number, at least 1",
+        ),
+        (
+            "lora_rank: null",
+            "`lora_rank` is null, expected a whole number, at least 1",
+        ),
+        (
+            "batch_size: 0",
+            "`batch_size` is 0, expected a whole number, at least 1",
+        ),
+        (
+            "batch_size: -2",
+            "`batch_size` is -2, expected a whole number, at least 1",
+        ),
+        (
+            "epochs: 0",
+            "`epochs` is 0, expected a whole number, at least 1",
+        ),
+        (
+            "lora_dropout: 1.0",
+            "`lora_dropout` is 1.0, expected a number from 0 to below 1",
+        ),
+        (
+            "lora_dropout: -0.1",
+            "`lora_dropout` is -0.1, expected a number from 0 to below 1",
+        ),
+        (
+            "lora_alpha: 0",
+            "`lora_alpha` is 0, expected a number above 0",
+        ),
+        (
+            "clip_grad_norm: 0",
+            "`clip_grad_norm` is 0, expected a number above 0, or null",
+        ),
+        (
+            "train_on_input: yes",
+            "`train_on_input` is \"yes\", expected true or false",
+        ),
+        ("output_dir: ''", "`output_dir` is \"\", expected a path"),
+        (
+            "dataset: [a, b]",
+            "`dataset` is [\"a\",\"b\"], expected a path, or null",
+        ),
+        (
+            "max_seq_len: 1",
+            "`max_seq_len` is 1, expected a whole number, at least 2, or null",
+        ),
+        (
+            "packed: true",
+            "`packed` is true, expected false (records do not share sequences yet)",
+        ),
+        (
+            "enable_activation_checkpointing: true",
+            "`enable_activation_checkpointing` is true, \
+             expected false (activations are not recomputed yet)",
+        ),
+        (
+            "lora_attn_modules: []",
+            "`lora_attn_modules` is [], \
+             expected a list of one or more of q_proj, k_proj, v_proj, output_proj",
+        ),
+        (
+            "optimizer: adamw",
+            "`optimizer` is \"adamw\", expected keys below it: lr, weight_decay, betas, eps",
+        ),
+    ] {
+        assert_eq!(complaint(text), format!("run.yaml (line 1): {expected}"));
+    }
+    for (line, key, expected) in [
+        (
+            "lr: -1e-3",
+            "lr",
+            "is -0.001, expected a number, at least 0",
+        ),
+        (
+            "lr: .nan",
+            "lr",
+            "is \".nan\", expected a number, at least 0",
+        ),
+        ("eps: 0", "eps", "is 0, expected a number above 0"),
+        (
+            "betas: [0.9]",
+            "betas",
+            "is [0.9], expected two numbers from 0 to below 1",
+        ),
+        (
+            "betas: [0.9, 1.0]",
+            "betas",
+            "is [0.9,1.0], expected two numbers from 0 to below 1",
+        ),
+    ] {
+        assert_eq!(
+            complaint(&format!("optimizer:\n  {line}")),
+            format!("run.yaml (line 2): `optimizer.{key}` {expected}")
+        );
+    }
+}
+
+#[test]
+fn an_unknown_word_names_the_nearest_one() {
+    assert_eq!(
+        complaint("model: llama2_7B"),
+        "run.yaml (line 1): `model` is \"llama2_7B\", \
+         expected auto, llama2_7b, llama2_13b or llama2_70b; did you mean `llama2_7b`?"
+    );
+    assert_eq!(
+        complaint("lora_attn_modules:\n- q_proj\n- kproj\n"),
+        "run.yaml (line 1): `lora_attn_modules` is [\"q_proj\",\"kproj\"], expected a list of one \
+         or more of q_proj, k_proj, v_proj, output_proj; did you mean `k_proj`?"
+    );
+    assert_eq!(
+        complaint("\nlr_scheduler: {kind: cosin}"),
+        "run.yaml (line 2): `lr_scheduler.kind` is \"cosin\", \
+         expected cosine, linear or constant; did you mean `cosine`?"
+    );
+}
+
+#[test]
+fn a_key_set_twice_names_both_lines() {
+    assert_eq!(
+        complaint("seed: 1\nepochs: 1\nseed: 2\n"),
+        "run.yaml (line 3): `seed` is set already on line 1"
+    );
+    assert_eq!(
+        complaint("optimizer.lr: 1\noptimizer:\n  lr: 2\n"),
+        "run.yaml (line 3): `optimizer.lr` is set already on line 1"
+    );
+}
+
+#[test]
+fn keys_that_do_not_go_together_are_refused() {
+    assert_eq!(
+        complaint("validation_dataset: v.json\nvalidation_split: 0.1\n"),
+        "run.yaml (line 2): `validation_split` and `validation_dataset` exclude each other, \
+         keep one of them"
+    );
+    let error = overridden(&["run_val_every_n_steps=10"]).unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "command line: `run_val_every_n_steps` needs records to validate on, \
+         set `validation_dataset` or `validation_split` too"
+    );
+    overridden(&["run_val_every_n_steps=10", "validation_split=0.1"]).unwrap();
+}
+
+#[test]
+fn text_that_is_not_yaml_names_line_and_column() {
+    for (text, place) in [
+        ("seed: 1\nlora_attn_modules: [q_proj\n", "line 2, column 20"),
+        ("seed: 1\n  epochs: 2\n", "line 2, column 9"),
+        ("dataset: *nowhere\n", "line 1, column 10"),
+    ] {
+        let error = read(text).unwrap_err();
+        assert!(matches!(error, Error::Format { .. }), "{error:?}");
+        let message = error.to_string();
+        assert!(message.starts_with("run.yaml: "), "{message}");
+        assert!(message.contains(place), "{message}");
+    }
+    assert_eq!(
+        complaint("- a\n- b\n"),
+        "run.yaml: expected a line `key: value` for each setting"
+    );
+}
+
+// Resuming.
+
+#[test]
+fn the_difference_names_key_old_and_new_value() {
+    let new = overridden(&[
+        "lora_rank=32",
+        "optimizer.betas=[0.8,0.9]",
+        "clip_grad_norm=1",
+    ]);
+    assert_eq!(
+        RecipeConfig::default().difference(&new.unwrap()),
+        [
+            "`lora_rank` was 8, now 32",
+            "`clip_grad_norm` was null, now 1.0",
+            "`optimizer.betas` was [0.9, 0.999], now [0.8, 0.9]",
+        ]
+    );
+}
+
+#[test]
+fn what_does_not_change_the_training_is_no_difference() {
+    let new = overridden(&[
+        "output_dir=elsewhere",
+        "log_every_n_steps=7",
+        "log_peak_memory_stats=false",
+        "save_every_n_steps=3",
+        "save_adapter_weights_only=true",
+        "validation_dataset=v.json",
+        "run_val_every_n_steps=9",
+        "resume_from_checkpoint=true",
+        "device=cuda:1",
+    ]);
+    assert!(RecipeConfig::default().difference(&new.unwrap()).is_empty());
+    for name in [
+        "epochs",
+        "seed",
+        "dataset",
+        "validation_split",
+        "max_steps_per_epoch",
+        "dtype",
+    ] {
+        assert!(find(name).binds_resume(), "{name}");
+    }
+}
