@@ -210,7 +210,7 @@ fn is_json(bytes: &[u8]) -> bool {
 }
 
 /// `Err` with what the model has that [`converted`] would get wrong.
-fn check_supported(model: &SentencePieceModel) -> std::result::Result<(), String> {
+fn check_supported(model: &SentencePieceModel) -> Result<(), String> {
     let trainer = model.trainer().cloned().unwrap_or_default();
     let normalizer = model.normalizer().cloned().unwrap_or_default();
     let pieces = model.pieces();

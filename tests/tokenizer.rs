@@ -15,7 +15,7 @@ use burn_peft::tokenizer::Tokenizer;
 use proptest::prelude::*;
 use sentencepiece::Model;
 use serde::Deserialize;
-use tiny_tokenizer::{byte, id};
+use tiny_tokenizer::id;
 
 #[derive(Deserialize)]
 struct Golden {
@@ -113,6 +113,11 @@ fn tok512_files_agree() {
     check_files_agree("reference/stories260k/hf");
 }
 
+/// The id of a byte's own token.
+fn byte(byte: u8) -> u32 {
+    3 + u32::from(byte)
+}
+
 fn tiny() -> Tokenizer {
     Tokenizer::from_json_bytes(tiny_tokenizer::json().as_bytes()).unwrap()
 }
@@ -131,10 +136,10 @@ fn merges_and_falls_back_to_bytes() {
         assert_eq!(encode("hello"), [id("\u{2581}hello")]);
         assert_eq!(
             encode(" hell!"),
-            [id("\u{2581}\u{2581}"), id("he"), id("ll"), id("!")]
+            [id("\u{2581}"), id("\u{2581}he"), id("ll"), id("!")]
         );
         assert_eq!(encode("é"), [id("\u{2581}"), byte(0xC3), byte(0xA9)]);
-        assert_eq!(encode(""), []);
+        assert!(encode("").is_empty());
         assert_eq!(tokenizer.vocab_size(), 271);
     }
 }
@@ -162,7 +167,7 @@ fn extra_spaces_go_where_the_model_says_so() {
         ..Model::default()
     };
     let tokenizer = from_model(&model).unwrap();
-    assert_eq!(tokenizer.encode("  ").unwrap(), []);
+    assert!(tokenizer.encode("  ").unwrap().is_empty());
     assert_eq!(
         tokenizer.encode("  hello   hello ").unwrap(),
         [id("\u{2581}hello"), id("\u{2581}hello")]

@@ -31,12 +31,8 @@ impl AlpacaRecord {
     /// use burn_peft::data::parse_alpaca;
     ///
     /// let records = parse_alpaca(r#"[{"instruction": "Say hi.", "output": "Hi!"}]"#, "doc.json")?;
-    /// assert_eq!(
-    ///     records[0].prompt(),
-    ///     "Below is an instruction that describes a task. \
-    ///      Write a response that appropriately completes the request.\n\n\
-    ///      ### Instruction:\nSay hi.\n\n### Response:\n"
-    /// );
+    /// let prompt = records[0].prompt();
+    /// assert!(prompt.ends_with("\n\n### Instruction:\nSay hi.\n\n### Response:\n"));
     /// # Ok::<(), burn_peft::Error>(())
     /// ```
     pub fn prompt(&self) -> String {

@@ -22,11 +22,6 @@ pub fn id(piece: &str) -> u32 {
     259 + u32::try_from(place.expect("a piece of the tiny tokenizer")).unwrap()
 }
 
-/// The id of a byte's own token.
-pub fn byte(byte: u8) -> u32 {
-    3 + u32::from(byte)
-}
-
 /// A `tokenizer.json` with a length limit and padding left over from another use, which an
 /// encoding must not obey.
 pub fn json() -> String {
