@@ -60,7 +60,7 @@ fn compare(args: &Args) -> Result<serde_json::Value> {
     let (ids, shape) = read_ids(&inputs, "input_ids")?;
     check_vocab(&ids, model.config.vocab_size)?;
     let device = model.norm.weight.lazy_device();
-    let ids = Tensor::<2, Int>::from_data(TensorData::new(ids, shape), &device);
+    let ids = Tensor::<2, Int>::from_data(TensorData::new(ids, shape.clone()), &device);
     let logits = model.forward(ids, None);
 
     let found = logits.dims().to_vec();
@@ -77,9 +77,7 @@ fn compare(args: &Args) -> Result<serde_json::Value> {
             return Err(shape_error(&inputs, "labels", &shape, &labels_shape));
         }
         let loss = mean_loss(logits, &labels);
-        let reference = expected.read("loss", DType::F32)?;
-        let reference = Tensor::<1>::from_data(reference, &device).into_scalar::<f32>();
-        line["abs_loss"] = (loss - reference).abs().into();
+        line["abs_loss"] = (loss - read_scalar(&expected, "loss")?).abs().into();
     }
     Ok(line)
 }
@@ -128,6 +126,14 @@ fn read_ids(file: &SafetensorsFile, key: &str) -> Result<(Vec<i32>, Vec<usize>)>
     }
     let ids = file.read_ints(key)?.into_iter();
     Ok((ids.map(|id| id as i32).collect(), shape.clone()))
+}
+
+fn read_scalar(file: &SafetensorsFile, key: &str) -> Result<f32> {
+    let data = file.read(key, DType::F32)?;
+    match data.as_slice::<f32>() {
+        Ok([value]) => Ok(*value),
+        _ => Err(shape_error(file, key, &[], data.shape())),
+    }
 }
 
 fn check_vocab(ids: &[i32], vocab_size: usize) -> Result<()> {

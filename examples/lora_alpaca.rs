@@ -210,7 +210,7 @@ impl Data {
         let all = read(&path)?;
         let (train, validation) = match &config.validation_dataset {
             Some(path) => (all, read(path)?),
-            None => split(all, config),
+            None => split(all, config)?,
         };
         let pad_id = tokenizer.pad_id();
         let order: Vec<usize> = (0..validation.len()).collect();
@@ -259,11 +259,11 @@ fn samples(
     }
 }
 
-fn split(samples: Vec<Sample>, config: &RecipeConfig) -> (Vec<Sample>, Vec<Sample>) {
+fn split(samples: Vec<Sample>, config: &RecipeConfig) -> Result<(Vec<Sample>, Vec<Sample>)> {
     let held_out = (samples.len() as f64 * config.validation_split) as usize;
-    let (train, validation) = split_validation(samples.len(), held_out, config.seed);
+    let (train, validation) = split_validation(samples.len(), held_out, config.seed)?;
     let pick = |indices: Vec<usize>| indices.into_iter().map(|i| samples[i].clone()).collect();
-    (pick(train), pick(validation))
+    Ok((pick(train), pick(validation)))
 }
 
 /// The held-out questions of the embedded default, asked before and after training.

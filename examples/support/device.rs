@@ -3,12 +3,11 @@
 use burn::tensor::Device;
 use burn_peft::{Error, Result};
 
-/// `auto` (what Burn finds best, or `BURN_DEVICE`), `flex`, `ndarray`, `cuda` or `cuda:N`.
+/// `auto` (what Burn finds best, or what `BURN_DEVICE` names), `flex`, `cuda` or `cuda:N`.
 pub fn from_name(name: &str) -> Result<Device> {
     match name {
         "auto" => Ok(Device::default()),
         "flex" => Ok(Device::flex()),
-        "ndarray" => Ok(Device::ndarray()),
         _ => cuda(name),
     }
 }
@@ -38,7 +37,7 @@ fn unknown(name: &str) -> Error {
         origin: "device".into(),
         key: "device".into(),
         line: None,
-        message: format!("`{name}` is none of auto, flex, ndarray, {cuda}"),
+        message: format!("`{name}` is none of auto (with BURN_DEVICE for others), flex, {cuda}"),
         nearest: Vec::new(),
     }
 }
