@@ -1,0 +1,4 @@
+//! What several examples share.
+
+pub mod tiny_files;
+pub mod tiny_world;
