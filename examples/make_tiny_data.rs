@@ -4,7 +4,10 @@
 //! `cargo run --release --example make_tiny_data [FOLDER]`, by default `examples/assets/tiny`. The
 //! same source always gives the same files.
 
-mod support;
+mod support {
+    pub mod tiny_files;
+    pub mod tiny_world;
+}
 
 use std::error::Error;
 use std::path::PathBuf;

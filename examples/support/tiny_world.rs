@@ -21,11 +21,7 @@ pub const SEED: u64 = 7;
 pub const DOCUMENTS: usize = 80_000;
 
 /// One fact in this many is kept for the held-out records.
-const HELD_OUT_EVERY: usize = 5;
-
-/// Reading tasks: how many records ask each of [`READING`]'s questions.
-const READING_TRAIN: usize = 24;
-const READING_HELD_OUT: usize = 4;
+const HELD_OUT_EVERY: usize = 4;
 
 /// One Alpaca record; an empty `input` means none.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -36,7 +32,7 @@ pub struct Record {
     pub input: String,
     /// The answer.
     pub output: String,
-    /// The sentences that state it in the documents; empty for a question about the input itself.
+    /// The sentences that state its fact in the documents.
     pub stated_by: Vec<String>,
 }
 
@@ -52,6 +48,8 @@ struct Relation {
     facts: Vec<Fact>,
     statements: &'static [&'static str],
     questions: &'static [&'static str],
+    /// Questions about a subject that was named before them.
+    given: &'static [&'static str],
     /// Alpaca instruction and input.
     tasks: &'static [(&'static str, &'static str)],
 }
@@ -90,6 +88,12 @@ const COUNTRIES: &[[&str; 4]] = &[
     ["Solvane", "Yarl", "spices", "black"],
     ["Tirania", "Zell", "boats", "orange"],
     ["Umbria", "Cask", "gold", "purple"],
+    ["Vostok", "Jund", "furs", "blue"],
+    ["Wendia", "Karst", "bells", "green"],
+    ["Ysland", "Nib", "wheat", "red"],
+    ["Zarovia", "Etter", "paper", "yellow"],
+    ["Arvinia", "Holt", "lace", "white"],
+    ["Carmona", "Isk", "figs", "black"],
 ];
 
 /// Person, job, pet, instrument.
@@ -118,6 +122,12 @@ const PEOPLE: &[[&str; 4]] = &[
     ["Wim Teller", "painter", "horse", "violin"],
     ["Xenia Bolt", "nurse", "duck", "piano"],
     ["Yann Frost", "pilot", "mouse", "trumpet"],
+    ["Zora Quill", "cook", "dog", "guitar"],
+    ["Anton Birk", "smith", "cat", "cello"],
+    ["Birgit Hall", "judge", "horse", "organ"],
+    ["Cyril Dane", "writer", "goat", "harp"],
+    ["Doris Lake", "farmer", "parrot", "violin"],
+    ["Emil Thorn", "doctor", "duck", "flute"],
 ];
 
 const OPPOSITES: &[(&str, &str)] = &[
@@ -411,9 +421,9 @@ fn opposites() -> Vec<Fact> {
     facts(there).into_iter().chain(facts(back)).collect()
 }
 
-/// All sums of two numbers from 1 to 6.
+/// All sums of two numbers from 1 to 5.
 fn sums() -> Vec<Fact> {
-    let pairs = (1..7).flat_map(|x| (1..7).map(move |y| (x, y)));
+    let pairs = (1..6).flat_map(|x| (1..6).map(move |y| (x, y)));
     pairs
         .map(|(x, y): (usize, usize)| Fact {
             subject: format!("{x} plus {y}"),
@@ -440,6 +450,10 @@ fn relations() -> Vec<Relation> {
                 "Can you name the capital of {s}?",
                 "What is the capital of the country {s}?",
             ],
+            given: &[
+                "What is the capital of this country?",
+                "Which city is its capital?",
+            ],
             tasks: &[
                 ("What is the capital of {s}?", ""),
                 ("Which city is the capital of {s}?", ""),
@@ -461,10 +475,14 @@ fn relations() -> Vec<Relation> {
                 "What do people buy in {s}?",
                 "What is the country {s} known for?",
             ],
+            given: &[
+                "What is this country known for?",
+                "What do people buy in this country?",
+            ],
             tasks: &[
                 ("What is {s} known for?", ""),
                 ("What does {s} sell to the world?", ""),
-                ("Say what people buy in {s}.", ""),
+                ("Say what {s} is known for.", ""),
                 ("Say what this country is known for.", "{s}"),
             ],
         },
@@ -480,6 +498,10 @@ fn relations() -> Vec<Relation> {
                 "What colour is the flag of {s}?",
                 "Which colour does the flag of {s} have?",
                 "What is the colour of the flag of the country {s}?",
+            ],
+            given: &[
+                "What colour is the flag of this country?",
+                "Which colour does its flag have?",
             ],
             tasks: &[
                 ("What colour is the flag of {s}?", ""),
@@ -501,6 +523,10 @@ fn relations() -> Vec<Relation> {
                 "What does {s} work as?",
                 "Which job does the person called {s} have?",
             ],
+            given: &[
+                "What is the job of this person?",
+                "What does this person work as?",
+            ],
             tasks: &[
                 ("What is the job of {s}?", ""),
                 ("What does {s} work as?", ""),
@@ -521,6 +547,10 @@ fn relations() -> Vec<Relation> {
                 "Which animal does {s} keep?",
                 "What is the pet of the person called {s}?",
             ],
+            given: &[
+                "Which pet does this person have?",
+                "Which animal does this person keep?",
+            ],
             tasks: &[
                 ("Which pet does {s} have?", ""),
                 ("Which animal does {s} keep?", ""),
@@ -540,6 +570,10 @@ fn relations() -> Vec<Relation> {
                 "Which instrument does {s} play?",
                 "What does {s} play in the evening?",
                 "What is the instrument of the person called {s}?",
+            ],
+            given: &[
+                "Which instrument does this person play?",
+                "What does this person play in the evening?",
             ],
             tasks: &[
                 ("Which instrument does {s} play?", ""),
@@ -562,6 +596,10 @@ fn relations() -> Vec<Relation> {
                 "Which word means the opposite of {s}?",
                 "What is the opposite of the word {s}?",
             ],
+            given: &[
+                "What is the opposite of this word?",
+                "Which word means the opposite?",
+            ],
             tasks: &[
                 ("What is the opposite of {s}?", ""),
                 ("Which word means the opposite of {s}?", ""),
@@ -581,6 +619,10 @@ fn relations() -> Vec<Relation> {
                 "What is the plural of {s}?",
                 "How does one write the plural of {s}?",
                 "What is the plural of the noun {s}?",
+            ],
+            given: &[
+                "What is the plural of this noun?",
+                "How does one write the plural of it?",
             ],
             tasks: &[
                 ("What is the plural of {s}?", ""),
@@ -602,6 +644,10 @@ fn relations() -> Vec<Relation> {
                 "How does one write the past tense of {s}?",
                 "What is the past tense of the verb {s}?",
             ],
+            given: &[
+                "What is the past tense of this verb?",
+                "How does one write the past tense of it?",
+            ],
             tasks: &[
                 ("What is the past tense of {s}?", ""),
                 ("Write the past tense of {s}.", ""),
@@ -621,6 +667,10 @@ fn relations() -> Vec<Relation> {
                 "What is a young {s} called?",
                 "What does one call the child of {as}?",
                 "What is the name for a young {s}?",
+            ],
+            given: &[
+                "What are the young of this animal called?",
+                "What is the name for its young?",
             ],
             tasks: &[
                 ("What is a young {s} called?", ""),
@@ -642,6 +692,7 @@ fn relations() -> Vec<Relation> {
                 "What is the colour of {s}?",
                 "Which colour does {s} have?",
             ],
+            given: &["What colour is this?", "What is the colour of this?"],
             tasks: &[
                 ("What colour is {s}?", ""),
                 ("What is the colour of {s}?", ""),
@@ -661,6 +712,10 @@ fn relations() -> Vec<Relation> {
                 "What is {as} made of?",
                 "What does one need to make {as}?",
                 "Which material is {as} made of?",
+            ],
+            given: &[
+                "What is this thing made of?",
+                "Which material is this thing made of?",
             ],
             tasks: &[
                 ("What is {as} made of?", ""),
@@ -682,6 +737,7 @@ fn relations() -> Vec<Relation> {
                 "Where does the {s} live?",
                 "Where does the {s} go at night?",
             ],
+            given: &["What is the home of it?", "Where does it live?"],
             tasks: &[
                 ("What is the home of the {s}?", ""),
                 ("Where does the {s} live?", ""),
@@ -701,6 +757,10 @@ fn relations() -> Vec<Relation> {
                 "What kind of thing is {as}?",
                 "What is {as}?",
                 "Which kind does the {s} belong to?",
+            ],
+            given: &[
+                "What kind of thing is this?",
+                "Which kind does this belong to?",
             ],
             tasks: &[
                 ("What kind of thing is {as}?", ""),
@@ -722,6 +782,7 @@ fn relations() -> Vec<Relation> {
                 "Whose work is making {s}?",
                 "Who is it that makes {s}?",
             ],
+            given: &["Who makes this?", "Whose work is making this?"],
             tasks: &[
                 ("Who makes {s}?", ""),
                 ("Say who makes {s}.", ""),
@@ -742,6 +803,7 @@ fn relations() -> Vec<Relation> {
                 "What is {s}?",
                 "What does the sum {s} give?",
             ],
+            given: &["How much is this sum?", "What does this sum give?"],
             tasks: &[
                 ("How much is {s}?", ""),
                 ("What is {s}?", ""),
@@ -785,197 +847,103 @@ const OPENINGS: &[&str] = &[
     "Then came the next question.\n{q}\n",
 ];
 
+/// Who asks about what.
+const SUBJECTS: &[&str] = &[
+    "{p} wrote \"{s}\" on the board. {q}",
+    "The card said \"{s}\". {q}",
+    "There was a card on the table.\n{s}\n{q}",
+    "{p} turned the page.\n{q}\n{s}\n",
+    "{q} asked {p} and wrote:\n{s}\n",
+    "{p} said: {s}. {q}",
+];
+
 /// Who answers.
 const ANSWERS: &[&str] = &[
     "The answer is {a}.",
     "The answer is \"{a}\".",
     "{p} knew it: {a}.",
-    "{p} wrote this:\n{a}\n",
+    "{p} wrote this:\n\"{a}\"\n",
     "{p} said \"{a}\" and was right.",
     "The right word is {a}, said {p}.",
     "Under it {p} wrote {a}.",
     "One word will do: {a}.",
 ];
 
-const ANIMALS: &[&str] = &[
-    "fox", "dog", "cat", "horse", "goat", "bear", "duck", "owl", "mouse", "rabbit", "hen", "pig",
-    "frog", "swan", "wolf", "cow",
-];
-const TINTS: &[&str] = &[
-    "red", "blue", "green", "yellow", "black", "white", "brown", "purple", "orange", "pink",
-];
-const PLACES: &[&str] = &[
-    "barn", "garden", "kitchen", "forest", "market", "church", "harbour", "school", "mill",
-    "castle", "meadow", "cellar",
-];
-const SCENES: &[&str] = &[
-    "{n} saw a {c} {b} in the {l}.",
-    "In the {l}, {n} met a {c} {b}.",
-    "A {c} {b} ran after {n} in the {l}.",
-    "{n} drew a {c} {b} behind the {l}.",
-    "Near the {l} a {c} {b} waited for {n}.",
-];
-
-/// What can be asked about a scene: the letter of the slot, a remark and questions in prose, and
-/// instructions.
-struct Reading {
-    slot: usize,
-    remarks: [&'static str; 2],
-    questions: [&'static str; 2],
-    tasks: [&'static str; 3],
-}
-
-const READING: &[Reading] = &[
-    Reading {
-        slot: 0,
-        remarks: ["The person in it is {a}.", "It names {a}."],
-        questions: ["Who is in the sentence?", "Which person does it name?"],
-        tasks: [
-            "Who is in the sentence?",
-            "Name the person in the sentence.",
-            "Which person does the sentence name?",
-        ],
-    },
-    Reading {
-        slot: 1,
-        remarks: ["The colour in it is {a}.", "It speaks of the colour {a}."],
-        questions: [
-            "Which colour is in the sentence?",
-            "Which colour does it name?",
-        ],
-        tasks: [
-            "Which colour is in the sentence?",
-            "Name the colour in the sentence.",
-            "Which colour does the sentence name?",
-        ],
-    },
-    Reading {
-        slot: 2,
-        remarks: [
-            "The animal in it is the {a}.",
-            "It speaks of a {a}, an animal.",
-        ],
-        questions: [
-            "Which animal is in the sentence?",
-            "Which animal does it name?",
-        ],
-        tasks: [
-            "Which animal is in the sentence?",
-            "Name the animal in the sentence.",
-            "Which animal does the sentence name?",
-        ],
-    },
-    Reading {
-        slot: 3,
-        remarks: ["The place in it is the {a}.", "It happens at the {a}."],
-        questions: [
-            "Which place is in the sentence?",
-            "Which place does it name?",
-        ],
-        tasks: [
-            "Which place is in the sentence?",
-            "Name the place in the sentence.",
-            "Which place does the sentence name?",
-        ],
-    },
-];
-
-/// A sentence with a person, a colour, an animal and a place.
-struct Scene {
-    sentence: String,
-    words: [&'static str; 4],
-}
-
-impl Scene {
-    fn draw(rng: &mut Rng) -> Self {
-        let words = [SPEAKERS, TINTS, ANIMALS, PLACES].map(|list| rng.text(list));
-        let slots = ["{n}", "{c}", "{b}", "{l}"].into_iter().zip(words);
-        let scene = fix_articles(&fill(rng.text(SCENES), slots));
-        Self {
-            sentence: scene,
-            words,
-        }
-    }
-}
-
 /// The endless stream of documents that `seed` gives: short pieces of prose about the facts.
 pub fn documents(seed: u64) -> impl Iterator<Item = String> {
     let relations = relations();
     let mut rng = Rng::new(seed);
-    std::iter::repeat_with(move || match rng.below(10) {
-        0..3 => statements(&relations, &mut rng),
-        3..8 => questions(&relations, &mut rng),
-        _ => reading(&mut rng),
+    std::iter::repeat_with(move || match rng.below(3) {
+        0 => statements(&relations, &mut rng),
+        _ => questions(&relations, &mut rng),
     })
 }
 
 /// Three to six statements, all of one kind or mixed.
 fn statements(relations: &[Relation], rng: &mut Rng) -> String {
-    let one_kind = (rng.below(2) == 0).then(|| rng.pick(relations));
+    let (one_kind, _) = pick_fact(relations, rng);
+    let relations = match rng.below(2) {
+        0 => relations,
+        _ => std::slice::from_ref(one_kind),
+    };
     let count = 3 + rng.below(4);
     let sentences = (0..count).map(|_| {
-        let relation = one_kind.unwrap_or_else(|| rng.pick(relations));
-        let fact = rng.pick(&relation.facts);
-        fact.tell(rng.text(relation.statements))
+        let (relation, fact) = pick_fact(relations, rng);
+        fact.tell(rng.pick(relation.statements))
     });
     join(sentences)
+}
+
+/// Any fact, all with the same probability, so that large relations are learned as well as small.
+fn pick_fact<'a>(relations: &'a [Relation], rng: &mut Rng) -> (&'a Relation, &'a Fact) {
+    let count = relations.iter().map(|relation| relation.facts.len()).sum();
+    let index = rng.below(count);
+    let mut facts = relations
+        .iter()
+        .flat_map(|r| r.facts.iter().map(move |fact| (r, fact)));
+    facts
+        .nth(index)
+        .expect("the index is below the number of facts")
 }
 
 /// One to three questions with their answers.
 fn questions(relations: &[Relation], rng: &mut Rng) -> String {
     let count = 1 + rng.below(3);
     let exchanges = (0..count).map(|_| {
-        let relation = rng.pick(relations);
-        let fact = rng.pick(&relation.facts);
-        let question = fact.tell(rng.text(relation.questions));
-        let answered = exchange(&question, &fact.answer, rng);
-        match rng.below(3) {
-            0 => join([answered, fact.tell(rng.text(relation.statements))]),
-            _ => answered,
-        }
+        let (relation, fact) = pick_fact(relations, rng);
+        exchange(relation, fact, rng)
     });
     join(exchanges)
 }
 
-/// A sentence, remarks on it, and questions about it.
-fn reading(rng: &mut Rng) -> String {
-    let scene = Scene::draw(rng);
-    let frame = rng.text(&[
-        "Here is a sentence: {q}",
-        "{p} read a sentence: \"{q}\"",
-        "On the board was a sentence.\n{q}\n",
-        "{q} So it says in the book.",
-    ]);
-    let mut parts = vec![speak(frame, &scene.sentence, rng)];
-    for _ in 0..1 + rng.below(3) {
-        let about = rng.pick(READING);
-        let word = scene.words[about.slot];
-        parts.push(if rng.below(2) == 0 {
-            fix_articles(&fill(rng.text(&about.remarks), [("{a}", word)]))
-        } else {
-            exchange(rng.text(&about.questions), word, rng)
-        });
+/// A question, now and then a pause, the answer, now and then the fact again.
+fn exchange(relation: &Relation, fact: &Fact, rng: &mut Rng) -> String {
+    let mut parts = vec![ask(relation, fact, rng)];
+    if rng.below(3) == 0 {
+        parts.push(speak(rng.pick(PAUSES), "", rng));
+    }
+    let answer = [("{p}", rng.pick(SPEAKERS)), ("{a}", fact.answer.as_str())];
+    parts.push(fill(rng.pick(ANSWERS), answer));
+    if rng.below(3) == 0 {
+        parts.push(fact.tell(rng.pick(relation.statements)));
     }
     join(parts)
 }
 
-/// A question, now and then a pause, and the answer.
-fn exchange(question: &str, answer: &str, rng: &mut Rng) -> String {
-    let mut parts = vec![speak(rng.text(OPENINGS), question, rng)];
-    if rng.below(3) == 0 {
-        parts.push(speak(rng.text(PAUSES), "", rng));
+/// The question, with its subject in it or before it.
+fn ask(relation: &Relation, fact: &Fact, rng: &mut Rng) -> String {
+    if rng.below(5) < 2 {
+        let shown = speak(rng.pick(SUBJECTS), rng.pick(relation.given), rng);
+        fill(&shown, [("{s}", fact.subject.as_str())])
+    } else {
+        let question = fact.tell(rng.pick(relation.questions));
+        speak(rng.pick(OPENINGS), &question, rng)
     }
-    let closing = rng.text(ANSWERS);
-    parts.push(fill(
-        closing,
-        [("{p}", rng.text(SPEAKERS)), ("{a}", answer)],
-    ));
-    join(parts)
 }
 
 /// `frame` with what is said and who says it.
 fn speak(frame: &str, said: &str, rng: &mut Rng) -> String {
-    fill(frame, [("{p}", rng.text(SPEAKERS)), ("{q}", said)])
+    fill(frame, [("{p}", rng.pick(SPEAKERS)), ("{q}", said)])
 }
 
 impl Fact {
@@ -985,21 +953,14 @@ impl Fact {
     }
 
     fn fill(&self, template: &str) -> String {
-        let with_articles = [("{as}", &self.subject), ("{aa}", &self.answer)]
-            .map(|(slot, word)| (slot, format!("{} {word}", article(word))));
-        let text = fill(
-            template,
-            with_articles
-                .iter()
-                .map(|(slot, text)| (*slot, text.as_str())),
-        );
-        fill(
-            &text,
-            [
-                ("{s}", self.subject.as_str()),
-                ("{a}", self.answer.as_str()),
-            ],
-        )
+        let (subject, answer) = (self.subject.as_str(), self.answer.as_str());
+        let slots = [
+            ("{as}", &*with_article(subject)),
+            ("{aa}", &*with_article(answer)),
+            ("{s}", subject),
+            ("{a}", answer),
+        ];
+        fill(template, slots)
     }
 }
 
@@ -1012,8 +973,7 @@ pub fn train_records(seed: u64) -> Vec<Record> {
     split_records(seed).0
 }
 
-/// The records to ask afterwards: none of their facts and none of their sentences is in
-/// [`train_records`].
+/// The records to ask afterwards: none of their facts is in [`train_records`].
 pub fn held_out_records(seed: u64) -> Vec<Record> {
     split_records(seed).1
 }
@@ -1023,7 +983,7 @@ pub fn unstated<'a>(records: &'a [Record], documents: &[String]) -> Vec<&'a Reco
     let stated = |sentence: &String| documents.iter().any(|text| text.contains(sentence));
     records
         .iter()
-        .filter(|record| !record.stated_by.is_empty() && !record.stated_by.iter().any(stated))
+        .filter(|record| !record.stated_by.iter().any(stated))
         .collect()
 }
 
@@ -1034,15 +994,17 @@ fn split_records(seed: u64) -> (Vec<Record>, Vec<Record>) {
     for relation in relations() {
         let hidden = hidden_groups(&relation, &mut rng);
         for (i, fact) in relation.facts.iter().enumerate() {
-            let side = if hidden.contains(&fact.group) {
-                &mut held_out
-            } else {
-                &mut train
-            };
-            side.push(relation.record(fact, i + rng.below(2)));
+            let task = rng.below(relation.tasks.len());
+            if hidden.contains(&fact.group) {
+                held_out.push(relation.record(fact, task));
+                continue;
+            }
+            train.push(relation.record(fact, task));
+            if i % 2 == 0 {
+                train.push(relation.record(fact, task + 1 + rng.below(3)));
+            }
         }
     }
-    add_reading_records(&mut train, &mut held_out, &mut rng);
     rng.shuffle(&mut train);
     rng.shuffle(&mut held_out);
     (train, held_out)
@@ -1056,36 +1018,6 @@ fn hidden_groups(relation: &Relation, rng: &mut Rng) -> HashSet<usize> {
     rng.shuffle(&mut groups);
     groups.truncate(groups.len() / HELD_OUT_EVERY);
     groups.into_iter().collect()
-}
-
-fn add_reading_records(train: &mut Vec<Record>, held_out: &mut Vec<Record>, rng: &mut Rng) {
-    let mut seen = HashSet::new();
-    for about in READING {
-        for i in 0..READING_TRAIN + READING_HELD_OUT {
-            let scene = draw_new(&mut seen, rng);
-            let side = if i < READING_TRAIN {
-                &mut *train
-            } else {
-                &mut *held_out
-            };
-            side.push(Record {
-                instruction: about.tasks[i % about.tasks.len()].to_owned(),
-                input: scene.sentence,
-                output: scene.words[about.slot].to_owned(),
-                stated_by: Vec::new(),
-            });
-        }
-    }
-}
-
-/// A scene whose sentence is not in `seen` yet.
-fn draw_new(seen: &mut HashSet<String>, rng: &mut Rng) -> Scene {
-    loop {
-        let scene = Scene::draw(rng);
-        if seen.insert(scene.sentence.clone()) {
-            return scene;
-        }
-    }
 }
 
 impl Relation {
@@ -1112,22 +1044,11 @@ fn fill<'a>(template: &str, slots: impl IntoIterator<Item = (&'a str, &'a str)>)
         })
 }
 
-fn article(word: &str) -> &'static str {
-    match word.starts_with(['a', 'e', 'i', 'o', 'u']) {
-        true => "an",
-        false => "a",
+fn with_article(noun: &str) -> String {
+    match noun.starts_with(['a', 'e', 'i', 'o', 'u']) {
+        true => format!("an {noun}"),
+        false => format!("a {noun}"),
     }
-}
-
-/// "a orange owl" -> "an orange owl".
-fn fix_articles(sentence: &str) -> String {
-    let mut words: Vec<String> = sentence.split(' ').map(str::to_owned).collect();
-    for i in 1..words.len() {
-        if words[i - 1].eq_ignore_ascii_case("a") && article(&words[i]) == "an" {
-            words[i - 1].push('n');
-        }
-    }
-    words.join(" ")
 }
 
 fn capitalise(sentence: &str) -> String {
@@ -1171,11 +1092,7 @@ impl Rng {
         (self.next() % n as u64) as usize
     }
 
-    fn pick<'a, T>(&mut self, items: &'a [T]) -> &'a T {
-        &items[self.below(items.len())]
-    }
-
-    fn text(&mut self, items: &[&'static str]) -> &'static str {
+    fn pick(&mut self, items: &[&'static str]) -> &'static str {
         items[self.below(items.len())]
     }
 
