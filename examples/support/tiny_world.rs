@@ -622,7 +622,7 @@ fn relations() -> Vec<Relation> {
             ],
             given: &[
                 "What is the plural of this noun?",
-                "How does one write the plural of it?",
+                "How does one write its plural?",
             ],
             tasks: &[
                 ("What is the plural of {s}?", ""),
@@ -646,7 +646,7 @@ fn relations() -> Vec<Relation> {
             ],
             given: &[
                 "What is the past tense of this verb?",
-                "How does one write the past tense of it?",
+                "How does one write its past tense?",
             ],
             tasks: &[
                 ("What is the past tense of {s}?", ""),
@@ -737,7 +737,7 @@ fn relations() -> Vec<Relation> {
                 "Where does the {s} live?",
                 "Where does the {s} go at night?",
             ],
-            given: &["What is the home of it?", "Where does it live?"],
+            given: &["What is its home?", "Where does it live?"],
             tasks: &[
                 ("What is the home of the {s}?", ""),
                 ("Where does the {s} live?", ""),
@@ -853,7 +853,7 @@ const SUBJECTS: &[&str] = &[
     "The card said \"{s}\". {q}",
     "There was a card on the table.\n{s}\n{q}",
     "{p} turned the page.\n{q}\n{s}\n",
-    "{q} asked {p} and wrote:\n{s}\n",
+    "\"{q}\" asked {p} and wrote:\n{s}\n",
     "{p} said: {s}. {q}",
 ];
 
