@@ -4,14 +4,15 @@
 //! cargo run --release --example plot_loss -- RUN_DIR [RUN_DIR...] [-o loss.svg] [--smooth 0.9]
 //! ```
 
-mod support;
+#[path = "support/plot.rs"]
+mod plot;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use burn_peft::Result;
 use clap::Parser;
-use support::plot::{Run, SMOOTHING, loss_curve};
+use plot::{Run, SMOOTHING, loss_curve};
 
 /// Draw the loss curves of one or more runs into one SVG picture.
 #[derive(Parser)]

@@ -204,12 +204,12 @@ impl LlamaConfig {
         if let Some((name, _)) = sizes.into_iter().find(|(_, size)| *size == 0) {
             return invalid(name, "must be at least 1".into());
         }
-        if self.num_heads % self.num_kv_heads != 0 {
+        if !self.num_heads.is_multiple_of(self.num_kv_heads) {
             let (heads, kv) = (self.num_heads, self.num_kv_heads);
             let message = format!("{heads} query heads cannot share {kv} key heads evenly");
             return invalid("num_kv_heads", message);
         }
-        if self.head_dim == 0 || self.head_dim % 2 != 0 {
+        if self.head_dim == 0 || !self.head_dim.is_multiple_of(2) {
             let message = format!(
                 "rotary embedding needs an even width, not {}",
                 self.head_dim

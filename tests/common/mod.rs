@@ -32,10 +32,6 @@ impl Tensors {
         keys
     }
 
-    pub fn has(&self, key: &str) -> bool {
-        self.0.shapes().contains_key(key)
-    }
-
     pub fn data(&self, key: &str) -> TensorData {
         self.0.read(key, DType::F32).unwrap()
     }
