@@ -1,8 +1,7 @@
 //! Equality with transformers and PEFT: see `tests/python/make_golden.py` for how the cases were
 //! made. Tolerances are absolute.
 
-mod common;
-
+use crate::common::{Tensors, assert_close, assert_floats_close, device, floats, golden};
 use burn::module::{Module, ModuleVisitor, Param};
 use burn::optim::GradientsParams;
 use burn::tensor::{Bool, Tensor, TensorData};
@@ -15,7 +14,6 @@ use burn_peft::training::{
     AdamWConfig, LossNormalization, LrSchedule, ScheduleKind, Trainer, accumulate_gradients,
     lm_loss_sum,
 };
-use common::{Tensors, assert_close, assert_floats_close, device, floats, golden};
 use std::collections::HashMap;
 
 const LOGITS: f32 = 1e-4;

@@ -1,0 +1,6 @@
+//! The tests of the whole library, in one program: against other implementations, of laws, and of
+//! bad input. `BURN_DEVICE` names the device.
+
+mod common;
+mod golden;
+mod stories;
