@@ -3,4 +3,5 @@
 
 mod common;
 mod golden;
+mod half_precision;
 mod stories;
