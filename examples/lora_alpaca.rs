@@ -114,6 +114,12 @@ fn finetune(config: &RecipeConfig) -> Result<()> {
         model = next;
         speed.add(output.num_tokens, started.elapsed());
         final_loss = output.loss;
+        if !final_loss.is_finite() {
+            return Err(Error::Diverged {
+                step: trainer.step,
+                loss: final_loss,
+            });
+        }
         progress.set_message(format!(
             "loss {:.4}, {:.0} tokens/s",
             output.loss,

@@ -146,6 +146,18 @@ pub enum Error {
         vocab_size: usize,
     },
 
+    /// A training's loss is no number any more.
+    #[error(
+        "step {step}: the loss is {loss}; lower optimizer.lr, set clip_grad_norm, or look for \
+         broken records"
+    )]
+    Diverged {
+        /// The step, counted from 1.
+        step: usize,
+        /// The loss: NaN or infinite.
+        loss: f64,
+    },
+
     /// A run folder cannot be resumed with this configuration.
     #[error("{}: {message}", path.display())]
     Resume {

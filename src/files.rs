@@ -13,12 +13,17 @@ pub(crate) fn write_atomic(path: &Path, write: impl FnOnce(&Path) -> Result<()>)
     name.push(path.file_name().unwrap_or_default());
     name.push(format!(".{}.tmp", std::process::id()));
     let temporary = path.with_file_name(name);
+    // Writers that go through a private temporary file of their own would leave it private.
+    let permissions = File::create(&temporary)
+        .and_then(|file| file.metadata())
+        .map_err(Error::io(path))?
+        .permissions();
     let publish = || {
-        let file = File::open(&temporary).and_then(|file| file.sync_all());
-        file.and_then(|()| fs::rename(&temporary, path))
-            .map_err(Error::io(path))
+        fs::set_permissions(&temporary, permissions)?;
+        File::open(&temporary)?.sync_all()?;
+        fs::rename(&temporary, path)
     };
-    let result = write(&temporary).and_then(|()| publish());
+    let result = write(&temporary).and_then(|()| publish().map_err(Error::io(path)));
     if result.is_err() {
         // The first error is the one to report; a temporary file that was never made is fine.
         let _ = fs::remove_file(&temporary);

@@ -220,13 +220,24 @@ fn save_hf_in_shards(model: &TransformerDecoder, dir: &Path, max_bytes: usize) -
         index.extend(named.iter().map(|(name, _)| (name.clone(), file.clone())));
         write_tensors(named, &dir.join(file))?;
     }
+    // What an earlier save in the other form left would be read instead of this one.
     if count > 1 {
         write_index(dir, index)?;
+        remove_if_there(&dir.join(SINGLE_FILE))?;
+    } else {
+        remove_if_there(&dir.join(INDEX_FILE))?;
     }
     write_text(
         &dir.join(CONFIG_FILE),
         &hf_config::to_json(&model.config, dtype),
     )
+}
+
+fn remove_if_there(path: &Path) -> Result<()> {
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(Error::io(path)(error)),
+        _ => Ok(()),
+    }
 }
 
 fn write_index(dir: &Path, weight_map: BTreeMap<String, String>) -> Result<()> {
@@ -285,6 +296,10 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         save_hf_in_shards(&model, dir.path(), 4000).unwrap();
         assert!(dir.path().join(INDEX_FILE).exists());
+        save_hf(&model, dir.path()).unwrap();
+        assert!(!dir.path().join(INDEX_FILE).exists());
+        save_hf_in_shards(&model, dir.path(), 4000).unwrap();
+        assert!(!dir.path().join(SINGLE_FILE).exists());
         let mut again = read_hf_config(dir.path()).unwrap().init(&device);
         load_hf(&mut again, dir.path()).unwrap();
         assert_eq!(state_dict(&again), state_dict(&model));
