@@ -13,3 +13,16 @@ pub mod tokenizer;
 pub mod training;
 
 pub use error::{Error, Result};
+
+/// Runs the code in `docs/` as tests, like that in the README.
+#[cfg(doctest)]
+mod pages {
+    #[doc = include_str!("../docs/tutorial.md")]
+    struct Tutorial;
+    #[doc = include_str!("../docs/recipe.md")]
+    struct Recipe;
+    #[doc = include_str!("../docs/file-formats.md")]
+    struct FileFormats;
+    #[doc = include_str!("../docs/design.md")]
+    struct Design;
+}
