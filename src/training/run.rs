@@ -38,6 +38,10 @@ const CHECKPOINTS: &str = "checkpoints";
 const OPTIMIZER: &str = "optimizer.safetensors";
 const TRAINER: &str = "trainer.json";
 
+const NO_CHECKPOINT: &str = "there is no checkpoint to resume from in this folder; begin anew by \
+                             resume_from_checkpoint=false, or name the folder of the run as \
+                             output_dir";
+
 impl RunDir {
     /// Begins a run in the configuration's `output_dir`. A finished run there is replaced.
     ///
@@ -74,7 +78,7 @@ impl RunDir {
             path: config.output_dir.clone(),
         };
         if run.last_checkpoint()?.is_none() {
-            return Err(run.error("there is no checkpoint to resume from in this folder"));
+            return Err(run.error(NO_CHECKPOINT));
         }
         let old = RecipeConfig::from_file(run.path.join(CONFIG), &[])?;
         let difference = old.difference(config);
@@ -125,18 +129,22 @@ impl RunDir {
     ///
     /// # Errors
     /// [`Error::Resume`] if there is none, and the errors of [`load_peft`] and of the optimizer's
-    /// state.
+    /// state. Model and trainer are unchanged then.
     pub fn load_checkpoint(
         &self,
         model: &mut TransformerDecoder,
         trainer: &mut Trainer,
     ) -> Result<()> {
         let Some((step, dir)) = self.last_checkpoint()? else {
-            return Err(self.error("there is no checkpoint to resume from in this folder"));
+            return Err(self.error(NO_CHECKPOINT));
         };
-        let optimizer = load_state_dict_file(dir.join(OPTIMIZER))?;
-        trainer.optimizer.load_state_dict(model, &optimizer)?;
+        let path = dir.join(OPTIMIZER);
+        let mut optimizer = trainer.optimizer.clone();
+        optimizer
+            .load_state_dict(model, &load_state_dict_file(&path)?)
+            .map_err(|error| error.from_file(&path))?;
         load_peft(model, &dir)?;
+        trainer.optimizer = optimizer;
         trainer.step = step;
         Ok(())
     }
