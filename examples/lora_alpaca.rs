@@ -102,7 +102,6 @@ fn finetune(config: &RecipeConfig) -> Result<()> {
     let due = |every: Option<usize>, step: usize| every.is_some_and(|n| step.is_multiple_of(n));
     let progress = progress_bar(total_steps, trainer.step);
     let mut speed = Speed::default();
-    let mut final_loss = f64::NAN;
     while trainer.step < total_steps {
         let micro_batches: Vec<Batch> = order
             .step(trainer.step)
@@ -113,11 +112,10 @@ fn finetune(config: &RecipeConfig) -> Result<()> {
         let (next, output) = trainer.step(model, &micro_batches);
         model = next;
         speed.add(output.num_tokens, started.elapsed());
-        final_loss = output.loss;
-        if !final_loss.is_finite() {
+        if !output.loss.is_finite() {
             return Err(Error::Diverged {
                 step: trainer.step,
-                loss: final_loss,
+                loss: output.loss,
             });
         }
         progress.set_message(format!(
@@ -161,6 +159,7 @@ fn finetune(config: &RecipeConfig) -> Result<()> {
     let has_validation = !data.validation.is_empty();
     let exact_match = quiz.after(&model, &tokenizer)?;
     let count = ParamCount::of(&model);
+    let final_loss = trainer.last_loss.expect("a run has at least one step");
     let summary = Summary {
         steps: trainer.step,
         final_loss,

@@ -1,5 +1,6 @@
 //! The error type of the crate.
 
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 /// `std::result::Result` with this crate's [`enum@Error`].
@@ -14,7 +15,7 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 #[non_exhaustive]
 pub enum Error {
     /// A file or folder could not be read or written.
-    #[error("{}: {source}", path.display())]
+    #[error("{}: {source}{}", path.display(), what_to_try(source.kind()))]
     Io {
         /// The file or folder.
         path: PathBuf,
@@ -177,6 +178,14 @@ impl Error {
         }
     }
 
+    /// The same error about keys or a shape, which a file rather than a value in memory had.
+    pub(crate) fn in_file(mut self, path: &Path) -> Self {
+        if let Self::Keys { origin, .. } | Self::Shape { origin, .. } = &mut self {
+            *origin = path.display().to_string();
+        }
+        self
+    }
+
     /// An [`Error::Format`] for `path`.
     pub(crate) fn format(path: impl AsRef<Path>, message: impl ToString) -> Self {
         Self::Format {
@@ -201,6 +210,21 @@ pub(crate) fn nearest<'a>(
     scored.sort_by(|a, b| b.0.total_cmp(&a.0));
     scored.truncate(count);
     scored.into_iter().map(|(_, c)| c.to_owned()).collect()
+}
+
+fn what_to_try(kind: ErrorKind) -> &'static str {
+    match kind {
+        ErrorKind::NotFound => "; check the path",
+        ErrorKind::AlreadyExists | ErrorKind::NotADirectory => {
+            "; a file stands where a folder is needed, choose another path"
+        }
+        ErrorKind::PermissionDenied | ErrorKind::ReadOnlyFilesystem => {
+            "; choose a place that this user may read and write"
+        }
+        ErrorKind::StorageFull => "; free some space, or choose another disk",
+        ErrorKind::InvalidData => "; is this another kind of file?",
+        _ => "",
+    }
 }
 
 fn at_line(line: Option<usize>) -> String {

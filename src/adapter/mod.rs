@@ -10,9 +10,9 @@ pub use params::{
     ParamCount, ParamInfo, ParamSet, get_adapter_params, get_params, initialize_params,
     set_trainable_params,
 };
-pub(crate) use state_dict::compare_keys;
 pub use state_dict::{
     LoadReport, StateDict, StateReader, adapter_state_dict, load_state_dict, load_tensors,
     state_dict, state_readers,
 };
+pub(crate) use state_dict::{compare_keys, require_dtype};
 pub use validate::{AdaptedModules, StateDictKeys, validate_state_dict_for_lora};

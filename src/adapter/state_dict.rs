@@ -1,7 +1,7 @@
 use std::collections::BTreeMap;
 
 use burn::module::{Module, ModuleMapper, ModuleVisitor, Param};
-use burn::tensor::{DType, Tensor, TensorData};
+use burn::tensor::{DType, Device, Tensor, TensorData};
 use replace_with::replace_with_or_abort;
 
 use super::params::get_params;
@@ -30,19 +30,39 @@ impl LoadReport {
     /// Turns missing and unexpected keys into an error.
     ///
     /// # Errors
-    /// [`Error::Keys`] with every such key, and for an unexpected one the nearest key that the
-    /// source did not have.
+    /// [`Error::Keys`] with every such key, and for an unexpected one the nearest key of the model:
+    /// if possible one that the source did not have.
     pub fn require_complete(&self) -> Result<()> {
         if self.missing.is_empty() && self.unexpected.is_empty() {
             return Ok(());
         }
-        let candidate = |key: &str| nearest(key, self.missing.iter().map(String::as_str), 1).pop();
+        let among = |key: &str, keys: &[String]| {
+            let keys = keys.iter().map(String::as_str);
+            nearest(key, keys, 1).pop()
+        };
+        let candidate = |key: &str| {
+            let missing = among(key, &self.missing);
+            missing.or_else(|| among(key, &self.loaded))
+        };
         let with_nearest = |key: &String| (key.clone(), candidate(key));
         Err(Error::Keys {
             origin: self.origin.clone(),
             missing: self.missing.clone(),
             unexpected: self.unexpected.iter().map(with_nearest).collect(),
         })
+    }
+
+    /// The same report with other names, for errors in the words of the source; a key without
+    /// another name keeps its own.
+    pub(crate) fn renamed(&self, name: impl Fn(&str) -> Option<String>) -> Self {
+        let rename = |key: &String| name(key).unwrap_or_else(|| key.clone());
+        let all = |keys: &[String]| keys.iter().map(rename).collect();
+        Self {
+            origin: self.origin.clone(),
+            loaded: all(&self.loaded),
+            missing: all(&self.missing),
+            unexpected: all(&self.unexpected),
+        }
     }
 }
 
@@ -96,7 +116,8 @@ pub fn adapter_state_dict<M: Module>(model: &M) -> StateDict {
 ///
 /// # Errors
 /// [`Error::Keys`] if `strict` and the keys differ; [`Error::Shape`] if a value has another shape
-/// than its parameter. The model is unchanged then.
+/// than its parameter; [`Error::DType`] if a value is not of floats, [`Error::InvalidArgument`] if
+/// it is of floats that the device cannot compute in. The model is unchanged then.
 pub fn load_state_dict<M: Module>(
     model: &mut M,
     values: &StateDict,
@@ -108,8 +129,37 @@ pub fn load_state_dict<M: Module>(
     if strict {
         report.require_complete()?;
     }
+    let device = model.devices().into_iter().next().unwrap_or_default();
+    for key in &report.loaded {
+        require_weight(&device, origin, key, values[key].dtype())?;
+    }
     load_tensors(model, &report.loaded, |key| Ok(values[key].clone()))?;
     Ok(report)
+}
+
+fn require_weight(device: &Device, origin: &str, key: &str, dtype: DType) -> Result<()> {
+    if dtype.is_float() {
+        return require_dtype(device, dtype);
+    }
+    Err(Error::DType {
+        origin: origin.to_owned(),
+        key: key.to_owned(),
+        found: format!("{dtype:?}"),
+    })
+}
+
+/// Checks that a device can compute in a type of float: making such a tensor would panic.
+///
+/// # Errors
+/// [`Error::InvalidArgument`] if it cannot.
+pub(crate) fn require_dtype(device: &Device, dtype: DType) -> Result<()> {
+    if device.supports_dtype(dtype) {
+        return Ok(());
+    }
+    Err(Error::InvalidArgument {
+        name: "dtype",
+        message: format!("this device cannot compute in {dtype:?}; choose f32"),
+    })
 }
 
 /// Compares a source's keys and shapes with a model's. Touches no value.

@@ -1,6 +1,7 @@
 //! Hugging Face folders: `config.json` and one or more safetensors files.
 
 use std::collections::BTreeMap;
+use std::io::ErrorKind;
 use std::path::{Component, Path, PathBuf};
 
 use burn::tensor::DType;
@@ -9,7 +10,9 @@ use serde::{Deserialize, Serialize};
 use super::hf_config;
 use super::keys;
 use super::tensors::{SafetensorsFile, write_tensors};
-use crate::adapter::{LoadReport, StateReader, compare_keys, load_tensors, state_readers};
+use crate::adapter::{
+    LoadReport, StateReader, compare_keys, load_tensors, require_dtype, state_readers,
+};
 use crate::files::{create_dir, read_text, write_text};
 use crate::llama::{LlamaConfig, TransformerDecoder};
 use crate::{Error, Result};
@@ -53,7 +56,7 @@ pub fn load_hf(model: &mut TransformerDecoder, dir: impl AsRef<Path>) -> Result<
 /// [`load_hf`], with every weight cast to `dtype` as it is read.
 ///
 /// # Errors
-/// See [`load_hf`].
+/// [`Error::InvalidArgument`] if the device cannot compute in `dtype`, and those of [`load_hf`].
 ///
 /// # Panics
 /// If `dtype` is not f32, f16 or bf16.
@@ -67,9 +70,13 @@ pub fn load_hf_as(
 
 fn load(model: &mut TransformerDecoder, dir: &Path, dtype: Option<DType>) -> Result<LoadReport> {
     let weights = Weights::open(dir, model.config.tie_embeddings)?;
-    let report = compare_keys(model, &dir.display().to_string(), weights.shapes())?;
+    let report = compare_keys(model, &dir.display().to_string(), weights.shapes())
+        .map_err(|error| weights.locate(error))?;
     require_base(model, &report)?;
     let device = model.norm.weight.lazy_device();
+    if let Some(dtype) = dtype {
+        require_dtype(&device, dtype)?;
+    }
     let target = |stored| match dtype {
         Some(dtype) => dtype,
         None if device.supports_dtype(stored) => stored,
@@ -84,7 +91,7 @@ fn require_base(model: &TransformerDecoder, report: &LoadReport) -> Result<()> {
     let adapter = crate::adapter::get_adapter_params(model);
     let mut base = report.clone();
     base.missing.retain(|key| !adapter.contains(key));
-    base.require_complete()
+    base.renamed(keys::to_hf).require_complete()
 }
 
 /// The open files of a folder and where each of our keys is in them.
@@ -132,6 +139,28 @@ impl Weights {
         self.entries.iter().map(|(k, e)| (k.as_str(), &e.shape[..]))
     }
 
+    /// An error about a tensor's shape, with the file and the name that the tensor has there.
+    fn locate(&self, error: Error) -> Error {
+        match error {
+            Error::Shape {
+                key,
+                expected,
+                found,
+                ..
+            } => {
+                let entry = &self.entries[&key];
+                let file = &self.files[entry.file];
+                Error::Shape {
+                    origin: file.path().display().to_string(),
+                    key: entry.name.clone(),
+                    expected,
+                    found,
+                }
+            }
+            other => other,
+        }
+    }
+
     fn read(&self, key: &str, target: impl Fn(DType) -> DType) -> Result<burn::tensor::TensorData> {
         let entry = &self.entries[key];
         let file = &self.files[entry.file];
@@ -170,7 +199,9 @@ fn shard_path(dir: &Path, index: &Path, shard: &str) -> Result<PathBuf> {
         [Component::Normal(_)]
     );
     if !is_plain {
-        let message = format!("the shard name `{shard}` is not a plain file name");
+        let message = format!(
+            "the shard name `{shard}` is not a plain file name; shards must stand beside the index"
+        );
         return Err(Error::format(index, message));
     }
     let path = dir.join(shard);
@@ -223,9 +254,9 @@ fn save_hf_in_shards(model: &TransformerDecoder, dir: &Path, max_bytes: usize) -
     // What an earlier save in the other form left would be read instead of this one.
     if count > 1 {
         write_index(dir, index)?;
-        remove_if_there(&dir.join(SINGLE_FILE))?;
+        remove_stale(&dir.join(SINGLE_FILE))?;
     } else {
-        remove_if_there(&dir.join(INDEX_FILE))?;
+        remove_stale(&dir.join(INDEX_FILE))?;
     }
     write_text(
         &dir.join(CONFIG_FILE),
@@ -233,9 +264,9 @@ fn save_hf_in_shards(model: &TransformerDecoder, dir: &Path, max_bytes: usize) -
     )
 }
 
-fn remove_if_there(path: &Path) -> Result<()> {
+fn remove_stale(path: &Path) -> Result<()> {
     match std::fs::remove_file(path) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(Error::io(path)(error)),
+        Err(error) if error.kind() != ErrorKind::NotFound => Err(Error::io(path)(error)),
         _ => Ok(()),
     }
 }
@@ -294,8 +325,9 @@ mod tests {
         let device = Device::default();
         let model = config.init(&device);
         let dir = tempfile::tempdir().unwrap();
+        // What an older save left there is replaced.
+        save_hf(&config.init(&device), dir.path()).unwrap();
         save_hf_in_shards(&model, dir.path(), 4000).unwrap();
-        assert!(dir.path().join(INDEX_FILE).exists());
         save_hf(&model, dir.path()).unwrap();
         assert!(!dir.path().join(INDEX_FILE).exists());
         save_hf_in_shards(&model, dir.path(), 4000).unwrap();

@@ -20,6 +20,8 @@ struct HfConfig {
     num_key_value_heads: Option<usize>,
     head_dim: Option<usize>,
     max_position_embeddings: usize,
+    sliding_window: Option<usize>,
+    use_sliding_window: Option<bool>,
     rms_norm_eps: f64,
     hidden_act: Option<String>,
     rope_theta: Option<f64>,
@@ -74,6 +76,7 @@ pub(super) fn parse(text: &str, path: &Path) -> Result<LlamaConfig> {
     if hf.num_attention_heads == 0 {
         return unsupported("num_attention_heads is 0".into());
     }
+    let max_seq_len = hf.max_seq_len();
     let rope = hf.rope_parameters.or(hf.rope_scaling).unwrap_or_default();
     let config = LlamaConfig {
         vocab_size: hf.vocab_size,
@@ -85,7 +88,7 @@ pub(super) fn parse(text: &str, path: &Path) -> Result<LlamaConfig> {
             .unwrap_or(hf.hidden_size / hf.num_attention_heads),
         embed_dim: hf.hidden_size,
         intermediate_dim: hf.intermediate_size,
-        max_seq_len: hf.max_position_embeddings,
+        max_seq_len,
         norm_eps: hf.rms_norm_eps,
         rope_base: rope.rope_theta.or(hf.rope_theta).unwrap_or(1e4),
         rope_scaling: rope.scaling(path)?,
@@ -103,6 +106,17 @@ pub(super) fn parse(text: &str, path: &Path) -> Result<LlamaConfig> {
         .validate()
         .map_err(|error| Error::format(path, error))?;
     Ok(config)
+}
+
+impl HfConfig {
+    /// Attention here sees the whole sequence, which equals a sliding window up to its length.
+    fn max_seq_len(&self) -> usize {
+        let window = self
+            .sliding_window
+            .filter(|_| self.use_sliding_window != Some(false));
+        let max = self.max_position_embeddings;
+        window.map_or(max, |window| window.min(max))
+    }
 }
 
 impl HfRope {
@@ -237,6 +251,19 @@ mod tests {
     }
 
     #[test]
+    fn a_sliding_window_bounds_the_sequence() {
+        let text = to_json(&LlamaConfig::llama2_7b(), DType::F32);
+        let with = |fields: &str| {
+            let text = text.replacen('{', &format!("{{ {fields},"), 1);
+            parse(&text, Path::new("config.json")).unwrap().max_seq_len
+        };
+        assert_eq!(with("\"sliding_window\": 1024"), 1024);
+        assert_eq!(with("\"sliding_window\": null"), 4096);
+        let unused = "\"sliding_window\": 1024, \"use_sliding_window\": false";
+        assert_eq!(with(unused), 4096);
+    }
+
+    #[test]
     fn what_is_not_supported_is_named() {
         let path = Path::new("config.json");
         let text = to_json(&LlamaConfig::llama2_7b(), DType::F32);
@@ -258,7 +285,7 @@ mod tests {
                 "\"num_key_value_heads\": 5",
                 "num_kv_heads",
             ),
-            ("{", "[", "line 1"),
+            ("{", "[", "line 2"),
         ] {
             let bad = text.replacen(from, to, 1);
             assert_ne!(bad, text, "{from}");

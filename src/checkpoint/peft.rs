@@ -41,7 +41,8 @@ const UNSUPPORTED: [&str; 14] = [
 ///
 /// # Errors
 /// [`Error::Io`], [`Error::Format`] if the configuration is malformed, [`Error::Adapter`] if it is
-/// not LoRA on a Llama-like model or uses a setting that this crate does not have.
+/// not LoRA on a Llama-like model, uses a setting that this crate does not have, or was set up in a
+/// way that changes the base model (PiSSA, OLoRA, ...).
 pub fn read_peft_config(dir: impl AsRef<Path>) -> Result<LoRAConfig> {
     let path = dir.as_ref().join(CONFIG_FILE);
     let text = read_text(&path)?;
@@ -52,29 +53,60 @@ pub fn read_peft_config(dir: impl AsRef<Path>) -> Result<LoRAConfig> {
 
 fn parse_config(fields: &Map<String, Value>) -> Result<LoRAConfig, String> {
     if fields.get("peft_type") != Some(&json!("LORA")) {
-        return Err(format!(
-            "peft_type is {}, not \"LORA\"",
-            fields.get("peft_type").unwrap_or(&Value::Null)
-        ));
+        let found = show(fields.get("peft_type"));
+        return Err(format!("`peft_type` is {found}, expected \"LORA\""));
     }
     if let Some(key) = UNSUPPORTED.into_iter().find(|key| is_set(fields.get(*key))) {
-        return Err(format!("`{key}` is set, which is not supported"));
+        return Err(format!(
+            "`{key}` is set, which is not supported; train the adapter without it, \
+             or merge it with PEFT and load the merged model"
+        ));
     }
-    if fields.get("bias").is_some_and(|bias| bias != "none") {
-        return Err("trained biases (`bias`) are not supported".into());
+    if let Some(bias) = fields.get("bias").filter(|bias| *bias != "none") {
+        return Err(format!(
+            "`bias` is {bias}, expected \"none\": trained biases are not supported"
+        ));
     }
-    let flag = |key: &str| fields.get(key).and_then(Value::as_bool).unwrap_or(false);
-    let number = |key: &str| fields.get(key).and_then(Value::as_f64);
-    let rank = fields.get("r").and_then(Value::as_u64);
+    check_init(fields.get("init_lora_weights"))?;
+    let flag = |key: &str| match fields.get(key) {
+        None | Some(Value::Null) => Ok(false),
+        Some(Value::Bool(flag)) => Ok(*flag),
+        Some(other) => Err(format!("`{key}` is {other}, not true or false")),
+    };
+    let number = |key: &str, default: Option<f64>| {
+        let found = fields.get(key).filter(|value| !value.is_null());
+        let number = found.map_or(default, Value::as_f64);
+        number.ok_or_else(|| format!("`{key}` is {}, not a number", show(found)))
+    };
+    let rank = fields.get("r");
+    let whole = rank.and_then(Value::as_u64);
+    let whole = whole.ok_or_else(|| format!("`r` is {}, not a whole number", show(rank)))?;
     let mut config = LoRAConfig::new([])
-        .with_rank(rank.ok_or("`r` is not a whole number")? as usize)
-        .with_alpha(number("lora_alpha").ok_or("`lora_alpha` is not a number")?)
-        .with_dropout(number("lora_dropout").unwrap_or(0.0))
-        .with_dora(flag("use_dora"))
-        .with_rslora(flag("use_rslora"));
+        .with_rank(whole as usize)
+        .with_alpha(number("lora_alpha", None)?)
+        .with_dropout(number("lora_dropout", Some(0.0))?)
+        .with_dora(flag("use_dora")?)
+        .with_rslora(flag("use_rslora")?);
     add_targets(&mut config, fields.get("target_modules"))?;
     config.validate().map_err(|error| error.to_string())?;
     Ok(config)
+}
+
+fn show(value: Option<&Value>) -> String {
+    value.map_or("missing".to_owned(), Value::to_string)
+}
+
+/// The ways of setting up an adapter that leave the base weights alone. The others (PiSSA, OLoRA,
+/// ...) change them, so that the adapter does not fit the base model that it names.
+fn check_init(init: Option<&Value>) -> Result<(), String> {
+    const HARMLESS: [&str; 3] = ["gaussian", "eva", "orthogonal"];
+    match init {
+        Some(Value::String(init)) if !HARMLESS.contains(&init.as_str()) => Err(format!(
+            "`init_lora_weights` is \"{init}\", which shifts the base weights; \
+             convert the adapter to plain LoRA with PEFT first"
+        )),
+        _ => Ok(()),
+    }
 }
 
 fn is_set(value: Option<&Value>) -> bool {
@@ -108,13 +140,27 @@ fn add_targets(config: &mut LoRAConfig, targets: Option<&Value>) -> Result<(), S
         .filter(|m| named(m.name()))
         .collect();
     config.apply_to_output = named("output");
-    match config.module_names().len() == names.len() {
-        true => Ok(()),
-        false => Err(format!(
-            "`target_modules` {} names a layer that a Llama model has no adapter for",
-            Value::from(names.clone())
+    match names.iter().find(|name| !is_adaptable(name)) {
+        None => Ok(()),
+        Some(name) => Err(format!(
+            "`target_modules` names {name}, where a Llama model has no adapter; \
+             it can have them on {}",
+            adaptable().join(", ")
         )),
     }
+}
+
+/// Hugging Face's names of the layers that can have an adapter.
+fn adaptable() -> Vec<&'static str> {
+    let attn = AttnModule::ALL.into_iter().map(AttnModule::name);
+    let mlp = MlpModule::ALL.into_iter().map(MlpModule::name);
+    let ours = attn.chain(mlp).chain(["output"]);
+    ours.filter_map(keys::module_name_to_hf).collect()
+}
+
+fn is_adaptable(name: &Value) -> bool {
+    name.as_str()
+        .is_some_and(|name| adaptable().contains(&name))
 }
 
 /// Loads an adapter folder into a model that was built for it, in f32.
@@ -139,14 +185,33 @@ pub fn load_peft(model: &mut TransformerDecoder, dir: impl AsRef<Path>) -> Resul
     let shapes = names
         .iter()
         .map(|(key, (_, shape))| (key.as_str(), &shape[..]));
-    let mut report = compare_keys(model, &path.display().to_string(), shapes)?;
+    let mut report =
+        compare_keys(model, &path.display().to_string(), shapes).map_err(in_words_of_peft)?;
     let adapter = get_adapter_params(model);
     report.missing.retain(|key| adapter.contains(key));
-    report.require_complete()?;
+    report.renamed(keys::to_peft).require_complete()?;
     load_tensors(model, &report.loaded, |key| {
         file.read(&names[key].0, DType::F32)
     })?;
     Ok(report)
+}
+
+/// An error about a tensor's shape, with the name that the tensor has in the file.
+fn in_words_of_peft(error: Error) -> Error {
+    match error {
+        Error::Shape {
+            origin,
+            key,
+            expected,
+            found,
+        } => Error::Shape {
+            origin,
+            key: keys::to_peft(&key).unwrap_or(key),
+            expected,
+            found,
+        },
+        other => other,
+    }
 }
 
 /// The model's adapters must be where the configuration says, and scale alike.
@@ -154,7 +219,9 @@ fn check_config(model: &TransformerDecoder, config: &LoRAConfig, dir: &Path) -> 
     let differs = |message: String| {
         Err(Error::Adapter {
             path: dir.join(CONFIG_FILE),
-            message: format!("{message}; build the model with the folder's own configuration"),
+            message: format!(
+                "{message}; model and adapter folder must have the same configuration"
+            ),
         })
     };
     let adapted = model.adapters();
@@ -170,8 +237,16 @@ fn check_config(model: &TransformerDecoder, config: &LoRAConfig, dir: &Path) -> 
                 "the model scales by {model}, the folder by {folder}"
             ));
         }
+        if adapter.rank() != config.rank {
+            let (model, folder) = (adapter.rank(), config.rank);
+            return differs(format!("the model has rank {model}, the folder {folder}"));
+        }
         if adapter.magnitude.is_some() != config.use_dora {
-            return differs("one of model and folder uses DoRA, the other does not".into());
+            let (with, without) = match config.use_dora {
+                true => ("folder", "model"),
+                false => ("model", "folder"),
+            };
+            return differs(format!("the {with} uses DoRA, the {without} does not"));
         }
     }
     let is_adapted = |module: &&str| adapted.iter().any(|(name, _)| name.ends_with(module));

@@ -120,7 +120,7 @@ impl SafetensorsFile {
     /// Reads integers (token ids), of whatever width they are stored in.
     ///
     /// # Errors
-    /// [`Error::DType`] if the elements are not i64 or i32.
+    /// [`Error::Format`] if the elements are not i64 or i32.
     ///
     /// # Panics
     /// If there is no tensor of this name.
@@ -143,6 +143,16 @@ impl SafetensorsFile {
                 format!("`{key}` holds {other:?}; integers must be I64 or I32"),
             )),
         }
+    }
+
+    /// Reads a tensor in the type that it is stored in.
+    fn read_as_stored(&self, key: &str) -> Result<TensorData> {
+        if self.info(key).dtype != Dtype::I32 {
+            return self.read(key, self.dtype(key)?);
+        }
+        let (words, _) = self.bytes(key).as_chunks::<4>();
+        let ints: Vec<i32> = words.iter().map(|w| i32::from_le_bytes(*w)).collect();
+        Ok(TensorData::new(ints, self.info(key).shape.clone()))
     }
 
     fn info(&self, key: &str) -> &TensorInfo {
@@ -168,18 +178,15 @@ fn encode(values: impl Iterator<Item = f32>, shape: Vec<usize>, dtype: DType) ->
     }
 }
 
-/// Reads a file of tensors, in the types that they are stored in.
+/// Reads a file of tensors, in the types that they are stored in: that of [`save_state_dict`].
 ///
 /// # Errors
-/// See [`SafetensorsFile::open`] and [`SafetensorsFile::read`].
+/// See [`SafetensorsFile::open`]; [`Error::DType`] if a tensor is not of f32, f16, bf16 or i32.
 pub fn load_state_dict_file(path: impl AsRef<Path>) -> Result<StateDict> {
     let file = SafetensorsFile::open(path)?;
     let keys = file.shapes().into_keys();
-    keys.map(|key| {
-        let value = file.read(&key, file.dtype(&key)?)?;
-        Ok((key, value))
-    })
-    .collect()
+    keys.map(|key| Ok((key.clone(), file.read_as_stored(&key)?)))
+        .collect()
 }
 
 /// Writes a state dict to one file.

@@ -6,6 +6,7 @@ use burn::tensor::{DType, Tensor, TensorData};
 use serde::{Deserialize, Serialize};
 
 use crate::adapter::{ParamSet, StateDict, get_params};
+use crate::error::nearest;
 use crate::{Error, Result};
 
 /// The constants of [`AdamW`], with PyTorch's defaults.
@@ -119,10 +120,10 @@ impl AdamW {
         let mut states = HashMap::new();
         for key in values.keys() {
             let Some(name) = key.strip_suffix(".exp_avg") else {
-                check_sibling(key, values)?;
+                check_sibling(key, values, &params)?;
                 continue;
             };
-            let id = params.get(name).ok_or_else(|| unexpected(key))?.id;
+            let id = params.get(name).ok_or_else(|| unexpected(key, &params))?.id;
             let moment = |suffix| read_moment(values, &params, name, suffix);
             states.insert(
                 id,
@@ -140,11 +141,12 @@ impl AdamW {
 
 const ORIGIN: &str = "optimizer state";
 
-fn unexpected(key: &str) -> Error {
+fn unexpected(key: &str, params: &ParamSet) -> Error {
+    let candidate = nearest(key, params.names(), 1).pop();
     Error::Keys {
         origin: ORIGIN.into(),
         missing: Vec::new(),
-        unexpected: vec![(key.to_owned(), None)],
+        unexpected: vec![(key.to_owned(), candidate)],
     }
 }
 
@@ -157,10 +159,10 @@ fn missing(key: String) -> Error {
 }
 
 /// An entry that is not a first moment must stand beside one.
-fn check_sibling(key: &str, values: &StateDict) -> Result<()> {
+fn check_sibling(key: &str, values: &StateDict, params: &ParamSet) -> Result<()> {
     let suffixes = [".exp_avg_sq", ".step"];
     let name = suffixes.into_iter().find_map(|s| key.strip_suffix(s));
-    let name = name.ok_or_else(|| unexpected(key))?;
+    let name = name.ok_or_else(|| unexpected(key, params))?;
     match values.contains_key(&format!("{name}.exp_avg")) {
         true => Ok(()),
         false => Err(missing(format!("{name}.exp_avg"))),

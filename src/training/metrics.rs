@@ -1,6 +1,7 @@
 use std::fs::{File, OpenOptions};
 use std::io::Write;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use serde::Serialize;
 use serde_json::Value;
@@ -74,5 +75,8 @@ pub fn peak_memory_bytes() -> Option<u64> {
         .lines()
         .find_map(|line| line.strip_prefix("VmHWM:"))?;
     let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
-    Some(kib * 1024)
+    // The kernel sums per-thread counters and may be some pages off, downwards too.
+    static PEAK: AtomicU64 = AtomicU64::new(0);
+    let now = kib * 1024;
+    Some(PEAK.fetch_max(now, Ordering::Relaxed).max(now))
 }

@@ -179,7 +179,7 @@ impl RecipeConfig {
     /// `base_dir` has.
     ///
     /// # Errors
-    /// See [`read_hf_config`](crate::checkpoint::read_hf_config).
+    /// See [`read_hf_config`].
     pub fn llama(&self, base_dir: &Path) -> Result<LlamaConfig> {
         match self.model {
             ModelSize::Auto => read_hf_config(base_dir),

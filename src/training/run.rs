@@ -30,6 +30,7 @@ pub struct RunDir {
 #[derive(Serialize, Deserialize)]
 struct TrainerState {
     step: usize,
+    loss: Option<f64>,
 }
 
 const CONFIG: &str = "config.yaml";
@@ -37,6 +38,10 @@ const SUMMARY: &str = "summary.json";
 const CHECKPOINTS: &str = "checkpoints";
 const OPTIMIZER: &str = "optimizer.safetensors";
 const TRAINER: &str = "trainer.json";
+
+const NO_CHECKPOINT: &str = "there is no checkpoint to resume from in this folder; begin anew by \
+                             resume_from_checkpoint=false, or name the folder of the run as \
+                             output_dir";
 
 impl RunDir {
     /// Begins a run in the configuration's `output_dir`. A finished run there is replaced.
@@ -74,7 +79,7 @@ impl RunDir {
             path: config.output_dir.clone(),
         };
         if run.last_checkpoint()?.is_none() {
-            return Err(run.error("there is no checkpoint to resume from in this folder"));
+            return Err(run.error(NO_CHECKPOINT));
         }
         let old = RecipeConfig::from_file(run.path.join(CONFIG), &[])?;
         let difference = old.difference(config);
@@ -113,11 +118,15 @@ impl RunDir {
         lora: &LoRAConfig,
         trainer: &Trainer,
     ) -> Result<()> {
-        let step = trainer.step;
-        let dir = self.path.join(CHECKPOINTS).join(format!("step_{step}"));
+        let state = TrainerState {
+            step: trainer.step,
+            loss: trainer.last_loss,
+        };
+        let name = format!("step_{}", trainer.step);
+        let dir = self.path.join(CHECKPOINTS).join(name);
         save_peft(model, lora, &dir)?;
         save_state_dict(&trainer.optimizer.state_dict(model), dir.join(OPTIMIZER))?;
-        write_json(&dir.join(TRAINER), &TrainerState { step })
+        write_json(&dir.join(TRAINER), &state)
     }
 
     /// Loads the last complete checkpoint into a model that was built for this run, and sets the
@@ -125,19 +134,24 @@ impl RunDir {
     ///
     /// # Errors
     /// [`Error::Resume`] if there is none, and the errors of [`load_peft`] and of the optimizer's
-    /// state.
+    /// state. Model and trainer are unchanged then.
     pub fn load_checkpoint(
         &self,
         model: &mut TransformerDecoder,
         trainer: &mut Trainer,
     ) -> Result<()> {
-        let Some((step, dir)) = self.last_checkpoint()? else {
-            return Err(self.error("there is no checkpoint to resume from in this folder"));
+        let Some((state, dir)) = self.last_checkpoint()? else {
+            return Err(self.error(NO_CHECKPOINT));
         };
-        let optimizer = load_state_dict_file(dir.join(OPTIMIZER))?;
-        trainer.optimizer.load_state_dict(model, &optimizer)?;
+        let path = dir.join(OPTIMIZER);
+        let mut optimizer = trainer.optimizer.clone();
+        optimizer
+            .load_state_dict(model, &load_state_dict_file(&path)?)
+            .map_err(|error| error.in_file(&path))?;
         load_peft(model, &dir)?;
-        trainer.step = step;
+        trainer.optimizer = optimizer;
+        trainer.step = state.step;
+        trainer.last_loss = state.loss;
         Ok(())
     }
 
@@ -149,8 +163,8 @@ impl RunDir {
         write_json(&self.path.join(SUMMARY), summary)
     }
 
-    /// Step and folder of the last complete checkpoint.
-    fn last_checkpoint(&self) -> Result<Option<(usize, PathBuf)>> {
+    /// State and folder of the last complete checkpoint.
+    fn last_checkpoint(&self) -> Result<Option<(TrainerState, PathBuf)>> {
         let dir = self.path.join(CHECKPOINTS);
         if !dir.exists() {
             return Ok(None);
@@ -160,9 +174,9 @@ impl RunDir {
         let states = folders.filter_map(|folder| {
             let text = fs::read_to_string(folder.join(TRAINER)).ok()?;
             let state: TrainerState = serde_json::from_str(&text).ok()?;
-            Some((state.step, folder))
+            Some((state, folder))
         });
-        Ok(states.max())
+        Ok(states.max_by_key(|(state, _)| state.step))
     }
 
     fn error(&self, message: &str) -> Error {

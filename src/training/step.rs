@@ -90,6 +90,8 @@ pub struct Trainer {
     pub seed: u64,
     /// The number of steps done.
     pub step: usize,
+    /// The loss of the last step done.
+    pub last_loss: Option<f64>,
 }
 
 impl Trainer {
@@ -102,6 +104,7 @@ impl Trainer {
             normalization: LossNormalization::default(),
             seed: 0,
             step: 0,
+            last_loss: None,
         }
     }
 
@@ -141,6 +144,7 @@ impl Trainer {
         let lr = self.schedule.lr_at(self.step);
         let model = self.optimizer.step(lr, model, grads);
         self.step += 1;
+        self.last_loss = Some(loss);
         let output = StepOutput {
             loss,
             lr,

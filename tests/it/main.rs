@@ -1,6 +1,7 @@
 //! The tests of the whole library, in one program: against other implementations, of laws, and of
 //! bad input. `BURN_DEVICE` names the device.
 
+mod bad_input;
 mod common;
 mod golden;
 mod half_precision;

@@ -198,8 +198,8 @@ pub(super) const KEYS: &[RecipeKey] = &[
     ),
     key(
         "device",
-        Text("a device such as auto, flex, ndarray, cuda or cuda:1"),
-        "Where to run; `auto` is a GPU if there is one, otherwise the CPU.",
+        Text("a device such as auto, flex, cuda or cuda:1"),
+        "Where to run; `auto` is what `BURN_DEVICE` names, or else a GPU if there is one, or else the CPU.",
     )
     .free(),
     key(

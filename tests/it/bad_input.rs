@@ -1,0 +1,1235 @@
+//! What a user can get wrong in files, flags and data: each gives a readable error, writes nothing
+//! and leaves the model as it was.
+
+use std::collections::BTreeMap;
+use std::fmt::Debug;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use burn::tensor::{DType, Device, TensorData};
+use burn_peft::adapter::{StateDict, adapter_state_dict, load_state_dict, state_dict};
+use burn_peft::checkpoint::{
+    load_hf, load_hf_as, load_peft, load_state_dict_file, read_hf_config, read_peft_config,
+    save_hf, save_peft, save_state_dict,
+};
+use burn_peft::data::{Batch, Sample, check_vocab, load_alpaca};
+use burn_peft::generate::{GenerateOptions, generate};
+use burn_peft::llama::{LlamaConfig, TransformerDecoder};
+use burn_peft::lora::{AttnModule, LoRAConfig};
+use burn_peft::training::recipe::RecipeConfig;
+use burn_peft::training::{MetricsLog, RunDir, Trainer};
+use burn_peft::{Error, Result};
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+const WEIGHTS: &str = "model.safetensors";
+const INDEX: &str = "model.safetensors.index.json";
+const ADAPTER: &str = "adapter_model.safetensors";
+const ADAPTER_CONFIG: &str = "adapter_config.json";
+
+fn device() -> Device {
+    Device::default().autodiff()
+}
+
+fn golden(path: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("tests/fixtures/golden")
+        .join(path)
+}
+
+/// A copy of the files of a golden folder, for a test to break.
+fn copy_of(path: &str) -> TempDir {
+    let copy = tempfile::tempdir().unwrap();
+    for entry in fs::read_dir(golden(path)).unwrap() {
+        let from = entry.unwrap().path();
+        if from.is_file() {
+            let to = copy.path().join(from.file_name().unwrap());
+            fs::copy(&from, to).unwrap();
+        }
+    }
+    copy
+}
+
+/// Every file and folder below `dir`, folders with a path that ends in a slash.
+fn files_in(dir: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
+    let mut found = BTreeMap::new();
+    let mut folders = vec![dir.to_owned()];
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            let name = path.strip_prefix(dir).unwrap().to_owned();
+            if path.is_dir() {
+                found.insert(name.join(""), Vec::new());
+                folders.push(path);
+            } else {
+                found.insert(name, fs::read(path).unwrap());
+            }
+        }
+    }
+    found
+}
+
+fn base_model() -> TransformerDecoder {
+    let dir = golden("gqa");
+    let mut model = read_hf_config(&dir).unwrap().init(&device());
+    load_hf(&mut model, &dir).unwrap();
+    model
+}
+
+/// The golden base model with the adapter of a folder; `lora` may differ from the folder's.
+fn lora_model(lora: &LoRAConfig) -> TransformerDecoder {
+    let dir = golden("gqa");
+    let config = read_hf_config(&dir).unwrap();
+    let mut model = config.init_lora(lora, &device()).unwrap();
+    load_hf(&mut model, &dir).unwrap();
+    model
+}
+
+fn qv_config() -> LoRAConfig {
+    read_peft_config(golden("gqa/lora_qv_r8")).unwrap()
+}
+
+/// The error of `act`, which must change neither the model nor any file in `dir`.
+#[track_caller]
+fn refused<T: Debug>(
+    model: &mut TransformerDecoder,
+    dir: &Path,
+    act: impl FnOnce(&mut TransformerDecoder) -> Result<T>,
+) -> Error {
+    let before = (state_dict(model), files_in(dir));
+    let error = act(model).expect_err("this must be refused");
+    assert!(
+        (state_dict(model), files_in(dir)) == before,
+        "something has changed"
+    );
+    error
+}
+
+#[track_caller]
+fn assert_says(error: &Error, parts: &[&str]) {
+    let message = error.to_string();
+    for part in parts {
+        assert!(message.contains(part), "no {part:?} in: {message}");
+    }
+}
+
+/// The message must name this file or folder.
+#[track_caller]
+fn assert_names(error: &Error, path: &Path) {
+    assert_says(error, &[path.to_str().unwrap()]);
+}
+
+macro_rules! assert_variant {
+    ($error:expr, $variant:ident) => {
+        assert!(
+            matches!($error, Error::$variant { .. }),
+            "not {}: {:?}",
+            stringify!($variant),
+            $error
+        )
+    };
+}
+
+/// Headers and bytes of safetensors files.
+mod tensors {
+    use super::*;
+
+    /// Changes the header and keeps the data.
+    pub fn edit_header(path: &Path, edit: impl FnOnce(&mut Value)) {
+        let bytes = fs::read(path).unwrap();
+        let (length, rest) = bytes.split_at(8);
+        let length = u64::from_le_bytes(length.try_into().unwrap()) as usize;
+        let (header, data) = rest.split_at(length);
+        let mut header: Value = serde_json::from_slice(header).unwrap();
+        edit(&mut header);
+        let header = serde_json::to_vec(&header).unwrap();
+        let length = (header.len() as u64).to_le_bytes();
+        fs::write(path, [&length[..], &header, data].concat()).unwrap();
+    }
+
+    /// Reads all tensors, lets `edit` change them, and writes them back.
+    pub fn edit_values(path: &Path, edit: impl FnOnce(&mut StateDict)) {
+        let mut values = load_state_dict_file(path).unwrap();
+        edit(&mut values);
+        save_state_dict(&values, path).unwrap();
+    }
+
+    /// The error of loading a base model whose weights `spoil` has changed.
+    #[track_caller]
+    pub fn error_of_base(spoil: impl FnOnce(&Path)) -> (TempDir, Error) {
+        let dir = copy_of("gqa");
+        spoil(&dir.path().join(WEIGHTS));
+        let error = refused(&mut base_model(), dir.path(), |m| load_hf(m, dir.path()));
+        (dir, error)
+    }
+
+    /// The error of a base model whose file's header or length is wrong.
+    #[track_caller]
+    pub fn error_of_file(spoil: impl FnOnce(&Path)) -> Error {
+        let (dir, error) = error_of_base(spoil);
+        assert_variant!(error, Format);
+        assert_names(&error, &dir.path().join(WEIGHTS));
+        assert_says(&error, &["not a complete safetensors file", "cut short"]);
+        error
+    }
+
+    /// The error of loading the golden adapter after `spoil` has changed its weights.
+    #[track_caller]
+    pub fn error_of_adapter(spoil: impl FnOnce(&Path)) -> (TempDir, Error) {
+        let dir = copy_of("gqa/lora_qv_r8");
+        spoil(&dir.path().join(ADAPTER));
+        let mut model = lora_model(&qv_config());
+        let error = refused(&mut model, dir.path(), |m| load_peft(m, dir.path()));
+        (dir, error)
+    }
+}
+
+fn edit_json(path: &Path, edit: impl FnOnce(&mut Value)) {
+    let mut value = serde_json::from_str(&fs::read_to_string(path).unwrap()).unwrap();
+    edit(&mut value);
+    fs::write(path, serde_json::to_vec(&value).unwrap()).unwrap();
+}
+
+// Safetensors files.
+
+#[test]
+fn truncated_weights() {
+    tensors::error_of_file(|path| {
+        let bytes = fs::read(path).unwrap();
+        fs::write(path, &bytes[..bytes.len() / 2]).unwrap();
+    });
+}
+
+#[test]
+fn weights_that_end_within_the_header() {
+    tensors::error_of_file(|path| {
+        let bytes = fs::read(path).unwrap();
+        fs::write(path, &bytes[..100]).unwrap();
+    });
+}
+
+#[test]
+fn an_empty_file_of_weights() {
+    tensors::error_of_file(|path| fs::write(path, "").unwrap());
+}
+
+#[test]
+fn a_header_that_is_longer_than_the_file() {
+    for length in [50_000_000, u64::MAX] {
+        tensors::error_of_file(|path| {
+            let mut bytes = fs::read(path).unwrap();
+            bytes[..8].copy_from_slice(&length.to_le_bytes());
+            fs::write(path, bytes).unwrap();
+        });
+    }
+}
+
+#[test]
+fn a_header_that_is_not_json() {
+    tensors::error_of_file(|path| {
+        let mut bytes = fs::read(path).unwrap();
+        bytes[8] = b'?';
+        fs::write(path, bytes).unwrap();
+    });
+}
+
+#[test]
+fn offsets_beyond_the_file() {
+    tensors::error_of_file(|path| {
+        tensors::edit_header(path, |header| {
+            let norm = &mut header["model.norm.weight"];
+            let start = norm["data_offsets"][0].as_u64().unwrap();
+            norm["data_offsets"][1] = json!(start + 4_000_000_000);
+            norm["shape"] = json!([1_000_000_000]);
+        });
+    });
+}
+
+#[test]
+fn overlapping_tensors() {
+    let error = tensors::error_of_file(|path| {
+        tensors::edit_header(path, |header| {
+            let first = header["model.layers.0.input_layernorm.weight"].clone();
+            header["model.norm.weight"] = first;
+        });
+    });
+    assert_says(&error, &["invalid offset for tensor `model."]);
+}
+
+#[test]
+fn a_shape_that_does_not_match_the_bytes() {
+    tensors::error_of_file(|path| {
+        tensors::edit_header(path, |header| {
+            header["model.norm.weight"]["shape"] = json!([63]);
+        });
+    });
+}
+
+#[test]
+fn a_shape_whose_size_overflows() {
+    tensors::error_of_file(|path| {
+        tensors::edit_header(path, |header| {
+            header["model.norm.weight"]["shape"] = json!([u64::MAX / 2, 8]);
+        });
+    });
+}
+
+// Hugging Face folders.
+
+#[test]
+fn a_folder_without_weights() {
+    let dir = copy_of("gqa");
+    fs::remove_file(dir.path().join(WEIGHTS)).unwrap();
+    let error = refused(&mut base_model(), dir.path(), |m| load_hf(m, dir.path()));
+    assert_variant!(error, Format);
+    assert_names(&error, dir.path());
+    assert_says(&error, &[WEIGHTS, INDEX, "converted to safetensors"]);
+}
+
+#[test]
+fn a_missing_shard() {
+    let dir = copy_of("gqa_sharded");
+    let shard = "model-00003-of-00005.safetensors";
+    fs::remove_file(dir.path().join(shard)).unwrap();
+    let error = refused(&mut base_model(), dir.path(), |m| load_hf(m, dir.path()));
+    assert_variant!(error, MissingShard);
+    assert_names(&error, &dir.path().join(INDEX));
+    assert_says(&error, &[shard, "download it, or copy it beside the index"]);
+}
+
+#[test]
+fn a_shard_outside_of_the_folder() {
+    let outside = copy_of("gqa");
+    for shard in [
+        "../x/model.safetensors",
+        outside.path().join(WEIGHTS).to_str().unwrap(),
+        "..",
+        "",
+    ] {
+        let dir = copy_of("gqa_sharded");
+        edit_json(&dir.path().join(INDEX), |index| {
+            index["weight_map"]["lm_head.weight"] = json!(shard);
+        });
+        let error = refused(&mut base_model(), dir.path(), |m| load_hf(m, dir.path()));
+        assert_variant!(error, Format);
+        assert_names(&error, &dir.path().join(INDEX));
+        assert_says(
+            &error,
+            &[
+                &format!("`{shard}` is not a plain file name"),
+                "beside the index",
+            ],
+        );
+    }
+}
+
+#[test]
+fn an_index_that_is_not_json() {
+    let dir = copy_of("gqa_sharded");
+    for (text, place) in [
+        ("{\"weight_map\":\n {", "line 2"),
+        ("{}", "`weight_map`"),
+        (
+            "{\"weight_map\": {\"lm_head.weight\": 3}}",
+            "expected a string",
+        ),
+    ] {
+        fs::write(dir.path().join(INDEX), text).unwrap();
+        let error = refused(&mut base_model(), dir.path(), |m| load_hf(m, dir.path()));
+        assert_variant!(error, Format);
+        assert_names(&error, &dir.path().join(INDEX));
+        assert_says(&error, &[place]);
+    }
+}
+
+#[test]
+fn a_weight_of_another_shape() {
+    let key = "model.layers.1.self_attn.k_proj.weight";
+    let (dir, error) = tensors::error_of_base(|path| {
+        tensors::edit_header(path, |header| header[key]["shape"] = json!([64, 32]));
+    });
+    assert_variant!(error, Shape);
+    assert_names(&error, &dir.path().join(WEIGHTS));
+    assert_says(
+        &error,
+        &[key, "[64, 32]", "expects [32, 64]", "another model size?"],
+    );
+}
+
+#[test]
+fn a_weight_of_integers() {
+    let (dir, error) = tensors::error_of_base(|path| {
+        tensors::edit_header(path, |header| {
+            header["model.norm.weight"]["dtype"] = json!("I64");
+            header["model.norm.weight"]["shape"] = json!([32]);
+        });
+    });
+    assert_variant!(error, DType);
+    assert_names(&error, &dir.path().join(WEIGHTS));
+    assert_says(
+        &error,
+        &["`model.norm.weight` holds I64", "must be F32, F16 or BF16"],
+    );
+}
+
+#[test]
+fn a_missing_key() {
+    let key = "model.layers.3.mlp.up_proj.weight";
+    let (dir, error) = tensors::error_of_base(|path| {
+        tensors::edit_values(path, |values| assert!(values.remove(key).is_some()));
+    });
+    assert_variant!(error, Keys);
+    assert_names(&error, dir.path());
+    assert_says(&error, &[&format!("1 missing key(s): {key}")]);
+}
+
+#[test]
+fn an_unexpected_key() {
+    let key = "model.layers.4.mlp.up_proj.weight";
+    let (dir, error) = tensors::error_of_base(|path| {
+        tensors::edit_values(path, |values| {
+            let last = values["model.layers.3.mlp.up_proj.weight"].clone();
+            values.insert(key.into(), last);
+        });
+    });
+    assert_variant!(error, Keys);
+    assert_names(&error, dir.path());
+    let nearest = format!("1 unexpected key(s): {key} (nearest key of the model: model.layers.");
+    assert_says(&error, &[&nearest]);
+}
+
+#[test]
+fn a_misspelt_key_names_the_one_that_is_missing() {
+    let (good, bad) = (
+        "model.layers.0.self_attn.q_proj.weight",
+        "model.layers.0.self_attn.q_porj.weight",
+    );
+    let (_, error) = tensors::error_of_base(|path| {
+        tensors::edit_values(path, |values| {
+            let value = values.remove(good).unwrap();
+            values.insert(bad.into(), value);
+        });
+    });
+    assert_variant!(error, Keys);
+    assert_says(
+        &error,
+        &[
+            &format!("1 missing key(s): {good}"),
+            &format!("{bad} (nearest key of the model: {good})"),
+        ],
+    );
+}
+
+#[test]
+fn a_model_configuration_that_is_not_json() {
+    let dir = copy_of("gqa");
+    let path = dir.path().join("config.json");
+    for (text, place) in [
+        ("{\n\"hidden_size\": 64,,\n}", "line 2 column"),
+        ("", "line 1"),
+        ("{}", "missing field"),
+    ] {
+        fs::write(&path, text).unwrap();
+        let error = read_hf_config(dir.path()).unwrap_err();
+        assert_variant!(error, Format);
+        assert_names(&error, &path);
+        assert_says(&error, &[place]);
+    }
+}
+
+#[test]
+fn a_model_configuration_that_is_no_model() {
+    let dir = copy_of("gqa");
+    let path = dir.path().join("config.json");
+    for (key, value, parts) in [
+        ("num_key_value_heads", json!(3), ["num_kv_heads", "evenly"]),
+        ("num_hidden_layers", json!(0), ["num_layers", "at least 1"]),
+        ("head_dim", json!(15), ["head_dim", "even width"]),
+        ("hidden_size", json!(-1), ["integer `-1`", "usize"]),
+    ] {
+        fs::copy(golden("gqa/config.json"), &path).unwrap();
+        edit_json(&path, |config| config[key] = value);
+        let error = read_hf_config(dir.path()).unwrap_err();
+        assert_variant!(error, Format);
+        assert_names(&error, &path);
+        assert_says(&error, &parts);
+    }
+}
+
+#[test]
+fn a_missing_model_folder() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("nowhere");
+    let error = read_hf_config(&path).unwrap_err();
+    assert_variant!(error, Io);
+    assert_names(&error, &path);
+    assert_says(&error, &["config.json", "check the path"]);
+}
+
+#[test]
+fn a_type_of_number_that_the_device_does_not_have() {
+    let device = device();
+    let unsupported = [DType::F16, DType::BF16].into_iter();
+    for dtype in unsupported.filter(|dtype| !device.supports_dtype(*dtype)) {
+        let dir = copy_of("gqa");
+        let error = refused(&mut base_model(), dir.path(), |m| {
+            load_hf_as(m, dir.path(), dtype)
+        });
+        assert_variant!(error, InvalidArgument);
+        assert_says(&error, &["dtype", &format!("{dtype:?}"), "choose f32"]);
+    }
+}
+
+// State dicts.
+
+#[test]
+fn a_state_dict_with_other_keys() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut values = state_dict(&base_model());
+    let norm = values.remove("norm.weight").unwrap();
+    values.insert("nrom.weight".into(), norm);
+    let error = refused(&mut base_model(), dir.path(), |m| {
+        load_state_dict(m, &values, true)
+    });
+    assert_variant!(error, Keys);
+    assert_says(
+        &error,
+        &[
+            "1 missing key(s): norm.weight",
+            "nrom.weight (nearest key of the model: norm.weight)",
+        ],
+    );
+}
+
+#[test]
+fn a_state_dict_with_integers() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut values = state_dict(&base_model());
+    values.insert("norm.weight".into(), TensorData::new(vec![1i32; 64], [64]));
+    let error = refused(&mut base_model(), dir.path(), |m| {
+        load_state_dict(m, &values, true)
+    });
+    assert_variant!(error, DType);
+    assert_says(&error, &["`norm.weight` holds I32", "F32, F16 or BF16"]);
+}
+
+#[test]
+fn a_state_dict_with_another_shape() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut values = state_dict(&base_model());
+    values.insert("norm.weight".into(), TensorData::new(vec![1f32; 32], [32]));
+    for strict in [true, false] {
+        let error = refused(&mut base_model(), dir.path(), |m| {
+            load_state_dict(m, &values, strict)
+        });
+        assert_variant!(error, Shape);
+        assert_says(&error, &["`norm.weight`", "[32]", "expects [64]"]);
+    }
+}
+
+// Adapter folders.
+
+#[test]
+fn truncated_adapter() {
+    let (dir, error) = tensors::error_of_adapter(|path| {
+        let bytes = fs::read(path).unwrap();
+        fs::write(path, &bytes[..bytes.len() - 1]).unwrap();
+    });
+    assert_variant!(error, Format);
+    assert_names(&error, &dir.path().join(ADAPTER));
+    assert_says(&error, &["cut short"]);
+}
+
+const LORA_A: &str = "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight";
+
+#[test]
+fn an_adapter_of_integers() {
+    let (dir, error) = tensors::error_of_adapter(|path| {
+        tensors::edit_header(path, |header| {
+            header[LORA_A]["dtype"] = json!("I64");
+            header[LORA_A]["shape"] = json!([8, 32]);
+        });
+    });
+    assert_variant!(error, DType);
+    assert_names(&error, &dir.path().join(ADAPTER));
+    assert_says(&error, &[&format!("`{LORA_A}` holds I64"), "F32"]);
+}
+
+#[test]
+fn an_adapter_without_one_of_its_tensors() {
+    let (dir, error) = tensors::error_of_adapter(|path| {
+        tensors::edit_values(path, |values| assert!(values.remove(LORA_A).is_some()));
+    });
+    assert_variant!(error, Keys);
+    assert_names(&error, &dir.path().join(ADAPTER));
+    assert_says(&error, &[&format!("1 missing key(s): {LORA_A}")]);
+}
+
+#[test]
+fn an_adapter_with_keys_of_another_prefix() {
+    let (dir, error) = tensors::error_of_adapter(|path| {
+        tensors::edit_values(path, |values| {
+            let strip = |key: String| key.strip_prefix("base_model.").unwrap().to_owned();
+            let renamed = std::mem::take(values).into_iter();
+            *values = renamed.map(|(key, value)| (strip(key), value)).collect();
+        });
+    });
+    assert_variant!(error, Keys);
+    assert_names(&error, &dir.path().join(ADAPTER));
+    assert_says(
+        &error,
+        &[
+            "16 missing key(s)",
+            "16 unexpected key(s)",
+            "(nearest key of the model: base_model.model.",
+        ],
+    );
+}
+
+#[test]
+fn an_adapter_for_another_model() {
+    let dir = copy_of("mha/lora_qv_r8");
+    let mut model = lora_model(&qv_config());
+    let error = refused(&mut model, dir.path(), |m| load_peft(m, dir.path()));
+    assert_variant!(error, Shape);
+    assert_names(&error, &dir.path().join(ADAPTER));
+    assert_says(
+        &error,
+        &["base_model.model.model.layers.", "another model size?"],
+    );
+}
+
+/// Loads the golden adapter into a model whose adapters are made by another configuration.
+#[track_caller]
+fn assert_other_adapter(lora: LoRAConfig, parts: &[&str]) {
+    let dir = copy_of("gqa/lora_qv_r8");
+    let mut model = lora_model(&lora);
+    let error = refused(&mut model, dir.path(), |m| load_peft(m, dir.path()));
+    assert_variant!(error, Adapter);
+    assert_names(&error, &dir.path().join(ADAPTER_CONFIG));
+    assert_says(&error, parts);
+    assert_says(&error, &["must have the same configuration"]);
+}
+
+#[test]
+fn an_adapter_with_fewer_modules_than_the_model() {
+    let lora = LoRAConfig::new([AttnModule::QProj, AttnModule::KProj, AttnModule::VProj]);
+    assert_other_adapter(lora, &["the model adapts `k_proj`, the folder does not"]);
+}
+
+#[test]
+fn an_adapter_with_more_modules_than_the_model() {
+    let lora = LoRAConfig::new([AttnModule::QProj]);
+    assert_other_adapter(lora, &["the folder adapts `v_proj`, the model does not"]);
+}
+
+#[test]
+fn an_adapter_for_a_model_without_adapters() {
+    let dir = copy_of("gqa/lora_qv_r8");
+    let error = refused(&mut base_model(), dir.path(), |m| load_peft(m, dir.path()));
+    assert_variant!(error, Adapter);
+    assert_says(&error, &["the folder adapts `q_proj`, the model does not"]);
+}
+
+#[test]
+fn an_adapter_with_another_scale() {
+    let lora = qv_config().with_alpha(32.0);
+    assert_other_adapter(lora, &["the model scales by 4, the folder by 2"]);
+}
+
+#[test]
+fn an_adapter_with_another_rank_at_the_same_scale() {
+    let lora = qv_config().with_rank(4).with_alpha(8.0);
+    assert_other_adapter(lora, &["the model has rank 4, the folder 8"]);
+}
+
+#[test]
+fn an_adapter_without_the_models_dora() {
+    let lora = qv_config().with_dora(true);
+    assert_other_adapter(lora, &["the model uses DoRA, the folder does not"]);
+}
+
+/// The error of an adapter configuration with one key changed, from reading it and from loading.
+#[track_caller]
+fn error_of_setting(key: &str, value: Value) -> Error {
+    let dir = copy_of("gqa/lora_qv_r8");
+    let path = dir.path().join(ADAPTER_CONFIG);
+    edit_json(&path, |config| config[key] = value);
+    let mut model = lora_model(&qv_config());
+    let error = refused(&mut model, dir.path(), |m| load_peft(m, dir.path()));
+    assert_variant!(error, Adapter);
+    assert_names(&error, &path);
+    let when_read = read_peft_config(dir.path()).unwrap_err();
+    assert_eq!(when_read.to_string(), error.to_string());
+    error
+}
+
+#[test]
+fn adapter_settings_that_are_not_supported() {
+    for (key, value) in [
+        ("rank_pattern", json!({"q_proj": 4})),
+        ("alpha_pattern", json!({"q_proj": 4})),
+        ("modules_to_save", json!(["lm_head"])),
+        ("fan_in_fan_out", json!(true)),
+        ("layers_to_transform", json!([0])),
+        ("layer_replication", json!([[0, 2]])),
+        ("trainable_token_indices", json!([1])),
+    ] {
+        let error = error_of_setting(key, value);
+        assert_says(&error, &[&format!("`{key}` is set"), "merge it with PEFT"]);
+    }
+}
+
+#[test]
+fn an_adapter_with_trained_biases() {
+    let error = error_of_setting("bias", json!("all"));
+    assert_says(&error, &["`bias` is \"all\"", "expected \"none\""]);
+}
+
+#[test]
+fn an_adapter_of_another_method() {
+    let error = error_of_setting("peft_type", json!("LOHA"));
+    assert_says(&error, &["`peft_type` is \"LOHA\"", "expected \"LORA\""]);
+}
+
+#[test]
+fn an_adapter_that_shifts_the_base_weights() {
+    for init in ["pissa", "pissa_niter_16", "olora", "loftq"] {
+        let error = error_of_setting("init_lora_weights", json!(init));
+        assert_says(
+            &error,
+            &["`init_lora_weights`", init, "convert the adapter"],
+        );
+    }
+}
+
+#[test]
+fn an_adapter_with_an_unknown_module() {
+    for name in ["q_porj", "embed_tokens", "output_proj"] {
+        let error = error_of_setting("target_modules", json!(["q_proj", name]));
+        let parts = ["`target_modules` names", name, "q_proj, k_proj", "lm_head"];
+        assert_says(&error, &parts);
+    }
+    let error = error_of_setting("target_modules", json!(".*q_proj"));
+    assert_says(&error, &["`target_modules` is not a list"]);
+}
+
+#[test]
+fn an_adapter_with_values_of_another_kind() {
+    for (key, value, expected) in [
+        ("r", json!(0), "the rank must be at least 1"),
+        ("r", json!("eight"), "`r` is \"eight\", not a whole number"),
+        ("r", json!(-1), "`r` is -1, not a whole number"),
+        ("lora_alpha", json!(null), "`lora_alpha` is missing"),
+        ("lora_alpha", json!(0), "alpha must be a positive number"),
+        ("lora_dropout", json!("no"), "`lora_dropout` is \"no\""),
+        ("lora_dropout", json!(1.5), "must lie in [0, 1)"),
+        ("use_dora", json!("yes"), "`use_dora` is \"yes\""),
+        (
+            "use_rslora",
+            json!(1),
+            "`use_rslora` is 1, not true or false",
+        ),
+    ] {
+        assert_says(&error_of_setting(key, value), &[expected]);
+    }
+}
+
+#[test]
+fn an_adapter_configuration_that_is_not_json() {
+    let dir = copy_of("gqa/lora_qv_r8");
+    let path = dir.path().join(ADAPTER_CONFIG);
+    for (text, place) in [
+        ("{\n\n\"r\" 8}", "line 3"),
+        ("[]", "line 1"),
+        ("", "line 1"),
+    ] {
+        fs::write(&path, text).unwrap();
+        let mut model = lora_model(&qv_config());
+        let error = refused(&mut model, dir.path(), |m| load_peft(m, dir.path()));
+        assert_variant!(error, Format);
+        assert_names(&error, &path);
+        assert_says(&error, &[place]);
+    }
+}
+
+#[test]
+fn a_folder_without_an_adapter() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut model = lora_model(&qv_config());
+    let error = refused(&mut model, dir.path(), |m| load_peft(m, dir.path()));
+    assert_variant!(error, Io);
+    assert_names(&error, &dir.path().join(ADAPTER_CONFIG));
+    assert_says(&error, &["check the path"]);
+}
+
+#[test]
+fn saving_by_another_configuration_than_the_models() {
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().join("adapter");
+    for other in [
+        qv_config().with_rank(4).with_alpha(8.0),
+        qv_config().with_alpha(8.0),
+        qv_config().with_dora(true),
+        qv_config().with_mlp(true),
+    ] {
+        let mut model = lora_model(&qv_config());
+        let error = refused(&mut model, dir.path(), |m| save_peft(m, &other, &out));
+        assert_variant!(error, Adapter);
+        assert_names(&error, &out);
+        assert_says(&error, &["the model ", "must have the same configuration"]);
+    }
+}
+
+// Adapter configurations.
+
+fn lora_error(config: &LlamaConfig, lora: LoRAConfig) -> Error {
+    let error = config.init_lora(&lora, &device()).unwrap_err();
+    assert_variant!(error, InvalidArgument);
+    error
+}
+
+fn gqa_config() -> LlamaConfig {
+    read_hf_config(golden("gqa")).unwrap()
+}
+
+#[test]
+fn rank_zero() {
+    let error = lora_error(&gqa_config(), qv_config().with_rank(0));
+    assert_says(&error, &["lora_rank", "at least 1"]);
+}
+
+#[test]
+fn a_rank_above_the_layers_width() {
+    let error = lora_error(&gqa_config(), qv_config().with_rank(33));
+    assert_says(
+        &error,
+        &[
+            "lora_rank",
+            "rank 33 is above the width 32 of `v_proj` (64 -> 32)",
+            "choose at most 32",
+        ],
+    );
+    let lora = qv_config().with_rank(32);
+    assert!(gqa_config().init_lora(&lora, &device()).is_ok());
+}
+
+#[test]
+fn no_module_at_all() {
+    let error = lora_error(&gqa_config(), LoRAConfig::new([]));
+    assert_says(
+        &error,
+        &["lora_attn_modules", "q_proj, k_proj, v_proj, output_proj"],
+    );
+    let config = RecipeConfig::default().with_overrides(&["lora_attn_modules=[]".into()]);
+    if let Ok(config) = config {
+        let error = lora_error(&gqa_config(), config.lora());
+        assert_says(&error, &["name at least one of q_proj"]);
+    }
+}
+
+#[test]
+fn an_adapter_on_a_tied_output() {
+    let tied = LlamaConfig {
+        tie_embeddings: true,
+        ..gqa_config()
+    };
+    let error = lora_error(&tied, qv_config().with_output(true));
+    assert_says(&error, &["apply_lora_to_output", "is its embedding"]);
+}
+
+#[test]
+fn alpha_and_dropout_out_of_range() {
+    for alpha in [0.0, -1.0, f64::NAN, f64::INFINITY] {
+        let error = lora_error(&gqa_config(), qv_config().with_alpha(alpha));
+        assert_says(&error, &["lora_alpha", "positive number"]);
+    }
+    for dropout in [-0.1, 1.0, f64::NAN] {
+        let error = lora_error(&gqa_config(), qv_config().with_dropout(dropout));
+        assert_says(&error, &["lora_dropout", "[0, 1)"]);
+    }
+}
+
+#[test]
+fn an_unknown_module_by_name() {
+    let error = "q_porj".parse::<AttnModule>().unwrap_err();
+    assert_variant!(error, Config);
+    assert_says(
+        &error,
+        &["`q_porj`", "choose from q_proj", "did you mean `q_proj`"],
+    );
+}
+
+#[test]
+fn an_unknown_module_in_the_recipe() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("run.yaml");
+    fs::write(&path, "seed: 1\nlora_attn_modules: [q_proj, v_porj]\n").unwrap();
+    let error = RecipeConfig::from_file(&path, &[]).unwrap_err();
+    assert_variant!(error, Config);
+    assert_names(&error, &path);
+    let parts = ["line 2", "lora_attn_modules", "v_porj", "`v_proj`"];
+    assert_says(&error, &parts);
+}
+
+#[test]
+fn an_unknown_module_on_the_command_line() {
+    let overrides = ["lora_attn_modules=[q_proj,v_porj]".to_owned()];
+    let error = RecipeConfig::default()
+        .with_overrides(&overrides)
+        .unwrap_err();
+    assert_variant!(error, Config);
+    let parts = ["command line", "lora_attn_modules", "v_porj", "`v_proj`"];
+    assert_says(&error, &parts);
+}
+
+#[test]
+fn a_recipe_that_is_not_yaml() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("run.yaml");
+    fs::write(&path, "seed: 1\nlora_attn_modules: [q_proj\n").unwrap();
+    let error = RecipeConfig::from_file(&path, &[]).unwrap_err();
+    assert_variant!(error, Format);
+    assert_names(&error, &path);
+    assert_says(&error, &["line 2"]);
+}
+
+#[test]
+fn a_recipe_that_is_not_text() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("run.yaml");
+    fs::write(&path, [0xff, 0xfe, 0x00]).unwrap();
+    let error = RecipeConfig::from_file(&path, &[]).unwrap_err();
+    assert_variant!(error, Io);
+    assert_names(&error, &path);
+    assert_says(&error, &["another kind of file?"]);
+}
+
+// Data.
+
+#[track_caller]
+fn dataset_error(text: &str) -> Error {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("data.json");
+    fs::write(&path, text).unwrap();
+    let error = load_alpaca(&path).unwrap_err();
+    assert_names(&error, &path);
+    assert_eq!(files_in(dir.path()).len(), 1);
+    error
+}
+
+#[test]
+fn a_dataset_that_is_not_json() {
+    let error = dataset_error("[\n{\"instruction\": \"a\", \"output\" \"b\"}\n]");
+    assert_variant!(error, Format);
+    assert_says(&error, &["malformed JSON at line 2", "expected `:`"]);
+}
+
+#[test]
+fn an_empty_dataset() {
+    for text in ["[]", "", "\n"] {
+        let error = dataset_error(text);
+        assert_variant!(error, Format);
+        assert_says(&error, &["the data set is empty", "at least one record"]);
+    }
+}
+
+#[test]
+fn a_record_without_an_instruction() {
+    let good = r#"{"instruction": "a", "output": "b"}"#;
+    let error = dataset_error(&format!(r#"[{good}, {{"output": "b"}}]"#));
+    assert_variant!(error, Record);
+    assert_says(&error, &["record 2: `instruction` is missing", "needs"]);
+
+    let error = dataset_error(&format!("{good}\n\n{{\"output\": \"b\"}}\n"));
+    assert_variant!(error, Record);
+    assert_says(&error, &["record 2 (line 3): `instruction` is missing"]);
+}
+
+#[test]
+fn a_missing_dataset() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("none.json");
+    let error = load_alpaca(&path).unwrap_err();
+    assert_variant!(error, Io);
+    assert_names(&error, &path);
+    assert_says(&error, &["check the path"]);
+}
+
+#[test]
+fn a_token_beyond_the_vocabulary() {
+    let sample = |tokens: [u32; 2]| Sample {
+        tokens: tokens.to_vec(),
+        labels: tokens.map(|token| token as i32).to_vec(),
+    };
+    let samples = [sample([1, 127]), sample([1, 128])];
+    let error = check_vocab(&samples, 128).unwrap_err();
+    assert_variant!(error, TokenOutOfRange);
+    assert_says(&error, &["token id 128", "vocabulary of 128", "tokenizer"]);
+    assert!(check_vocab(&samples[..1], 128).is_ok());
+}
+
+#[test]
+fn a_prompt_beyond_the_vocabulary() {
+    let dir = tempfile::tempdir().unwrap();
+    let options = GenerateOptions::greedy(4);
+    let mut model = base_model();
+    let error = refused(&mut model, dir.path(), |m| generate(m, &[1, 128], &options));
+    assert_variant!(error, TokenOutOfRange);
+    assert_says(&error, &["token id 128", "vocabulary of 128", "tokenizer"]);
+}
+
+#[test]
+fn an_empty_prompt() {
+    let error = generate(&base_model(), &[], &GenerateOptions::greedy(4)).unwrap_err();
+    assert_variant!(error, InvalidArgument);
+    assert_says(&error, &["prompt", "at least one token"]);
+}
+
+#[test]
+fn generation_options_out_of_range() {
+    let greedy = || GenerateOptions::greedy(4);
+    for (options, name) in [
+        (greedy().with_temperature(-1.0), "temperature"),
+        (greedy().with_temperature(f64::NAN), "temperature"),
+        (greedy().with_top_k(0), "top_k"),
+        (greedy().with_top_p(0.0), "top_p"),
+        (greedy().with_top_p(1.5), "top_p"),
+    ] {
+        let error = generate(&base_model(), &[1], &options).unwrap_err();
+        assert_variant!(error, InvalidArgument);
+        assert_says(&error, &[name, "must"]);
+    }
+}
+
+// Output folders.
+
+/// A file, and a path below it, where even a privileged user cannot write.
+fn unwritable() -> (TempDir, PathBuf) {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("file");
+    fs::write(&file, "mine").unwrap();
+    (dir, file.join("below"))
+}
+
+#[track_caller]
+fn assert_not_writable(act: impl FnOnce(&mut TransformerDecoder, &Path) -> Result<()>) {
+    let (dir, out) = unwritable();
+    let mut model = lora_model(&qv_config());
+    let error = refused(&mut model, dir.path(), |m| act(m, &out));
+    assert_variant!(error, Io);
+    assert_names(&error, &out);
+    assert_says(&error, &["where a folder is needed", "choose another path"]);
+}
+
+#[test]
+fn an_adapter_folder_that_cannot_be_written() {
+    assert_not_writable(|model, out| save_peft(model, &qv_config(), out));
+}
+
+#[test]
+fn a_model_folder_that_cannot_be_written() {
+    assert_not_writable(|model, out| save_hf(&model.clone().merge_lora(), out));
+}
+
+#[test]
+fn a_tensor_file_that_cannot_be_written() {
+    assert_not_writable(|model, out| save_state_dict(&adapter_state_dict(model), out));
+}
+
+#[test]
+fn a_log_that_cannot_be_written() {
+    assert_not_writable(|_, out| MetricsLog::create(out).map(drop));
+}
+
+#[test]
+fn a_run_folder_that_cannot_be_written() {
+    assert_not_writable(|_, out| RunDir::create(&run_config(out, &[])).map(drop));
+}
+
+#[test]
+fn a_folder_that_is_a_file() {
+    let (dir, out) = unwritable();
+    let file = out.parent().unwrap();
+    let mut model = lora_model(&qv_config());
+    let error = refused(&mut model, dir.path(), |m| save_peft(m, &qv_config(), file));
+    assert_variant!(error, Io);
+    assert_names(&error, file);
+    assert_says(&error, &["where a folder is needed", "choose another path"]);
+}
+
+// Run folders.
+
+fn run_config(dir: &Path, overrides: &[&str]) -> RecipeConfig {
+    let overrides: Vec<String> = overrides.iter().map(|o| o.to_string()).collect();
+    let config = RecipeConfig {
+        output_dir: dir.to_owned(),
+        ..RecipeConfig::default()
+    };
+    config.with_overrides(&overrides).unwrap()
+}
+
+/// A run folder with the checkpoint of one step, and the model and trainer of that step.
+fn unfinished_run() -> (TempDir, RecipeConfig, RunDir) {
+    let dir = tempfile::tempdir().unwrap();
+    let config = run_config(&dir.path().join("run"), &[]);
+    let run = RunDir::create(&config).unwrap();
+    let ids = vec![1, 5, 9, 13];
+    let batch = Batch {
+        labels: ids.clone(),
+        input_ids: ids,
+        lengths: vec![4],
+        batch_size: 1,
+        seq_len: 4,
+    };
+    let mut trainer = config.trainer(10);
+    let (model, _) = trainer.step(lora_model(&config.lora()), &[batch]);
+    run.save_checkpoint(&model, &config.lora(), &trainer)
+        .unwrap();
+    (dir, config, run)
+}
+
+#[test]
+fn resuming_with_another_configuration() {
+    let (dir, config, _) = unfinished_run();
+    let other = config
+        .with_overrides(&["lora_rank=4".into(), "optimizer.lr=1e-3".into()])
+        .unwrap();
+    let before = files_in(dir.path());
+    let error = RunDir::resume(&other).unwrap_err();
+    assert_variant!(error, Resume);
+    assert_names(&error, &other.output_dir);
+    assert_says(
+        &error,
+        &[
+            "`lora_rank` was 8, now 4",
+            "`optimizer.lr` was 0.0003, now 0.001",
+            "choose another output_dir",
+        ],
+    );
+    assert_eq!(files_in(dir.path()), before);
+}
+
+#[test]
+fn resuming_where_there_is_no_checkpoint() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = run_config(&dir.path().join("none"), &[]);
+    let error = RunDir::resume(&config).unwrap_err();
+    assert_variant!(error, Resume);
+    assert_names(&error, &config.output_dir);
+    assert_says(
+        &error,
+        &[
+            "no checkpoint to resume from",
+            "resume_from_checkpoint=false",
+        ],
+    );
+    assert!(files_in(dir.path()).is_empty());
+
+    let run = RunDir::create(&config).unwrap();
+    let mut trainer = config.trainer(10);
+    let mut model = lora_model(&config.lora());
+    let error = refused(&mut model, dir.path(), |m| {
+        run.load_checkpoint(m, &mut trainer)
+    });
+    assert_variant!(error, Resume);
+    assert_says(&error, &["no checkpoint to resume from"]);
+}
+
+#[test]
+fn beginning_a_run_over_an_unfinished_one() {
+    let (dir, config, _) = unfinished_run();
+    let before = files_in(dir.path());
+    let other = run_config(&config.output_dir, &["lora_rank=4"]);
+    let error = RunDir::create(&other).unwrap_err();
+    assert_variant!(error, Resume);
+    assert_names(&error, &config.output_dir);
+    assert_says(
+        &error,
+        &[
+            "not finished",
+            "resume_from_checkpoint=true",
+            "another output_dir",
+        ],
+    );
+    assert_eq!(files_in(dir.path()), before);
+}
+
+#[test]
+fn a_run_whose_configuration_is_broken() {
+    let (dir, config, _) = unfinished_run();
+    let path = config.output_dir.join("config.yaml");
+    fs::write(&path, "lora_rank: [8\n").unwrap();
+    let before = files_in(dir.path());
+    let error = RunDir::resume(&config).unwrap_err();
+    assert_variant!(error, Format);
+    assert_names(&error, &path);
+    assert_eq!(files_in(dir.path()), before);
+}
+
+/// The error of loading a checkpoint in which `spoil` has changed a file; the trainer must stay as
+/// it was, too.
+#[track_caller]
+fn error_of_checkpoint(spoil: impl FnOnce(&Path)) -> (PathBuf, Error) {
+    let (dir, config, run) = unfinished_run();
+    let checkpoint = run.path().join("checkpoints/step_1");
+    spoil(&checkpoint);
+    let mut trainer: Trainer = config.trainer(10);
+    let mut model = lora_model(&config.lora());
+    let error = refused(&mut model, dir.path(), |m| {
+        run.load_checkpoint(m, &mut trainer)
+    });
+    assert_eq!((trainer.step, trainer.optimizer.num_states()), (0, 0));
+    (checkpoint, error)
+}
+
+#[test]
+fn the_optimizer_state_of_another_model() {
+    let key = "layers.9.attn.q_proj.lora_a.weight.exp_avg";
+    let (dir, error) = error_of_checkpoint(|dir| {
+        tensors::edit_values(&dir.join("optimizer.safetensors"), |values| {
+            let name = "layers.3.attn.q_proj.lora_a.weight";
+            for moment in ["exp_avg", "exp_avg_sq", "step"] {
+                let value = values.remove(&format!("{name}.{moment}")).unwrap();
+                values.insert(format!("{}.{moment}", name.replace('3', "9")), value);
+            }
+        });
+    });
+    assert_variant!(error, Keys);
+    assert_names(&error, &dir.join("optimizer.safetensors"));
+    assert_says(&error, &[key, "(nearest key of the model: layers."]);
+}
+
+#[test]
+fn the_optimizer_state_of_another_rank() {
+    let key = "layers.0.attn.q_proj.lora_a.weight.exp_avg_sq";
+    let (dir, error) = error_of_checkpoint(|dir| {
+        tensors::edit_values(&dir.join("optimizer.safetensors"), |values| {
+            values.insert(key.into(), TensorData::new(vec![0f32; 256], [256]));
+        });
+    });
+    assert_variant!(error, Shape);
+    assert_names(&error, &dir.join("optimizer.safetensors"));
+    assert_says(&error, &[key, "[256]", "expects [512]"]);
+}
+
+#[test]
+fn an_incomplete_optimizer_state() {
+    let key = "layers.0.attn.q_proj.lora_a.weight.step";
+    let (dir, error) = error_of_checkpoint(|dir| {
+        tensors::edit_values(&dir.join("optimizer.safetensors"), |values| {
+            assert!(values.remove(key).is_some());
+        });
+    });
+    assert_variant!(error, Keys);
+    assert_names(&error, &dir.join("optimizer.safetensors"));
+    assert_says(&error, &["1 missing key(s)", key]);
+}
+
+#[test]
+fn a_checkpoint_with_a_broken_adapter() {
+    let (dir, error) = error_of_checkpoint(|dir| fs::write(dir.join(ADAPTER), "").unwrap());
+    assert_variant!(error, Format);
+    assert_names(&error, &dir.join(ADAPTER));
+    assert_says(&error, &["cut short"]);
+}
