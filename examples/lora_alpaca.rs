@@ -18,6 +18,7 @@ mod embedded;
 #[path = "support/plot.rs"]
 mod plot;
 
+use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
@@ -118,11 +119,12 @@ fn finetune(config: &RecipeConfig) -> Result<()> {
                 loss: output.loss,
             });
         }
-        progress.set_message(format!(
-            "loss {:.4}, {:.0} tokens/s",
-            output.loss,
-            speed.mean()
-        ));
+        let message = format!("loss {:.4}, {:.0} tokens/s", output.loss, speed.mean());
+        // A bar needs a terminal; a log file gets a line now and then instead.
+        if !std::io::stderr().is_terminal() && due(Some(total_steps.div_ceil(20)), trainer.step) {
+            println!("step {} of {total_steps}: {message}", trainer.step);
+        }
+        progress.set_message(message);
         progress.inc(1);
 
         if due(Some(config.log_every_n_steps), trainer.step) {

@@ -183,13 +183,21 @@ fn the_larger_examples_load() {
 }
 
 #[test]
-fn every_example_spells_out_every_key() {
+fn every_llama2_example_spells_out_every_key() {
     let folder = repository().join("examples/configs");
     let mut count = 0;
     for entry in std::fs::read_dir(folder).unwrap() {
         let path = entry.unwrap().path();
         RecipeConfig::from_file(&path, &[]).unwrap();
         let text = std::fs::read_to_string(&path).unwrap();
+        if !path
+            .file_name()
+            .unwrap()
+            .to_string_lossy()
+            .starts_with("llama2")
+        {
+            continue;
+        }
         for key in RecipeConfig::keys() {
             let last = key.name().rsplit('.').next().unwrap();
             let written = text
