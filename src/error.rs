@@ -167,7 +167,7 @@ impl Error {
     }
 
     /// The same error about keys or a shape, which a file rather than a value in memory had.
-    pub(crate) fn from_file(mut self, path: &Path) -> Self {
+    pub(crate) fn in_file(mut self, path: &Path) -> Self {
         if let Self::Keys { origin, .. } | Self::Shape { origin, .. } = &mut self {
             *origin = path.display().to_string();
         }

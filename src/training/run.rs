@@ -142,7 +142,7 @@ impl RunDir {
         let mut optimizer = trainer.optimizer.clone();
         optimizer
             .load_state_dict(model, &load_state_dict_file(&path)?)
-            .map_err(|error| error.from_file(&path))?;
+            .map_err(|error| error.in_file(&path))?;
         load_peft(model, &dir)?;
         trainer.optimizer = optimizer;
         trainer.step = step;
