@@ -231,7 +231,7 @@ fn check_config(model: &TransformerDecoder, config: &LoRAConfig, dir: &Path) -> 
         if !expected.contains(&module) {
             return differs(format!("the model adapts `{module}`, the folder does not"));
         }
-        if adapter.scale != config.scale() {
+        if !is_same(adapter.scale, config.scale()) {
             let (model, folder) = (adapter.scale, config.scale());
             return differs(format!(
                 "the model scales by {model}, the folder by {folder}"
@@ -254,6 +254,11 @@ fn check_config(model: &TransformerDecoder, config: &LoRAConfig, dir: &Path) -> 
         Some(module) => differs(format!("the folder adapts `{module}`, the model does not")),
         None => Ok(()),
     }
+}
+
+/// Equal but for the last digits, which a number may lose on its way through a file.
+fn is_same(a: f64, b: f64) -> bool {
+    (a - b).abs() <= 1e-12 * a.abs().max(b.abs())
 }
 
 /// Writes the model's adapters as a folder that PEFT and vLLM load.

@@ -4,6 +4,7 @@ use burn::module::{LoraAdapter, Param, ParamId};
 use burn::nn;
 use burn::tensor::Tensor;
 
+use super::plain::untracked;
 use super::{Linear, LoRAAdapter, LoRAConfig, LoRALinear};
 
 impl From<nn::Linear> for Linear {
@@ -85,6 +86,6 @@ impl From<LoRAAdapter> for LoraAdapter {
 fn transposed(param: Param<Tensor<2>>) -> Param<Tensor<2>> {
     let (_, value, mapper) = param.consume();
     let require_grad = value.is_require_grad();
-    let value = value.detach().transpose().set_require_grad(require_grad);
+    let value = untracked(value).transpose().set_require_grad(require_grad);
     Param::from_mapped_value(ParamId::new(), value, mapper)
 }

@@ -1,8 +1,8 @@
-use burn::module::{Content, DisplaySettings, Module, ModuleDisplay, Param, ParameterValue};
+use burn::module::{Content, DisplaySettings, Module, ModuleDisplay, Param};
 use burn::nn::{Dropout, DropoutConfig};
 use burn::tensor::{DType, Device, Tensor};
 
-use super::plain::in_dtype;
+use super::plain::{in_dtype, untracked};
 use super::{Linear, LoRAConfig, dora};
 
 /// A linear layer with an optional low-rank adapter: `y = W x + b + s·B(A·dropout(x))`.
@@ -168,7 +168,7 @@ impl LoRAAdapter {
 
     /// `W + s·B·A` in f32, without a graph.
     fn combined_weight(&self, weight: Tensor<2>) -> Tensor<2> {
-        let f32 = |tensor: Tensor<2>| in_dtype(tensor.detach(), DType::F32);
+        let f32 = |tensor: Tensor<2>| in_dtype(untracked(tensor), DType::F32);
         let a = f32(self.lora_a.weight.val());
         let b = f32(self.lora_b.weight.val());
         f32(weight) + b.matmul(a) * self.scale
@@ -179,16 +179,17 @@ impl LoRAAdapter {
         let combined = self.combined_weight(weight);
         let merged = match &self.magnitude {
             None => combined,
-            Some(m) => dora::rescale_rows(combined, in_dtype(m.val().detach(), DType::F32)),
+            Some(m) => dora::rescale_rows(combined, in_dtype(untracked(m.val()), DType::F32)),
         };
         in_dtype(merged, dtype)
     }
 }
 
-/// Replaces a parameter's value and keeps its id and whether it is trained.
-fn map_value<T: ParameterValue>(param: Param<T>, f: impl FnOnce(T) -> T) -> Param<T> {
+/// Replaces a parameter's value by an untracked one and keeps its id and whether it is trained.
+fn map_value(param: Param<Tensor<2>>, f: impl FnOnce(Tensor<2>) -> Tensor<2>) -> Param<Tensor<2>> {
     let (id, value, mapper) = param.consume();
-    Param::from_mapped_value(id, f(value), mapper)
+    let require_grad = value.is_require_grad();
+    Param::from_mapped_value(id, f(value).set_require_grad(require_grad), mapper)
 }
 
 impl ModuleDisplay for LoRALinear {

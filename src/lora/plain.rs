@@ -76,6 +76,11 @@ pub(super) fn in_dtype<const D: usize>(tensor: Tensor<D>, dtype: burn::tensor::D
     }
 }
 
+/// The value without a graph. Burn's `detach` alone would leave a trained leaf trained.
+pub(super) fn untracked<const D: usize>(tensor: Tensor<D>) -> Tensor<D> {
+    tensor.set_require_grad(false)
+}
+
 fn random_param<const D: usize>(
     shape: [usize; D],
     distribution: Distribution,
