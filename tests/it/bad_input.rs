@@ -821,11 +821,15 @@ fn no_module_at_all() {
         &error,
         &["lora_attn_modules", "q_proj, k_proj, v_proj, output_proj"],
     );
-    let config = RecipeConfig::default().with_overrides(&["lora_attn_modules=[]".into()]);
-    if let Ok(config) = config {
-        let error = lora_error(&gqa_config(), config.lora());
-        assert_says(&error, &["name at least one of q_proj"]);
-    }
+    let overrides = ["lora_attn_modules=[]".to_owned()];
+    let error = RecipeConfig::default()
+        .with_overrides(&overrides)
+        .unwrap_err();
+    assert_variant!(error, Config);
+    assert_says(
+        &error,
+        &["command line", "`lora_attn_modules` is []", "q_proj"],
+    );
 }
 
 #[test]
