@@ -32,7 +32,10 @@ use burn_peft::data::{
 use burn_peft::llama::{LlamaConfig, TransformerDecoder};
 use burn_peft::tokenizer::Tokenizer;
 use burn_peft::training::recipe::RecipeConfig;
-use burn_peft::training::{MetricsLog, RunDir, Summary, peak_memory_bytes, validation_loss};
+use burn_peft::training::{
+    ExactMatch, MetricsLog, RunDir, StepOutput, Summary, Trainer, peak_memory_bytes,
+    validation_loss,
+};
 use burn_peft::{Error, Result};
 use clap::Parser;
 use indicatif::{ProgressBar, ProgressStyle};
@@ -70,117 +73,154 @@ fn main() -> ExitCode {
 fn finetune(config: &RecipeConfig) -> Result<()> {
     let base_dir = config.checkpoint_dir.clone().unwrap_or_else(embedded::dir);
     let llama = config.llama(&base_dir)?;
-    let lora = config.lora();
-    let device = device::from_name(&config.device)?.autodiff();
     let tokenizer = tokenizer(config, &base_dir)?;
     let data = Data::load(config, &llama, &tokenizer)?;
-
-    device.seed(config.seed);
-    let mut model = llama.init_lora(&lora, &device)?;
-    let report = load_hf_as(&mut model, &base_dir, config.dtype.into())?;
-    validate_state_dict_for_lora(&lora, &report)?;
-    initialize_params(&model);
+    let mut model = load_model(config, &llama, &base_dir)?;
     println!("{}", ParamCount::of(&model));
 
     let order = config.data_order(data.train.len());
     let total_steps = order.steps_per_epoch() * config.epochs;
     let mut trainer = config.trainer(total_steps);
-    let (run, mut metrics) = match config.resume_from_checkpoint {
-        true => {
-            let run = RunDir::resume(config)?;
-            run.load_checkpoint(&mut model, &mut trainer)?;
-            let metrics = MetricsLog::resume(run.metrics_path(), trainer.step)?;
-            (run, metrics)
-        }
-        false => {
-            let run = RunDir::create(config)?;
-            let metrics = MetricsLog::create(run.metrics_path())?;
-            (run, metrics)
-        }
-    };
+    let (run, mut metrics) = open_run(config, &mut model, &mut trainer)?;
     let quiz = Quiz::before(config, &model, &tokenizer)?;
 
     let due = |every: Option<usize>, step: usize| every.is_some_and(|n| step.is_multiple_of(n));
-    let progress = progress_bar(total_steps, trainer.step);
+    let progress = Progress::new(total_steps, trainer.step);
     let mut speed = Speed::default();
     while trainer.step < total_steps {
-        let micro_batches: Vec<Batch> = order
-            .step(trainer.step)
-            .iter()
-            .map(|indices| data.batch(indices))
-            .collect();
+        let indices = order.step(trainer.step);
+        let micro_batches: Vec<Batch> = indices.iter().map(|i| data.batch(i)).collect();
         let started = Instant::now();
         let (next, output) = trainer.step(model, &micro_batches);
         model = next;
+        let step = trainer.step;
         speed.add(output.num_tokens, started.elapsed());
-        if !output.loss.is_finite() {
-            return Err(Error::Diverged {
-                step: trainer.step,
-                loss: output.loss,
-            });
-        }
-        let message = format!("loss {:.4}, {:.0} tokens/s", output.loss, speed.mean());
-        // A bar needs a terminal; a log file gets a line now and then instead.
-        if !std::io::stderr().is_terminal() && due(Some(total_steps.div_ceil(20)), trainer.step) {
-            println!("step {} of {total_steps}: {message}", trainer.step);
-        }
-        progress.set_message(message);
-        progress.inc(1);
+        progress.show(step, output.loss, speed.mean());
+        require_finite(step, output.loss)?;
 
-        if due(Some(config.log_every_n_steps), trainer.step) {
-            let memory = peak_memory_bytes().filter(|_| config.log_peak_memory_stats);
-            metrics.log(&json!({
-                "step": trainer.step,
-                "epoch": order.epoch_of(trainer.step - 1),
-                "loss": output.loss,
-                "lr": output.lr,
-                "grad_norm": output.grad_norm,
-                "tokens_per_second": speed.last,
-                "peak_memory_bytes": memory,
-            }))?;
+        if due(Some(config.log_every_n_steps), step) {
+            metrics.log(&step_metrics(
+                config,
+                step,
+                order.epoch_of(step - 1),
+                &output,
+                &speed,
+            ))?;
         }
-        if due(config.run_val_every_n_steps, trainer.step) {
+        if due(config.run_val_every_n_steps, step) {
             let val_loss = validation_loss(&model, &data.validation);
-            metrics.log(&json!({ "step": trainer.step, "val_loss": val_loss }))?;
+            metrics.log(&json!({ "step": step, "val_loss": val_loss }))?;
         }
-        if due(config.save_every_n_steps, trainer.step) || trainer.step == total_steps {
-            run.save_checkpoint(&model, &lora, &trainer)?;
+        if due(config.save_every_n_steps, step) || step == total_steps {
+            run.save_checkpoint(&model, &config.lora(), &trainer)?;
         }
     }
     progress.finish();
 
-    save_peft_with_base(
-        &model,
-        &lora,
-        &base_dir.to_string_lossy(),
-        run.adapter_dir(),
-    )?;
-    if !config.save_adapter_weights_only {
-        save_hf(&model.clone().merge_lora(), run.path().join("merged"))?;
-    }
-    let has_validation = !data.validation.is_empty();
-    let exact_match = quiz.after(&model, &tokenizer)?;
-    let count = ParamCount::of(&model);
-    let final_loss = trainer.last_loss.expect("a run has at least one step");
+    save(config, &model, &base_dir, &run)?;
     let summary = Summary {
-        steps: trainer.step,
-        final_loss,
-        total_params: count.total,
-        trainable_params: count.trainable,
-        tokens_per_second: speed.mean(),
-        peak_memory_bytes: peak_memory_bytes(),
-        val_loss: has_validation.then(|| validation_loss(&model, &data.validation)),
-        exact_match_base: exact_match.map(|(base, _)| base),
-        exact_match_finetuned: exact_match.map(|(_, finetuned)| finetuned),
+        exact_match: quiz.after(&model, &tokenizer)?,
+        ..summarize(&model, &trainer, &data, &speed)
     };
-    draw_loss_curve(run.path());
     run.finish(&summary)?;
-    println!("loss {final_loss:.4} after {} steps", summary.steps);
+    println!(
+        "loss {:.4} after {} steps",
+        summary.final_loss, summary.steps
+    );
     println!(
         "adapter, loss curve and summary are in {}",
         run.path().display()
     );
     Ok(())
+}
+
+/// The base weights with new adapters beside them.
+fn load_model(
+    config: &RecipeConfig,
+    llama: &LlamaConfig,
+    base_dir: &Path,
+) -> Result<TransformerDecoder> {
+    let lora = config.lora();
+    let device = device::from_name(&config.device)?.autodiff();
+    let mut model = llama.init_lora(&lora, &device)?;
+    let report = load_hf_as(&mut model, base_dir, config.dtype.into())?;
+    validate_state_dict_for_lora(&lora, &report)?;
+    device.seed(config.seed);
+    initialize_params(&model);
+    Ok(model)
+}
+
+/// Begins a run, or goes on with the one in the output folder.
+fn open_run(
+    config: &RecipeConfig,
+    model: &mut TransformerDecoder,
+    trainer: &mut Trainer,
+) -> Result<(RunDir, MetricsLog)> {
+    if config.resume_from_checkpoint {
+        let run = RunDir::resume(config)?;
+        run.load_checkpoint(model, trainer)?;
+        let metrics = MetricsLog::resume(run.metrics_path(), trainer.step)?;
+        return Ok((run, metrics));
+    }
+    let run = RunDir::create(config)?;
+    let metrics = MetricsLog::create(run.metrics_path())?;
+    Ok((run, metrics))
+}
+
+fn require_finite(step: usize, loss: f64) -> Result<()> {
+    match loss.is_finite() {
+        true => Ok(()),
+        false => Err(Error::Diverged { step, loss }),
+    }
+}
+
+fn step_metrics(
+    config: &RecipeConfig,
+    step: usize,
+    epoch: usize,
+    output: &StepOutput,
+    speed: &Speed,
+) -> serde_json::Value {
+    let memory = peak_memory_bytes().filter(|_| config.log_peak_memory_stats);
+    json!({
+        "step": step,
+        "epoch": epoch,
+        "loss": output.loss,
+        "lr": output.lr,
+        "grad_norm": output.grad_norm,
+        "tokens_per_second": speed.last,
+        "peak_memory_bytes": memory,
+    })
+}
+
+fn save(
+    config: &RecipeConfig,
+    model: &TransformerDecoder,
+    base_dir: &Path,
+    run: &RunDir,
+) -> Result<()> {
+    let base_name = base_dir.to_string_lossy();
+    save_peft_with_base(model, &config.lora(), &base_name, run.adapter_dir())?;
+    if !config.save_adapter_weights_only {
+        save_hf(&model.clone().merge_lora(), run.path().join("merged"))?;
+    }
+    draw_loss_curve(run.path());
+    Ok(())
+}
+
+fn summarize(model: &TransformerDecoder, trainer: &Trainer, data: &Data, speed: &Speed) -> Summary {
+    let count = ParamCount::of(model);
+    let has_validation = !data.validation.is_empty();
+    Summary {
+        steps: trainer.step,
+        final_loss: trainer.last_loss.expect("a run has at least one step"),
+        total_params: count.total,
+        trainable_params: count.trainable,
+        tokens_per_second: speed.mean(),
+        peak_memory_bytes: peak_memory_bytes(),
+        val_loss: has_validation.then(|| validation_loss(model, &data.validation)),
+        exact_match: None,
+    }
 }
 
 /// The picture is an extra: a run is not lost for want of it.
@@ -301,7 +341,7 @@ impl Quiz {
         &self,
         model: &TransformerDecoder,
         tokenizer: &Tokenizer,
-    ) -> Result<Option<(f64, f64)>> {
+    ) -> Result<Option<ExactMatch>> {
         if self.records.is_empty() {
             return Ok(None);
         }
@@ -325,7 +365,10 @@ impl Quiz {
         let finetuned = embedded::exact_match(&finetuned, &self.records);
         let (before, after, count) = (base * 100.0, finetuned * 100.0, self.records.len());
         println!("exactly right of {count}: base {before:.0} %, finetuned {after:.0} %\n");
-        Ok(Some((base, finetuned)))
+        Ok(Some(ExactMatch {
+            exact_match_base: base,
+            exact_match_finetuned: finetuned,
+        }))
     }
 }
 
@@ -352,9 +395,34 @@ impl Speed {
     }
 }
 
-fn progress_bar(total_steps: usize, done: usize) -> ProgressBar {
-    let template = "{bar:40} {pos}/{len} steps, {msg}, {eta} left";
-    let style = ProgressStyle::with_template(template).expect("the template is valid");
-    let bar = ProgressBar::new(total_steps as u64).with_style(style);
-    bar.with_position(done as u64)
+/// A bar with loss and tokens/s on a terminal; in a log file, a line now and then.
+struct Progress {
+    bar: ProgressBar,
+    total_steps: usize,
+}
+
+impl Progress {
+    fn new(total_steps: usize, done: usize) -> Self {
+        let template = "{bar:40} {pos}/{len} steps, {msg}, {eta} left";
+        let style = ProgressStyle::with_template(template).expect("the template is valid");
+        let bar = ProgressBar::new(total_steps as u64).with_style(style);
+        Self {
+            bar: bar.with_position(done as u64),
+            total_steps,
+        }
+    }
+
+    fn show(&self, step: usize, loss: f64, tokens_per_second: f64) {
+        let message = format!("loss {loss:.4}, {tokens_per_second:.0} tokens/s");
+        let is_tick = step.is_multiple_of(self.total_steps.div_ceil(20));
+        if is_tick && !std::io::stderr().is_terminal() {
+            println!("step {step} of {}: {message}", self.total_steps);
+        }
+        self.bar.set_message(message);
+        self.bar.set_position(step as u64);
+    }
+
+    fn finish(&self) {
+        self.bar.finish();
+    }
 }

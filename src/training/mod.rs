@@ -14,6 +14,6 @@ pub use adamw::{AdamW, AdamWConfig};
 pub use clip::{clip_grad_norm, grad_norm};
 pub use loss::{cross_entropy_sum, lm_loss_sum};
 pub use metrics::{MetricsLog, peak_memory_bytes};
-pub use run::{RunDir, Summary};
+pub use run::{ExactMatch, RunDir, Summary};
 pub use schedule::{LrSchedule, ScheduleKind};
 pub use step::{LossNormalization, StepOutput, Trainer, accumulate_gradients, validation_loss};

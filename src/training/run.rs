@@ -205,12 +205,18 @@ pub struct Summary {
     /// The mean loss over the validation set after the last step.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub val_loss: Option<f64>,
-    /// The fraction of held-out prompts that the base model answers exactly.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub exact_match_base: Option<f64>,
-    /// The fraction that the finetuned model answers exactly.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub exact_match_finetuned: Option<f64>,
+    /// How held-out prompts were answered, where there are any.
+    #[serde(flatten)]
+    pub exact_match: Option<ExactMatch>,
+}
+
+/// Fractions of held-out prompts that were answered exactly.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct ExactMatch {
+    /// By the base model.
+    pub exact_match_base: f64,
+    /// By the finetuned model.
+    pub exact_match_finetuned: f64,
 }
 
 impl Summary {

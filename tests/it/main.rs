@@ -3,6 +3,7 @@
 
 mod bad_input;
 mod common;
+mod counts;
 mod golden;
 mod half_precision;
 mod stories;
