@@ -448,11 +448,6 @@ fn a_bad_value_names_what_is_accepted() {
             "`packed` is true, expected false (records do not share sequences yet)",
         ),
         (
-            "enable_activation_checkpointing: true",
-            "`enable_activation_checkpointing` is true, \
-             expected false (activations are not recomputed yet)",
-        ),
-        (
             "lora_attn_modules: []",
             "`lora_attn_modules` is [], \
              expected a list of one or more of q_proj, k_proj, v_proj, output_proj",

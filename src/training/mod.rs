@@ -3,6 +3,7 @@
 
 mod adamw;
 mod clip;
+mod gradients;
 mod loss;
 mod metrics;
 pub mod recipe;
@@ -12,8 +13,11 @@ mod step;
 
 pub use adamw::{AdamW, AdamWConfig};
 pub use clip::{clip_grad_norm, grad_norm};
-pub use loss::{cross_entropy_sum, lm_loss_sum};
+pub use gradients::{Activations, lm_loss_sum};
+pub use loss::cross_entropy_sum;
 pub use metrics::{MetricsLog, peak_memory_bytes};
 pub use run::{ExactMatch, RunDir, Summary};
 pub use schedule::{LrSchedule, ScheduleKind};
-pub use step::{LossNormalization, StepOutput, Trainer, accumulate_gradients, validation_loss};
+pub use step::{
+    GradientOptions, LossNormalization, StepOutput, Trainer, accumulate_gradients, validation_loss,
+};

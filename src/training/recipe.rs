@@ -28,7 +28,7 @@ use serde_json::Value;
 
 pub use keys::RecipeKey;
 
-use super::{AdamWConfig, LrSchedule, ScheduleKind, Trainer};
+use super::{Activations, AdamWConfig, LrSchedule, ScheduleKind, Trainer};
 use crate::checkpoint::read_hf_config;
 use crate::data::DataOrder;
 use crate::llama::LlamaConfig;
@@ -108,7 +108,7 @@ pub struct RecipeConfig {
     pub dtype: Precision,
     /// The device: `auto`, or a backend's name with a number where there are several (`cuda:1`).
     pub device: String,
-    /// Whether activations are computed again in the backward pass; not supported yet.
+    /// Whether activations are computed again in the backward pass, layer by layer.
     pub enable_activation_checkpointing: bool,
 
     /// The run's folder.
@@ -227,8 +227,13 @@ impl RecipeConfig {
             warmup_steps: self.lr_scheduler.num_warmup_steps,
             total_steps,
         };
+        let activations = match self.enable_activation_checkpointing {
+            true => Activations::Recompute { layers: 1 },
+            false => Activations::Keep,
+        };
         Trainer::new(adamw, schedule)
             .with_max_grad_norm(self.clip_grad_norm)
+            .with_activations(activations)
             .with_seed(self.seed)
     }
 }

@@ -1,7 +1,7 @@
-use burn::module::Module;
 use burn::optim::{GradientsAccumulator, GradientsParams};
 
-use super::{AdamW, AdamWConfig, LrSchedule, clip_grad_norm, grad_norm, lm_loss_sum};
+use super::gradients::{Activations, lm_loss_sum, micro_batch_gradients, mix};
+use super::{AdamW, AdamWConfig, LrSchedule, clip_grad_norm, grad_norm};
 use crate::data::Batch;
 use crate::llama::TransformerDecoder;
 
@@ -42,37 +42,43 @@ pub struct StepOutput {
     pub num_tokens: usize,
 }
 
+/// How a step forms its gradients.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct GradientOptions {
+    /// What the loss is divided by.
+    pub normalization: LossNormalization,
+    /// Where the backward pass gets activations from.
+    pub activations: Activations,
+    /// The seed of the step's dropout.
+    pub seed: u64,
+}
+
 /// The loss and the gradients of a step of several micro-batches.
+///
+/// # Panics
+/// If [`Activations::Recompute`] asks for 0 layers at a time.
 pub fn accumulate_gradients(
     model: &TransformerDecoder,
     batches: &[Batch],
-    normalization: LossNormalization,
+    options: GradientOptions,
 ) -> (f64, GradientsParams) {
     let mut accumulator = GradientsAccumulator::new();
-    let mut total = 0.0;
-    for (batch, divisor) in batches.iter().zip(normalization.divisors(batches)) {
-        let Some(sum) = lm_loss_sum(model, batch) else {
-            continue;
-        };
-        let loss = sum / divisor;
-        let grads = GradientsParams::from_grads(loss.backward(), model);
-        total += f64::from(loss.into_scalar::<f32>());
-        accumulator.accumulate(model, grads);
-    }
-    (total, accumulator.grads())
+    let divisors = options.normalization.divisors(batches);
+    let micro_batches = batches.iter().zip(divisors).enumerate();
+    let losses = micro_batches.filter_map(|(index, (batch, divisor))| {
+        let seed = mix(options.seed, index as u64);
+        let activations = options.activations;
+        micro_batch_gradients(model, batch, divisor, activations, seed, &mut accumulator)
+    });
+    let loss = losses.sum();
+    (loss, accumulator.grads())
 }
 
 /// The mean loss over all labelled tokens of some batches, without a graph and without dropout.
 pub fn validation_loss(model: &TransformerDecoder, batches: &[Batch]) -> f64 {
-    let model = model.valid();
-    let losses = batches
-        .iter()
-        .filter_map(|batch| lm_loss_sum(&model, batch));
-    let sum: f64 = losses
-        .map(|loss| f64::from(loss.into_scalar::<f32>()))
-        .sum();
+    let losses = batches.iter().filter_map(|batch| lm_loss_sum(model, batch));
     let tokens: usize = batches.iter().map(Batch::num_label_tokens).sum();
-    sum / tokens.max(1) as f64
+    losses.sum::<f64>() / tokens.max(1) as f64
 }
 
 /// Optimizer, schedule and clipping of a training, and how far it has come.
@@ -86,6 +92,8 @@ pub struct Trainer {
     pub max_grad_norm: Option<f64>,
     /// What the loss of a step is divided by.
     pub normalization: LossNormalization,
+    /// Where the backward pass gets activations from.
+    pub activations: Activations,
     /// The seed from which each step's dropout follows.
     pub seed: u64,
     /// The number of steps done.
@@ -102,6 +110,7 @@ impl Trainer {
             schedule,
             max_grad_norm: None,
             normalization: LossNormalization::default(),
+            activations: Activations::default(),
             seed: 0,
             step: 0,
             last_loss: None,
@@ -120,6 +129,12 @@ impl Trainer {
         self
     }
 
+    /// Activations kept or computed again.
+    pub fn with_activations(mut self, activations: Activations) -> Self {
+        self.activations = activations;
+        self
+    }
+
     /// Another seed.
     pub fn with_seed(mut self, seed: u64) -> Self {
         self.seed = seed;
@@ -128,15 +143,20 @@ impl Trainer {
 
     /// One optimizer step over one or more micro-batches.
     ///
-    /// The device is seeded by `seed` and the step's number, so a training that was stopped and
-    /// resumed draws the same dropout as one that ran through.
+    /// Dropout follows from `seed`, the number of the step, the micro-batch and the layer, so a
+    /// training that was stopped and resumed draws the same as one that ran through, and one that
+    /// computes activations again the same as one that keeps them.
     pub fn step(
         &mut self,
         model: TransformerDecoder,
         batches: &[Batch],
     ) -> (TransformerDecoder, StepOutput) {
-        seed_step(&model, self.seed, self.step);
-        let (loss, mut grads) = accumulate_gradients(&model, batches, self.normalization);
+        let options = GradientOptions {
+            normalization: self.normalization,
+            activations: self.activations,
+            seed: mix(self.seed, self.step as u64),
+        };
+        let (loss, mut grads) = accumulate_gradients(&model, batches, options);
         let grad_norm = match self.max_grad_norm {
             Some(max_norm) => clip_grad_norm(&model, &mut grads, max_norm),
             None => grad_norm(&model, &grads),
@@ -153,10 +173,4 @@ impl Trainer {
         };
         (model, output)
     }
-}
-
-fn seed_step(model: &TransformerDecoder, seed: u64, step: usize) {
-    let device = model.norm.weight.lazy_device();
-    // A step of a Weyl sequence: neighbouring seeds do not meet each other's later steps.
-    device.seed(seed.wrapping_add((step as u64 + 1).wrapping_mul(0x9E37_79B9_7F4A_7C15)));
 }

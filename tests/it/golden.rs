@@ -11,8 +11,8 @@ use burn_peft::generate::{GenerateOptions, generate};
 use burn_peft::llama::{AttentionMask, RotaryEmbedding, TransformerDecoder};
 use burn_peft::lora::LoRAConfig;
 use burn_peft::training::{
-    AdamWConfig, LossNormalization, LrSchedule, ScheduleKind, Trainer, accumulate_gradients,
-    lm_loss_sum,
+    Activations, AdamWConfig, GradientOptions, LossNormalization, LrSchedule, ScheduleKind,
+    Trainer, accumulate_gradients, lm_loss_sum,
 };
 use std::collections::HashMap;
 
@@ -70,7 +70,7 @@ fn logits(model: &TransformerDecoder, case: &str) -> Tensor<3> {
 fn loss(model: &TransformerDecoder, case: &str, prefix: &str) -> f32 {
     let batch = inputs(case).batch(&format!("{prefix}input_ids"), &format!("{prefix}labels"));
     let sum = lm_loss_sum(model, &batch).unwrap();
-    sum.into_scalar::<f32>() / batch.num_label_tokens() as f32
+    (sum / batch.num_label_tokens() as f64) as f32
 }
 
 fn assert_generates(model: &TransformerDecoder, case: &str, expected: &Tensors) {
@@ -206,11 +206,18 @@ fn our_name(peft: &str) -> String {
 
 #[test]
 fn adapter_gradients() {
-    for (case, adapter) in ADAPTERS {
+    let cases = ADAPTERS
+        .iter()
+        .flat_map(|case| ACTIVATIONS.map(|activations| (case, activations)));
+    for (&(case, adapter), activations) in cases {
         let (model, lora) = with_adapter(case, adapter);
         let expected = expected(&format!("{case}/{adapter}"));
         let batch = inputs(case).batch("input_ids", "labels");
-        let (_, grads) = accumulate_gradients(&model, &[batch], LossNormalization::StepTokens);
+        let options = GradientOptions {
+            activations,
+            ..Default::default()
+        };
+        let (_, grads) = accumulate_gradients(&model, &[batch], options);
         let params = get_params(&model);
         let mut named = Named {
             names: params.iter().map(|(n, p)| (p.id, n.to_owned())).collect(),
@@ -240,9 +247,19 @@ fn assert_adapter(model: &TransformerDecoder, lora: &LoRAConfig, expected: &Tens
     }
 }
 
+/// The ways in which a step can be computed.
+const ACTIVATIONS: [Activations; 3] = [
+    Activations::Keep,
+    Activations::Recompute { layers: 1 },
+    Activations::Recompute { layers: 3 },
+];
+
 #[test]
 fn ten_adamw_steps() {
-    for (case, adapter) in ADAPTERS {
+    let cases = ADAPTERS
+        .iter()
+        .flat_map(|case| ACTIVATIONS.map(|activations| (case, activations)));
+    for (&(case, adapter), activations) in cases {
         let (mut model, lora) = with_adapter(case, adapter);
         let before = base_weights(&model);
         let expected = expected(&format!("{case}/{adapter}"));
@@ -252,7 +269,8 @@ fn ten_adamw_steps() {
             warmup_steps: 0,
             total_steps: 10,
         };
-        let mut trainer = Trainer::new(AdamWConfig::default(), schedule);
+        let mut trainer =
+            Trainer::new(AdamWConfig::default(), schedule).with_activations(activations);
         let mut losses = Vec::new();
         for batch in inputs(case).batches("train_input_ids", "train_labels") {
             let (next, output) = trainer.step(model, &[batch]);

@@ -204,9 +204,10 @@ pub(super) const KEYS: &[RecipeKey] = &[
     .free(),
     key(
         "enable_activation_checkpointing",
-        Off("activations are not recomputed yet"),
-        "Compute activations again in the backward pass, for less memory.",
-    ),
+        Flag,
+        "Compute activations again in the backward pass, layer by layer, for less memory.",
+    )
+    .free(),
     key("output_dir", PATH, "The run's folder.").free(),
     key(
         "save_every_n_steps",

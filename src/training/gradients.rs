@@ -1,0 +1,287 @@
+//! Loss and gradients of a micro-batch, with the logits in chunks and, if asked, with the
+//! activations of a few layers at a time.
+//!
+//! ```text
+//! forward    ids ─► h₀ ─► layer ─► h₁ ─► ... ─► layer ─► top
+//! head       rows of top with a label ─► norm ─► output ─► loss, ∂loss/∂top; some rows at a time
+//! backward   ∂loss/∂top ─► layer ─► ... ─► the lowest layer with something to train
+//! ```
+
+use std::ops::Range;
+
+use burn::module::{Module, ModuleVisitor, Param};
+use burn::optim::{GradientsAccumulator, GradientsParams};
+use burn::tensor::{Device, IndexingUpdateOp, Int, Tensor};
+
+use super::cross_entropy_sum;
+use crate::adapter::initialize_params;
+use crate::data::Batch;
+use crate::llama::{AttentionMask, RotaryEmbedding, TransformerDecoder, TransformerDecoderLayer};
+
+/// How many rows of logits exist at a time.
+const LOSS_CHUNK_ROWS: usize = 256;
+
+/// Where the backward pass gets the layers' activations from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Activations {
+    /// The forward pass keeps them all.
+    #[default]
+    Keep,
+    /// The forward pass keeps the hidden state before every so many layers; the backward pass
+    /// computes the rest again, these layers at a time (activation checkpointing). Chen et al.,
+    /// <https://arxiv.org/abs/1604.06174>.
+    Recompute {
+        /// How many layers are computed again at a time, at least 1.
+        layers: usize,
+    },
+}
+
+/// The loss of a micro-batch, `sum of cross entropies / divisor`; its gradients are added to
+/// `accumulator`. None if no token of the batch has a label.
+///
+/// Each layer's dropout follows from `seed` and the layer's index, so that a layer that is computed
+/// again drops the same elements.
+pub(super) fn micro_batch_gradients(
+    model: &TransformerDecoder,
+    batch: &Batch,
+    divisor: f64,
+    activations: Activations,
+    seed: u64,
+    accumulator: &mut GradientsAccumulator<TransformerDecoder>,
+) -> Option<f64> {
+    let mut pass = Backward {
+        forward: Forward::new(model, batch, seed),
+        divisor,
+        accumulator,
+    };
+    match activations {
+        Activations::Keep => pass.keep(batch),
+        Activations::Recompute { layers } => pass.recompute(batch, layers),
+    }
+}
+
+/// The sum of a batch's next-token losses, without a graph and without dropout; none if no token
+/// of the batch has a label.
+pub fn lm_loss_sum(model: &TransformerDecoder, batch: &Batch) -> Option<f64> {
+    let model = model.valid();
+    let forward = Forward::new(&model, batch, 0);
+    let top = forward.layers(0..model.layers.len(), forward.embed());
+    let predictions = Predictions::new(batch, top)?;
+    let losses = predictions
+        .chunks()
+        .map(|(rows, targets)| head_loss(&model, rows, targets));
+    Some(losses.map(scalar).sum())
+}
+
+/// The parts of a forward pass over one batch.
+struct Forward<'a> {
+    model: &'a TransformerDecoder,
+    ids: Tensor<2, Int>,
+    rope: RotaryEmbedding,
+    mask: AttentionMask,
+    device: Device,
+    seed: u64,
+}
+
+impl<'a> Forward<'a> {
+    fn new(model: &'a TransformerDecoder, batch: &Batch, seed: u64) -> Self {
+        let device = model.norm.weight.lazy_device();
+        let causal = AttentionMask::causal(0, batch.seq_len, &device);
+        Self {
+            model,
+            ids: batch.input_tensor(&device),
+            rope: RotaryEmbedding::new(&model.config, 0, batch.seq_len, &device),
+            mask: match batch.attention_mask(&device) {
+                None => causal,
+                Some(is_token) => causal.with_padding(is_token),
+            },
+            device,
+            seed,
+        }
+    }
+
+    fn embed(&self) -> Tensor<3> {
+        self.model.tok_embeddings.forward(self.ids.clone())
+    }
+
+    fn layers(&self, indices: Range<usize>, x: Tensor<3>) -> Tensor<3> {
+        indices.fold(x, |x, index| {
+            self.layer(index, &self.model.layers[index], x)
+        })
+    }
+
+    fn layer(&self, index: usize, layer: &TransformerDecoderLayer, x: Tensor<3>) -> Tensor<3> {
+        self.device.seed(mix(self.seed, index as u64));
+        layer.forward(x, &self.rope, &self.mask, None)
+    }
+}
+
+/// A forward pass with its backward pass.
+struct Backward<'a> {
+    forward: Forward<'a>,
+    divisor: f64,
+    accumulator: &'a mut GradientsAccumulator<TransformerDecoder>,
+}
+
+impl Backward<'_> {
+    fn keep(&mut self, batch: &Batch) -> Option<f64> {
+        let all = 0..self.forward.model.layers.len();
+        let top = self.forward.layers(all, self.forward.embed());
+        let (loss, grad) = self.head(batch, top.clone())?;
+        self.backward(top, grad, None);
+        Some(loss)
+    }
+
+    fn recompute(&mut self, batch: &Batch, group: usize) -> Option<f64> {
+        let model = self.forward.model;
+        // Freezing a clone of a parameter that has no value yet would freeze the parameter itself.
+        initialize_params(model);
+        let mut inputs = Vec::new();
+        let mut x = self.forward.embed().detach();
+        for (index, layer) in model.layers.iter().enumerate() {
+            if index.is_multiple_of(group) {
+                inputs.push((index..(index + group).min(model.layers.len()), x.clone()));
+            }
+            x = self.forward.layer(index, &layer.clone().no_grad(), x);
+        }
+        let (loss, mut grad) = self.head(batch, x)?;
+        for (indices, input) in inputs.into_iter().rev() {
+            let is_lowest = !self.trains_below(indices.start);
+            let input = input.set_require_grad(!is_lowest);
+            let output = self.forward.layers(indices, input.clone());
+            match self.backward(output, grad, Some(input).filter(|_| !is_lowest)) {
+                Some(input_grad) => grad = input_grad,
+                None => return Some(loss),
+            }
+        }
+        self.backward(self.forward.embed(), grad, None);
+        Some(loss)
+    }
+
+    /// The loss and its gradient for the hidden states after the last layer. The gradients of the
+    /// head's own parameters are accumulated.
+    fn head(&mut self, batch: &Batch, top: Tensor<3>) -> Option<(f64, Tensor<3>)> {
+        let model = self.forward.model;
+        let predictions = Predictions::new(batch, top)?;
+        let (mut loss, mut row_grads) = (0.0, Vec::new());
+        for (rows, targets) in predictions.chunks() {
+            let rows = rows.require_grad();
+            let chunk = head_loss(model, rows.clone(), targets) / self.divisor;
+            let mut grads = chunk.backward();
+            loss += scalar(chunk);
+            let grad = rows.grad_remove(&mut grads);
+            row_grads.push(grad.expect("the rows are leaves of the graph"));
+            self.accumulate(GradientsParams::from_module(&mut grads, model));
+        }
+        Some((loss, predictions.scatter(row_grads)))
+    }
+
+    /// Sends `grad` back from `output`, accumulates the gradients of the parameters on the way, and
+    /// returns that of `input`.
+    fn backward(
+        &mut self,
+        output: Tensor<3>,
+        grad: Tensor<3>,
+        input: Option<Tensor<3>>,
+    ) -> Option<Tensor<3>> {
+        if !output.is_tracked() {
+            return None;
+        }
+        // The derivative of this sum by the output is `grad`.
+        let mut grads = (output * Tensor::from_inner(grad)).sum().backward();
+        self.accumulate(GradientsParams::from_module(&mut grads, self.forward.model));
+        input?.grad_remove(&mut grads)
+    }
+
+    fn accumulate(&mut self, grads: GradientsParams) {
+        self.accumulator.accumulate(self.forward.model, grads);
+    }
+
+    /// Whether the embedding or a layer before `end` has a parameter to train.
+    fn trains_below(&self, end: usize) -> bool {
+        let model = self.forward.model;
+        let layers = model.layers[..end].iter();
+        is_trained(&model.tok_embeddings) || layers.into_iter().any(is_trained)
+    }
+}
+
+/// The hidden states that predict a token with a label.
+struct Predictions {
+    /// `[batch · seq, dim]`, outside of the graph.
+    hidden: Tensor<2>,
+    shape: [usize; 3],
+    /// Their rows in `hidden`, and the labels.
+    rows: Vec<i32>,
+    targets: Vec<i32>,
+}
+
+impl Predictions {
+    /// None if no token has a label.
+    fn new(batch: &Batch, top: Tensor<3>) -> Option<Self> {
+        let (rows, targets) = batch.predictions();
+        let shape @ [batch_size, seq, dim] = top.dims();
+        (!rows.is_empty()).then(|| Self {
+            hidden: top.detach().reshape([batch_size * seq, dim]),
+            shape,
+            rows,
+            targets,
+        })
+    }
+
+    /// Rows, `[n, dim]`, and targets, `[n]`, some at a time.
+    fn chunks(&self) -> impl Iterator<Item = (Tensor<2>, Tensor<1, Int>)> {
+        let device = self.hidden.device();
+        let rows = self.rows.chunks(LOSS_CHUNK_ROWS);
+        rows.zip(self.targets.chunks(LOSS_CHUNK_ROWS))
+            .map(move |(rows, targets)| {
+                let rows = Tensor::from_ints(rows, &device);
+                let targets = Tensor::from_ints(targets, &device);
+                (self.hidden.clone().select(0, rows), targets)
+            })
+    }
+
+    /// The gradients of the rows at their places, zero elsewhere.
+    fn scatter(&self, row_grads: Vec<Tensor<2>>) -> Tensor<3> {
+        let [batch, seq, dim] = self.shape;
+        let grads = Tensor::cat(row_grads, 0);
+        let device = grads.device();
+        let rows = Tensor::<1, Int>::from_ints(&self.rows[..], &device);
+        let zeros = Tensor::<2>::zeros([batch * seq, dim], (&device, grads.dtype()));
+        let all = zeros.select_assign(0, rows, grads, IndexingUpdateOp::Add);
+        all.reshape(self.shape)
+    }
+}
+
+/// The summed loss of some rows of hidden states, `[n, dim]`.
+fn head_loss(model: &TransformerDecoder, rows: Tensor<2>, targets: Tensor<1, Int>) -> Tensor<1> {
+    let normed = model.norm.forward(rows.unsqueeze());
+    cross_entropy_sum(model.project(normed).squeeze_dim(0), targets)
+}
+
+fn scalar(loss: Tensor<1>) -> f64 {
+    f64::from(loss.into_scalar::<f32>())
+}
+
+/// Whether a module whose parameters have values has one to train.
+fn is_trained<M: Module>(module: &M) -> bool {
+    let mut any = AnyTrained(false);
+    module.visit(&mut any);
+    any.0
+}
+
+struct AnyTrained(bool);
+
+impl ModuleVisitor for AnyTrained {
+    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+        self.0 |= param.is_require_grad();
+    }
+}
+
+/// The `index`-th number of the sequence that begins at `seed`: SplitMix64 (Steele et al.,
+/// <https://doi.org/10.1145/2714064.2660195>), whose sequences for neighbouring seeds do not meet.
+pub(super) fn mix(seed: u64, index: u64) -> u64 {
+    let mut z = seed.wrapping_add((index + 1).wrapping_mul(0x9E37_79B9_7F4A_7C15));
+    z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+    z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+    z ^ (z >> 31)
+}

@@ -1,0 +1,220 @@
+//! A step's gradients are the same, to the bit, whether activations are kept or computed again, and
+//! those of a loss over all logits at once.
+//!
+//! A program of its own: dropout draws from a generator that all threads share.
+
+use std::collections::BTreeMap;
+
+use burn::module::{Module, ModuleVisitor, Param, ParamId};
+use burn::optim::GradientsParams;
+use burn::tensor::{Device, Distribution, Int, Tensor, TensorData};
+use burn_peft::adapter::{get_adapter_params, get_params, initialize_params, set_trainable_params};
+use burn_peft::data::{Batch, IGNORE_INDEX};
+use burn_peft::llama::{LlamaConfig, TransformerDecoder};
+use burn_peft::lora::{AttnModule, LoRAConfig};
+use burn_peft::training::{
+    Activations, GradientOptions, accumulate_gradients, cross_entropy_sum, lm_loss_sum,
+};
+
+fn device() -> Device {
+    Device::default().autodiff()
+}
+
+fn config() -> LlamaConfig {
+    LlamaConfig {
+        vocab_size: 96,
+        num_layers: 5,
+        num_heads: 4,
+        num_kv_heads: 2,
+        head_dim: 8,
+        embed_dim: 32,
+        intermediate_dim: 48,
+        max_seq_len: 512,
+        ..LlamaConfig::llama2_7b()
+    }
+}
+
+/// Rows of `lengths` tokens, some without a label, padded on the right.
+fn batch(lengths: &[usize]) -> Batch {
+    let seq_len = *lengths.iter().max().unwrap();
+    let token = |row: usize, t: usize| 3 + ((row * 31 + t * t * 7 + t) % 93) as i32;
+    let mut batch = Batch {
+        input_ids: vec![0; lengths.len() * seq_len],
+        labels: vec![IGNORE_INDEX; lengths.len() * seq_len],
+        lengths: lengths.to_vec(),
+        batch_size: lengths.len(),
+        seq_len,
+    };
+    for (row, length) in lengths.iter().enumerate() {
+        for t in 0..*length {
+            batch.input_ids[row * seq_len + t] = token(row, t);
+            if t % 5 != 2 {
+                batch.labels[row * seq_len + t] = token(row, t);
+            }
+        }
+    }
+    batch
+}
+
+/// A model whose adapters do something: `B` is not zero.
+fn with_adapters(config: &LlamaConfig, lora: &LoRAConfig) -> TransformerDecoder {
+    let mut model = config.init_lora(lora, &device()).unwrap();
+    initialize_params(&model);
+    let noise = |param: &mut Param<Tensor<2>>| {
+        let shape = param.val().shape();
+        let value = Tensor::random(shape, Distribution::Normal(0.0, 0.3), &device());
+        *param = Param::from_tensor(value);
+    };
+    for layer in &mut model.layers {
+        for linear in [
+            &mut layer.attn.q_proj,
+            &mut layer.attn.v_proj,
+            &mut layer.mlp.w2,
+        ] {
+            if let Some(adapter) = &mut linear.adapter {
+                noise(&mut adapter.lora_b.weight);
+            }
+        }
+    }
+    model
+}
+
+fn qv() -> LoRAConfig {
+    LoRAConfig::new([AttnModule::QProj, AttnModule::VProj])
+}
+
+/// Models to train in different places: adapters here and there, everything, the top only.
+fn models() -> Vec<(&'static str, TransformerDecoder)> {
+    let tied = LlamaConfig {
+        tie_embeddings: true,
+        ..config()
+    };
+    let full = tied.init(&device());
+    initialize_params(&full);
+    let top = with_adapters(&config(), &qv());
+    let only_top = get_adapter_params(&top).filter(|name, _| name.starts_with("layers.3"));
+    vec![
+        ("dropout", with_adapters(&config(), &qv().with_dropout(0.2))),
+        (
+            "dora, mlp and output",
+            with_adapters(
+                &config(),
+                &qv().with_dora(true).with_mlp(true).with_output(true),
+            ),
+        ),
+        (
+            "dora with dropout",
+            with_adapters(&tied, &qv().with_dora(true).with_dropout(0.1)),
+        ),
+        ("one layer", set_trainable_params(top, &only_top)),
+        ("everything", full),
+    ]
+}
+
+struct Collect<'a> {
+    names: BTreeMap<ParamId, String>,
+    grads: &'a GradientsParams,
+    found: BTreeMap<String, TensorData>,
+}
+
+impl ModuleVisitor for Collect<'_> {
+    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+        if let Some(grad) = self.grads.get::<D>(param.id) {
+            let name = self.names[&param.id].clone();
+            self.found.insert(name, grad.into_data());
+        }
+    }
+}
+
+fn by_name(model: &TransformerDecoder, grads: &GradientsParams) -> BTreeMap<String, TensorData> {
+    let params = get_params(model);
+    let mut collect = Collect {
+        names: params.iter().map(|(n, p)| (p.id, n.to_owned())).collect(),
+        grads,
+        found: BTreeMap::new(),
+    };
+    model.visit(&mut collect);
+    collect.found
+}
+
+fn gradients(
+    model: &TransformerDecoder,
+    batches: &[Batch],
+    activations: Activations,
+) -> (f64, BTreeMap<String, TensorData>) {
+    let options = GradientOptions {
+        activations,
+        seed: 11,
+        ..Default::default()
+    };
+    let (loss, grads) = accumulate_gradients(model, batches, options);
+    (loss, by_name(model, &grads))
+}
+
+fn recomputing_changes_no_bit() {
+    let batches = [batch(&[40, 33]), batch(&[9])];
+    for (name, model) in models() {
+        let (loss, kept) = gradients(&model, &batches, Activations::Keep);
+        assert!(!kept.is_empty(), "{name}");
+        for layers in [1, 2, 5, 9] {
+            let again = gradients(&model, &batches, Activations::Recompute { layers });
+            assert_eq!(again.0, loss, "{name}, {layers} layers");
+            assert_eq!(again.1.len(), kept.len(), "{name}, {layers} layers");
+            for (key, grad) in &kept {
+                assert!(again.1[key] == *grad, "{name}, {layers} layers: {key}");
+            }
+        }
+    }
+}
+
+fn dropout_is_drawn_anew_for_each_seed() {
+    let model = with_adapters(&config(), &qv().with_dropout(0.2));
+    let loss = |seed| {
+        let options = GradientOptions {
+            seed,
+            ..Default::default()
+        };
+        accumulate_gradients(&model, &[batch(&[40])], options).0
+    };
+    assert_eq!(loss(1), loss(1));
+    assert_ne!(loss(1), loss(2));
+}
+
+/// More rows than a chunk of logits has, against the loss over all of them at once.
+fn chunks_equal_the_whole() {
+    let model = with_adapters(&config(), &qv().with_output(true));
+    let batch = batch(&[300, 211]);
+    assert!(batch.num_label_tokens() > 256);
+    let (loss, grads) = gradients(&model, std::slice::from_ref(&batch), Activations::Keep);
+
+    let (rows, targets) = batch.predictions();
+    let rows = Tensor::<1, Int>::from_ints(&rows[..], &device());
+    let targets = Tensor::from_ints(&targets[..], &device());
+    let ids = batch.input_tensor(&device());
+    let logits = model.forward(ids, batch.attention_mask(&device()));
+    let flat = logits.reshape([2 * 300, 96]).select(0, rows);
+    let whole = cross_entropy_sum(flat, targets) / batch.num_label_tokens() as f64;
+    let expected = GradientsParams::from_grads(whole.backward(), &model);
+    let whole = f64::from(whole.into_scalar::<f32>());
+
+    assert!((loss - whole).abs() < 1e-5, "{loss} against {whole}");
+    let mean = lm_loss_sum(&model, &batch).unwrap() / batch.num_label_tokens() as f64;
+    assert!((mean - whole).abs() < 1e-5, "{mean} against {whole}");
+    for (key, expected) in by_name(&model, &expected) {
+        let pairs = grads[&key].as_slice::<f32>().unwrap().iter();
+        let expected = expected.as_slice::<f32>().unwrap();
+        let largest = pairs
+            .zip(expected)
+            .map(|(a, b)| (a - b).abs())
+            .fold(0.0, f32::max);
+        assert!(largest < 1e-5, "{key}: {largest:e}");
+    }
+}
+
+/// One test, since the parts share the generator that dropout draws from.
+#[test]
+fn gradients_of_a_step() {
+    recomputing_changes_no_bit();
+    dropout_is_drawn_anew_for_each_seed();
+    chunks_equal_the_whole();
+}
