@@ -59,7 +59,7 @@ fn batch(seq_len: usize, step: usize) -> Batch {
     Batch {
         labels: input_ids.clone(),
         input_ids,
-        lengths: vec![seq_len; BATCH_SIZE],
+        segments: vec![vec![seq_len]; BATCH_SIZE],
         batch_size: BATCH_SIZE,
         seq_len,
     }

@@ -26,7 +26,7 @@ use std::time::{Duration, Instant};
 use burn_peft::adapter::{ParamCount, initialize_params, validate_state_dict_for_lora};
 use burn_peft::checkpoint::{load_hf_as, save_hf, save_peft_with_base};
 use burn_peft::data::{
-    AlpacaRecord, Batch, Sample, batches_of, check_vocab, load_alpaca, split_validation,
+    AlpacaRecord, Batch, Padding, Sample, check_vocab, load_alpaca, pack, split_validation,
     tokenize_records,
 };
 use burn_peft::llama::{LlamaConfig, TransformerDecoder};
@@ -78,7 +78,7 @@ fn finetune(config: &RecipeConfig) -> Result<()> {
     let mut model = load_model(config, &llama, &base_dir)?;
     println!("{}", ParamCount::of(&model));
 
-    let order = config.data_order(data.train.len());
+    let order = config.data_order(data.rows.len());
     let total_steps = order.steps_per_epoch() * config.epochs;
     let mut trainer = config.trainer(total_steps);
     let (run, mut metrics) = open_run(config, &mut model, &mut trainer)?;
@@ -242,7 +242,9 @@ fn tokenizer(config: &RecipeConfig, base_dir: &Path) -> Result<Tokenizer> {
 
 /// What a run trains on and validates with.
 struct Data {
-    train: Vec<Sample>,
+    samples: Vec<Sample>,
+    /// The samples that share a row: one each, unless they are packed.
+    rows: Vec<Vec<usize>>,
     validation: Vec<Batch>,
     pad_id: u32,
 }
@@ -250,34 +252,40 @@ struct Data {
 impl Data {
     fn load(config: &RecipeConfig, llama: &LlamaConfig, tokenizer: &Tokenizer) -> Result<Self> {
         let path = config.dataset.clone().unwrap_or_else(embedded::train_file);
+        let longest = config
+            .max_seq_len
+            .map_or(llama.max_seq_len, |n| n.min(llama.max_seq_len));
         let read = |path: &Path| {
             let records = load_alpaca(path)?;
-            samples(&records, path, config, llama, tokenizer)
+            samples(&records, path, config, llama, tokenizer, longest)
         };
         let all = read(&path)?;
-        let (train, validation) = match &config.validation_dataset {
+        let (samples, validation) = match &config.validation_dataset {
             Some(path) => (all, read(path)?),
             None => split(all, config)?,
         };
+        let lengths: Vec<usize> = samples.iter().map(Sample::len).collect();
+        let rows = match config.packed {
+            true => pack(&lengths, longest),
+            false => (0..samples.len()).map(|index| vec![index]).collect(),
+        };
         let pad_id = tokenizer.pad_id();
-        let order: Vec<usize> = (0..validation.len()).collect();
-        let batches = batches_of(&order, config.batch_size);
-        let validation = batches.map(|b| batch(&validation, b, pad_id)).collect();
+        let validation = validation.chunks(config.batch_size);
+        let batch = |samples: &[Sample]| Batch::collate(&Vec::from_iter(samples), pad_id);
         Ok(Self {
-            train,
-            validation,
+            validation: validation.map(batch).collect(),
+            samples,
+            rows,
             pad_id,
         })
     }
 
-    fn batch(&self, indices: &[usize]) -> Batch {
-        batch(&self.train, indices, self.pad_id)
+    fn batch(&self, rows: &[usize]) -> Batch {
+        let samples = |row: &usize| self.rows[*row].iter().map(|i| &self.samples[*i]).collect();
+        let rows: Vec<Vec<&Sample>> = rows.iter().map(samples).collect();
+        let rows: Vec<&[&Sample]> = rows.iter().map(Vec::as_slice).collect();
+        Batch::collate_packed(&rows, self.pad_id, Padding::Longest)
     }
-}
-
-fn batch(samples: &[Sample], indices: &[usize], pad_id: u32) -> Batch {
-    let rows: Vec<&Sample> = indices.iter().map(|index| &samples[*index]).collect();
-    Batch::collate(&rows, pad_id)
 }
 
 fn samples(
@@ -286,10 +294,8 @@ fn samples(
     config: &RecipeConfig,
     llama: &LlamaConfig,
     tokenizer: &Tokenizer,
+    longest: usize,
 ) -> Result<Vec<Sample>> {
-    let longest = config
-        .max_seq_len
-        .map_or(llama.max_seq_len, |n| n.min(llama.max_seq_len));
     let mut samples = tokenize_records(records, tokenizer, config.train_on_input, Some(longest))?;
     check_vocab(&samples, llama.vocab_size)?;
     // A record whose prompt fills the whole sequence teaches nothing.

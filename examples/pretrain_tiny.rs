@@ -120,7 +120,7 @@ impl TokenStream {
         Batch {
             labels: input_ids.clone(),
             input_ids,
-            lengths: vec![seq_len; batch_size],
+            segments: vec![vec![seq_len]; batch_size],
             batch_size,
             seq_len,
         }

@@ -326,7 +326,7 @@ mod batches {
         let expected = Batch {
             input_ids: vec![1, 5, 6, 2, 1, 2, 9, 9],
             labels: vec![-100, -100, 6, 2, 1, 2, -100, -100],
-            lengths: vec![4, 2],
+            segments: vec![vec![4], vec![2]],
             batch_size: 2,
             seq_len: 4,
         };
@@ -395,6 +395,25 @@ mod batches {
             unlabelled in 0..=tokens.len(), tokens in Just(tokens),
         ) -> Sample {
             sample(&tokens, unlabelled)
+        }
+    }
+
+    proptest! {
+        /// Every sample is in one group, no group is too long, and no two groups fit into one.
+        #[test]
+        fn packing_law(lengths in prop::collection::vec(1usize..50, 0..60), extra in 0usize..60) {
+            let capacity = 50 + extra;
+            let groups = pack(&lengths, capacity);
+            let mut seen: Vec<usize> = groups.concat();
+            seen.sort();
+            prop_assert_eq!(seen, (0..lengths.len()).collect::<Vec<_>>());
+            let totals = groups.iter().map(|group| group.iter().map(|i| lengths[*i]).sum());
+            let mut totals: Vec<usize> = totals.collect();
+            totals.sort();
+            prop_assert!(totals.iter().all(|total| *total <= capacity));
+            if let [first, second, ..] = totals[..] {
+                prop_assert!(first + second > capacity);
+            }
         }
     }
 
@@ -533,7 +552,7 @@ fn reference_run_is_reproduced() {
             tokenizer.pad_id(),
             Padding::Fixed(256),
         );
-        let lengths: Vec<i32> = batch.lengths.iter().map(|&l| l as i32).collect();
+        let lengths: Vec<i32> = batch.segments.iter().map(|row| row[0] as i32).collect();
         assert_eq!(lengths, tensor("len"), "{part}");
         assert_eq!(batch.input_ids, tensor("input_ids"), "{part}");
         assert_eq!(batch.labels, tensor("labels"), "{part}");

@@ -9,7 +9,7 @@ use burn::module::{Module, ModuleVisitor, Param, ParamId};
 use burn::optim::GradientsParams;
 use burn::tensor::{Device, Distribution, Int, Tensor, TensorData};
 use burn_peft::adapter::{get_adapter_params, get_params, initialize_params, set_trainable_params};
-use burn_peft::data::{Batch, IGNORE_INDEX};
+use burn_peft::data::{Batch, IGNORE_INDEX, Padding, Sample, pack};
 use burn_peft::llama::{LlamaConfig, TransformerDecoder};
 use burn_peft::lora::{AttnModule, LoRAConfig};
 use burn_peft::training::{
@@ -41,7 +41,7 @@ fn batch(lengths: &[usize]) -> Batch {
     let mut batch = Batch {
         input_ids: vec![0; lengths.len() * seq_len],
         labels: vec![IGNORE_INDEX; lengths.len() * seq_len],
-        lengths: lengths.to_vec(),
+        segments: lengths.iter().map(|length| vec![*length]).collect(),
         batch_size: lengths.len(),
         seq_len,
     };
@@ -201,14 +201,66 @@ fn chunks_equal_the_whole() {
     let mean = lm_loss_sum(&model, &batch).unwrap() / batch.num_label_tokens() as f64;
     assert!((mean - whole).abs() < 1e-5, "{mean} against {whole}");
     for (key, expected) in by_name(&model, &expected) {
-        let pairs = grads[&key].as_slice::<f32>().unwrap().iter();
-        let expected = expected.as_slice::<f32>().unwrap();
-        let largest = pairs
-            .zip(expected)
-            .map(|(a, b)| (a - b).abs())
-            .fold(0.0, f32::max);
+        let largest = largest_difference(&grads[&key], &expected);
         assert!(largest < 1e-5, "{key}: {largest:e}");
     }
+}
+
+/// Samples that share a row give the loss and gradients that they give in rows of their own.
+fn packing_equals_rows_of_their_own() {
+    let samples: Vec<Sample> = [17, 30, 9, 24].map(sample).to_vec();
+    let alone: Vec<&Sample> = samples.iter().collect();
+    let groups = pack(&samples.iter().map(Sample::len).collect::<Vec<_>>(), 44);
+    assert_eq!(groups.len(), 2);
+    let rows: Vec<Vec<&Sample>> = groups
+        .iter()
+        .map(|group| group.iter().map(|i| &samples[*i]).collect())
+        .collect();
+    let rows: Vec<&[&Sample]> = rows.iter().map(Vec::as_slice).collect();
+    let packed = Batch::collate_packed(&rows, 0, Padding::Fixed(44));
+    let padded = Batch::collate(&alone, 0);
+    assert!(packed.is_packed() && !padded.is_packed());
+    assert_eq!(packed.num_label_tokens(), padded.num_label_tokens());
+    assert_eq!(packed.num_tokens(), padded.num_tokens());
+
+    let lora = qv().with_mlp(true).with_output(true);
+    let model = with_adapters(&config(), &lora);
+    let (expected_loss, expected) = gradients(&model, &[padded], Activations::Keep);
+    for activations in [Activations::Keep, Activations::Recompute { layers: 2 }] {
+        let (loss, grads) = gradients(&model, std::slice::from_ref(&packed), activations);
+        assert!(
+            (loss - expected_loss).abs() < 1e-5,
+            "{loss} against {expected_loss}"
+        );
+        assert_eq!(grads.len(), expected.len());
+        for (key, grad) in &grads {
+            let largest = largest_difference(grad, &expected[key]);
+            assert!(largest < 1e-5, "{key}: {largest:e}");
+        }
+    }
+}
+
+fn sample(length: usize) -> Sample {
+    let tokens = (0..length as u32).map(|t| 3 + (t * t * 5 + t + length as u32) % 93);
+    let tokens: Vec<u32> = tokens.collect();
+    let labels = tokens.iter().enumerate();
+    let label = |(t, token): (usize, &u32)| match t % 4 {
+        1 => IGNORE_INDEX,
+        _ => *token as i32,
+    };
+    Sample {
+        labels: labels.map(label).collect(),
+        tokens,
+    }
+}
+
+fn largest_difference(a: &TensorData, b: &TensorData) -> f32 {
+    let (a, b) = (a.as_slice::<f32>().unwrap(), b.as_slice::<f32>().unwrap());
+    assert_eq!(a.len(), b.len());
+    a.iter()
+        .zip(b)
+        .map(|(a, b)| (a - b).abs())
+        .fold(0.0, f32::max)
 }
 
 /// One test, since the parts share the generator that dropout draws from.
@@ -217,4 +269,5 @@ fn gradients_of_a_step() {
     recomputing_changes_no_bit();
     dropout_is_drawn_anew_for_each_seed();
     chunks_equal_the_whole();
+    packing_equals_rows_of_their_own();
 }

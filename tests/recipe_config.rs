@@ -444,10 +444,6 @@ fn a_bad_value_names_what_is_accepted() {
             "`max_seq_len` is 1, expected a whole number, at least 2, or null",
         ),
         (
-            "packed: true",
-            "`packed` is true, expected false (records do not share sequences yet)",
-        ),
-        (
             "lora_attn_modules: []",
             "`lora_attn_modules` is [], \
              expected a list of one or more of q_proj, k_proj, v_proj, output_proj",

@@ -59,7 +59,7 @@ fn micro_batches(step: usize) -> Vec<Batch> {
         Batch {
             input_ids,
             labels,
-            lengths: vec![seq_len; 2],
+            segments: vec![vec![seq_len]; 2],
             batch_size: 2,
             seq_len,
         }

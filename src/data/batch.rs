@@ -1,12 +1,13 @@
 //! Samples in rows of one length, and the order they come in.
 
+use std::collections::BTreeSet;
+
 use burn::prelude::*;
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
 
 use crate::{Error, Result};
 
-use super::tokens::count_labels;
 use super::{IGNORE_INDEX, Sample};
 
 /// How long the rows of a [`Batch`] are.
@@ -29,8 +30,8 @@ pub struct Batch {
     pub input_ids: Vec<i32>,
     /// A label for each token, not shifted, [`IGNORE_INDEX`] on padding; `[batch_size, seq_len]`.
     pub labels: Vec<i32>,
-    /// The number of real tokens in each row; `[batch_size]`.
-    pub lengths: Vec<usize>,
+    /// The lengths of the samples in each row, one after the other; the rest of a row is padding.
+    pub segments: Vec<Vec<usize>>,
     /// The number of rows.
     pub batch_size: usize,
     /// The length of each row.
@@ -54,8 +55,21 @@ impl Batch {
     /// As [`Batch::collate`]; also if a sample is longer than [`Padding::Fixed`], or
     /// [`Padding::MultipleOf`] is 0.
     pub fn collate_to(samples: &[&Sample], pad_id: u32, padding: Padding) -> Self {
-        let lengths: Vec<usize> = samples.iter().map(|sample| sample.len()).collect();
-        let longest = *lengths.iter().max().expect("a batch needs a sample");
+        let rows: Vec<&[&Sample]> = samples.chunks(1).collect();
+        Self::collate_packed(&rows, pad_id, padding)
+    }
+
+    /// Puts several samples into each row, one after the other. They do not see each other: see
+    /// [`AttentionMask::within_segments`](crate::llama::AttentionMask::within_segments).
+    ///
+    /// # Panics
+    ///
+    /// As [`Batch::collate_to`], for rows in place of samples.
+    pub fn collate_packed(rows: &[&[&Sample]], pad_id: u32, padding: Padding) -> Self {
+        let lengths = |row: &&[&Sample]| row.iter().map(|sample| sample.len()).collect();
+        let segments: Vec<Vec<usize>> = rows.iter().map(lengths).collect();
+        let longest = segments.iter().map(|row| row.iter().sum::<usize>()).max();
+        let longest = longest.expect("a batch needs a sample");
         let seq_len = match padding {
             Padding::Longest => longest,
             Padding::MultipleOf(step) => longest.next_multiple_of(step),
@@ -63,51 +77,69 @@ impl Batch {
         };
         assert!(
             longest <= seq_len,
-            "a sample of {longest} tokens does not fit in rows of {seq_len}"
+            "a row of {longest} tokens does not fit in rows of {seq_len}"
         );
-        let mut input_ids = Vec::with_capacity(samples.len() * seq_len);
-        let mut labels = Vec::with_capacity(samples.len() * seq_len);
-        for (row, sample) in samples.iter().enumerate() {
-            assert_eq!(
-                sample.tokens.len(),
-                sample.labels.len(),
-                "a sample needs one label for each token"
-            );
-            input_ids.extend(sample.tokens.iter().map(|&id| to_i32(id)));
+        let mut input_ids = Vec::with_capacity(rows.len() * seq_len);
+        let mut labels = Vec::with_capacity(rows.len() * seq_len);
+        for (row, samples) in rows.iter().enumerate() {
+            for sample in *samples {
+                assert_eq!(
+                    sample.tokens.len(),
+                    sample.labels.len(),
+                    "a sample needs one label for each token"
+                );
+                input_ids.extend(sample.tokens.iter().map(|&id| to_i32(id)));
+                labels.extend(&sample.labels);
+            }
             input_ids.resize((row + 1) * seq_len, to_i32(pad_id));
-            labels.extend(&sample.labels);
             labels.resize((row + 1) * seq_len, IGNORE_INDEX);
         }
         Self {
             input_ids,
             labels,
-            batch_size: lengths.len(),
-            lengths,
+            batch_size: segments.len(),
+            segments,
             seq_len,
         }
     }
 
     /// How many positions the loss counts; see [`Sample::num_label_tokens`].
     pub fn num_label_tokens(&self) -> usize {
-        self.labels
-            .chunks(self.seq_len.max(1))
-            .map(count_labels)
-            .sum()
+        self.labelled().count()
     }
 
     /// The positions whose next token has a label, counted over all rows, and those labels.
     pub fn predictions(&self) -> (Vec<i32>, Vec<i32>) {
-        let is_first = |index: usize| index.is_multiple_of(self.seq_len);
-        let labelled = self.labels.iter().enumerate();
+        let labelled = self.labelled();
         labelled
-            .filter(|(index, label)| **label != IGNORE_INDEX && !is_first(*index))
-            .map(|(index, label)| (index as i32 - 1, *label))
+            .map(|(index, label)| (index as i32 - 1, label))
             .unzip()
     }
 
     /// How many tokens are not padding.
     pub fn num_tokens(&self) -> usize {
-        self.lengths.iter().sum()
+        self.segments.iter().flatten().sum()
+    }
+
+    /// Whether some row holds more than one sample.
+    pub fn is_packed(&self) -> bool {
+        self.segments.iter().any(|row| row.len() > 1)
+    }
+
+    /// The positions with a label, counted over all rows, but for the first of each sample, which
+    /// nothing predicts.
+    fn labelled(&self) -> impl Iterator<Item = (usize, i32)> {
+        let rows = self.segments.iter().enumerate();
+        let starts = rows.flat_map(|(row, segments)| {
+            segments.iter().scan(row * self.seq_len, |start, length| {
+                let range = *start..*start + length;
+                *start = range.end;
+                Some(range)
+            })
+        });
+        let predicted = starts.flat_map(|range| range.skip(1));
+        let labels = predicted.map(|index| (index, self.labels[index]));
+        labels.filter(|(_, label)| *label != IGNORE_INDEX)
     }
 
     /// The token ids as a tensor.
@@ -121,19 +153,19 @@ impl Batch {
     }
 
     /// `true` at each real token and `false` at padding; `None` if nothing is padded, when
-    /// attention needs no mask but the causal one.
+    /// attention needs no mask but the causal one. A packed batch needs the mask of its
+    /// [`segments`](Self::segments) instead.
     ///
     /// # Shapes
     ///
     /// - output: `[batch_size, seq_len]`
     pub fn attention_mask(&self, device: &Device) -> Option<Tensor<2, Bool>> {
-        if self.lengths.iter().all(|&length| length == self.seq_len) {
+        let lengths = self.segments.iter().map(|row| row.iter().sum::<usize>());
+        if lengths.clone().all(|length| length == self.seq_len) {
             return None;
         }
-        let real: Vec<bool> = self
-            .lengths
-            .iter()
-            .flat_map(|&length| (0..self.seq_len).map(move |t| t < length))
+        let real: Vec<bool> = lengths
+            .flat_map(|length| (0..self.seq_len).map(move |t| t < length))
             .collect();
         let data = TensorData::new(real, [self.batch_size, self.seq_len]);
         Some(Tensor::from_data(data, device))
@@ -164,6 +196,41 @@ pub fn shuffled_indices(len: usize, seed: u64, epoch: u64, shuffle: bool) -> Vec
 /// If `batch_size` is 0.
 pub fn batches_of(indices: &[usize], batch_size: usize) -> impl ExactSizeIterator<Item = &[usize]> {
     indices.chunks(batch_size)
+}
+
+/// Groups samples so that each group has at most `capacity` tokens, in few groups: the longest
+/// sample first, each into the group with the least room that is enough (best-fit decreasing).
+///
+/// # Panics
+///
+/// If a sample is longer than `capacity`.
+pub fn pack(lengths: &[usize], capacity: usize) -> Vec<Vec<usize>> {
+    let mut order: Vec<usize> = (0..lengths.len()).collect();
+    order.sort_by_key(|&sample| std::cmp::Reverse(lengths[sample]));
+    let mut groups: Vec<Vec<usize>> = Vec::new();
+    // Room and index of each group.
+    let mut rooms = BTreeSet::new();
+    for sample in order {
+        let length = lengths[sample];
+        assert!(
+            length <= capacity,
+            "a sample of {length} tokens is longer than {capacity}"
+        );
+        let fitting = rooms.range((length, 0)..).next().copied();
+        let (room, group) = match fitting {
+            Some(entry) => {
+                rooms.remove(&entry);
+                entry
+            }
+            None => {
+                groups.push(Vec::new());
+                (capacity, groups.len() - 1)
+            }
+        };
+        groups[group].push(sample);
+        rooms.insert((room - length, group));
+    }
+    groups
 }
 
 /// Picks `validation` of `len` samples at random, by seed and as stably as [`shuffled_indices`],

@@ -31,6 +31,6 @@ mod order;
 mod tokens;
 
 pub use alpaca::{AlpacaRecord, load_alpaca, parse_alpaca};
-pub use batch::{Batch, Padding, batches_of, shuffled_indices, split_validation};
+pub use batch::{Batch, Padding, batches_of, pack, shuffled_indices, split_validation};
 pub use order::DataOrder;
 pub use tokens::{IGNORE_INDEX, Sample, check_vocab, tokenize_records};

@@ -1,7 +1,8 @@
 use burn::module::{Content, DisplaySettings, Module, ModuleDisplay};
 use burn::tensor::activation::softmax;
-use burn::tensor::{Bool, DType, Device, Tensor};
+use burn::tensor::{Bool, DType, Device, Tensor, TensorData};
 
+use super::segments::segment_starts;
 use super::{LayerCache, LlamaConfig, RotaryEmbedding};
 use crate::lora::{AttnModule, LoRAConfig, LoRALinear};
 
@@ -37,6 +38,23 @@ impl AttentionMask {
         // tril_mask is true above the diagonal, that is for keys in the future.
         let mask = Tensor::<2, Bool>::tril_mask(shape, start as i64, device);
         Self(mask.reshape([1, 1, seq_len, start + seq_len]))
+    }
+
+    /// Each query sees the keys of its own sample up to its own position, in rows in which several
+    /// samples follow each other (a block-causal mask). `segments` are the samples' lengths, row by
+    /// row; padding sees padding only.
+    ///
+    /// # Panics
+    /// If the samples of a row are longer than `seq_len` together.
+    pub fn within_segments(segments: &[Vec<usize>], seq_len: usize, device: &Device) -> Self {
+        let batch = segments.len();
+        let starts = segment_starts(segments, seq_len).into_iter().enumerate();
+        let hidden = starts.flat_map(|(index, start)| {
+            let query = index % seq_len;
+            (0..seq_len).map(move |key| key < start || key > query)
+        });
+        let data = TensorData::new(hidden.collect::<Vec<bool>>(), [batch, 1, seq_len, seq_len]);
+        Self(Tensor::from_data(data, device))
     }
 
     /// Hides padding from every query as well.

@@ -15,6 +15,7 @@ mod layer;
 mod mlp;
 mod norm;
 mod rope;
+mod segments;
 
 pub use attention::{AttentionMask, CausalSelfAttention};
 pub use builders::{

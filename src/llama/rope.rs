@@ -2,6 +2,7 @@ use std::f32::consts::PI;
 
 use burn::tensor::{Device, Tensor, TensorData};
 
+use super::segments::segment_starts;
 use super::{LlamaConfig, RopeScaling};
 
 /// Rotary position embedding in the half-split layout: element i of a head is rotated together with
@@ -9,7 +10,7 @@ use super::{LlamaConfig, RopeScaling};
 /// <https://arxiv.org/abs/2104.09864>; the layout is that of Hugging Face's checkpoints.
 #[derive(Debug, Clone)]
 pub struct RotaryEmbedding {
-    /// cos and sin of the angles, `[1, 1, seq, head_dim / 2]`.
+    /// cos and sin of the angles, `[batch or 1, 1, seq, head_dim / 2]`.
     cos: Tensor<4>,
     sin: Tensor<4>,
 }
@@ -17,11 +18,38 @@ pub struct RotaryEmbedding {
 impl RotaryEmbedding {
     /// The rotations for the positions `start .. start + seq_len`.
     pub fn new(config: &LlamaConfig, start: usize, seq_len: usize, device: &Device) -> Self {
+        Self::at_positions(config, start..start + seq_len, seq_len, device)
+    }
+
+    /// The rotations for rows of `seq_len` tokens in which several samples follow each other: the
+    /// positions begin anew with each. `segments` are the samples' lengths, row by row.
+    ///
+    /// # Panics
+    /// If the samples of a row are longer than `seq_len` together.
+    pub fn within_segments(
+        config: &LlamaConfig,
+        segments: &[Vec<usize>],
+        seq_len: usize,
+        device: &Device,
+    ) -> Self {
+        let starts = segment_starts(segments, seq_len).into_iter().enumerate();
+        let positions = starts.map(|(index, start)| index % seq_len - start);
+        Self::at_positions(config, positions, seq_len, device)
+    }
+
+    /// The rotations for rows of `seq_len` positions each.
+    fn at_positions(
+        config: &LlamaConfig,
+        positions: impl Iterator<Item = usize>,
+        seq_len: usize,
+        device: &Device,
+    ) -> Self {
         let frequencies = frequencies(config);
-        let angles = (start..start + seq_len)
-            .flat_map(|position| frequencies.iter().map(move |f| position as f32 * f));
+        let angles =
+            positions.flat_map(|position| frequencies.iter().map(move |f| position as f32 * f));
         let (cos, sin): (Vec<f32>, Vec<f32>) = angles.map(|a| (a.cos(), a.sin())).unzip();
-        let shape = [1, 1, seq_len, frequencies.len()];
+        let row = seq_len * frequencies.len();
+        let shape = [cos.len() / row, 1, seq_len, frequencies.len()];
         let tensor = |values| Tensor::from_data(TensorData::new(values, shape), device);
         Self {
             cos: tensor(cos),

@@ -16,7 +16,9 @@ use burn::tensor::{Device, IndexingUpdateOp, Int, Tensor};
 use super::cross_entropy_sum;
 use crate::adapter::initialize_params;
 use crate::data::Batch;
-use crate::llama::{AttentionMask, RotaryEmbedding, TransformerDecoder, TransformerDecoderLayer};
+use crate::llama::{
+    AttentionMask, LlamaConfig, RotaryEmbedding, TransformerDecoder, TransformerDecoderLayer,
+};
 
 /// How many rows of logits exist at a time.
 const LOSS_CHUNK_ROWS: usize = 256;
@@ -86,15 +88,12 @@ struct Forward<'a> {
 impl<'a> Forward<'a> {
     fn new(model: &'a TransformerDecoder, batch: &Batch, seed: u64) -> Self {
         let device = model.norm.weight.lazy_device();
-        let causal = AttentionMask::causal(0, batch.seq_len, &device);
+        let (rope, mask) = positions(&model.config, batch, &device);
         Self {
             model,
             ids: batch.input_tensor(&device),
-            rope: RotaryEmbedding::new(&model.config, 0, batch.seq_len, &device),
-            mask: match batch.attention_mask(&device) {
-                None => causal,
-                Some(is_token) => causal.with_padding(is_token),
-            },
+            rope,
+            mask,
             device,
             seed,
         }
@@ -114,6 +113,29 @@ impl<'a> Forward<'a> {
         self.device.seed(mix(self.seed, index as u64));
         layer.forward(x, &self.rope, &self.mask, None)
     }
+}
+
+/// Rotations and mask of a batch, packed or not.
+fn positions(
+    config: &LlamaConfig,
+    batch: &Batch,
+    device: &Device,
+) -> (RotaryEmbedding, AttentionMask) {
+    let seq_len = batch.seq_len;
+    if batch.is_packed() {
+        let segments = &batch.segments;
+        let rope = RotaryEmbedding::within_segments(config, segments, seq_len, device);
+        return (
+            rope,
+            AttentionMask::within_segments(segments, seq_len, device),
+        );
+    }
+    let causal = AttentionMask::causal(0, seq_len, device);
+    let mask = match batch.attention_mask(device) {
+        None => causal,
+        Some(is_token) => causal.with_padding(is_token),
+    };
+    (RotaryEmbedding::new(config, 0, seq_len, device), mask)
 }
 
 /// A forward pass with its backward pass.

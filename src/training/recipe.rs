@@ -82,7 +82,7 @@ pub struct RecipeConfig {
     pub train_on_input: bool,
     /// The length in tokens to which a record is cut; `None` means the model's context.
     pub max_seq_len: Option<usize>,
-    /// Whether several records share a sequence; not supported yet.
+    /// Whether several records share a sequence, without seeing each other.
     pub packed: bool,
     /// Whether each epoch goes through the records in an order of its own.
     pub shuffle: bool,

@@ -1082,7 +1082,7 @@ fn unfinished_run() -> (TempDir, RecipeConfig, RunDir) {
     let batch = Batch {
         labels: ids.clone(),
         input_ids: ids,
-        lengths: vec![4],
+        segments: vec![vec![4]],
         batch_size: 1,
         seq_len: 4,
     };

@@ -85,7 +85,7 @@ pub fn batch(input_ids: Vec<i32>, labels: Vec<i32>, batch_size: usize, seq_len: 
     Batch {
         input_ids,
         labels,
-        lengths: vec![seq_len; batch_size],
+        segments: vec![vec![seq_len]; batch_size],
         batch_size,
         seq_len,
     }

@@ -113,9 +113,9 @@ impl Rows {
         Batch {
             input_ids: rows.iter().flat_map(|r| row(&self.ids, r)).collect(),
             labels: rows.iter().flat_map(|r| row(&self.labels, r)).collect(),
-            lengths: rows
+            segments: rows
                 .iter()
-                .map(|r| self.lengths[*r as usize] as usize)
+                .map(|r| vec![self.lengths[*r as usize] as usize])
                 .collect(),
             batch_size: rows.len(),
             seq_len: self.seq_len,

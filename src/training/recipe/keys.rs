@@ -21,8 +21,6 @@ pub struct RecipeKey {
 #[derive(Debug)]
 enum Kind {
     Flag,
-    /// Only `false`, until what the text says is done.
-    Off(&'static str),
     /// A whole number that is at least this.
     Count(u64),
     /// A number above 0.
@@ -128,8 +126,8 @@ pub(super) const KEYS: &[RecipeKey] = &[
     .optional(),
     key(
         "packed",
-        Off("records do not share sequences yet"),
-        "Several records in one sequence.",
+        Flag,
+        "Several records in one sequence of `max_seq_len` tokens, none of which sees another.",
     ),
     key(
         "shuffle",
@@ -388,7 +386,6 @@ impl Kind {
     fn accept(&self, value: &Value) -> Option<Value> {
         let accepted = match self {
             Flag => value.is_boolean(),
-            Off(_) => *value == Value::Bool(false),
             Count(min) => value.as_u64().is_some_and(|n| n >= *min),
             Positive => value.as_f64().is_some_and(|x| x > 0.0),
             NonNegative => value.as_f64().is_some_and(|x| x >= 0.0),
@@ -429,7 +426,6 @@ impl fmt::Display for Kind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Flag => write!(f, "true or false"),
-            Off(reason) => write!(f, "false ({reason})"),
             Count(min) => write!(f, "a whole number, at least {min}"),
             Positive => write!(f, "a number above 0"),
             NonNegative => write!(f, "a number, at least 0"),
