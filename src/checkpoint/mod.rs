@@ -13,4 +13,6 @@ mod tensors;
 
 pub use hf::{load_hf, load_hf_as, read_hf_config, save_hf};
 pub use peft::{load_peft, read_peft_config, save_peft, save_peft_with_base};
-pub use tensors::{SafetensorsFile, load_state_dict_file, save_state_dict, write_tensors};
+pub use tensors::{
+    SafetensorsFile, WritableTensor, load_state_dict_file, save_state_dict, write_tensors,
+};

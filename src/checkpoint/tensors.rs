@@ -96,7 +96,7 @@ impl SafetensorsFile {
         let stored = self.dtype(key)?;
         let shape = self.info(key).shape.clone();
         let bytes = self.bytes(key);
-        Ok(match stored {
+        let data = match stored {
             DType::F16 => {
                 let halves = bytes
                     .chunks_exact(2)
@@ -114,8 +114,29 @@ impl SafetensorsFile {
                 let floats = words.map(|c| f32::from_le_bytes([c[0], c[1], c[2], c[3]]));
                 encode(floats, shape, dtype)
             }
-        })
+        };
+        self.release(key);
+        Ok(data)
     }
+
+    /// Lets the system take back the pages of a tensor that has been copied. Without this, all of
+    /// the file stays counted as this process's memory beside the model made from it.
+    #[cfg(unix)]
+    fn release(&self, key: &str) {
+        let (start, end) = self.info(key).data_offsets;
+        let offset = self.data_start + start;
+        // SAFETY: the map is read-only and backed by the file, so a page that is given back is read
+        // again when it is needed.
+        let released = unsafe {
+            let advice = memmap2::UncheckedAdvice::DontNeed;
+            self.map.unchecked_advise_range(advice, offset, end - start)
+        };
+        // It is only advice: where the system does not take it, nothing else changes.
+        let _ = released;
+    }
+
+    #[cfg(not(unix))]
+    fn release(&self, _key: &str) {}
 
     /// Reads integers (token ids), of whatever width they are stored in.
     ///

@@ -26,9 +26,10 @@ pub struct CausalSelfAttention {
     head_dim: usize,
 }
 
-/// Which keys a query must not see: `[batch or 1, 1, seq, keys]`, true where masked.
+/// Which keys a query must not see: `[batch or 1, 1, seq, keys]`, added to the scores; 0 where
+/// visible, the least number where not. (Adding keeps nothing for the backward pass.)
 #[derive(Debug, Clone)]
-pub struct AttentionMask(Tensor<4, Bool>);
+pub struct AttentionMask(Tensor<4>);
 
 impl AttentionMask {
     /// Each of `seq_len` queries, the first at position `start`, sees the keys up to its own
@@ -37,7 +38,12 @@ impl AttentionMask {
         let shape = [seq_len, start + seq_len];
         // tril_mask is true above the diagonal, that is for keys in the future.
         let mask = Tensor::<2, Bool>::tril_mask(shape, start as i64, device);
-        Self(mask.reshape([1, 1, seq_len, start + seq_len]))
+        Self::hiding(mask.reshape([1, 1, seq_len, start + seq_len]))
+    }
+
+    fn hiding(hidden: Tensor<4, Bool>) -> Self {
+        let visible = Tensor::zeros(hidden.shape(), (&hidden.device(), DType::F32));
+        Self(visible.mask_fill(hidden, f32::MIN))
     }
 
     /// Each query sees the keys of its own sample up to its own position, in rows in which several
@@ -54,7 +60,7 @@ impl AttentionMask {
             (0..seq_len).map(move |key| key < start || key > query)
         });
         let data = TensorData::new(hidden.collect::<Vec<bool>>(), [batch, 1, seq_len, seq_len]);
-        Self(Tensor::from_data(data, device))
+        Self::hiding(Tensor::from_data(data, device))
     }
 
     /// Hides padding from every query as well.
@@ -64,9 +70,13 @@ impl AttentionMask {
     pub fn with_padding(self, is_token: Tensor<2, Bool>) -> Self {
         let [batch, keys] = is_token.dims();
         let [_, _, seq, _] = self.0.dims();
-        let padding = is_token.bool_not().reshape([batch, 1, 1, keys]);
         let shape = [batch, 1, seq, keys];
-        Self(self.0.expand(shape).bool_or(padding.expand(shape)))
+        let padding = is_token.bool_not().reshape([batch, 1, 1, keys]);
+        Self(
+            self.0
+                .expand(shape)
+                .mask_fill(padding.expand(shape), f32::MIN),
+        )
     }
 }
 
@@ -154,12 +164,12 @@ impl CausalSelfAttention {
         let [batch, heads, seq, head_dim] = q.dims();
         let [_, kv_heads, keys, _] = k.dims();
         let group = heads / kv_heads;
-        let q = q.reshape([batch, kv_heads, group * seq, head_dim]);
-        let scores = q.matmul(k.swap_dims(2, 3)) / (head_dim as f64).sqrt(); // [b, kv, g·t, s]
+        // Scaling the queries instead of the scores touches fewer numbers.
+        let q = (q / (head_dim as f64).sqrt()).reshape([batch, kv_heads, group * seq, head_dim]);
+        let scores = q.matmul(k.swap_dims(2, 3)); // [b, kv, g·t, s]
         let dtype = scores.dtype();
         let scores = scores.reshape([batch, heads, seq, keys]).cast(DType::F32);
-        let hidden = mask.0.clone().expand([batch, heads, seq, keys]);
-        let weights = softmax(scores.mask_fill(hidden, f32::MIN), 3).cast(dtype);
+        let weights = softmax(scores + mask.0.clone(), 3).cast(dtype);
         weights
             .reshape([batch, kv_heads, group * seq, keys])
             .matmul(v)

@@ -6,7 +6,6 @@ use burn::nn::Dropout;
 use burn::tensor::{DType, Device, Tensor};
 
 use super::Linear;
-use super::plain::in_dtype;
 
 /// The magnitude of a new adapter: the norm of each row of the base weight, since `B` is zero.
 ///
@@ -15,7 +14,7 @@ pub(super) fn magnitude_param(base: &Linear) -> Param<Tensor<1>> {
     let [out_dim, _] = base.shape();
     let weight = base.weight.clone();
     let init = move |_: &Device, require_grad| {
-        row_norm(in_dtype(weight.val(), DType::F32))
+        row_norm(weight.val().cast(DType::F32))
             .detach()
             .set_require_grad(require_grad)
     };
@@ -45,7 +44,9 @@ pub(super) fn forward<const D: usize>(
         weight: base.weight.clone(),
         bias: None,
     };
-    let ratio = in_dtype(magnitude.val() / row_norm(combined), x.dtype()).unsqueeze::<D>();
+    let ratio = (magnitude.val() / row_norm(combined))
+        .cast(x.dtype())
+        .unsqueeze::<D>();
     let base_out = without_bias.forward(x.clone());
     let y = if dropout.prob > 0.0 && x.device().is_autodiff() {
         let dropped = dropout.forward(x);
@@ -59,7 +60,7 @@ pub(super) fn forward<const D: usize>(
         None => y,
         Some(bias) => {
             let dtype = y.dtype();
-            y + in_dtype(bias.val(), dtype).unsqueeze()
+            y + bias.val().cast(dtype).unsqueeze()
         }
     }
 }

@@ -2,7 +2,7 @@ use burn::module::{Content, DisplaySettings, Module, ModuleDisplay, Param};
 use burn::nn::{Dropout, DropoutConfig};
 use burn::tensor::{DType, Device, Tensor};
 
-use super::plain::{in_dtype, untracked};
+use super::plain::untracked;
 use super::{Linear, LoRAConfig, dora};
 
 /// A linear layer with an optional low-rank adapter: `y = W x + b + s·B(A·dropout(x))`.
@@ -168,7 +168,7 @@ impl LoRAAdapter {
 
     /// `W + s·B·A` in f32, without a graph.
     fn combined_weight(&self, weight: Tensor<2>) -> Tensor<2> {
-        let f32 = |tensor: Tensor<2>| in_dtype(untracked(tensor), DType::F32);
+        let f32 = |tensor: Tensor<2>| untracked(tensor).cast(DType::F32);
         let a = f32(self.lora_a.weight.val());
         let b = f32(self.lora_b.weight.val());
         f32(weight) + b.matmul(a) * self.scale
@@ -179,9 +179,9 @@ impl LoRAAdapter {
         let combined = self.combined_weight(weight);
         let merged = match &self.magnitude {
             None => combined,
-            Some(m) => dora::rescale_rows(combined, in_dtype(untracked(m.val()), DType::F32)),
+            Some(m) => dora::rescale_rows(combined, untracked(m.val()).cast(DType::F32)),
         };
-        in_dtype(merged, dtype)
+        merged.cast(dtype)
     }
 }
 

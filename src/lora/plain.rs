@@ -61,18 +61,9 @@ impl Linear {
     /// If the last dimension of `x` is not `in_dim`.
     pub fn forward<const D: usize>(&self, x: Tensor<D>) -> Tensor<D> {
         let dtype = x.dtype();
-        let weight = in_dtype(self.weight.val(), dtype).transpose();
-        let bias = self.bias.as_ref().map(|b| in_dtype(b.val(), dtype));
+        let weight = self.weight.val().cast(dtype).transpose();
+        let bias = self.bias.as_ref().map(|b| b.val().cast(dtype));
         linear(x, weight, bias)
-    }
-}
-
-/// The one place where a parameter meets activations of another dtype.
-pub(super) fn in_dtype<const D: usize>(tensor: Tensor<D>, dtype: burn::tensor::DType) -> Tensor<D> {
-    if tensor.dtype() == dtype {
-        tensor
-    } else {
-        tensor.cast(dtype)
     }
 }
 

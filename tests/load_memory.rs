@@ -1,0 +1,92 @@
+//! Loading a checkpoint holds the model once, not the file beside it. A program of its own: the peak
+//! memory is that of the process.
+
+use std::borrow::Cow;
+
+use burn::tensor::{DType, Device};
+use burn_peft::adapter::{ParamCount, state_readers};
+use burn_peft::checkpoint::{WritableTensor, load_hf, read_hf_config, save_hf, write_tensors};
+use burn_peft::llama::LlamaConfig;
+use burn_peft::training::peak_memory_bytes;
+
+/// A tensor of zeros that is made when it is written.
+struct Zeros(Vec<usize>);
+
+impl WritableTensor for Zeros {
+    fn dtype(&self) -> DType {
+        DType::F32
+    }
+
+    fn shape(&self) -> Vec<usize> {
+        self.0.clone()
+    }
+
+    fn bytes(&self) -> Cow<'_, [u8]> {
+        Cow::Owned(vec![0; self.0.iter().product::<usize>() * size_of::<f32>()])
+    }
+}
+
+fn hf_name(key: &str) -> String {
+    let names = [
+        ("tok_embeddings", "model.embed_tokens"),
+        ("layers.", "model.layers."),
+        ("sa_norm", "input_layernorm"),
+        ("mlp_norm", "post_attention_layernorm"),
+        ("attn.", "self_attn."),
+        ("output_proj", "o_proj"),
+        ("w1", "gate_proj"),
+        ("w2", "down_proj"),
+        ("w3", "up_proj"),
+        ("output.", "lm_head."),
+    ];
+    let named = names
+        .iter()
+        .fold(key.to_owned(), |key, (ours, hf)| key.replace(ours, hf));
+    match named.as_str() {
+        "norm.weight" => "model.norm.weight".into(),
+        _ => named,
+    }
+}
+
+#[test]
+fn a_model_is_held_once() {
+    let config = LlamaConfig {
+        vocab_size: 1000,
+        num_layers: 12,
+        num_heads: 8,
+        num_kv_heads: 8,
+        head_dim: 64,
+        embed_dim: 512,
+        intermediate_dim: 2048,
+        ..LlamaConfig::llama2_7b()
+    };
+    let tiny = LlamaConfig {
+        num_layers: 1,
+        ..config.clone()
+    };
+    let dir = tempfile::tempdir().unwrap();
+    // The configuration, by way of a model of one layer.
+    save_hf(&tiny.init(&Device::default()), dir.path()).unwrap();
+    let path = dir.path().join("config.json");
+    let text = std::fs::read_to_string(&path).unwrap();
+    let text = text.replace("\"num_hidden_layers\": 1", "\"num_hidden_layers\": 12");
+    std::fs::write(&path, text).unwrap();
+    let mut model = read_hf_config(dir.path()).unwrap().init(&Device::default());
+    assert_eq!(model.config, config);
+    let tensors = state_readers(&model).into_iter();
+    let tensors = tensors.map(|reader| (hf_name(&reader.key), Zeros(reader.shape)));
+    write_tensors(tensors, &dir.path().join("model.safetensors")).unwrap();
+
+    let Some(before) = peak_memory_bytes() else {
+        println!("skipped: this system does not tell the peak memory");
+        return;
+    };
+    load_hf(&mut model, dir.path()).unwrap();
+    let risen = peak_memory_bytes().unwrap() - before;
+    let size = 4 * ParamCount::of(&model).total as u64;
+    assert!(size > 200_000_000);
+    assert!(
+        risen < size + size / 4,
+        "{risen} bytes for a model of {size}"
+    );
+}
