@@ -17,7 +17,7 @@ use burn::tensor::{DType, Device, Int, Tensor, TensorData};
 use burn_peft::checkpoint::{
     SafetensorsFile, load_hf_as, load_peft, read_hf_config, read_peft_config,
 };
-use burn_peft::data::IGNORE_INDEX;
+use burn_peft::data::Batch;
 use burn_peft::llama::TransformerDecoder;
 use burn_peft::training::cross_entropy_sum;
 use burn_peft::{Error, Result};
@@ -76,7 +76,7 @@ fn compare(args: &Args) -> Result<serde_json::Value> {
         if labels_shape != shape {
             return Err(shape_error(&inputs, "labels", &shape, &labels_shape));
         }
-        let loss = mean_loss(logits, &labels);
+        let loss = mean_loss(logits, labels)?;
         line["abs_loss"] = (loss - read_scalar(&expected, "loss")?).abs().into();
     }
     Ok(line)
@@ -97,21 +97,25 @@ fn load(dir: &Path, adapter: Option<&Path>) -> Result<TransformerDecoder> {
 }
 
 /// The mean cross entropy over all positions whose next token has a label.
-fn mean_loss(logits: Tensor<3>, labels: &[i32]) -> f32 {
-    let [batch, seq, vocab] = logits.dims();
+fn mean_loss(logits: Tensor<3>, labels: Vec<i32>) -> Result<f32> {
+    let [batch_size, seq_len, vocab_size] = logits.dims();
+    let batch = Batch {
+        input_ids: labels.clone(),
+        labels,
+        segments: vec![vec![seq_len]; batch_size],
+        batch_size,
+        seq_len,
+    };
+    let (rows, targets) = batch.predictions();
+    check_vocab(&targets, vocab_size)?;
     let device = logits.device();
-    let next = labels
-        .iter()
-        .enumerate()
-        .filter(|(i, _)| !i.is_multiple_of(seq));
-    let labelled = next.filter(|(_, label)| **label != IGNORE_INDEX);
-    let (rows, targets): (Vec<i32>, Vec<i32>) =
-        labelled.map(|(i, label)| (i as i32 - 1, *label)).unzip();
-    let count = rows.len() as f32;
     let rows = Tensor::<1, Int>::from_ints(&rows[..], &device);
-    let predicting = logits.reshape([batch * seq, vocab]).select(0, rows);
+    let predicting = logits
+        .reshape([batch_size * seq_len, vocab_size])
+        .select(0, rows);
+    let count = targets.len() as f32;
     let targets = Tensor::from_ints(&targets[..], &device);
-    cross_entropy_sum(predicting, targets).into_scalar::<f32>() / count
+    Ok(cross_entropy_sum(predicting, targets).into_scalar::<f32>() / count)
 }
 
 fn has(file: &SafetensorsFile, key: &str) -> bool {

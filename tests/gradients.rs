@@ -263,6 +263,13 @@ fn largest_difference(a: &TensorData, b: &TensorData) -> f32 {
         .fold(0.0, f32::max)
 }
 
+#[test]
+#[should_panic(expected = "at least one layer")]
+fn no_layer_at_a_time_is_a_bug() {
+    let model = config().init(&device());
+    gradients(&model, &[batch(&[5])], Activations::Recompute { layers: 0 });
+}
+
 /// One test, since the parts share the generator that dropout draws from.
 #[test]
 fn gradients_of_a_step() {

@@ -105,24 +105,11 @@ impl TransformerDecoder {
     /// - `is_token`: `[batch, seq]`, false at padding on the right; none if there is no padding
     /// - output: `[batch, seq, vocab_size]`
     pub fn forward(&self, ids: Tensor<2, Int>, is_token: Option<Tensor<2, Bool>>) -> Tensor<3> {
-        let hidden = self.forward_hidden(ids, is_token);
-        self.project(self.norm.forward(hidden))
-    }
-
-    /// The hidden states after the last layer, before [`norm`](Self::norm).
-    ///
-    /// # Shapes
-    /// - `ids`, `is_token`: see [`forward`](Self::forward)
-    /// - output: `[batch, seq, embed_dim]`
-    pub fn forward_hidden(
-        &self,
-        ids: Tensor<2, Int>,
-        is_token: Option<Tensor<2, Bool>>,
-    ) -> Tensor<3> {
         let (rope, mask) = self.positions(0, &ids, is_token);
         let embedded = self.tok_embeddings.forward(ids);
         let apply = |x, layer: &TransformerDecoderLayer| layer.forward(x, &rope, &mask, None);
-        self.layers.iter().fold(embedded, apply)
+        let hidden = self.layers.iter().fold(embedded, apply);
+        self.project(self.norm.forward(hidden))
     }
 
     /// The logits of the next token after the last of `ids`, which follow those in the cache.
@@ -154,7 +141,8 @@ impl TransformerDecoder {
         }
     }
 
-    fn positions(
+    /// Rotations and mask of `ids`, the first of which is at position `start`.
+    pub(crate) fn positions(
         &self,
         start: usize,
         ids: &Tensor<2, Int>,

@@ -2,6 +2,8 @@ use burn::module::{Content, DisplaySettings, Module, ModuleDisplay, Param, Param
 use burn::tensor::module::{embedding, linear};
 use burn::tensor::{Device, Distribution, Int, Tensor};
 
+use crate::lora::one_line;
+
 /// A table of token vectors.
 #[derive(Module, Debug)]
 #[module(custom_display)]
@@ -46,10 +48,7 @@ impl Embedding {
 
 impl ModuleDisplay for Embedding {
     fn custom_settings(&self) -> Option<DisplaySettings> {
-        DisplaySettings::new()
-            .with_new_line_after_attribute(false)
-            .with_show_num_parameters(false)
-            .optional()
+        one_line().optional()
     }
 
     fn custom_content(&self, content: Content) -> Option<Content> {

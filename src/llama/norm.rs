@@ -1,6 +1,8 @@
 use burn::module::{Content, DisplaySettings, Module, ModuleDisplay, Param, ParamId};
 use burn::tensor::{DType, Device, Tensor};
 
+use crate::lora::one_line;
+
 /// Root-mean-square normalisation, `y = w · x / sqrt(mean(x²) + eps)`, computed in f32.
 /// Zhang and Sennrich, <https://arxiv.org/abs/1910.07467>.
 #[derive(Module, Debug)]
@@ -45,10 +47,7 @@ impl RMSNorm {
 
 impl ModuleDisplay for RMSNorm {
     fn custom_settings(&self) -> Option<DisplaySettings> {
-        DisplaySettings::new()
-            .with_new_line_after_attribute(false)
-            .with_show_num_parameters(false)
-            .optional()
+        one_line().optional()
     }
 
     fn custom_content(&self, content: Content) -> Option<Content> {

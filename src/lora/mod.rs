@@ -23,3 +23,4 @@ pub use config::{AttnModule, LoRAConfig, MlpModule};
 pub(crate) use dora::row_norm;
 pub use linear::{LoRAAdapter, LoRALinear};
 pub use plain::Linear;
+pub(crate) use plain::one_line;

@@ -72,6 +72,13 @@ pub(super) fn untracked<const D: usize>(tensor: Tensor<D>) -> Tensor<D> {
     tensor.set_require_grad(false)
 }
 
+/// How a layer without layers inside prints: on one line, without a count.
+pub(crate) fn one_line() -> DisplaySettings {
+    DisplaySettings::new()
+        .with_new_line_after_attribute(false)
+        .with_show_num_parameters(false)
+}
+
 fn random_param<const D: usize>(
     shape: [usize; D],
     distribution: Distribution,
@@ -85,10 +92,7 @@ fn random_param<const D: usize>(
 
 impl ModuleDisplay for Linear {
     fn custom_settings(&self) -> Option<DisplaySettings> {
-        DisplaySettings::new()
-            .with_new_line_after_attribute(false)
-            .with_show_num_parameters(false)
-            .optional()
+        one_line().optional()
     }
 
     fn custom_content(&self, content: Content) -> Option<Content> {

@@ -16,9 +16,7 @@ use burn::tensor::{Device, IndexingUpdateOp, Int, Tensor};
 use super::cross_entropy_sum;
 use crate::adapter::initialize_params;
 use crate::data::Batch;
-use crate::llama::{
-    AttentionMask, LlamaConfig, RotaryEmbedding, TransformerDecoder, TransformerDecoderLayer,
-};
+use crate::llama::{AttentionMask, RotaryEmbedding, TransformerDecoder, TransformerDecoderLayer};
 
 /// How many rows of logits exist at a time.
 const LOSS_CHUNK_ROWS: usize = 256;
@@ -88,10 +86,11 @@ struct Forward<'a> {
 impl<'a> Forward<'a> {
     fn new(model: &'a TransformerDecoder, batch: &Batch, seed: u64) -> Self {
         let device = model.norm.weight.lazy_device();
-        let (rope, mask) = positions(&model.config, batch, &device);
+        let ids = batch.input_tensor(&device);
+        let (rope, mask) = positions(model, batch, &ids);
         Self {
             model,
-            ids: batch.input_tensor(&device),
+            ids,
             rope,
             mask,
             device,
@@ -117,25 +116,18 @@ impl<'a> Forward<'a> {
 
 /// Rotations and mask of a batch, packed or not.
 fn positions(
-    config: &LlamaConfig,
+    model: &TransformerDecoder,
     batch: &Batch,
-    device: &Device,
+    ids: &Tensor<2, Int>,
 ) -> (RotaryEmbedding, AttentionMask) {
-    let seq_len = batch.seq_len;
-    if batch.is_packed() {
-        let segments = &batch.segments;
-        let rope = RotaryEmbedding::within_segments(config, segments, seq_len, device);
-        return (
-            rope,
-            AttentionMask::within_segments(segments, seq_len, device),
-        );
+    let device = ids.device();
+    if !batch.is_packed() {
+        return model.positions(0, ids, batch.attention_mask(&device));
     }
-    let causal = AttentionMask::causal(0, seq_len, device);
-    let mask = match batch.attention_mask(device) {
-        None => causal,
-        Some(is_token) => causal.with_padding(is_token),
-    };
-    (RotaryEmbedding::new(config, 0, seq_len, device), mask)
+    let (segments, seq_len) = (&batch.segments, batch.seq_len);
+    let rope = RotaryEmbedding::within_segments(&model.config, segments, seq_len, &device);
+    let mask = AttentionMask::within_segments(segments, seq_len, &device);
+    (rope, mask)
 }
 
 /// A forward pass with its backward pass.
@@ -155,6 +147,10 @@ impl Backward<'_> {
     }
 
     fn recompute(&mut self, batch: &Batch, group: usize) -> Option<f64> {
+        assert!(
+            group > 0,
+            "at least one layer must be computed again at a time"
+        );
         let model = self.forward.model;
         // Freezing a clone of a parameter that has no value yet would freeze the parameter itself.
         initialize_params(model);
@@ -222,8 +218,7 @@ impl Backward<'_> {
     /// Whether the embedding or a layer before `end` has a parameter to train.
     fn trains_below(&self, end: usize) -> bool {
         let model = self.forward.model;
-        let layers = model.layers[..end].iter();
-        is_trained(&model.tok_embeddings) || layers.into_iter().any(is_trained)
+        is_trained(&model.tok_embeddings) || model.layers[..end].iter().any(is_trained)
     }
 }
 
