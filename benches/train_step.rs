@@ -1,9 +1,10 @@
 //! Whole LoRA training steps on a case that `vs_peft/case.py` made: a model, an adapter, and the
-//! same tokens that PEFT gets. Prints a JSON line with the losses, tokens/s (median step) and
-//! memory; `vs_peft/run.sh` compares it with PEFT's.
+//! same tokens that PEFT gets. Prints a JSON line with the losses, tokens, tokens/s (median step)
+//! and memory; `vs_peft/run.sh` compares it with PEFT's.
 //!
 //! ```text
 //! cargo bench --bench train_step -- --case DIR [--seq-len 256] [--dtype bf16] [--recompute]
+//! cargo bench --bench train_step -- --case DIR --alpaca --steps 12
 //! ```
 
 use std::path::PathBuf;
@@ -14,7 +15,7 @@ use burn_peft::Result;
 use burn_peft::checkpoint::{
     SafetensorsFile, load_hf_as, load_peft, read_hf_config, read_peft_config,
 };
-use burn_peft::data::Batch;
+use burn_peft::data::{Batch, Padding, Sample};
 use burn_peft::llama::TransformerDecoder;
 use burn_peft::training::{
     Activations, AdamWConfig, LrSchedule, ScheduleKind, Trainer, peak_memory_bytes,
@@ -23,7 +24,7 @@ use clap::Parser;
 
 #[derive(Parser)]
 struct Args {
-    /// The folder with `model`, `adapter` and `tokens.safetensors`.
+    /// The folder with `model`, `adapter`, `tokens.safetensors` and `alpaca.safetensors`.
     #[arg(long)]
     case: PathBuf,
     /// Tokens of a sequence.
@@ -38,12 +39,18 @@ struct Args {
     /// Compute activations again in the backward pass.
     #[arg(long)]
     recompute: bool,
+    /// Train on Alpaca records, eight a step in one row, in place of random tokens.
+    #[arg(long)]
+    alpaca: bool,
     /// What `cargo bench` passes.
     #[arg(long, hide = true)]
     bench: bool,
 }
 
 const BATCH_SIZE: usize = 2;
+const ALPACA_BATCH_SIZE: usize = 8;
+/// No batch of this program is padded.
+const PAD_ID: u32 = 0;
 const WARMUP_STEPS: usize = 2;
 
 #[global_allocator]
@@ -63,22 +70,55 @@ fn load(args: &Args) -> Result<TransformerDecoder> {
     Ok(model)
 }
 
-/// The batches of the steps, cut from one long sequence of tokens.
+/// Samples cut from one long sequence of tokens.
+fn random_samples(args: &Args) -> Result<Vec<Sample>> {
+    let file = SafetensorsFile::open(args.case.join("tokens.safetensors"))?;
+    let tokens = file.read_ints("tokens")?;
+    let samples = tokens.chunks_exact(args.seq_len);
+    Ok(samples.map(|tokens| sample(tokens, tokens)).collect())
+}
+
+fn alpaca_samples(args: &Args) -> Result<Vec<Sample>> {
+    let file = SafetensorsFile::open(args.case.join("alpaca.safetensors"))?;
+    let (tokens, labels) = (file.read_ints("tokens")?, file.read_ints("labels")?);
+    let lengths = file.read_ints("lengths")?;
+    let ranges = lengths.iter().scan(0, |start, length| {
+        let range = *start..*start + *length as usize;
+        *start = range.end;
+        Some(range)
+    });
+    let samples = ranges.map(|range| sample(&tokens[range.clone()], &labels[range]));
+    Ok(samples.collect())
+}
+
+fn sample(tokens: &[i64], labels: &[i64]) -> Sample {
+    Sample {
+        tokens: tokens.iter().map(|id| *id as u32).collect(),
+        labels: labels.iter().map(|label| *label as i32).collect(),
+    }
+}
+
+/// The batches of the steps: samples of one length as rows, Alpaca's packed into one row.
 fn batches(args: &Args) -> Result<Vec<Batch>> {
-    let tokens = SafetensorsFile::open(args.case.join("tokens.safetensors"))?;
-    let tokens = tokens.read_ints("tokens")?;
-    let step = |tokens: &[i64]| {
-        let input_ids: Vec<i32> = tokens.iter().map(|id| *id as i32).collect();
-        Batch {
-            labels: input_ids.clone(),
-            input_ids,
-            segments: vec![vec![args.seq_len]; BATCH_SIZE],
-            batch_size: BATCH_SIZE,
-            seq_len: args.seq_len,
+    let (samples, batch_size) = match args.alpaca {
+        true => (alpaca_samples(args)?, ALPACA_BATCH_SIZE),
+        false => (random_samples(args)?, BATCH_SIZE),
+    };
+    let batch = |samples: &[Sample]| {
+        let samples: Vec<&Sample> = samples.iter().collect();
+        match args.alpaca {
+            true => Batch::collate_packed(&[&samples], PAD_ID, Padding::Longest),
+            false => Batch::collate(&samples, PAD_ID),
         }
     };
-    let steps = tokens.chunks_exact(BATCH_SIZE * args.seq_len);
-    Ok(steps.take(args.steps).map(step).collect())
+    let steps = samples.chunks_exact(batch_size);
+    Ok(steps.take(args.steps).map(batch).collect())
+}
+
+fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    let last = values.len() - 1;
+    (values[last / 2] + values[last.div_ceil(2)]) / 2.0
 }
 
 fn main() -> Result<()> {
@@ -96,20 +136,20 @@ fn main() -> Result<()> {
         false => Activations::Keep,
     };
     let mut trainer = Trainer::new(AdamWConfig::default(), schedule).with_activations(activations);
-    let (mut losses, mut seconds) = (Vec::new(), Vec::new());
+    let (mut losses, mut tokens_per_s, mut tokens) = (Vec::new(), Vec::new(), 0);
     for batch in batches(&args)? {
         let started = Instant::now();
         let (next, output) = trainer.step(model, &[batch]);
+        let seconds = started.elapsed().as_secs_f64();
         model = next;
-        seconds.push(started.elapsed().as_secs_f64());
         losses.push(output.loss);
+        tokens_per_s.push(output.num_tokens as f64 / seconds);
+        tokens += output.num_tokens;
     }
-    let mut timed = seconds.split_off(WARMUP_STEPS);
-    timed.sort_by(f64::total_cmp);
-    let tokens = (BATCH_SIZE * args.seq_len) as f64;
     let line = serde_json::json!({
         "losses": losses,
-        "tokens_per_s": tokens / timed[timed.len() / 2],
+        "tokens": tokens,
+        "tokens_per_s": median(tokens_per_s.split_off(WARMUP_STEPS)),
         "peak_bytes": peak_memory_bytes(),
         "start_bytes": started_bytes,
     });

@@ -1,21 +1,27 @@
-"""Makes the model, adapter and tokens that both programs train on: python case.py DIR"""
+"""Makes the model, adapter and tokens that both programs train on. Called by run.sh."""
 
+import argparse
+import json
 import pathlib
-import sys
 
 import torch
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import save_file
+from tokenizers import Tokenizer
 from transformers import LlamaConfig, LlamaForCausalLM
 
 TOKENS = 2 * 1024 * 16
+LONGEST_SAMPLE = 512
+IGNORE_INDEX = -100
+
+INTRODUCTION = "Below is an instruction that describes a task"
+INPUT_INTRODUCTION = ", paired with an input that provides further context"
+REQUEST = ". Write a response that appropriately completes the request.\n\n"
 
 
-def main(folder: str) -> None:
-    case = pathlib.Path(folder)
+def make_model(case: pathlib.Path) -> None:
     if (case / "tokens.safetensors").exists():
         return
-    case.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=32000,
@@ -36,5 +42,47 @@ def main(folder: str) -> None:
     save_file({"tokens": torch.randint(0, 32000, (TOKENS,))}, case / "tokens.safetensors")
 
 
+def prompt(record: dict[str, str]) -> str:
+    instruction = f"### Instruction:\n{record['instruction']}\n\n"
+    response = "### Response:\n"
+    if not record.get("input"):
+        return INTRODUCTION + REQUEST + instruction + response
+    context = f"### Input:\n{record['input']}\n\n"
+    return INTRODUCTION + INPUT_INTRODUCTION + REQUEST + instruction + context + response
+
+
+def sample(record: dict[str, str], tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
+    """`[BOS] prompt answer [EOS]`, and labels for the answer and EOS."""
+    bos, eos = tokenizer.token_to_id("<s>"), tokenizer.token_to_id("</s>")
+    question = [bos, *tokenizer.encode(prompt(record), add_special_tokens=False).ids]
+    answer = [*tokenizer.encode(record["output"], add_special_tokens=False).ids, eos]
+    return question + answer, [IGNORE_INDEX] * len(question) + answer
+
+
+def make_alpaca(case: pathlib.Path, records: pathlib.Path, tokenizer_file: pathlib.Path) -> None:
+    tokenizer = Tokenizer.from_file(str(tokenizer_file))
+    # The text of a special token inside a record is plain text.
+    tokenizer.encode_special_tokens = True
+    samples = [sample(record, tokenizer) for record in json.loads(records.read_text("utf-8"))]
+    samples = [pair for pair in samples if len(pair[0]) <= LONGEST_SAMPLE]
+    tensors = {
+        "tokens": torch.tensor([token for tokens, _ in samples for token in tokens]),
+        "labels": torch.tensor([label for _, labels in samples for label in labels]),
+        "lengths": torch.tensor([len(tokens) for tokens, _ in samples]),
+    }
+    save_file(tensors, case / "alpaca.safetensors")
+
+
+def main(args: argparse.Namespace) -> None:
+    args.case.mkdir(parents=True, exist_ok=True)
+    make_model(args.case)
+    if args.alpaca.is_file() and args.tokenizer.is_file():
+        make_alpaca(args.case, args.alpaca, args.tokenizer)
+
+
 if __name__ == "__main__":
-    main(sys.argv[1])
+    parser = argparse.ArgumentParser()
+    parser.add_argument("case", type=pathlib.Path)
+    parser.add_argument("--alpaca", type=pathlib.Path, default=pathlib.Path())
+    parser.add_argument("--tokenizer", type=pathlib.Path, default=pathlib.Path())
+    main(parser.parse_args())

@@ -8,8 +8,17 @@ import resource
 import statistics
 import time
 
+import torch
+from peft import PeftModel
+from safetensors.torch import load_file
+from torch.nn.utils.rnn import pad_sequence
+from transformers import AutoModelForCausalLM
+from transformers.utils.logging import disable_progress_bar
+
 WARMUP_STEPS = 2
 BATCH_SIZE = 2
+ALPACA_BATCH_SIZE = 8
+IGNORE_INDEX = -100
 
 
 def arguments() -> argparse.Namespace:
@@ -19,6 +28,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--dtype", choices=["f32", "bf16"], default="f32")
     parser.add_argument("--steps", type=int, default=7)
     parser.add_argument("--recompute", action="store_true")
+    parser.add_argument("--alpaca", action="store_true")
+    parser.add_argument("--threads", type=int, default=os.cpu_count())
     return parser.parse_args()
 
 
@@ -26,37 +37,73 @@ def peak_bytes() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def main(args: argparse.Namespace) -> None:
-    import torch
-    from peft import PeftModel
-    from safetensors.torch import load_file
-    from transformers import AutoModelForCausalLM
-
-    torch.set_num_threads(os.cpu_count())
-    start_bytes = peak_bytes()
+def load(args: argparse.Namespace) -> PeftModel:
     dtype = {"f32": torch.float32, "bf16": torch.bfloat16}[args.dtype]
     base = AutoModelForCausalLM.from_pretrained(args.case / "model", dtype=dtype)
     if args.recompute:
         base.gradient_checkpointing_enable({"use_reentrant": False})
         base.enable_input_require_grads()
     model = PeftModel.from_pretrained(base, args.case / "adapter", is_trainable=True)
-    model.train()
+    return model.train()
+
+
+def random_batches(args: argparse.Namespace) -> list[dict[str, torch.Tensor]]:
+    tokens = load_file(args.case / "tokens.safetensors")["tokens"]
+    steps = tokens.split(BATCH_SIZE * args.seq_len)[: args.steps]
+    rows = [step.view(BATCH_SIZE, args.seq_len) for step in steps]
+    return [{"input_ids": ids, "labels": ids} for ids in rows]
+
+
+def alpaca_batches(args: argparse.Namespace) -> list[dict[str, torch.Tensor]]:
+    data = load_file(args.case / "alpaca.safetensors")
+    lengths = data["lengths"].tolist()
+    tokens, labels = data["tokens"].split(lengths), data["labels"].split(lengths)
+    starts = range(0, args.steps * ALPACA_BATCH_SIZE, ALPACA_BATCH_SIZE)
+    steps = [slice(start, start + ALPACA_BATCH_SIZE) for start in starts]
+    return [padded(tokens[step], labels[step]) for step in steps]
+
+
+def padded(
+    tokens: tuple[torch.Tensor, ...], labels: tuple[torch.Tensor, ...]
+) -> dict[str, torch.Tensor]:
+    """A row for each sample, as long as the longest."""
+    real = [torch.ones_like(sample) for sample in tokens]
+    return {
+        "input_ids": pad_sequence(tokens, batch_first=True),
+        "labels": pad_sequence(labels, batch_first=True, padding_value=IGNORE_INDEX),
+        "attention_mask": pad_sequence(real, batch_first=True),
+    }
+
+
+def num_tokens(batch: dict[str, torch.Tensor]) -> int:
+    """Padding not counted."""
+    if "attention_mask" in batch:
+        return int(batch["attention_mask"].sum())
+    return batch["input_ids"].numel()
+
+
+def main(args: argparse.Namespace) -> None:
+    disable_progress_bar()
+    torch.set_num_threads(args.threads)
+    start_bytes = peak_bytes()
+    model = load(args)
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=1e-4)
-    tokens = load_file(args.case / "tokens.safetensors")["tokens"]
-    losses, seconds = [], []
-    for step in tokens.split(BATCH_SIZE * args.seq_len)[: args.steps]:
-        ids = step.view(BATCH_SIZE, args.seq_len)
+    losses, tokens_per_s, tokens = [], [], 0
+    for batch in alpaca_batches(args) if args.alpaca else random_batches(args):
         started = time.perf_counter()
-        loss = model(input_ids=ids, labels=ids, use_cache=False).loss
+        loss = model(**batch, use_cache=False).loss
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
-        seconds.append(time.perf_counter() - started)
+        seconds = time.perf_counter() - started
         losses.append(loss.item())
+        tokens_per_s.append(num_tokens(batch) / seconds)
+        tokens += num_tokens(batch)
     line = {
         "losses": losses,
-        "tokens_per_s": BATCH_SIZE * args.seq_len / statistics.median(seconds[WARMUP_STEPS:]),
+        "tokens": tokens,
+        "tokens_per_s": statistics.median(tokens_per_s[WARMUP_STEPS:]),
         "peak_bytes": peak_bytes(),
         "start_bytes": start_bytes,
     }
