@@ -9,6 +9,7 @@ mod files;
 pub mod generate;
 pub mod llama;
 pub mod lora;
+pub mod ops;
 pub mod tokenizer;
 pub mod training;
 

@@ -1,10 +1,10 @@
 use burn::module::{Content, DisplaySettings, Module, ModuleDisplay};
-use burn::tensor::activation::softmax;
-use burn::tensor::{Bool, DType, Device, Tensor, TensorData};
+use burn::tensor::{Bool, Device, Tensor};
 
 use super::segments::segment_starts;
 use super::{LayerCache, LlamaConfig, RotaryEmbedding};
 use crate::lora::{AttnModule, LoRAConfig, LoRALinear};
+use crate::ops::{AttentionMask, attention};
 
 /// Causal self-attention with grouped queries: `softmax(q kᵀ / sqrt(head_dim) + mask) v`.
 #[derive(Module, Debug)]
@@ -26,24 +26,12 @@ pub struct CausalSelfAttention {
     head_dim: usize,
 }
 
-/// Which keys a query must not see: `[batch or 1, 1, seq, keys]`, added to the scores; 0 where
-/// visible, the least number where not. (Adding keeps nothing for the backward pass.)
-#[derive(Debug, Clone)]
-pub struct AttentionMask(Tensor<4>);
-
 impl AttentionMask {
     /// Each of `seq_len` queries, the first at position `start`, sees the keys up to its own
     /// position.
-    pub fn causal(start: usize, seq_len: usize, device: &Device) -> Self {
-        let shape = [seq_len, start + seq_len];
-        // tril_mask is true above the diagonal, that is for keys in the future.
-        let mask = Tensor::<2, Bool>::tril_mask(shape, start as i64, device);
-        Self::hiding(mask.reshape([1, 1, seq_len, start + seq_len]))
-    }
-
-    fn hiding(hidden: Tensor<4, Bool>) -> Self {
-        let visible = Tensor::zeros(hidden.shape(), (&hidden.device(), DType::F32));
-        Self(visible.mask_fill(hidden, f32::MIN))
+    pub fn causal(start: usize, seq_len: usize) -> Self {
+        let visible = (0..seq_len).map(|query| 0..start + query + 1);
+        Self::new(seq_len, start + seq_len, visible.collect())
     }
 
     /// Each query sees the keys of its own sample up to its own position, in rows in which several
@@ -52,31 +40,39 @@ impl AttentionMask {
     ///
     /// # Panics
     /// If the samples of a row are longer than `seq_len` together.
-    pub fn within_segments(segments: &[Vec<usize>], seq_len: usize, device: &Device) -> Self {
-        let batch = segments.len();
+    pub fn within_segments(segments: &[Vec<usize>], seq_len: usize) -> Self {
         let starts = segment_starts(segments, seq_len).into_iter().enumerate();
-        let hidden = starts.flat_map(|(index, start)| {
-            let query = index % seq_len;
-            (0..seq_len).map(move |key| key < start || key > query)
-        });
-        let data = TensorData::new(hidden.collect::<Vec<bool>>(), [batch, 1, seq_len, seq_len]);
-        Self::hiding(Tensor::from_data(data, device))
+        let visible = starts.map(|(index, start)| start..index % seq_len + 1);
+        Self::new(seq_len, seq_len, visible.collect())
     }
 
-    /// Hides padding from every query as well.
+    /// Hides padding on the right from every query as well.
     ///
     /// # Shapes
     /// - `is_token`: `[batch, keys]`, false at padding
+    ///
+    /// # Panics
+    /// If a token follows padding.
     pub fn with_padding(self, is_token: Tensor<2, Bool>) -> Self {
         let [batch, keys] = is_token.dims();
-        let [_, _, seq, _] = self.0.dims();
-        let shape = [batch, 1, seq, keys];
-        let padding = is_token.bool_not().reshape([batch, 1, 1, keys]);
-        Self(
-            self.0
-                .expand(shape)
-                .mask_fill(padding.expand(shape), f32::MIN),
-        )
+        let is_token: Vec<bool> = is_token.into_data().iter::<bool>().collect();
+        let rows = is_token
+            .chunks(keys)
+            .enumerate()
+            .flat_map(|(row, is_token)| {
+                let tokens = is_token.iter().take_while(|is_token| **is_token).count();
+                let follows = is_token[tokens..].contains(&true);
+                assert!(
+                    !follows,
+                    "padding must be on the right: row {row} has it elsewhere"
+                );
+                let visible = self.visible(row, 0..self.seq()).iter();
+                visible.map(move |range| range.start.min(tokens)..range.end.min(tokens))
+            });
+        debug_assert_eq!(keys, self.keys());
+        let visible: Vec<_> = rows.collect();
+        debug_assert_eq!(visible.len(), batch * self.seq());
+        Self::new(self.seq(), keys, visible)
     }
 }
 
@@ -136,44 +132,23 @@ impl CausalSelfAttention {
         mask: &AttentionMask,
         cache: Option<&mut LayerCache>,
     ) -> Tensor<3> {
-        let q = rope.apply(self.split_heads(self.q_proj.forward(x.clone()), self.num_heads));
-        let k = rope.apply(self.split_heads(self.k_proj.forward(x.clone()), self.num_kv_heads));
-        let v = self.split_heads(self.v_proj.forward(x), self.num_kv_heads);
+        let q = rope.apply(self.split_heads(self.q_proj.forward(x.clone())));
+        let k = rope.apply(self.split_heads(self.k_proj.forward(x.clone())));
+        let v = self.split_heads(self.v_proj.forward(x));
         let (k, v) = match cache {
             None => (k, v),
             Some(cache) => cache.append(k, v),
         };
-        let heads = self.attend(q, k, v, mask); // [b, h, t, d]
-        let [batch, num_heads, seq, head_dim] = heads.dims();
-        let joined = heads
-            .swap_dims(1, 2)
-            .reshape([batch, seq, num_heads * head_dim]);
+        let heads = attention(q, k, v, mask); // [b, t, h, d]
+        let [batch, seq, num_heads, head_dim] = heads.dims();
+        let joined = heads.reshape([batch, seq, num_heads * head_dim]);
         self.output_proj.forward(joined)
     }
 
-    /// `[batch, seq, heads · head_dim] -> [batch, heads, seq, head_dim]`.
-    fn split_heads(&self, x: Tensor<3>, heads: usize) -> Tensor<4> {
-        let [batch, seq, _] = x.dims();
-        x.reshape([batch, seq, heads, self.head_dim])
-            .swap_dims(1, 2)
-    }
-
-    /// The queries of the heads that share a key head are stacked into one matrix, so that keys and
-    /// values are never repeated. Softmax in f32.
-    fn attend(&self, q: Tensor<4>, k: Tensor<4>, v: Tensor<4>, mask: &AttentionMask) -> Tensor<4> {
-        let [batch, heads, seq, head_dim] = q.dims();
-        let [_, kv_heads, keys, _] = k.dims();
-        let group = heads / kv_heads;
-        // Scaling the queries instead of the scores touches fewer numbers.
-        let q = (q / (head_dim as f64).sqrt()).reshape([batch, kv_heads, group * seq, head_dim]);
-        let scores = q.matmul(k.swap_dims(2, 3)); // [b, kv, g·t, s]
-        let dtype = scores.dtype();
-        let scores = scores.reshape([batch, heads, seq, keys]).cast(DType::F32);
-        let weights = softmax(scores + mask.0.clone(), 3).cast(dtype);
-        weights
-            .reshape([batch, kv_heads, group * seq, keys])
-            .matmul(v)
-            .reshape([batch, heads, seq, head_dim])
+    /// `[batch, seq, heads · head_dim] -> [batch, seq, heads, head_dim]`.
+    fn split_heads(&self, x: Tensor<3>) -> Tensor<4> {
+        let [batch, seq, width] = x.dims();
+        x.reshape([batch, seq, width / self.head_dim, self.head_dim])
     }
 }
 

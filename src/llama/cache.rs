@@ -36,7 +36,7 @@ impl KvCache {
     }
 }
 
-/// The keys and values of one layer, `[batch, kv_heads, len, head_dim]` each.
+/// The keys and values of one layer, `[batch, len, kv_heads, head_dim]` each.
 #[derive(Debug, Clone, Default)]
 pub struct LayerCache {
     keys_values: Option<(Tensor<4>, Tensor<4>)>,
@@ -48,8 +48,8 @@ impl LayerCache {
         let all = match self.keys_values.take() {
             None => (key, value),
             Some((keys, values)) => (
-                Tensor::cat(vec![keys, key], 2),
-                Tensor::cat(vec![values, value], 2),
+                Tensor::cat(vec![keys, key], 1),
+                Tensor::cat(vec![values, value], 1),
             ),
         };
         self.keys_values = Some(all.clone());

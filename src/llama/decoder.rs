@@ -151,7 +151,7 @@ impl TransformerDecoder {
         let [_, seq] = ids.dims();
         let device = ids.device();
         let rope = RotaryEmbedding::new(&self.config, start, seq, &device);
-        let mask = AttentionMask::causal(start, seq, &device);
+        let mask = AttentionMask::causal(start, seq);
         let mask = match is_token {
             None => mask,
             Some(is_token) => mask.with_padding(is_token),

@@ -1,8 +1,9 @@
 use burn::module::{Content, DisplaySettings, Module, ModuleDisplay, Param, ParamId};
-use burn::tensor::module::{embedding, linear};
+use burn::tensor::module::embedding;
 use burn::tensor::{Device, Distribution, Int, Tensor};
 
 use crate::lora::one_line;
+use crate::ops::{compute_dtype, linear};
 
 /// A table of token vectors.
 #[derive(Module, Debug)]
@@ -26,13 +27,15 @@ impl Embedding {
         }
     }
 
-    /// Looks up token vectors.
+    /// Looks up token vectors, in the type that the model computes in, see [`compute_dtype`].
     ///
     /// # Shapes
     /// - `ids`: `[batch, seq]`
     /// - output: `[batch, seq, dim]`
     pub fn forward(&self, ids: Tensor<2, Int>) -> Tensor<3> {
-        embedding(self.weight.val(), ids)
+        let weight = self.weight.val();
+        let dtype = compute_dtype(&weight.device(), weight.dtype());
+        embedding(weight, ids).cast(dtype)
     }
 
     /// The dot product of hidden states with every token vector: the output projection of a model
@@ -42,7 +45,7 @@ impl Embedding {
     /// - `hidden`: `[batch, seq, dim]`
     /// - output: `[batch, seq, vocab_size]`
     pub fn project(&self, hidden: Tensor<3>) -> Tensor<3> {
-        linear(hidden, self.weight.val().transpose(), None)
+        linear(hidden, self.weight.val())
     }
 }
 

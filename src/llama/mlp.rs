@@ -1,9 +1,9 @@
 use burn::module::{Content, DisplaySettings, Module, ModuleDisplay};
-use burn::tensor::activation::silu;
 use burn::tensor::{Device, Tensor};
 
 use super::LlamaConfig;
 use crate::lora::{LoRAConfig, LoRALinear, MlpModule};
+use crate::ops::swiglu;
 
 /// The gated feed-forward block, `w2(silu(w1 x) · w3 x)`. Shazeer,
 /// <https://arxiv.org/abs/2002.05202>.
@@ -58,8 +58,8 @@ impl FeedForward {
     /// # Shapes
     /// - `x`: `[batch, seq, embed_dim]`, output the same
     pub fn forward(&self, x: Tensor<3>) -> Tensor<3> {
-        let gate = silu(self.w1.forward(x.clone()));
-        self.w2.forward(gate * self.w3.forward(x))
+        let gate = self.w1.forward(x.clone());
+        self.w2.forward(swiglu(gate, self.w3.forward(x)))
     }
 }
 

@@ -17,7 +17,7 @@ mod norm;
 mod rope;
 mod segments;
 
-pub use attention::{AttentionMask, CausalSelfAttention};
+pub use attention::CausalSelfAttention;
 pub use builders::{
     llama2_7b, llama2_13b, llama2_70b, lora_llama2_7b, lora_llama2_13b, lora_llama2_70b,
 };
@@ -29,3 +29,5 @@ pub use layer::TransformerDecoderLayer;
 pub use mlp::FeedForward;
 pub use norm::RMSNorm;
 pub use rope::RotaryEmbedding;
+
+pub use crate::ops::AttentionMask;

@@ -1,7 +1,8 @@
 use burn::module::{Content, DisplaySettings, Module, ModuleDisplay, Param, ParamId};
-use burn::tensor::{DType, Device, Tensor};
+use burn::tensor::{Device, Tensor};
 
 use crate::lora::one_line;
+use crate::ops::rms_norm;
 
 /// Root-mean-square normalisation, `y = w · x / sqrt(mean(x²) + eps)`, computed in f32.
 /// Zhang and Sennrich, <https://arxiv.org/abs/1910.07467>.
@@ -36,12 +37,7 @@ impl RMSNorm {
     /// # Panics
     /// If the last dimension of `x` is not `dim`.
     pub fn forward(&self, x: Tensor<3>) -> Tensor<3> {
-        let dtype = x.dtype();
-        let x = x.cast(DType::F32);
-        let mean_square = x.clone().square().mean_dim(2);
-        let normed = x / (mean_square + self.eps).sqrt();
-        let weight = self.weight.val().cast(DType::F32).unsqueeze();
-        (normed * weight).cast(dtype)
+        rms_norm(x, self.weight.val(), self.eps)
     }
 }
 

@@ -4,13 +4,14 @@ use burn::tensor::{Device, Tensor, TensorData};
 
 use super::segments::segment_starts;
 use super::{LlamaConfig, RopeScaling};
+use crate::ops::rotary;
 
 /// Rotary position embedding in the half-split layout: element i of a head is rotated together with
 /// element i + head_dim / 2, by the angle `position · base^(-2i / head_dim)`. Su et al.,
 /// <https://arxiv.org/abs/2104.09864>; the layout is that of Hugging Face's checkpoints.
 #[derive(Debug, Clone)]
 pub struct RotaryEmbedding {
-    /// cos and sin of the angles, `[batch or 1, 1, seq, head_dim / 2]`.
+    /// cos and sin of the angles, `[batch or 1, seq, 1, head_dim / 2]`.
     cos: Tensor<4>,
     sin: Tensor<4>,
 }
@@ -49,7 +50,7 @@ impl RotaryEmbedding {
             positions.flat_map(|position| frequencies.iter().map(move |f| position as f32 * f));
         let (cos, sin): (Vec<f32>, Vec<f32>) = angles.map(|a| (a.cos(), a.sin())).unzip();
         let row = seq_len * frequencies.len();
-        let shape = [cos.len() / row, 1, seq_len, frequencies.len()];
+        let shape = [cos.len() / row, seq_len, 1, frequencies.len()];
         let tensor = |values| Tensor::from_data(TensorData::new(values, shape), device);
         Self {
             cos: tensor(cos),
@@ -60,16 +61,9 @@ impl RotaryEmbedding {
     /// Rotates queries or keys.
     ///
     /// # Shapes
-    /// - `x`: `[batch, heads, seq, head_dim]`, output the same
+    /// - `x`: `[batch, seq, heads, head_dim]`, output the same
     pub fn apply(&self, x: Tensor<4>) -> Tensor<4> {
-        let [_, _, _, head_dim] = x.dims();
-        let dtype = x.dtype();
-        let (cos, sin) = (self.cos.clone().cast(dtype), self.sin.clone().cast(dtype));
-        let first = x.clone().narrow(3, 0, head_dim / 2);
-        let second = x.narrow(3, head_dim / 2, head_dim / 2);
-        let rotated_first = first.clone() * cos.clone() - second.clone() * sin.clone();
-        let rotated_second = second * cos + first * sin;
-        Tensor::cat(vec![rotated_first, rotated_second], 3)
+        rotary(x, self.cos.clone(), self.sin.clone())
     }
 }
 

@@ -1,6 +1,7 @@
 use burn::module::{Content, DisplaySettings, Module, ModuleDisplay, Param, ParamId};
-use burn::tensor::module::linear;
 use burn::tensor::{Device, Distribution, Tensor};
+
+use crate::ops::linear;
 
 /// A linear layer whose weight has PyTorch's layout: `y = x Wᵀ + b`.
 ///
@@ -60,10 +61,14 @@ impl Linear {
     /// # Panics
     /// If the last dimension of `x` is not `in_dim`.
     pub fn forward<const D: usize>(&self, x: Tensor<D>) -> Tensor<D> {
-        let dtype = x.dtype();
-        let weight = self.weight.val().cast(dtype).transpose();
-        let bias = self.bias.as_ref().map(|b| b.val().cast(dtype));
-        linear(x, weight, bias)
+        let y = linear(x, self.weight.val());
+        match &self.bias {
+            None => y,
+            Some(bias) => {
+                let bias = bias.val().cast(y.dtype());
+                y + bias.unsqueeze()
+            }
+        }
     }
 }
 

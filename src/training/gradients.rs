@@ -13,10 +13,10 @@ use burn::module::{Module, ModuleVisitor, Param};
 use burn::optim::{GradientsAccumulator, GradientsParams};
 use burn::tensor::{Device, IndexingUpdateOp, Int, Tensor};
 
-use super::cross_entropy_sum;
 use crate::adapter::initialize_params;
 use crate::data::Batch;
 use crate::llama::{AttentionMask, RotaryEmbedding, TransformerDecoder, TransformerDecoderLayer};
+use crate::ops::cross_entropy_sum;
 
 /// How many rows of logits exist at a time.
 const LOSS_CHUNK_ROWS: usize = 256;
@@ -126,7 +126,7 @@ fn positions(
     }
     let (segments, seq_len) = (&batch.segments, batch.seq_len);
     let rope = RotaryEmbedding::within_segments(&model.config, segments, seq_len, &device);
-    let mask = AttentionMask::within_segments(segments, seq_len, &device);
+    let mask = AttentionMask::within_segments(segments, seq_len);
     (rope, mask)
 }
 

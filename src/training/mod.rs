@@ -4,17 +4,16 @@
 mod adamw;
 mod clip;
 mod gradients;
-mod loss;
 mod metrics;
 pub mod recipe;
 mod run;
 mod schedule;
 mod step;
 
+pub use crate::ops::cross_entropy_sum;
 pub use adamw::{AdamW, AdamWConfig};
 pub use clip::{clip_grad_norm, grad_norm};
 pub use gradients::{Activations, lm_loss_sum};
-pub use loss::cross_entropy_sum;
 pub use metrics::{MetricsLog, peak_memory_bytes};
 pub use run::{ExactMatch, RunDir, Summary};
 pub use schedule::{LrSchedule, ScheduleKind};

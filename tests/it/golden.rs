@@ -109,7 +109,7 @@ fn base_hidden_states() {
         let ids = inputs(case).ids("input_ids", &device());
         let [_, seq] = ids.dims();
         let rope = RotaryEmbedding::new(&model.config, 0, seq, &device());
-        let mask = AttentionMask::causal(0, seq, &device());
+        let mask = AttentionMask::causal(0, seq);
         let mut states = vec![model.tok_embeddings.forward(ids)];
         for layer in &model.layers {
             let last = states.last().unwrap().clone();

@@ -1,0 +1,114 @@
+use std::ops::Range;
+use std::sync::{Arc, OnceLock};
+
+use burn::tensor::activation::softmax;
+use burn::tensor::{Bool, DType, Device, Tensor, TensorData};
+
+#[cfg(feature = "flex")]
+use super::flex;
+
+/// Which keys each query sees: a range of them.
+#[derive(Debug, Clone)]
+pub struct AttentionMask(Arc<Ranges>);
+
+#[derive(Debug)]
+struct Ranges {
+    /// Row by row.
+    visible: Vec<Range<usize>>,
+    seq: usize,
+    keys: usize,
+    /// For the plain body: 0 where visible, the least number where not.
+    additive: OnceLock<Tensor<4>>,
+}
+
+impl AttentionMask {
+    /// A mask for `seq` queries and `keys` keys a row; `visible` are the ranges of keys, query by
+    /// query and row by row, or those of one row for all.
+    ///
+    /// # Panics
+    /// If there are not `seq` ranges in each row, or one ends after the keys.
+    pub fn new(seq: usize, keys: usize, visible: Vec<Range<usize>>) -> Self {
+        assert!(
+            visible.len().is_multiple_of(seq.max(1)),
+            "a row is not whole"
+        );
+        let is_inside = |range: &Range<usize>| range.start <= range.end && range.end <= keys;
+        assert!(visible.iter().all(is_inside), "a range ends after the keys");
+        Self(Arc::new(Ranges {
+            visible,
+            seq,
+            keys,
+            additive: OnceLock::new(),
+        }))
+    }
+
+    /// The queries of a row.
+    pub(crate) fn seq(&self) -> usize {
+        self.0.seq
+    }
+
+    /// The keys of a row.
+    pub(crate) fn keys(&self) -> usize {
+        self.0.keys
+    }
+
+    /// What the queries `rows` of the row `batch` see.
+    pub(crate) fn visible(&self, batch: usize, rows: Range<usize>) -> &[Range<usize>] {
+        let Ranges { visible, seq, .. } = &*self.0;
+        let start = (batch * seq) % visible.len();
+        &visible[start + rows.start..start + rows.end]
+    }
+
+    /// The mask to add to scores, `[batch or 1, 1, seq, keys]`. Adding keeps nothing for the
+    /// backward pass.
+    fn additive(&self, device: &Device) -> Tensor<4> {
+        let Ranges {
+            visible, seq, keys, ..
+        } = &*self.0;
+        let new = || {
+            let hidden = visible
+                .iter()
+                .flat_map(|range| (0..*keys).map(|key| !range.contains(&key)));
+            let shape = [visible.len() / seq, 1, *seq, *keys];
+            let hidden = TensorData::new(hidden.collect::<Vec<bool>>(), shape);
+            let hidden = Tensor::<4, Bool>::from_data(hidden, device);
+            Tensor::zeros(shape, (device, DType::F32)).mask_fill(hidden, f32::MIN)
+        };
+        self.0.additive.get_or_init(new).clone()
+    }
+}
+
+/// Attention with grouped queries: `softmax(q kᵀ / sqrt(head_dim)) v` over the keys that `mask`
+/// shows. Vaswani et al., <https://arxiv.org/abs/1706.03762>; Ainslie et al.,
+/// <https://arxiv.org/abs/2305.13245>. The fused body keeps no scores: the backward pass forms them
+/// again, some queries at a time (Dao et al., <https://arxiv.org/abs/2205.14135>).
+///
+/// # Shapes
+/// - `q`: `[batch, seq, heads, head_dim]`, output the same
+/// - `k`, `v`: `[batch, keys, kv_heads, head_dim]`
+///
+/// # Panics
+/// If the shapes do not fit each other and `mask`.
+pub fn attention(q: Tensor<4>, k: Tensor<4>, v: Tensor<4>, mask: &AttentionMask) -> Tensor<4> {
+    #[cfg(feature = "flex")]
+    if flex::takes(&q) {
+        return flex::attention(q, k, v, mask.clone());
+    }
+    let [q, k, v] = [q, k, v].map(|heads| heads.swap_dims(1, 2)); // [b, h, t, d]
+    let [batch, heads, seq, head_dim] = q.dims();
+    let [_, kv_heads, keys, _] = k.dims();
+    let group = heads / kv_heads;
+    // The queries of the heads that share a key head are stacked into one matrix, so that keys and
+    // values are never repeated. Scaling the queries instead of the scores touches fewer numbers.
+    let q = (q / (head_dim as f64).sqrt()).reshape([batch, kv_heads, group * seq, head_dim]);
+    let scores = q.matmul(k.swap_dims(2, 3)); // [b, kv, g·t, s]
+    let dtype = scores.dtype();
+    let scores = scores.reshape([batch, heads, seq, keys]).cast(DType::F32);
+    let mask = mask.additive(&scores.device());
+    let weights = softmax(scores + mask, 3).cast(dtype);
+    weights
+        .reshape([batch, kv_heads, group * seq, keys])
+        .matmul(v)
+        .reshape([batch, heads, seq, head_dim])
+        .swap_dims(1, 2)
+}

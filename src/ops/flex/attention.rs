@@ -1,0 +1,403 @@
+use std::ops::Range;
+
+use burn::backend::autodiff::checkpoint::base::Checkpointer;
+use burn::backend::autodiff::checkpoint::strategy::CheckpointStrategy;
+use burn::backend::autodiff::grads::Gradients;
+use burn::backend::autodiff::ops::{Backward, Ops, OpsKind};
+use burn::backend::{Flex, TensorMetadata};
+use rayon::prelude::*;
+
+use super::gemm::{Mat, MatMut, Output, Scratch, matmul_here};
+use super::vector::{dot, exp, max, new_buffer, sum, vectorized};
+use super::{Primitive, Tracked, contiguous, primitive};
+use crate::ops::AttentionMask;
+
+/// Queries whose scores exist at a time, in each thread.
+const QUERY_BLOCK: usize = 64;
+
+/// The sizes of `q`, `[batch, seq, heads, head_dim]`, and of `k` and `v`,
+/// `[batch, keys, kv_heads, head_dim]`.
+#[derive(Debug, Clone, Copy)]
+struct Sizes {
+    batch: usize,
+    seq: usize,
+    heads: usize,
+    head_dim: usize,
+    keys: usize,
+    kv_heads: usize,
+}
+
+impl Sizes {
+    fn new(q: &Primitive, k: &Primitive) -> Self {
+        let [batch, seq, heads, head_dim] = q.shape().dims();
+        let [_, keys, kv_heads, _] = k.shape().dims();
+        Self {
+            batch,
+            seq,
+            heads,
+            head_dim,
+            keys,
+            kv_heads,
+        }
+    }
+
+    /// The rows of one head of `q` or of a tensor of its shape.
+    fn queries<'a>(&self, q: &'a [f32], batch: usize, head: usize, rows: &Range<usize>) -> Mat<'a> {
+        let row_stride = self.heads * self.head_dim;
+        let start = (batch * self.seq + rows.start) * row_stride + head * self.head_dim;
+        Mat::new(&q[start..], [rows.len(), self.head_dim], [row_stride, 1])
+    }
+
+    /// The rows of one head of `k` or `v`.
+    fn keys<'a>(&self, k: &'a [f32], batch: usize, head: usize, rows: &Range<usize>) -> Mat<'a> {
+        let row_stride = self.kv_heads * self.head_dim;
+        let start = (batch * self.keys + rows.start) * row_stride + head * self.head_dim;
+        Mat::new(&k[start..], [rows.len(), self.head_dim], [row_stride, 1])
+    }
+
+    /// The blocks of queries.
+    fn blocks(&self) -> impl Iterator<Item = Range<usize>> + use<> {
+        let seq = self.seq;
+        (0..seq)
+            .step_by(QUERY_BLOCK)
+            .map(move |start| start..(start + QUERY_BLOCK).min(seq))
+    }
+
+    fn scale(&self) -> f32 {
+        1.0 / (self.head_dim as f32).sqrt()
+    }
+}
+
+/// The keys from the first to the last that some queries see.
+fn union(seen: &[Range<usize>]) -> Range<usize> {
+    let start = seen.iter().map(|range| range.start).min().unwrap_or(0);
+    let end = seen.iter().map(|range| range.end).max().unwrap_or(0);
+    start..end.max(start)
+}
+
+/// A range of keys counted from the first of `keys`.
+fn within(seen: &Range<usize>, keys: &Range<usize>) -> Range<usize> {
+    seen.start - keys.start..seen.end - keys.start
+}
+
+/// A buffer of which several threads write parts that do not overlap.
+#[derive(Clone, Copy)]
+struct Shared(*mut f32);
+
+// SAFETY: every use of the pointer says why its part is its own.
+unsafe impl Send for Shared {}
+unsafe impl Sync for Shared {}
+
+impl Shared {
+    /// The same rows of the same head as [`Sizes::queries`], to write.
+    ///
+    /// # Safety
+    /// The buffer must have the shape of `q`, and no other thread may use these rows of this head.
+    unsafe fn queries(self, s: &Sizes, batch: usize, head: usize, rows: &Range<usize>) -> MatMut {
+        let row_stride = s.heads * s.head_dim;
+        let start = (batch * s.seq + rows.start) * row_stride + head * s.head_dim;
+        unsafe { MatMut::from_raw(self.0.add(start), [rows.len(), s.head_dim], row_stride) }
+    }
+
+    /// The same rows of the same head as [`Sizes::keys`], to write.
+    ///
+    /// # Safety
+    /// The buffer must have the shape of `k`, and no other thread may use this head.
+    unsafe fn keys(self, s: &Sizes, batch: usize, head: usize, rows: &Range<usize>) -> MatMut {
+        let row_stride = s.kv_heads * s.head_dim;
+        let start = (batch * s.keys + rows.start) * row_stride + head * s.head_dim;
+        unsafe { MatMut::from_raw(self.0.add(start), [rows.len(), s.head_dim], row_stride) }
+    }
+}
+
+/// What a thread keeps from block to block.
+#[derive(Default)]
+struct Buffers {
+    scratch: Scratch,
+    /// Scores or weights of a block of queries, `[rows, keys in sight]`.
+    weights: Vec<f32>,
+    grads: Vec<f32>,
+}
+
+impl Buffers {
+    /// `a · bᵀ` of a block of rows.
+    fn scores<'a>(scratch: &mut Scratch, out: &'a mut Vec<f32>, a: Mat, b: Mat) -> &'a mut [f32] {
+        let shape = [a.shape()[0], b.shape()[0]];
+        out.clear();
+        out.reserve(shape[0] * shape[1]);
+        let target = MatMut::row_major(out.spare_capacity_mut(), shape);
+        matmul_here(target, Output::Write, a, b.transpose(), scratch);
+        // SAFETY: the product wrote them all.
+        unsafe { out.set_len(shape[0] * shape[1]) };
+        out
+    }
+}
+
+/// The attention, and of each query `log sum exp` of its scaled scores, `[batch, heads, seq]`.
+pub fn forward(
+    q: &Primitive,
+    k: &Primitive,
+    v: &Primitive,
+    mask: &AttentionMask,
+) -> (Primitive, Primitive) {
+    let (q, k, v) = (contiguous(q), contiguous(k), contiguous(v));
+    let sizes @ Sizes {
+        batch, seq, heads, ..
+    } = Sizes::new(&q, &k);
+    let mut log_sums = vec![0.0; batch * heads * seq];
+    let values = new_buffer(q.storage::<f32>().len(), |out| {
+        let out = Shared(out.as_mut_ptr().cast());
+        let (q, k, v) = (q.storage(), k.storage(), v.storage());
+        let all_heads = log_sums.par_chunks_mut(seq.max(1)).enumerate();
+        all_heads.for_each_init(Buffers::default, |buffers, (index, log_sums)| {
+            let (batch, head) = (index / heads, index % heads);
+            let kv_head = head / (heads / sizes.kv_heads);
+            for rows in sizes.blocks() {
+                let seen = mask.visible(batch, rows.clone());
+                let keys = union(seen);
+                let q = sizes.queries(q, batch, head, &rows);
+                let k = sizes.keys(k, batch, kv_head, &keys);
+                let v = sizes.keys(v, batch, kv_head, &keys);
+                let weights = Buffers::scores(&mut buffers.scratch, &mut buffers.weights, q, k);
+                let rows_of_weights = weights.chunks_exact_mut(keys.len()).zip(seen);
+                for (row, (weights, seen)) in rows.clone().zip(rows_of_weights) {
+                    log_sums[row] = softmax(weights, within(seen, &keys), sizes.scale());
+                }
+                let weights = Mat::row_major(weights, [rows.len(), keys.len()]);
+                // SAFETY: `out` has the shape of q; this task alone has this head.
+                let out = unsafe { out.queries(&sizes, batch, head, &rows) };
+                matmul_here(out, Output::Write, weights, v, &mut buffers.scratch);
+            }
+        });
+    });
+    let log_sums = primitive(log_sums, &[batch, heads, seq]);
+    (primitive(values, &q.shape()), log_sums)
+}
+
+/// Replaces scores by `softmax(scale · scores)` within `seen` and by zero elsewhere; returns
+/// `log sum exp(scale · scores)`.
+fn softmax(scores: &mut [f32], seen: Range<usize>, scale: f32) -> f32 {
+    scores[..seen.start].fill(0.0);
+    scores[seen.end..].fill(0.0);
+    let scores = &mut scores[seen];
+    vectorized(
+        #[inline(always)]
+        || {
+            let largest = max(scores);
+            for score in scores.iter_mut() {
+                *score = exp((*score - largest) * scale);
+            }
+            let total = sum(scores);
+            for score in scores.iter_mut() {
+                *score *= 1.0 / total;
+            }
+            largest * scale + total.ln()
+        },
+    )
+}
+
+/// What the backward pass needs.
+#[derive(Debug, Clone)]
+struct Saved {
+    q: Primitive,
+    k: Primitive,
+    v: Primitive,
+    out: Primitive,
+    log_sums: Primitive,
+    mask: AttentionMask,
+}
+
+/// The gradients of q, k and v. The weights P are formed again from the scores, a block of queries
+/// at a time: `dV = Pᵀ dO`, `dS = P ∘ (dO Vᵀ - rowsum(dO ∘ O))`, `dQ = dS K`, `dK = dSᵀ Q`.
+fn backward(grad: &Primitive, saved: &Saved) -> [Primitive; 3] {
+    let [grad, q, k, v, out] = [grad, &saved.q, &saved.k, &saved.v, &saved.out].map(contiguous);
+    let sizes = Sizes::new(&q, &k);
+    let shapes = [q.shape(), k.shape(), v.shape()];
+    let [grad, q, k, v, out]: [&[f32]; 5] = [&grad, &q, &k, &v, &out].map(|t| t.storage());
+    let log_sums = saved.log_sums.storage();
+    let (mut k_grad, mut v_grad) = (vec![0.0; k.len()], vec![0.0; v.len()]);
+    let q_grad = new_buffer(q.len(), |q_grad| {
+        let pass = BackwardPass {
+            sizes,
+            mask: &saved.mask,
+            grad,
+            q,
+            k,
+            v,
+            out,
+            log_sums,
+            q_grad: Shared(q_grad.as_mut_ptr().cast()),
+            k_grad: Shared(k_grad.as_mut_ptr()),
+            v_grad: Shared(v_grad.as_mut_ptr()),
+        };
+        let kv_heads = (0..sizes.batch * sizes.kv_heads).into_par_iter();
+        kv_heads.for_each_init(Buffers::default, |buffers, index| {
+            pass.kv_head(index / sizes.kv_heads, index % sizes.kv_heads, buffers);
+        });
+    });
+    let [q_shape, k_shape, v_shape] = shapes;
+    [
+        primitive(q_grad, &q_shape),
+        primitive(k_grad, &k_shape),
+        primitive(v_grad, &v_shape),
+    ]
+}
+
+struct BackwardPass<'a> {
+    sizes: Sizes,
+    mask: &'a AttentionMask,
+    grad: &'a [f32],
+    q: &'a [f32],
+    k: &'a [f32],
+    v: &'a [f32],
+    out: &'a [f32],
+    log_sums: &'a [f32],
+    q_grad: Shared,
+    k_grad: Shared,
+    v_grad: Shared,
+}
+
+impl BackwardPass<'_> {
+    /// All queries that use one head of the keys.
+    fn kv_head(&self, batch: usize, kv_head: usize, buffers: &mut Buffers) {
+        let group = self.sizes.heads / self.sizes.kv_heads;
+        for head in kv_head * group..(kv_head + 1) * group {
+            for rows in self.sizes.blocks() {
+                self.block(batch, kv_head, head, rows, buffers);
+            }
+        }
+    }
+
+    fn block(
+        &self,
+        batch: usize,
+        kv_head: usize,
+        head: usize,
+        rows: Range<usize>,
+        buffers: &mut Buffers,
+    ) {
+        let Self { sizes, mask, .. } = self;
+        let Buffers {
+            scratch,
+            weights,
+            grads,
+        } = buffers;
+        let seen = mask.visible(batch, rows.clone());
+        let keys = union(seen);
+        let q = sizes.queries(self.q, batch, head, &rows);
+        let grad = sizes.queries(self.grad, batch, head, &rows);
+        let k = sizes.keys(self.k, batch, kv_head, &keys);
+        let v = sizes.keys(self.v, batch, kv_head, &keys);
+        let weights = Buffers::scores(scratch, weights, q, k);
+        let grads = Buffers::scores(scratch, grads, grad, v);
+        let both = weights
+            .chunks_exact_mut(keys.len())
+            .zip(grads.chunks_exact_mut(keys.len()));
+        for (row, ((weights, grads), seen)) in rows.clone().zip(both.zip(seen)) {
+            let seen = within(seen, &keys);
+            let log_sum = self.log_sums[(batch * sizes.heads + head) * sizes.seq + row];
+            let along = self.grad_along_output(batch, head, row);
+            softmax_backward(weights, grads, seen, sizes.scale(), log_sum, along);
+        }
+        let weights = Mat::row_major(weights, [rows.len(), keys.len()]);
+        let grads = Mat::row_major(grads, [rows.len(), keys.len()]);
+        // SAFETY: the buffers have the shapes of q, k and v; this task alone has this head of the
+        // keys, and with it these heads of the queries.
+        let (q_grad, k_grad, v_grad) = unsafe {
+            (
+                self.q_grad.queries(sizes, batch, head, &rows),
+                self.k_grad.keys(sizes, batch, kv_head, &keys),
+                self.v_grad.keys(sizes, batch, kv_head, &keys),
+            )
+        };
+        matmul_here(q_grad, Output::Write, grads, k, scratch);
+        matmul_here(k_grad, Output::Add, grads.transpose(), q, scratch);
+        matmul_here(v_grad, Output::Add, weights.transpose(), grad, scratch);
+    }
+
+    /// `dO · O` of one query.
+    fn grad_along_output(&self, batch: usize, head: usize, row: usize) -> f32 {
+        let Sizes {
+            seq,
+            heads,
+            head_dim,
+            ..
+        } = self.sizes;
+        let start = ((batch * seq + row) * heads + head) * head_dim;
+        let range = start..start + head_dim;
+        dot(&self.grad[range.clone()], &self.out[range])
+    }
+}
+
+/// Replaces a row of scores by the weights, and that of the weights' gradients by the scores'.
+fn softmax_backward(
+    scores: &mut [f32],
+    grads: &mut [f32],
+    seen: Range<usize>,
+    scale: f32,
+    log_sum: f32,
+    along: f32,
+) {
+    for row in [&mut *scores, &mut *grads] {
+        row[..seen.start].fill(0.0);
+        row[seen.end..].fill(0.0);
+    }
+    let (scores, grads) = (&mut scores[seen.clone()], &mut grads[seen]);
+    vectorized(
+        #[inline(always)]
+        || {
+            for (score, grad) in scores.iter_mut().zip(grads) {
+                let weight = exp(*score * scale - log_sum);
+                *score = weight;
+                *grad = weight * (*grad - along) * scale;
+            }
+        },
+    );
+}
+
+pub fn tracked<C: CheckpointStrategy>(
+    q: Tracked,
+    k: Tracked,
+    v: Tracked,
+    mask: AttentionMask,
+) -> Tracked {
+    let backward = AttentionBackward.prepare::<C>([q.node(), k.node(), v.node()]);
+    let (q, k, v) = (q.into_primitive(), k.into_primitive(), v.into_primitive());
+    let (out, log_sums) = forward(&q, &k, &v, &mask);
+    match backward.compute_bound().stateful() {
+        OpsKind::Tracked(prep) => {
+            let saved = Saved {
+                q,
+                k,
+                v,
+                out: out.clone(),
+                log_sums,
+                mask,
+            };
+            prep.finish(saved, out)
+        }
+        OpsKind::UnTracked(prep) => prep.finish(out),
+    }
+}
+
+#[derive(Debug)]
+struct AttentionBackward;
+
+impl Backward<Flex, 3> for AttentionBackward {
+    type State = Saved;
+
+    fn backward(
+        self,
+        ops: Ops<Self::State, 3>,
+        grads: &mut Gradients,
+        _checkpointer: &mut Checkpointer,
+    ) {
+        let grad = grads.consume::<Flex>(&ops.node);
+        let computed = backward(&grad, &ops.state);
+        for (node, grad) in ops.parents.into_iter().zip(computed) {
+            if let Some(node) = node {
+                grads.register::<Flex>(node.id, grad);
+            }
+        }
+    }
+}

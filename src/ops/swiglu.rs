@@ -1,0 +1,17 @@
+use burn::tensor::Tensor;
+use burn::tensor::activation::silu;
+
+#[cfg(feature = "flex")]
+use super::flex;
+
+/// `silu(gate) · up` with `silu(x) = x / (1 + e^-x)`. Shazeer, <https://arxiv.org/abs/2002.05202>.
+///
+/// # Panics
+/// If the shapes differ.
+pub fn swiglu<const D: usize>(gate: Tensor<D>, up: Tensor<D>) -> Tensor<D> {
+    #[cfg(feature = "flex")]
+    if flex::takes(&gate) {
+        return flex::swiglu(gate, up);
+    }
+    silu(gate) * up
+}

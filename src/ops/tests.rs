@@ -1,0 +1,111 @@
+//! Fused bodies against the plain ones: outputs and gradients.
+
+use burn::tensor::{DType, Device, Distribution, Int, Tensor};
+
+use super::*;
+
+fn random<const D: usize>(shape: [usize; D]) -> Tensor<D> {
+    let device = Device::flex().autodiff();
+    Tensor::random(shape, Distribution::Normal(0.0, 1.0), &device).require_grad()
+}
+
+fn assert_close<const D: usize>(a: Tensor<D>, b: Tensor<D>, what: &str) {
+    assert_eq!(a.dims(), b.dims(), "{what}");
+    let difference = (a - b.clone()).abs().max().into_scalar::<f32>();
+    let size = b.abs().max().into_scalar::<f32>().max(1.0);
+    assert!(difference < 1e-5 * size, "{what}: {difference} of {size}");
+}
+
+/// Compares `op` of `inputs` and its gradients, for a loss in which every output weighs otherwise.
+fn assert_fused_equals_plain<const D: usize, const N: usize, const E: usize>(
+    inputs: [Tensor<D>; N],
+    op: impl Fn([Tensor<D>; N]) -> Tensor<E>,
+) {
+    let run = |fused| {
+        let inputs = inputs.clone().map(|input| input.detach().require_grad());
+        set_fused(fused);
+        let out = op(inputs.clone());
+        set_fused(true);
+        let weights = Tensor::<1, Int>::arange(0..out.shape().num_elements() as i64, &out.device());
+        let weights = (weights.float() * 0.37).sin().reshape(out.dims());
+        let grads = (out.clone() * weights).sum().backward();
+        let grads = inputs.map(|input| input.grad(&grads).expect("every input has a gradient"));
+        (out.inner(), grads)
+    };
+    let ((fused, fused_grads), (plain, plain_grads)) = (run(true), run(false));
+    assert_close(fused, plain, "output");
+    for (index, (fused, plain)) in fused_grads.into_iter().zip(plain_grads).enumerate() {
+        assert_close(fused, plain, &format!("gradient {index}"));
+    }
+}
+
+/// One test: the switch is the process's.
+#[test]
+fn fused_bodies_equal_plain_ones() {
+    for shape in [[1, 1, 1], [2, 3, 17], [3, 700, 33]] {
+        assert_fused_equals_plain([random(shape), random(shape)], |[gate, up]| {
+            swiglu(gate, up)
+        });
+        let [_, _, dim] = shape;
+        assert_fused_equals_plain([random(shape), random([1, 1, dim])], |[x, weight]| {
+            rms_norm(x, weight.reshape([dim]), 1e-5)
+        });
+        assert_fused_equals_plain([random(shape), random([1, 5, dim])], |[x, weight]| {
+            linear(x, weight.reshape([5, dim])) / dim as f32
+        });
+    }
+    // What is not contiguous.
+    assert_fused_equals_plain([random([4, 6]), random([6, 4])], |[gate, up]| {
+        swiglu(gate.transpose(), up)
+    });
+    assert_fused_equals_plain([random([9, 4]), random([9, 3])], |[x, weight]| {
+        linear(x.transpose(), weight.transpose())
+    });
+    for (rows, heads, head_dim) in [(1, 1, 2), (1, 2, 6), (2, 3, 16)] {
+        let angles = random([rows, 5, 1, head_dim / 2]).inner();
+        assert_fused_equals_plain([random([2, 5, heads, head_dim])], |[x]| {
+            rotary(x, angles.clone().cos(), angles.clone().sin())
+        });
+    }
+    for (rows, classes) in [(1, 1), (3, 7), (5, 1000)] {
+        let targets: Vec<i32> = (0..rows).map(|row| row * 131 % classes).collect();
+        let targets = Tensor::<1, Int>::from_ints(&targets[..], &Device::flex().autodiff());
+        assert_fused_equals_plain([random([rows as usize, classes as usize])], |[logits]| {
+            cross_entropy_sum(logits * 3.0, targets.clone()) / rows as f32
+        });
+    }
+    attention_is_the_same();
+    half_precision_weights_are_widened();
+}
+
+fn attention_is_the_same() {
+    let causal = |seq: usize| AttentionMask::causal(0, seq);
+    let packed = AttentionMask::within_segments(&[vec![70, 1, 60], vec![3, 100]], 140);
+    let cases = [
+        (1, 1, 1, 1, causal(1)),
+        (2, 2, 2, 5, causal(7)),
+        (2, 4, 2, 16, causal(130)),
+        (2, 6, 1, 3, packed),
+        // Queries after keys that a cache holds.
+        (1, 4, 2, 8, AttentionMask::causal(9, 3)),
+    ];
+    for (batch, heads, kv_heads, head_dim, mask) in cases {
+        // One input of one shape each: queries, keys and values side by side.
+        let q = random([batch, mask.seq(), heads, head_dim]);
+        let k = random([batch, mask.keys(), kv_heads, head_dim]);
+        let v = random([batch, mask.keys(), kv_heads, head_dim]);
+        let with = |[k, v]: [Tensor<4>; 2]| attention(q.clone(), k, v, &mask);
+        assert_fused_equals_plain([k.clone(), v.clone()], with);
+        let with = |[q]: [Tensor<4>; 1]| attention(q, k.clone(), v.clone(), &mask);
+        assert_fused_equals_plain([q.clone()], with);
+    }
+}
+
+fn half_precision_weights_are_widened() {
+    for dtype in [DType::BF16, DType::F16] {
+        let weight = random([70, 33]).inner().cast(dtype);
+        assert_fused_equals_plain([random([5, 33])], |[x]| {
+            linear(x, Tensor::from_inner(weight.clone())) / 33.0
+        });
+    }
+}
