@@ -13,13 +13,15 @@ use burn::module::{Module, ModuleVisitor, Param};
 use burn::optim::{GradientsAccumulator, GradientsParams};
 use burn::tensor::{Device, IndexingUpdateOp, Int, Tensor};
 
+use super::GradientOptions;
 use crate::adapter::initialize_params;
 use crate::data::Batch;
 use crate::llama::{AttentionMask, RotaryEmbedding, TransformerDecoder, TransformerDecoderLayer};
 use crate::ops::cross_entropy_sum;
 
-/// How many rows of logits exist at a time.
-const LOSS_CHUNK_ROWS: usize = 256;
+/// How many rows of logits exist at a time, unless a step says otherwise: enough for each row of
+/// the output weight to be read from memory once for many products.
+pub(super) const LOSS_CHUNK_ROWS: usize = 256;
 
 /// Where the backward pass gets the layers' activations from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -39,22 +41,22 @@ pub enum Activations {
 /// The loss of a micro-batch, `sum of cross entropies / divisor`; its gradients are added to
 /// `accumulator`. None if no token of the batch has a label.
 ///
-/// Each layer's dropout follows from `seed` and the layer's index, so that a layer that is computed
+/// Each layer's dropout follows from the seed and the layer's index, so that a layer that is computed
 /// again drops the same elements.
 pub(super) fn micro_batch_gradients(
     model: &TransformerDecoder,
     batch: &Batch,
     divisor: f64,
-    activations: Activations,
-    seed: u64,
+    options: GradientOptions,
     accumulator: &mut GradientsAccumulator<TransformerDecoder>,
 ) -> Option<f64> {
     let mut pass = Backward {
-        forward: Forward::new(model, batch, seed),
+        forward: Forward::new(model, batch, options.seed),
         divisor,
+        loss_chunk_rows: options.loss_chunk_rows,
         accumulator,
     };
-    match activations {
+    match options.activations {
         Activations::Keep => pass.keep(batch),
         Activations::Recompute { layers } => pass.recompute(batch, layers),
     }
@@ -68,7 +70,7 @@ pub fn lm_loss_sum(model: &TransformerDecoder, batch: &Batch) -> Option<f64> {
     let top = forward.layers(0..model.layers.len(), forward.embed());
     let predictions = Predictions::new(batch, top)?;
     let losses = predictions
-        .chunks()
+        .chunks(LOSS_CHUNK_ROWS)
         .map(|(rows, targets)| head_loss(&model, rows, targets));
     Some(losses.map(scalar).sum())
 }
@@ -134,6 +136,7 @@ fn positions(
 struct Backward<'a> {
     forward: Forward<'a>,
     divisor: f64,
+    loss_chunk_rows: usize,
     accumulator: &'a mut GradientsAccumulator<TransformerDecoder>,
 }
 
@@ -182,7 +185,7 @@ impl Backward<'_> {
         let model = self.forward.model;
         let predictions = Predictions::new(batch, top)?;
         let (mut loss, mut row_grads) = (0.0, Vec::new());
-        for (rows, targets) in predictions.chunks() {
+        for (rows, targets) in predictions.chunks(self.loss_chunk_rows) {
             let rows = rows.require_grad();
             let chunk = head_loss(model, rows.clone(), targets) / self.divisor;
             let mut grads = chunk.backward();
@@ -245,11 +248,11 @@ impl Predictions {
         })
     }
 
-    /// Rows, `[n, dim]`, and targets, `[n]`, some at a time.
-    fn chunks(&self) -> impl Iterator<Item = (Tensor<2>, Tensor<1, Int>)> {
+    /// Rows, `[size, dim]`, and targets, `[size]`, the last chunk maybe shorter.
+    fn chunks(&self, size: usize) -> impl Iterator<Item = (Tensor<2>, Tensor<1, Int>)> {
         let device = self.hidden.device();
-        let rows = self.rows.chunks(LOSS_CHUNK_ROWS);
-        rows.zip(self.targets.chunks(LOSS_CHUNK_ROWS))
+        let rows = self.rows.chunks(size);
+        rows.zip(self.targets.chunks(size))
             .map(move |(rows, targets)| {
                 let rows = Tensor::from_ints(rows, &device);
                 let targets = Tensor::from_ints(targets, &device);

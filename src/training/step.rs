@@ -1,6 +1,6 @@
 use burn::optim::{GradientsAccumulator, GradientsParams};
 
-use super::gradients::{Activations, lm_loss_sum, micro_batch_gradients, mix};
+use super::gradients::{Activations, LOSS_CHUNK_ROWS, lm_loss_sum, micro_batch_gradients, mix};
 use super::{AdamW, AdamWConfig, LrSchedule, clip_grad_norm, grad_norm};
 use crate::data::Batch;
 use crate::llama::TransformerDecoder;
@@ -43,20 +43,33 @@ pub struct StepOutput {
 }
 
 /// How a step forms its gradients.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct GradientOptions {
     /// What the loss is divided by.
     pub normalization: LossNormalization,
     /// Where the backward pass gets activations from.
     pub activations: Activations,
+    /// How many rows of logits exist at a time, at least 1; only tokens with a label have one.
+    pub loss_chunk_rows: usize,
     /// The seed of the step's dropout.
     pub seed: u64,
+}
+
+impl Default for GradientOptions {
+    fn default() -> Self {
+        Self {
+            normalization: LossNormalization::default(),
+            activations: Activations::default(),
+            loss_chunk_rows: LOSS_CHUNK_ROWS,
+            seed: 0,
+        }
+    }
 }
 
 /// The loss and the gradients of a step of several micro-batches.
 ///
 /// # Panics
-/// If [`Activations::Recompute`] asks for 0 layers at a time.
+/// If [`Activations::Recompute`] asks for 0 layers at a time, or a chunk of the loss has no rows.
 pub fn accumulate_gradients(
     model: &TransformerDecoder,
     batches: &[Batch],
@@ -66,9 +79,11 @@ pub fn accumulate_gradients(
     let divisors = options.normalization.divisors(batches);
     let micro_batches = batches.iter().zip(divisors).enumerate();
     let losses = micro_batches.filter_map(|(index, (batch, divisor))| {
-        let seed = mix(options.seed, index as u64);
-        let activations = options.activations;
-        micro_batch_gradients(model, batch, divisor, activations, seed, &mut accumulator)
+        let options = GradientOptions {
+            seed: mix(options.seed, index as u64),
+            ..options
+        };
+        micro_batch_gradients(model, batch, divisor, options, &mut accumulator)
     });
     let loss = losses.sum();
     (loss, accumulator.grads())
@@ -94,6 +109,8 @@ pub struct Trainer {
     pub normalization: LossNormalization,
     /// Where the backward pass gets activations from.
     pub activations: Activations,
+    /// How many rows of logits exist at a time.
+    pub loss_chunk_rows: usize,
     /// The seed from which each step's dropout follows.
     pub seed: u64,
     /// The number of steps done.
@@ -111,6 +128,7 @@ impl Trainer {
             max_grad_norm: None,
             normalization: LossNormalization::default(),
             activations: Activations::default(),
+            loss_chunk_rows: LOSS_CHUNK_ROWS,
             seed: 0,
             step: 0,
             last_loss: None,
@@ -135,6 +153,12 @@ impl Trainer {
         self
     }
 
+    /// So many rows of logits at a time: fewer take less memory, more are faster.
+    pub fn with_loss_chunk_rows(mut self, rows: usize) -> Self {
+        self.loss_chunk_rows = rows;
+        self
+    }
+
     /// Another seed.
     pub fn with_seed(mut self, seed: u64) -> Self {
         self.seed = seed;
@@ -154,6 +178,7 @@ impl Trainer {
         let options = GradientOptions {
             normalization: self.normalization,
             activations: self.activations,
+            loss_chunk_rows: self.loss_chunk_rows,
             seed: mix(self.seed, self.step as u64),
         };
         let (loss, mut grads) = accumulate_gradients(&model, batches, options);

@@ -1,66 +1,25 @@
-//! Equality with transformers and PEFT: see `tests/python/make_golden.py` for how the cases were
-//! made. Tolerances are absolute.
+//! Equality with transformers and PEFT. `tests/golden_paths.rs` has the gradients and the training
+//! steps, on every path.
 
-use crate::common::{Tensors, assert_close, assert_floats_close, device, floats, golden};
-use burn::module::{Module, ModuleVisitor, Param};
-use burn::optim::GradientsParams;
 use burn::tensor::{Bool, Tensor, TensorData};
-use burn_peft::adapter::{adapter_state_dict, get_params, state_dict};
-use burn_peft::checkpoint::{load_hf, load_peft, read_hf_config, read_peft_config, save_peft};
+use burn_peft::adapter::state_dict;
+use burn_peft::checkpoint::{load_hf, read_hf_config};
 use burn_peft::generate::{GenerateOptions, generate};
 use burn_peft::llama::{AttentionMask, RotaryEmbedding, TransformerDecoder};
-use burn_peft::lora::LoRAConfig;
 use burn_peft::training::{
-    Activations, AdamWConfig, GradientOptions, LossNormalization, LrSchedule, ScheduleKind,
-    Trainer, accumulate_gradients, lm_loss_sum,
+    AdamWConfig, LossNormalization, LrSchedule, ScheduleKind, Trainer, lm_loss_sum,
 };
-use std::collections::HashMap;
 
-const LOGITS: f32 = 1e-4;
-const LOSS: f32 = 1e-5;
-const GRADIENT: f32 = 1e-5;
-const STEP_LOSS: f32 = 2e-5;
-const TRAINED: f32 = 1e-4;
-const MERGED: f32 = 1e-5;
+use crate::common::{Tensors, assert_close, assert_floats_close, device, floats, golden};
+use crate::golden_cases::*;
 
 const BASES: [&str; 3] = ["gqa", "mha", "gqa_sharded"];
-const ADAPTERS: [(&str, &str); 6] = [
-    ("gqa", "lora_qv_r8"),
-    ("gqa", "lora_all_r4"),
-    ("gqa", "dora_qv_r8"),
-    ("gqa", "rslora_qv_r8"),
-    ("mha", "lora_qv_r8"),
-    ("mha", "dora_all_r4"),
-];
-
-/// The folder with inputs and expected values; shards hold the same weights as `gqa`.
-fn values_of(case: &str) -> &str {
-    case.strip_suffix("_sharded").unwrap_or(case)
-}
 
 fn base(case: &str) -> TransformerDecoder {
     let dir = golden(case);
     let mut model = read_hf_config(&dir).unwrap().init(&device());
     load_hf(&mut model, &dir).unwrap();
     model
-}
-
-fn with_adapter(case: &str, adapter: &str) -> (TransformerDecoder, LoRAConfig) {
-    let dir = golden(case);
-    let lora = read_peft_config(dir.join(adapter)).unwrap();
-    let config = read_hf_config(&dir).unwrap();
-    let mut model = config.init_lora(&lora, &device()).unwrap();
-    load_hf(&mut model, &dir).unwrap();
-    load_peft(&mut model, dir.join(adapter)).unwrap();
-    (model, lora)
-}
-
-fn inputs(case: &str) -> Tensors {
-    Tensors::open(golden(values_of(case)).join("inputs.safetensors"))
-}
-
-fn expected(path: &str) -> Tensors {
-    Tensors::open(golden(path).join("expected.safetensors"))
 }
 
 fn logits(model: &TransformerDecoder, case: &str) -> Tensor<3> {
@@ -167,135 +126,6 @@ fn adapter_logits_loss_and_greedy_ids() {
         );
         assert_generates(&model, case, &expected);
     }
-}
-
-/// Gradients by the name of their parameter.
-struct Named<'a> {
-    names: HashMap<burn::module::ParamId, String>,
-    grads: &'a GradientsParams,
-    values: HashMap<String, Vec<f32>>,
-}
-
-impl ModuleVisitor for Named<'_> {
-    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
-        if let Some(grad) = self.grads.get::<D>(param.id) {
-            let name = self.names[&param.id].clone();
-            self.values.insert(name, floats(&grad.into_data()));
-        }
-    }
-}
-
-/// Our name of a tensor in PEFT's files, found through a file that this crate wrote.
-fn peft_names(model: &TransformerDecoder, lora: &LoRAConfig) -> Vec<String> {
-    let dir = tempfile::tempdir().unwrap();
-    save_peft(model, lora, dir.path()).unwrap();
-    Tensors::open(dir.path().join("adapter_model.safetensors")).keys()
-}
-
-fn our_name(peft: &str) -> String {
-    peft.replace("base_model.model.model.layers", "layers")
-        .replace("self_attn", "attn")
-        .replace("o_proj", "output_proj")
-        .replace("gate_proj", "w1")
-        .replace("down_proj", "w2")
-        .replace("up_proj", "w3")
-        .replace("lora_A", "lora_a")
-        .replace("lora_B", "lora_b")
-        .replace("lora_magnitude_vector", "magnitude")
-}
-
-#[test]
-fn adapter_gradients() {
-    let cases = ADAPTERS
-        .iter()
-        .flat_map(|case| ACTIVATIONS.map(|activations| (case, activations)));
-    for (&(case, adapter), activations) in cases {
-        let (model, lora) = with_adapter(case, adapter);
-        let expected = expected(&format!("{case}/{adapter}"));
-        let batch = inputs(case).batch("input_ids", "labels");
-        let options = GradientOptions {
-            activations,
-            ..Default::default()
-        };
-        let (_, grads) = accumulate_gradients(&model, &[batch], options);
-        let params = get_params(&model);
-        let mut named = Named {
-            names: params.iter().map(|(n, p)| (p.id, n.to_owned())).collect(),
-            grads: &grads,
-            values: HashMap::new(),
-        };
-        model.visit(&mut named);
-        let names = peft_names(&model, &lora);
-        assert_eq!(
-            named.values.len(),
-            names.len(),
-            "only the adapter has gradients"
-        );
-        for name in names {
-            let expected = expected.floats(&format!("grad.{name}"));
-            assert_floats_close(&name, &named.values[&our_name(&name)], &expected, GRADIENT);
-        }
-    }
-}
-
-fn assert_adapter(model: &TransformerDecoder, lora: &LoRAConfig, expected: &Tensors, prefix: &str) {
-    let values = adapter_state_dict(model);
-    for name in peft_names(model, lora) {
-        let got = floats(&values[&our_name(&name)]);
-        let expected = expected.floats(&format!("{prefix}{name}"));
-        assert_floats_close(&name, &got, &expected, TRAINED);
-    }
-}
-
-/// The ways in which a step can be computed.
-const ACTIVATIONS: [Activations; 3] = [
-    Activations::Keep,
-    Activations::Recompute { layers: 1 },
-    Activations::Recompute { layers: 3 },
-];
-
-#[test]
-fn ten_adamw_steps() {
-    let cases = ADAPTERS
-        .iter()
-        .flat_map(|case| ACTIVATIONS.map(|activations| (case, activations)));
-    for (&(case, adapter), activations) in cases {
-        let (mut model, lora) = with_adapter(case, adapter);
-        let before = base_weights(&model);
-        let expected = expected(&format!("{case}/{adapter}"));
-        let schedule = LrSchedule {
-            kind: ScheduleKind::Constant,
-            lr: 1e-3,
-            warmup_steps: 0,
-            total_steps: 10,
-        };
-        let mut trainer =
-            Trainer::new(AdamWConfig::default(), schedule).with_activations(activations);
-        let mut losses = Vec::new();
-        for batch in inputs(case).batches("train_input_ids", "train_labels") {
-            let (next, output) = trainer.step(model, &[batch]);
-            model = next;
-            losses.push(output.loss as f32);
-        }
-        assert_floats_close(adapter, &losses, &expected.floats("step_losses"), STEP_LOSS);
-        assert_adapter(&model, &lora, &expected, "final.");
-        assert_close(
-            adapter,
-            logits(&model, case),
-            &expected.floats("final_logits"),
-            LOGITS,
-        );
-        assert_eq!(base_weights(&model), before, "the base is frozen");
-        assert_eq!(
-            trainer.optimizer.num_states(),
-            adapter_state_dict(&model).len()
-        );
-    }
-}
-
-fn base_weights(model: &TransformerDecoder) -> HashMap<String, Vec<f32>> {
-    let values = state_dict(&model.clone().without_adapters());
-    values.into_iter().map(|(k, v)| (k, floats(&v))).collect()
 }
 
 /// Accumulation over two micro-batches, warmup and cosine, clipping to 1.

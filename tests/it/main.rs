@@ -5,5 +5,6 @@ mod bad_input;
 mod common;
 mod counts;
 mod golden;
+mod golden_cases;
 mod half_precision;
 mod stories;
