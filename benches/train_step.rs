@@ -17,6 +17,7 @@ use burn_peft::checkpoint::{
 };
 use burn_peft::data::{Batch, Padding, Sample};
 use burn_peft::llama::TransformerDecoder;
+use burn_peft::ops::{MatmulPrecision, set_matmul_precision};
 use burn_peft::training::{
     Activations, AdamWConfig, LrSchedule, ScheduleKind, Trainer, peak_memory_bytes,
 };
@@ -33,6 +34,9 @@ struct Args {
     /// The type of the base weights: f32 or bf16.
     #[arg(long, default_value = "f32")]
     dtype: String,
+    /// Round activations to bf16 in products with a bf16 base, as PyTorch does.
+    #[arg(long)]
+    bf16_products: bool,
     /// Steps, the first two of which are not timed.
     #[arg(long, default_value_t = 7)]
     steps: usize,
@@ -53,8 +57,8 @@ const ALPACA_BATCH_SIZE: usize = 8;
 const PAD_ID: u32 = 0;
 const WARMUP_STEPS: usize = 2;
 
-#[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+#[path = "../examples/support/allocator.rs"]
+mod allocator;
 
 fn load(args: &Args) -> Result<TransformerDecoder> {
     let device = Device::default().autodiff();
@@ -122,7 +126,11 @@ fn median(mut values: Vec<f64>) -> f64 {
 }
 
 fn main() -> Result<()> {
+    allocator::keep_freed_memory();
     let args = Args::parse();
+    if args.bf16_products {
+        set_matmul_precision(MatmulPrecision::Medium);
+    }
     let started_bytes = peak_memory_bytes();
     let mut model = load(&args)?;
     let schedule = LrSchedule {

@@ -54,7 +54,14 @@ fn fused_bodies_equal_plain_ones() {
             linear(x, weight.reshape([5, dim])) / dim as f32
         });
     }
-    // What is not contiguous.
+    // What is not contiguous, or not all of its buffer.
+    assert_fused_equals_plain([random([4, 6]), random([4, 6])], |[gate, up]| {
+        swiglu(gate.narrow(0, 1, 2), up.narrow(0, 0, 2))
+    });
+    let target = Tensor::<1, Int>::from_ints([3, 0], &Device::flex().autodiff());
+    assert_fused_equals_plain([random([4, 6])], |[logits]| {
+        cross_entropy_sum(logits.narrow(0, 1, 2), target.clone())
+    });
     assert_fused_equals_plain([random([4, 6]), random([6, 4])], |[gate, up]| {
         swiglu(gate.transpose(), up)
     });
@@ -76,6 +83,7 @@ fn fused_bodies_equal_plain_ones() {
     }
     attention_is_the_same();
     half_precision_weights_are_widened();
+    medium_precision_rounds_activations();
 }
 
 fn attention_is_the_same() {
@@ -108,4 +116,23 @@ fn half_precision_weights_are_widened() {
             linear(x, Tensor::from_inner(weight.clone())) / 33.0
         });
     }
+}
+
+/// Rounding the activations moves a product by about 2⁻⁹ of its size.
+fn medium_precision_rounds_activations() {
+    let (x, weight) = (random([5, 33]), random([70, 33]).inner().cast(DType::BF16));
+    let products = |precision| {
+        set_matmul_precision(precision);
+        let product = linear(x.clone(), Tensor::from_inner(weight.clone())).inner();
+        set_matmul_precision(MatmulPrecision::Highest);
+        product
+    };
+    let highest = products(MatmulPrecision::Highest);
+    let difference = (products(MatmulPrecision::Medium) - highest.clone())
+        .abs()
+        .max();
+    let difference = difference.into_scalar::<f32>();
+    let size = highest.abs().max().into_scalar::<f32>();
+    assert!(difference < size * 2e-3, "{difference} of {size}");
+    assert_eq!(difference > 0.0, flex::multiplies_bf16(), "{difference}");
 }

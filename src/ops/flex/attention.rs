@@ -202,18 +202,18 @@ struct Saved {
     q: Primitive,
     k: Primitive,
     v: Primitive,
-    out: Primitive,
     log_sums: Primitive,
     mask: AttentionMask,
 }
 
 /// The gradients of q, k and v. The weights P are formed again from the scores, a block of queries
-/// at a time: `dV = Pᵀ dO`, `dS = P ∘ (dO Vᵀ - rowsum(dO ∘ O))`, `dQ = dS K`, `dK = dSᵀ Q`.
+/// at a time: `dP = dO Vᵀ`, `dV = Pᵀ dO`, `dS = P ∘ (dP - rowsum(P ∘ dP))`, `dQ = dS K`,
+/// `dK = dSᵀ Q`. All keys of a query are at hand, so its output need not be kept.
 fn backward(grad: &Primitive, saved: &Saved) -> [Primitive; 3] {
-    let [grad, q, k, v, out] = [grad, &saved.q, &saved.k, &saved.v, &saved.out].map(contiguous);
+    let [grad, q, k, v] = [grad, &saved.q, &saved.k, &saved.v].map(contiguous);
     let sizes = Sizes::new(&q, &k);
     let shapes = [q.shape(), k.shape(), v.shape()];
-    let [grad, q, k, v, out]: [&[f32]; 5] = [&grad, &q, &k, &v, &out].map(|t| t.storage());
+    let [grad, q, k, v]: [&[f32]; 4] = [&grad, &q, &k, &v].map(|tensor| tensor.storage());
     let log_sums = saved.log_sums.storage();
     let (mut k_grad, mut v_grad) = (vec![0.0; k.len()], vec![0.0; v.len()]);
     let q_grad = new_buffer(q.len(), |q_grad| {
@@ -224,7 +224,6 @@ fn backward(grad: &Primitive, saved: &Saved) -> [Primitive; 3] {
             q,
             k,
             v,
-            out,
             log_sums,
             q_grad: Shared(q_grad.as_mut_ptr().cast()),
             k_grad: Shared(k_grad.as_mut_ptr()),
@@ -250,7 +249,6 @@ struct BackwardPass<'a> {
     q: &'a [f32],
     k: &'a [f32],
     v: &'a [f32],
-    out: &'a [f32],
     log_sums: &'a [f32],
     q_grad: Shared,
     k_grad: Shared,
@@ -296,8 +294,7 @@ impl BackwardPass<'_> {
         for (row, ((weights, grads), seen)) in rows.clone().zip(both.zip(seen)) {
             let seen = within(seen, &keys);
             let log_sum = self.log_sums[(batch * sizes.heads + head) * sizes.seq + row];
-            let along = self.grad_along_output(batch, head, row);
-            softmax_backward(weights, grads, seen, sizes.scale(), log_sum, along);
+            softmax_backward(weights, grads, seen, sizes.scale(), log_sum);
         }
         let weights = Mat::row_major(weights, [rows.len(), keys.len()]);
         let grads = Mat::row_major(grads, [rows.len(), keys.len()]);
@@ -314,19 +311,6 @@ impl BackwardPass<'_> {
         matmul_here(k_grad, Output::Add, grads.transpose(), q, scratch);
         matmul_here(v_grad, Output::Add, weights.transpose(), grad, scratch);
     }
-
-    /// `dO · O` of one query.
-    fn grad_along_output(&self, batch: usize, head: usize, row: usize) -> f32 {
-        let Sizes {
-            seq,
-            heads,
-            head_dim,
-            ..
-        } = self.sizes;
-        let start = ((batch * seq + row) * heads + head) * head_dim;
-        let range = start..start + head_dim;
-        dot(&self.grad[range.clone()], &self.out[range])
-    }
 }
 
 /// Replaces a row of scores by the weights, and that of the weights' gradients by the scores'.
@@ -336,7 +320,6 @@ fn softmax_backward(
     seen: Range<usize>,
     scale: f32,
     log_sum: f32,
-    along: f32,
 ) {
     for row in [&mut *scores, &mut *grads] {
         row[..seen.start].fill(0.0);
@@ -346,9 +329,11 @@ fn softmax_backward(
     vectorized(
         #[inline(always)]
         || {
-            for (score, grad) in scores.iter_mut().zip(grads) {
-                let weight = exp(*score * scale - log_sum);
-                *score = weight;
+            for score in scores.iter_mut() {
+                *score = exp(*score * scale - log_sum);
+            }
+            let along = dot(scores, grads);
+            for (weight, grad) in scores.iter().zip(grads) {
                 *grad = weight * (*grad - along) * scale;
             }
         },
@@ -370,7 +355,6 @@ pub fn tracked<C: CheckpointStrategy>(
                 q,
                 k,
                 v,
-                out: out.clone(),
                 log_sums,
                 mask,
             };

@@ -8,7 +8,7 @@ use burn::backend::{Flex, IntDType, TensorMetadata};
 use rayon::prelude::*;
 
 use super::vector::{exp, max, sum, vectorized};
-use super::{Primitive, Tracked, contiguous, primitive};
+use super::{Primitive, Tracked, contiguous, into_contiguous, primitive};
 
 pub fn forward(logits: Primitive, targets: IntTensor<Flex>) -> Primitive {
     let logits = contiguous(&logits);
@@ -29,10 +29,7 @@ pub fn forward(logits: Primitive, targets: IntTensor<Flex>) -> Primitive {
 /// Forms the loss and, in the place of the logits, its gradient `softmax(logits) - onehot(target)`:
 /// the logits are read once and nothing else of their size exists.
 fn forward_with_grad(logits: Primitive, targets: IntTensor<Flex>) -> (Primitive, Primitive) {
-    let mut logits = match logits.is_contiguous() {
-        true => logits,
-        false => contiguous(&logits),
-    };
+    let mut logits = into_contiguous(logits);
     let [_, classes] = logits.shape().dims();
     let targets = indices(targets);
     let rows = logits.storage_mut::<f32>().par_chunks_exact_mut(classes);

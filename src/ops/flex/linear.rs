@@ -7,9 +7,10 @@ use burn::backend::{Flex, TensorMetadata};
 use burn::tensor::DType;
 use half::{bf16, f16};
 
-use super::gemm::{Mat, MatMut, Number, Output, matmul};
+use super::gemm::{Mat, MatMut, Number, Output, matmul, matmul_bf16, multiplies_bf16};
 use super::vector::new_buffer;
 use super::{Primitive, Tracked, contiguous, primitive};
+use crate::ops::{MatmulPrecision, matmul_precision};
 
 /// Which way the weight, `[out_dim, in_dim]`, is applied.
 #[derive(Clone, Copy)]
@@ -27,14 +28,27 @@ pub fn forward(x: &Primitive, weight: &Primitive) -> Primitive {
 fn apply(x: &Primitive, weight: &Primitive, pass: Pass) -> Primitive {
     let (x, weight) = (contiguous(x), contiguous(weight));
     match weight.dtype() {
-        DType::F32 => multiply::<f32>(&x, weight.storage(), &weight, pass),
-        DType::BF16 => multiply::<bf16>(&x, weight.storage(), &weight, pass),
-        DType::F16 => multiply::<f16>(&x, weight.storage(), &weight, pass),
+        DType::F32 => multiply::<f32>(&x, weight.storage(), &weight, pass, write),
+        DType::BF16 if matmul_precision() == MatmulPrecision::Medium && multiplies_bf16() => {
+            multiply(&x, weight.storage(), &weight, pass, matmul_bf16)
+        }
+        DType::BF16 => multiply::<bf16>(&x, weight.storage(), &weight, pass, write),
+        DType::F16 => multiply::<f16>(&x, weight.storage(), &weight, pass, write),
         dtype => panic!("a weight of type {dtype:?} cannot be multiplied by an f32 tensor"),
     }
 }
 
-fn multiply<T: Number>(x: &Primitive, values: &[T], weight: &Primitive, pass: Pass) -> Primitive {
+fn write<T: Number>(out: MatMut, x: Mat, weight: Mat<T>) {
+    matmul(out, Output::Write, x, weight);
+}
+
+fn multiply<T: Number>(
+    x: &Primitive,
+    values: &[T],
+    weight: &Primitive,
+    pass: Pass,
+    matmul: impl Fn(MatMut, Mat, Mat<T>),
+) -> Primitive {
     let weight = Mat::row_major(values, weight.shape().dims());
     let weight = match pass {
         Pass::Forward => weight.transpose(),
@@ -46,7 +60,7 @@ fn multiply<T: Number>(x: &Primitive, values: &[T], weight: &Primitive, pass: Pa
     let values = new_buffer(rows * out_dim, |out| {
         let out = MatMut::row_major(out, [rows, out_dim]);
         let x = Mat::row_major(x_values, [rows, in_dim]);
-        matmul(out, Output::Write, x, weight);
+        matmul(out, x, weight);
     });
     let mut shape = x.shape();
     let last = shape.num_dims() - 1;

@@ -14,10 +14,11 @@ use std::sync::atomic::Ordering;
 
 use burn::backend::autodiff::checkpoint::strategy::CheckpointStrategy;
 use burn::backend::tensor::{FloatTensor, IntTensor};
-use burn::backend::{
-    Autodiff, Backend, Dispatch, DispatchDevice, Flex, TensorMetadata, backend_extension,
-};
+use burn::backend::{Autodiff, Backend, Dispatch, DispatchDevice, Flex, backend_extension};
 use burn::tensor::{DType, Device, Int, Tensor, TensorData};
+
+#[cfg(test)]
+pub(super) use gemm::multiplies_bf16;
 
 use super::AttentionMask;
 
@@ -140,19 +141,21 @@ impl<C: CheckpointStrategy> FlexOps for Autodiff<Flex, C> {
     }
 }
 
-/// A tensor whose numbers lie one after another from the start of its buffer.
+/// A tensor whose numbers, and no others, lie one after another in its buffer.
 fn contiguous(tensor: &Primitive) -> Primitive {
     tensor.to_contiguous()
 }
 
-fn primitive(values: Vec<f32>, shape: &[usize]) -> Primitive {
-    Primitive::from_data(TensorData::new(values, shape))
+/// The same, without another handle to the buffer: so that it can be written if nobody else has one.
+fn into_contiguous(tensor: Primitive) -> Primitive {
+    let layout = tensor.layout();
+    let is_whole = tensor.bytes().len() == layout.num_elements() * size_of::<f32>();
+    match layout.is_contiguous() && layout.start_offset() == 0 && is_whole {
+        true => tensor,
+        false => tensor.to_contiguous(),
+    }
 }
 
-/// `f` of the numbers at each place of some tensors of one shape.
-fn map<const N: usize>(inputs: [&Primitive; N], f: impl Fn([f32; N]) -> f32 + Sync) -> Primitive {
-    let shape = inputs[0].shape();
-    let inputs = inputs.map(contiguous);
-    let values = vector::map(inputs.each_ref().map(|input| input.storage()), f);
-    primitive(values, &shape)
+fn primitive(values: Vec<f32>, shape: &[usize]) -> Primitive {
+    Primitive::from_data(TensorData::new(values, shape))
 }

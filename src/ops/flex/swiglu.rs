@@ -1,14 +1,19 @@
-use burn::backend::Flex;
 use burn::backend::autodiff::checkpoint::base::Checkpointer;
 use burn::backend::autodiff::checkpoint::strategy::CheckpointStrategy;
 use burn::backend::autodiff::grads::Gradients;
 use burn::backend::autodiff::ops::{Backward, Ops, OpsKind};
+use burn::backend::{Flex, TensorMetadata};
 
-use super::vector::sigmoid;
-use super::{Primitive, Tracked, map};
+use rayon::prelude::*;
+
+use super::vector::{CHUNK, map, sigmoid, vectorized};
+use super::{Primitive, Tracked, contiguous, into_contiguous, primitive};
 
 pub fn forward(gate: &Primitive, up: &Primitive) -> Primitive {
-    map([gate, up], |[gate, up]| gate * sigmoid(gate) * up)
+    let (gate, up) = (contiguous(gate), contiguous(up));
+    let inputs = [gate.storage(), up.storage()];
+    let values = map(inputs, |[gate, up]| gate * sigmoid(gate) * up);
+    primitive(values, &gate.shape())
 }
 
 pub fn tracked<C: CheckpointStrategy>(gate: Tracked, up: Tracked) -> Tracked {
@@ -36,17 +41,34 @@ impl Backward<Flex, 2> for SwigluBackward {
     ) {
         let grad = grads.consume::<Flex>(&ops.node);
         let (gate, up) = ops.state;
-        let [gate_node, up_node] = ops.parents;
-        if let Some(node) = up_node {
-            let up_grad = map([&gate, &grad], |[gate, grad]| grad * gate * sigmoid(gate));
-            grads.register::<Flex>(node.id, up_grad);
-        }
-        if let Some(node) = gate_node {
-            let gate_grad = map([&gate, &up, &grad], |[gate, up, grad]| {
-                let sigmoid = sigmoid(gate);
-                grad * up * sigmoid * (1.0 + gate * (1.0 - sigmoid))
-            });
-            grads.register::<Flex>(node.id, gate_grad);
+        let (gate_grad, up_grad) = backward(&grad, gate, up);
+        for (node, grad) in ops.parents.into_iter().zip([gate_grad, up_grad]) {
+            if let Some(node) = node {
+                grads.register::<Flex>(node.id, grad);
+            }
         }
     }
+}
+
+/// The gradients of gate and up, in their places.
+fn backward(grad: &Primitive, gate: Primitive, up: Primitive) -> (Primitive, Primitive) {
+    let grad = contiguous(grad);
+    let [mut gate, mut up] = [gate, up].map(into_contiguous);
+    let pairs = gate.storage_mut::<f32>().par_chunks_mut(CHUNK);
+    let pairs = pairs.zip(up.storage_mut::<f32>().par_chunks_mut(CHUNK));
+    let grads = grad.storage::<f32>().par_chunks(CHUNK);
+    pairs.zip(grads).for_each(|((gate, up), grad)| {
+        vectorized(
+            #[inline(always)]
+            || {
+                for ((gate, up), grad) in gate.iter_mut().zip(up).zip(grad) {
+                    let sigmoid = sigmoid(*gate);
+                    let activation = *gate * sigmoid;
+                    let slope = sigmoid + activation * (1.0 - sigmoid);
+                    (*gate, *up) = (grad * *up * slope, grad * activation);
+                }
+            },
+        );
+    });
+    (gate, up)
 }

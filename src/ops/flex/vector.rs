@@ -5,7 +5,7 @@ use std::mem::MaybeUninit;
 use rayon::prelude::*;
 
 /// Numbers that one thread takes at a time.
-const CHUNK: usize = 1 << 14;
+pub const CHUNK: usize = 1 << 14;
 
 /// Runs `f` compiled for the widest vectors that the processor has. What it calls must be inlined.
 #[inline(always)]

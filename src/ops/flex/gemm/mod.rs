@@ -6,10 +6,18 @@
 //! A weight so needs neither a transposed nor a widened copy, and both passes run at the same
 //! speed. Other processors use the `gemm` crate. `docs/performance.md` has the measurements.
 
+#[cfg(target_arch = "x86_64")]
+mod avx512;
+
 use std::mem::MaybeUninit;
+#[cfg(target_arch = "x86_64")]
+use std::ops::Range;
 
 use half::{bf16, f16};
 use rayon::prelude::*;
+
+#[cfg(target_arch = "x86_64")]
+use super::vector::vectorized;
 
 /// A matrix to read, `[rows, cols]`; the element (i, j) is at `i · strides[0] + j · strides[1]`.
 #[derive(Clone, Copy)]
@@ -182,18 +190,85 @@ pub fn matmul<T: Number>(out: MatMut, output: Output, a: Mat, b: Mat<T>) {
     }
     #[cfg(target_arch = "x86_64")]
     if avx512::is_supported() {
-        let panels = out.shape[1].div_ceil(avx512::PANEL);
-        let parts = (2 * rayon::current_num_threads()).div_ceil(panels);
-        let rows = out.shape[0].div_ceil(parts).next_multiple_of(avx512::ROWS);
-        let tasks = (0..panels * out.shape[0].div_ceil(rows)).into_par_iter();
-        tasks.for_each_init(avx512::Buffer::default, |buffer, task| {
-            let (panel, part) = (task % panels, task / panels);
-            let rows = part * rows..out.shape[0].min((part + 1) * rows);
-            avx512::panel(out, output, a, b, rows, panel * avx512::PANEL, buffer);
-        });
-        return;
+        let panel = |rows, first, buffer: &mut _| {
+            avx512::panel(out, output, a, b, rows, first, buffer);
+        };
+        return all_panels(out.shape, panel);
     }
     portable(out, output, a, b, gemm::Parallelism::Rayon(0));
+}
+
+/// Calls `panel` with the rows and the first column of the parts of a product, on all threads.
+#[cfg(target_arch = "x86_64")]
+fn all_panels([m, n]: [usize; 2], panel: impl Fn(Range<usize>, usize, &mut avx512::Buffer) + Sync) {
+    let panels = n.div_ceil(avx512::PANEL);
+    let parts = (2 * rayon::current_num_threads()).div_ceil(panels);
+    let rows = m.div_ceil(parts).next_multiple_of(avx512::ROWS);
+    let tasks = (0..panels * m.div_ceil(rows)).into_par_iter();
+    tasks.for_each_init(avx512::Buffer::default, |buffer, task| {
+        let (index, part) = (task % panels, task / panels);
+        let rows = part * rows..m.min((part + 1) * rows);
+        panel(rows, index * avx512::PANEL, buffer);
+    });
+}
+
+/// Whether [`matmul_bf16`] can be called: the processor multiplies bf16.
+pub fn multiplies_bf16() -> bool {
+    #[cfg(target_arch = "x86_64")]
+    return avx512::multiplies_bf16();
+    #[cfg(not(target_arch = "x86_64"))]
+    return false;
+}
+
+/// `out = a · b` on all threads, with `a` rounded to bf16 and sums in f32. `a` is row-major.
+///
+/// # Panics
+/// If the shapes do not fit, neither stride of `b` is 1, or the processor does not multiply bf16.
+pub fn matmul_bf16(out: MatMut, a: Mat, b: Mat<bf16>) {
+    assert!(multiplies_bf16(), "the processor does not multiply bf16");
+    if is_done_by_check(&out, Output::Write, &a, &b) {
+        return;
+    }
+    #[cfg(target_arch = "x86_64")]
+    {
+        let a = pairs_of_bf16(a);
+        all_panels(out.shape, |rows, first, buffer: &mut _| {
+            avx512::panel_of_pairs(out, &a, b, rows, first, buffer);
+        });
+    }
+}
+
+/// The rows of `a` in bf16, two numbers in one, a lonely last one with a zero.
+#[cfg(target_arch = "x86_64")]
+fn pairs_of_bf16(a: Mat) -> Vec<u32> {
+    let [rows, k] = a.shape;
+    assert!(a.strides == [k, 1], "the left-hand side is not row-major");
+    let pairs = k.div_ceil(2);
+    let mut out = vec![0; rows * pairs];
+    let both = out.par_chunks_exact_mut(pairs).zip(a.data.par_chunks(k));
+    both.for_each(|(out, row)| {
+        vectorized(
+            #[inline(always)]
+            || {
+                let (two, one) = row.as_chunks::<2>();
+                for (out, [lower, upper]) in out.iter_mut().zip(two) {
+                    *out = bf16_bits(*lower) | bf16_bits(*upper) << 16;
+                }
+                if let [last] = one {
+                    out[pairs - 1] = bf16_bits(*last);
+                }
+            },
+        );
+    });
+    out
+}
+
+/// The bits of the nearest bf16, ties to even.
+#[cfg(target_arch = "x86_64")]
+#[inline(always)]
+fn bf16_bits(value: f32) -> u32 {
+    let bits = value.to_bits();
+    (bits + 0x7fff + (bits >> 16 & 1)) >> 16
 }
 
 /// What a thread keeps between products, so that it need not be allocated again.
@@ -340,261 +415,6 @@ fn call_gemm(out: MatMut, output: Output, a: Mat, b: Mat, parallelism: gemm::Par
     }
 }
 
-#[cfg(target_arch = "x86_64")]
-mod avx512 {
-    use std::arch::x86_64::*;
-    use std::ops::Range;
-
-    use super::{Mat, MatMut, Number, Output};
-
-    /// Columns of the product that are computed together: four vectors.
-    pub const PANEL: usize = VECTORS * LANES;
-    const VECTORS: usize = 4;
-    const LANES: usize = 16;
-    /// Rows of the product whose sums are in registers: 6 x 4 of the 32.
-    pub const ROWS: usize = 6;
-    /// Rows of a panel that are in cache at a time: 512 x 64 numbers are 128 KiB.
-    const DEPTH: usize = 512;
-
-    /// 64 numbers that begin a line of the cache.
-    #[derive(Clone, Copy)]
-    #[repr(align(64))]
-    struct PanelRow([f32; PANEL]);
-
-    /// A part of a panel of `b`: f32, row-major, padded with zeros to 64 columns.
-    #[derive(Default)]
-    pub struct Buffer(Vec<PanelRow>);
-
-    pub fn is_supported() -> bool {
-        is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512bw")
-    }
-
-    /// Some rows of the columns `first ..` of the product, at most `PANEL` of them.
-    pub fn panel<T: Number>(
-        out: MatMut,
-        output: Output,
-        a: Mat,
-        b: Mat<T>,
-        rows: Range<usize>,
-        first: usize,
-        buffer: &mut Buffer,
-    ) {
-        let [k, n] = b.shape;
-        assert!(rows.end <= a.shape[0] && first < n);
-        let width = PANEL.min(n - first);
-        let depth = DEPTH.min(k).max(buffer.0.len());
-        buffer.0.resize(depth, PanelRow([0.0; PANEL]));
-        for start in (0..k).step_by(DEPTH) {
-            let depth = DEPTH.min(k - start);
-            let add = start > 0 || output == Output::Add;
-            // SAFETY: the processor has AVX-512; `Mat::new` and `matmul` checked that all elements
-            // of the three matrices lie inside their data; `width` columns are left from `first`.
-            unsafe {
-                pack(b, [start, first], [depth, width], &mut buffer.0);
-                let mut row = rows.start;
-                while row < rows.end {
-                    let tile = Tile {
-                        a: a.data
-                            .as_ptr()
-                            .add(row * a.strides[0] + start * a.strides[1]),
-                        a_strides: a.strides,
-                        b: buffer.0.as_ptr().cast(),
-                        depth,
-                        out: out.data.add(row * out.row_stride + first),
-                        out_stride: out.row_stride,
-                        width,
-                        add,
-                    };
-                    row += tile.compute_up_to(rows.end - row);
-                }
-            }
-        }
-    }
-
-    /// Brings `depth x width` numbers of `b` into the buffer.
-    #[target_feature(enable = "avx512f,avx512bw")]
-    unsafe fn pack<T: Number>(
-        b: Mat<T>,
-        [row, col]: [usize; 2],
-        [depth, width]: [usize; 2],
-        buffer: &mut [PanelRow],
-    ) {
-        let at = |i, j| (row + i) * b.strides[0] + (col + j) * b.strides[1];
-        let is_transposed = b.strides[0] == 1 && b.strides[1] != 1;
-        for j in (0..width).step_by(LANES) {
-            for i in (0..depth).step_by(LANES) {
-                let rows = &mut buffer[i..depth.min(i + LANES)];
-                if rows.len() < LANES || j + LANES > width {
-                    for (row, values) in rows.iter_mut().enumerate() {
-                        for (col, value) in values.0[j..j + LANES].iter_mut().enumerate() {
-                            *value = match j + col < width {
-                                true => b.data[at(i + row, j + col)].widen(),
-                                false => 0.0,
-                            };
-                        }
-                    }
-                    continue;
-                }
-                // SAFETY: 16 x 16 numbers from (i, j) lie inside of `b`, and of the buffer.
-                unsafe {
-                    let from = b.data.as_ptr().add(at(i, j));
-                    let to = rows.as_mut_ptr().cast::<f32>().add(j);
-                    match is_transposed {
-                        true => transpose(from, b.strides[1], to),
-                        false => copy(from, b.strides[0], to),
-                    }
-                }
-            }
-        }
-    }
-
-    /// Writes 16 x 16 numbers whose rows begin `stride` apart as rows `PANEL` apart.
-    #[target_feature(enable = "avx512f,avx512bw")]
-    unsafe fn copy<T: Number>(from: *const T, stride: usize, to: *mut f32) {
-        for row in 0..LANES {
-            unsafe { _mm512_store_ps(to.add(row * PANEL), T::load16(from.add(row * stride))) };
-        }
-    }
-
-    /// Writes 16 x 16 numbers whose columns begin `stride` apart as rows `PANEL` apart.
-    #[target_feature(enable = "avx512f,avx512bw")]
-    unsafe fn transpose<T: Number>(from: *const T, stride: usize, to: *mut f32) {
-        let mut columns = [_mm512_setzero_ps(); LANES];
-        for (j, column) in columns.iter_mut().enumerate() {
-            *column = unsafe { T::load16(from.add(j * stride)) };
-        }
-        // Pairs of columns, then fours; then the four lanes of 128 bits change places.
-        let mut pairs = columns;
-        for j in (0..LANES).step_by(2) {
-            pairs[j] = _mm512_unpacklo_ps(columns[j], columns[j + 1]);
-            pairs[j + 1] = _mm512_unpackhi_ps(columns[j], columns[j + 1]);
-        }
-        let mut fours = pairs;
-        for j in (0..LANES).step_by(4) {
-            let pair = |j: usize| _mm512_castps_pd(pairs[j]);
-            let low = |j| _mm512_castpd_ps(_mm512_unpacklo_pd(pair(j), pair(j + 2)));
-            let high = |j| _mm512_castpd_ps(_mm512_unpackhi_pd(pair(j), pair(j + 2)));
-            (fours[j], fours[j + 1]) = (low(j), high(j));
-            (fours[j + 2], fours[j + 3]) = (low(j + 1), high(j + 1));
-        }
-        for i in 0..4 {
-            let even = |j: usize| _mm512_shuffle_f32x4::<0x88>(fours[j], fours[j + 4]);
-            let odd = |j: usize| _mm512_shuffle_f32x4::<0xdd>(fours[j], fours[j + 4]);
-            let (even_low, even_high) = (even(i), even(i + 8));
-            let (odd_low, odd_high) = (odd(i), odd(i + 8));
-            let rows = [
-                (i, _mm512_shuffle_f32x4::<0x88>(even_low, even_high)),
-                (i + 4, _mm512_shuffle_f32x4::<0x88>(odd_low, odd_high)),
-                (i + 8, _mm512_shuffle_f32x4::<0xdd>(even_low, even_high)),
-                (i + 12, _mm512_shuffle_f32x4::<0xdd>(odd_low, odd_high)),
-            ];
-            for (row, values) in rows {
-                unsafe { _mm512_store_ps(to.add(row * PANEL), values) };
-            }
-        }
-    }
-
-    /// Some rows of a panel of the product.
-    struct Tile {
-        a: *const f32,
-        a_strides: [usize; 2],
-        b: *const f32,
-        depth: usize,
-        out: *mut f32,
-        out_stride: usize,
-        width: usize,
-        add: bool,
-    }
-
-    impl Tile {
-        /// Computes up to 6 of `rows` rows and returns how many.
-        #[target_feature(enable = "avx512f,avx512bw")]
-        unsafe fn compute_up_to(&self, rows: usize) -> usize {
-            unsafe {
-                match self.width.div_ceil(LANES) {
-                    1 => self.compute_vectors::<1>(rows),
-                    2 => self.compute_vectors::<2>(rows),
-                    3 => self.compute_vectors::<3>(rows),
-                    _ => self.compute_vectors::<VECTORS>(rows),
-                }
-            }
-        }
-
-        #[target_feature(enable = "avx512f,avx512bw")]
-        unsafe fn compute_vectors<const V: usize>(&self, rows: usize) -> usize {
-            unsafe {
-                match rows {
-                    1 => self.compute::<1, V>(),
-                    2 => self.compute::<2, V>(),
-                    3 => self.compute::<3, V>(),
-                    4 => self.compute::<4, V>(),
-                    5 => self.compute::<5, V>(),
-                    _ => self.compute::<ROWS, V>(),
-                }
-            }
-        }
-
-        #[target_feature(enable = "avx512f,avx512bw")]
-        unsafe fn compute<const M: usize, const V: usize>(&self) -> usize {
-            let mut sums = [[_mm512_setzero_ps(); V]; M];
-            for row in 0..M {
-                for vector in 0..V {
-                    // A prefetch may be of any address.
-                    let line = self
-                        .out
-                        .wrapping_add(row * self.out_stride + vector * LANES);
-                    _mm_prefetch::<_MM_HINT_T0>(line.cast());
-                }
-            }
-            let [row_stride, col_stride] = self.a_strides;
-            let (mut a, mut b) = (self.a, self.b);
-            for _ in 0..self.depth {
-                unsafe {
-                    let columns: [__m512; V] =
-                        std::array::from_fn(|vector| _mm512_load_ps(b.add(vector * LANES)));
-                    for (row, sums) in sums.iter_mut().enumerate() {
-                        let value = _mm512_set1_ps(*a.add(row * row_stride));
-                        for (sum, column) in sums.iter_mut().zip(columns) {
-                            *sum = _mm512_fmadd_ps(value, column, *sum);
-                        }
-                    }
-                }
-                a = a.wrapping_add(col_stride);
-                b = b.wrapping_add(PANEL);
-            }
-            for (row, sums) in sums.iter().enumerate() {
-                for (vector, sum) in sums.iter().enumerate() {
-                    let first = vector * LANES;
-                    let out = self.out.wrapping_add(row * self.out_stride + first);
-                    unsafe { self.store(out, *sum, self.width - first) };
-                }
-            }
-            M
-        }
-
-        /// Writes or adds the first `count` numbers.
-        #[target_feature(enable = "avx512f,avx512bw")]
-        unsafe fn store(&self, out: *mut f32, sum: __m512, count: usize) {
-            unsafe {
-                if count >= LANES {
-                    let sum = match self.add {
-                        true => _mm512_add_ps(sum, _mm512_loadu_ps(out)),
-                        false => sum,
-                    };
-                    _mm512_storeu_ps(out, sum);
-                } else {
-                    let mask = (1 << count) - 1;
-                    let sum = match self.add {
-                        true => _mm512_add_ps(sum, _mm512_maskz_loadu_ps(mask, out)),
-                        false => sum,
-                    };
-                    _mm512_mask_storeu_ps(out, mask, sum);
-                }
-            }
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -615,21 +435,22 @@ mod tests {
         (0..m * n).map(element).collect()
     }
 
+    /// One element, odd sizes, more than a panel, more than a depth, none.
+    const SIZES: [[usize; 3]; 8] = [
+        [1, 1, 1],
+        [5, 3, 17],
+        [7, 65, 129],
+        [13, 130, 1111],
+        [6, 64, 512],
+        [3, 300, 600],
+        [2, 3, 0],
+        [0, 3, 2],
+    ];
+
     type Matmul<T> = fn(MatMut, Output, Mat, Mat<T>);
 
     fn assert_products<T: Number>(narrow: fn(f32) -> T, matmul: Matmul<T>) {
-        // One element, odd sizes, more than a panel, more than a depth, none.
-        let sizes = [
-            [1, 1, 1],
-            [5, 3, 17],
-            [7, 65, 129],
-            [13, 130, 530],
-            [6, 64, 512],
-            [3, 300, 600],
-            [2, 3, 0],
-            [0, 3, 2],
-        ];
-        for [m, n, k] in sizes {
+        for [m, n, k] in SIZES {
             // One more in front: not aligned.
             let (a, b) = (numbers(m * k + 1, 1), numbers(n * k + 1, 2));
             let narrowed: Vec<T> = b.iter().map(|value| narrow(*value)).collect();
@@ -669,6 +490,33 @@ mod tests {
         );
         assert_products(bf16::from_f32, matmul);
         assert_products(f16::from_f32, matmul);
+    }
+
+    #[test]
+    fn bf16_products_equal_those_of_rounded_numbers() {
+        if !multiplies_bf16() {
+            return println!("skipped: the processor does not multiply bf16");
+        }
+        for [m, n, k] in SIZES {
+            let (a, b) = (numbers(m * k, 1), numbers(n * k + 1, 2));
+            // Seven bits more than a bf16 has.
+            let a: Vec<f32> = a.iter().map(|value| value * 1.0173).collect();
+            let rounded: Vec<f32> = a.iter().map(|a| bf16::from_f32(*a).to_f32()).collect();
+            let narrowed: Vec<bf16> = b.iter().map(|value| bf16::from_f32(*value)).collect();
+            for b_strides in [[n, 1], [1, k]] {
+                let exact = Mat::new(&b[1..], [k, n], b_strides);
+                let b = Mat::new(&narrowed[1..], [k, n], b_strides);
+                let mut out = vec![MaybeUninit::new(0.0); m * n];
+                let target = MatMut::row_major(&mut out, [m, n]);
+                matmul_bf16(target, Mat::row_major(&a, [m, k]), b);
+                let rounded = Mat::row_major(&rounded, [m, k]);
+                for (found, expected) in out.iter().zip(expected(rounded, exact, &vec![0.0; m * n]))
+                {
+                    let found = unsafe { found.assume_init() };
+                    assert!((found - expected).abs() < 1e-4, "{found} {expected}");
+                }
+            }
+        }
     }
 
     #[test]

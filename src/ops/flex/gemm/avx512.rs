@@ -1,0 +1,387 @@
+//! Panels of products with AVX-512. A step of a product multiplies a number of `a`, in all lanes,
+//! with a row of a panel of `b`: f32 by f32, or a pair of bf16 by a pair of bf16.
+
+use std::arch::x86_64::*;
+use std::ops::Range;
+
+use half::bf16;
+
+use super::{Mat, MatMut, Number, Output};
+
+/// Columns of the product that are computed together: four vectors.
+pub const PANEL: usize = VECTORS * LANES;
+const VECTORS: usize = 4;
+const LANES: usize = 16;
+/// Rows of the product whose sums are in registers: 6 x 4 of the 32.
+pub const ROWS: usize = 6;
+/// Rows of a panel that are in cache at a time: 512 x 64 numbers are 128 KiB.
+const DEPTH: usize = 512;
+
+/// 64 numbers that begin a line of the cache.
+#[derive(Clone, Copy)]
+#[repr(align(64))]
+struct PanelRow([f32; PANEL]);
+
+/// A part of a panel of `b`: row-major, padded with zeros to 64 columns.
+#[derive(Default)]
+pub struct Buffer(Vec<PanelRow>);
+
+pub fn is_supported() -> bool {
+    is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512bw")
+}
+
+pub fn multiplies_bf16() -> bool {
+    is_supported() && is_x86_feature_detected!("avx512bf16")
+}
+
+/// How a step multiplies and adds.
+trait Step {
+    /// # Safety
+    /// The processor must have the instruction.
+    unsafe fn multiply_add(value: __m512, column: __m512, sum: __m512) -> __m512;
+}
+
+struct F32;
+
+impl Step for F32 {
+    #[inline(always)]
+    unsafe fn multiply_add(value: __m512, column: __m512, sum: __m512) -> __m512 {
+        unsafe { _mm512_fmadd_ps(value, column, sum) }
+    }
+}
+
+/// Pairs of bf16, lower half first; products and sums are f32.
+struct Bf16Pairs;
+
+impl Step for Bf16Pairs {
+    #[inline(always)]
+    unsafe fn multiply_add(value: __m512, column: __m512, sum: __m512) -> __m512 {
+        unsafe { _mm512_dpbf16_ps(sum, std::mem::transmute(value), std::mem::transmute(column)) }
+    }
+}
+
+/// Some rows of the columns `first ..` of the product, at most `PANEL` of them.
+pub fn panel<T: Number>(
+    out: MatMut,
+    output: Output,
+    a: Mat,
+    b: Mat<T>,
+    rows: Range<usize>,
+    first: usize,
+    buffer: &mut Buffer,
+) {
+    let [k, n] = b.shape;
+    assert!(rows.end <= a.shape[0] && first < n);
+    for start in (0..k).step_by(DEPTH) {
+        let depth = DEPTH.min(k - start);
+        let tile = Tile {
+            a: a.data[start * a.strides[1]..].as_ptr(),
+            a_strides: a.strides,
+            b: buffer.reserve(depth).as_ptr().cast(),
+            depth,
+            out: out.data.wrapping_add(first),
+            out_stride: out.row_stride,
+            width: PANEL.min(n - first),
+            add: start > 0 || output == Output::Add,
+        };
+        // SAFETY: `matmul` asked for AVX-512; it and the constructors checked that all elements of
+        // the three matrices lie inside their data.
+        unsafe {
+            pack(b, [start, first], [depth, tile.width], &mut buffer.0);
+            tile.rows(rows.clone());
+        }
+    }
+}
+
+/// [`panel`] of a product with pairs of bf16; `a` has `k / 2` of them in a row, rounded up.
+pub fn panel_of_pairs(
+    out: MatMut,
+    a: &[u32],
+    b: Mat<bf16>,
+    rows: Range<usize>,
+    first: usize,
+    buffer: &mut Buffer,
+) {
+    let [k, n] = b.shape;
+    let pairs = k.div_ceil(2);
+    assert!(rows.end * pairs <= a.len() && rows.end <= out.shape[0] && first < n);
+    for start in (0..pairs).step_by(DEPTH) {
+        let depth = DEPTH.min(pairs - start);
+        let tile = Tile {
+            a: a[start..].as_ptr().cast(),
+            a_strides: [pairs, 1],
+            b: buffer.reserve(depth).as_ptr().cast(),
+            depth,
+            out: out.data.wrapping_add(first),
+            out_stride: out.row_stride,
+            width: PANEL.min(n - first),
+            add: start > 0,
+        };
+        // SAFETY: `matmul_bf16` asked for the instruction; the assertion and the constructors
+        // checked that all elements lie inside their data.
+        unsafe {
+            pack_pairs(b, [start, first], [depth, tile.width], &mut buffer.0);
+            tile.rows_of_pairs(rows.clone());
+        }
+    }
+}
+
+impl Buffer {
+    fn reserve(&mut self, depth: usize) -> &mut [PanelRow] {
+        let depth = depth.max(self.0.len());
+        self.0.resize(depth, PanelRow([0.0; PANEL]));
+        &mut self.0
+    }
+}
+
+/// Brings `depth x width` numbers of `b` into the buffer.
+#[target_feature(enable = "avx512f,avx512bw")]
+unsafe fn pack<T: Number>(
+    b: Mat<T>,
+    [row, col]: [usize; 2],
+    [depth, width]: [usize; 2],
+    buffer: &mut [PanelRow],
+) {
+    let at = |i, j| (row + i) * b.strides[0] + (col + j) * b.strides[1];
+    let is_transposed = b.strides[0] == 1 && b.strides[1] != 1;
+    for j in (0..width).step_by(LANES) {
+        for i in (0..depth).step_by(LANES) {
+            let rows = &mut buffer[i..depth.min(i + LANES)];
+            if rows.len() < LANES || j + LANES > width {
+                for (row, values) in rows.iter_mut().enumerate() {
+                    for (col, value) in values.0[j..j + LANES].iter_mut().enumerate() {
+                        *value = match j + col < width {
+                            true => b.data[at(i + row, j + col)].widen(),
+                            false => 0.0,
+                        };
+                    }
+                }
+                continue;
+            }
+            // SAFETY: 16 x 16 numbers from (i, j) lie inside of `b`, and of the buffer.
+            unsafe {
+                let from = b.data.as_ptr().add(at(i, j));
+                let to = rows.as_mut_ptr().cast::<f32>().add(j);
+                match is_transposed {
+                    true => transpose(|col| T::load16(from.add(col * b.strides[1])), to),
+                    false => copy(|row| T::load16(from.add(row * b.strides[0])), to),
+                }
+            }
+        }
+    }
+}
+
+/// Brings `depth x width` pairs of numbers of `b`, below each other, into the buffer.
+#[target_feature(enable = "avx512f,avx512bw")]
+unsafe fn pack_pairs(
+    b: Mat<bf16>,
+    [row, col]: [usize; 2],
+    [depth, width]: [usize; 2],
+    buffer: &mut [PanelRow],
+) {
+    let [k, _] = b.shape;
+    let at = |i, j| 2 * (row + i) * b.strides[0] + (col + j) * b.strides[1];
+    let is_transposed = b.strides[0] == 1 && b.strides[1] != 1;
+    for j in (0..width).step_by(LANES) {
+        for i in (0..depth).step_by(LANES) {
+            let rows = &mut buffer[i..depth.min(i + LANES)];
+            if 2 * (row + i + LANES) > k || rows.len() < LANES || j + LANES > width {
+                for (i, values) in (i..).zip(rows.iter_mut()) {
+                    for (j, value) in (j..).zip(&mut values.0[j..j + LANES]) {
+                        let half = |half: usize| match j < width && 2 * (row + i) + half < k {
+                            true => u32::from(b.data[at(i, j) + half * b.strides[0]].to_bits()),
+                            false => 0,
+                        };
+                        *value = f32::from_bits(half(0) | half(1) << 16);
+                    }
+                }
+                continue;
+            }
+            // SAFETY: 16 x 16 pairs from (i, j) lie inside of `b`, and of the buffer.
+            unsafe {
+                let from = b.data.as_ptr().add(at(i, j));
+                let to = rows.as_mut_ptr().cast::<f32>().add(j);
+                match is_transposed {
+                    true => transpose(
+                        |col| _mm512_loadu_ps(from.add(col * b.strides[1]).cast()),
+                        to,
+                    ),
+                    false => copy(
+                        |row| {
+                            let lower = from.add(2 * row * b.strides[0]);
+                            let upper = bf16::load16(lower.add(b.strides[0]));
+                            // A widened bf16 has its bits in the upper half.
+                            let lower =
+                                _mm512_srli_epi32::<16>(_mm512_castps_si512(bf16::load16(lower)));
+                            _mm512_castsi512_ps(_mm512_or_si512(_mm512_castps_si512(upper), lower))
+                        },
+                        to,
+                    ),
+                }
+            }
+        }
+    }
+}
+
+/// Writes 16 x 16 numbers, whose rows `load` gives, as rows `PANEL` apart.
+#[target_feature(enable = "avx512f,avx512bw")]
+unsafe fn copy(load: impl Fn(usize) -> __m512, to: *mut f32) {
+    for row in 0..LANES {
+        unsafe { _mm512_store_ps(to.add(row * PANEL), load(row)) };
+    }
+}
+
+/// Writes 16 x 16 numbers, whose columns `load` gives, as rows `PANEL` apart.
+#[target_feature(enable = "avx512f,avx512bw")]
+unsafe fn transpose(load: impl Fn(usize) -> __m512, to: *mut f32) {
+    let mut columns = [_mm512_setzero_ps(); LANES];
+    for (j, column) in columns.iter_mut().enumerate() {
+        *column = load(j);
+    }
+    // Pairs of columns, then fours; then the four lanes of 128 bits change places.
+    let mut pairs = columns;
+    for j in (0..LANES).step_by(2) {
+        pairs[j] = _mm512_unpacklo_ps(columns[j], columns[j + 1]);
+        pairs[j + 1] = _mm512_unpackhi_ps(columns[j], columns[j + 1]);
+    }
+    let mut fours = pairs;
+    for j in (0..LANES).step_by(4) {
+        let pair = |j: usize| _mm512_castps_pd(pairs[j]);
+        let low = |j| _mm512_castpd_ps(_mm512_unpacklo_pd(pair(j), pair(j + 2)));
+        let high = |j| _mm512_castpd_ps(_mm512_unpackhi_pd(pair(j), pair(j + 2)));
+        (fours[j], fours[j + 1]) = (low(j), high(j));
+        (fours[j + 2], fours[j + 3]) = (low(j + 1), high(j + 1));
+    }
+    for i in 0..4 {
+        let even = |j: usize| _mm512_shuffle_f32x4::<0x88>(fours[j], fours[j + 4]);
+        let odd = |j: usize| _mm512_shuffle_f32x4::<0xdd>(fours[j], fours[j + 4]);
+        let (even_low, even_high) = (even(i), even(i + 8));
+        let (odd_low, odd_high) = (odd(i), odd(i + 8));
+        let rows = [
+            (i, _mm512_shuffle_f32x4::<0x88>(even_low, even_high)),
+            (i + 4, _mm512_shuffle_f32x4::<0x88>(odd_low, odd_high)),
+            (i + 8, _mm512_shuffle_f32x4::<0xdd>(even_low, even_high)),
+            (i + 12, _mm512_shuffle_f32x4::<0xdd>(odd_low, odd_high)),
+        ];
+        for (row, values) in rows {
+            unsafe { _mm512_store_ps(to.add(row * PANEL), values) };
+        }
+    }
+}
+
+/// A panel of the product, and the parts of `a` and `b` that a pass over it multiplies.
+struct Tile {
+    a: *const f32,
+    a_strides: [usize; 2],
+    b: *const f32,
+    depth: usize,
+    out: *mut f32,
+    out_stride: usize,
+    width: usize,
+    add: bool,
+}
+
+impl Tile {
+    /// # Safety
+    /// The processor must have AVX-512, and all elements must lie inside of their data.
+    #[target_feature(enable = "avx512f,avx512bw")]
+    unsafe fn rows(&self, rows: Range<usize>) {
+        unsafe { self.compute_rows::<F32>(rows) }
+    }
+
+    /// # Safety
+    /// As [`rows`](Self::rows), with AVX-512 for bf16.
+    #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
+    unsafe fn rows_of_pairs(&self, rows: Range<usize>) {
+        unsafe { self.compute_rows::<Bf16Pairs>(rows) }
+    }
+
+    /// Six rows at a time.
+    #[inline(always)]
+    unsafe fn compute_rows<S: Step>(&self, rows: Range<usize>) {
+        let vectors = self.width.div_ceil(LANES);
+        for row in rows.clone().step_by(ROWS) {
+            let count = ROWS.min(rows.end - row);
+            unsafe {
+                match vectors {
+                    1 => self.compute_vectors::<S, 1>(row, count),
+                    2 => self.compute_vectors::<S, 2>(row, count),
+                    3 => self.compute_vectors::<S, 3>(row, count),
+                    _ => self.compute_vectors::<S, VECTORS>(row, count),
+                }
+            }
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn compute_vectors<S: Step, const V: usize>(&self, row: usize, count: usize) {
+        unsafe {
+            match count {
+                1 => self.compute::<S, 1, V>(row),
+                2 => self.compute::<S, 2, V>(row),
+                3 => self.compute::<S, 3, V>(row),
+                4 => self.compute::<S, 4, V>(row),
+                5 => self.compute::<S, 5, V>(row),
+                _ => self.compute::<S, ROWS, V>(row),
+            }
+        }
+    }
+
+    /// M rows of V vectors, all in registers.
+    #[inline(always)]
+    unsafe fn compute<S: Step, const M: usize, const V: usize>(&self, row: usize) {
+        unsafe {
+            let [row_stride, col_stride] = self.a_strides;
+            let out = self.out.add(row * self.out_stride);
+            for row in 0..M {
+                for vector in 0..V {
+                    // A prefetch may be of any address.
+                    let line = out.wrapping_add(row * self.out_stride + vector * LANES);
+                    _mm_prefetch::<_MM_HINT_T0>(line.cast());
+                }
+            }
+            let mut sums = [[_mm512_setzero_ps(); V]; M];
+            let (mut a, mut b) = (self.a.add(row * row_stride), self.b);
+            for _ in 0..self.depth {
+                let columns: [__m512; V] =
+                    std::array::from_fn(|vector| _mm512_load_ps(b.add(vector * LANES)));
+                for (row, sums) in sums.iter_mut().enumerate() {
+                    let value = _mm512_set1_ps(*a.add(row * row_stride));
+                    for (sum, column) in sums.iter_mut().zip(columns) {
+                        *sum = S::multiply_add(value, column, *sum);
+                    }
+                }
+                a = a.wrapping_add(col_stride);
+                b = b.wrapping_add(PANEL);
+            }
+            for (row, sums) in sums.iter().enumerate() {
+                for (vector, sum) in sums.iter().enumerate() {
+                    let first = vector * LANES;
+                    let out = out.add(row * self.out_stride + first);
+                    self.store(out, *sum, self.width - first);
+                }
+            }
+        }
+    }
+
+    /// Writes or adds the first `count` numbers.
+    #[inline(always)]
+    unsafe fn store(&self, out: *mut f32, sum: __m512, count: usize) {
+        unsafe {
+            if count >= LANES {
+                let sum = match self.add {
+                    true => _mm512_add_ps(sum, _mm512_loadu_ps(out)),
+                    false => sum,
+                };
+                _mm512_storeu_ps(out, sum);
+            } else {
+                let mask = (1 << count) - 1;
+                let sum = match self.add {
+                    true => _mm512_add_ps(sum, _mm512_maskz_loadu_ps(mask, out)),
+                    false => sum,
+                };
+                _mm512_mask_storeu_ps(out, mask, sum);
+            }
+        }
+    }
+}
