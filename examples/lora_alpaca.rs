@@ -11,6 +11,8 @@
 //!     output_dir=./lora_experiment_1
 //! ```
 
+#[path = "support/allocator.rs"]
+mod allocator;
 #[path = "support/device.rs"]
 mod device;
 #[path = "support/embedded.rs"]
@@ -30,11 +32,12 @@ use burn_peft::data::{
     tokenize_records,
 };
 use burn_peft::llama::{LlamaConfig, TransformerDecoder};
+use burn_peft::ops::set_matmul_precision;
 use burn_peft::tokenizer::Tokenizer;
 use burn_peft::training::recipe::RecipeConfig;
 use burn_peft::training::{
-    ExactMatch, MetricsLog, RunDir, StepOutput, Summary, Trainer, peak_memory_bytes,
-    validation_loss,
+    Bytes, EstimateConfig, ExactMatch, MetricsLog, RunDir, StepOutput, Summary, Trainer,
+    available_memory_bytes, estimate, peak_memory_bytes, suggestions, validation_loss,
 };
 use burn_peft::{Error, Result};
 use clap::Parser;
@@ -52,10 +55,8 @@ struct Args {
     overrides: Vec<String>,
 }
 
-#[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
-
 fn main() -> ExitCode {
+    allocator::keep_freed_memory();
     let args = Args::parse();
     let config = match &args.config {
         Some(path) => RecipeConfig::from_file(path, &args.overrides),
@@ -75,6 +76,8 @@ fn finetune(config: &RecipeConfig) -> Result<()> {
     let llama = config.llama(&base_dir)?;
     let tokenizer = tokenizer(config, &base_dir)?;
     let data = Data::load(config, &llama, &tokenizer)?;
+    set_matmul_precision(config.matmul_precision);
+    print_memory(&config.estimate_config(&llama, data.longest_row()));
     let mut model = load_model(config, &llama, &base_dir)?;
     println!("{}", ParamCount::of(&model));
 
@@ -132,6 +135,23 @@ fn finetune(config: &RecipeConfig) -> Result<()> {
         run.path().display()
     );
     Ok(())
+}
+
+/// The memory that the run will take on the CPU and, if there is not as much, what takes less.
+fn print_memory(config: &EstimateConfig) {
+    let memory = estimate(config);
+    println!("Estimated memory on the CPU:\n{memory}");
+    let Some(available) = available_memory_bytes() else {
+        return;
+    };
+    println!("{:<12}{:>9}", "available", Bytes(available));
+    if memory.total() > available {
+        println!("This will probably not fit.");
+        for suggestion in suggestions(config, available) {
+            println!("{suggestion}");
+        }
+    }
+    println!();
 }
 
 /// The base weights with new adapters beside them.
@@ -278,6 +298,12 @@ impl Data {
             rows,
             pad_id,
         })
+    }
+
+    /// The tokens of the longest row.
+    fn longest_row(&self) -> usize {
+        let tokens = |row: &Vec<usize>| row.iter().map(|i| self.samples[*i].len()).sum();
+        self.rows.iter().map(tokens).max().unwrap_or(0)
     }
 
     fn batch(&self, rows: &[usize]) -> Batch {

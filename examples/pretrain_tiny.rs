@@ -6,6 +6,8 @@
 //! cargo run --release --example pretrain_tiny
 //! ```
 
+#[path = "support/allocator.rs"]
+mod allocator;
 #[path = "support/tiny_files.rs"]
 mod tiny_files;
 #[path = "support/tiny_world.rs"]
@@ -48,10 +50,8 @@ struct Args {
     seed: u64,
 }
 
-#[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
-
 fn main() -> Result<(), Box<dyn Error>> {
+    allocator::keep_freed_memory();
     let args = Args::parse();
     tiny_files::write(&args.folder)?;
     let mut text = TokenStream::read(&args.folder)?;

@@ -31,6 +31,7 @@ pub use cross_entropy::cross_entropy_sum;
 pub use linear::{compute_dtype, linear};
 pub use rms_norm::rms_norm;
 pub use rotary::rotary;
+use serde::{Deserialize, Serialize};
 pub use swiglu::swiglu;
 
 static FUSED: AtomicBool = AtomicBool::new(true);
@@ -42,7 +43,8 @@ pub fn set_fused(fused: bool) {
 }
 
 /// How products with frozen bf16 weights are computed where activations are f32.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum MatmulPrecision {
     /// In f32, as if the weights were f32.
     #[default]

@@ -70,13 +70,22 @@ impl MetricsLog {
 /// The largest amount of main memory that this process has held so far, in bytes; none where the
 /// system does not tell (anything but Linux).
 pub fn peak_memory_bytes() -> Option<u64> {
-    let status = std::fs::read_to_string("/proc/self/status").ok()?;
-    let line = status
-        .lines()
-        .find_map(|line| line.strip_prefix("VmHWM:"))?;
-    let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
     // The kernel sums per-thread counters and may be some pages off, downwards too.
     static PEAK: AtomicU64 = AtomicU64::new(0);
-    let now = kib * 1024;
+    let now = proc_bytes("/proc/self/status", "VmHWM:")?;
     Some(PEAK.fetch_max(now, Ordering::Relaxed).max(now))
+}
+
+/// The main memory that programs can still take without swapping, in bytes; none where the system
+/// does not tell (anything but Linux). A limit of a container is not seen.
+pub fn available_memory_bytes() -> Option<u64> {
+    proc_bytes("/proc/meminfo", "MemAvailable:")
+}
+
+/// A line such as `VmHWM:  1024 kB` of a file of the kernel.
+fn proc_bytes(path: &str, name: &str) -> Option<u64> {
+    let text = std::fs::read_to_string(path).ok()?;
+    let value = text.lines().find_map(|line| line.strip_prefix(name))?;
+    let kib: u64 = value.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    Some(kib * 1024)
 }

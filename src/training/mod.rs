@@ -3,6 +3,7 @@
 
 mod adamw;
 mod clip;
+mod estimate;
 mod gradients;
 mod metrics;
 pub mod recipe;
@@ -13,8 +14,12 @@ mod step;
 pub use crate::ops::cross_entropy_sum;
 pub use adamw::{AdamW, AdamWConfig};
 pub use clip::{clip_grad_norm, grad_norm};
+pub use estimate::{
+    Bytes, Change, EstimateConfig, MemoryEstimate, Moment, Suggestion, estimate,
+    saved_bytes_per_layer, suggestions,
+};
 pub use gradients::{Activations, lm_loss_sum};
-pub use metrics::{MetricsLog, peak_memory_bytes};
+pub use metrics::{MetricsLog, available_memory_bytes, peak_memory_bytes};
 pub use run::{ExactMatch, RunDir, Summary};
 pub use schedule::{LrSchedule, ScheduleKind};
 pub use step::{

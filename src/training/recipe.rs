@@ -33,6 +33,7 @@ use crate::checkpoint::read_hf_config;
 use crate::data::DataOrder;
 use crate::llama::LlamaConfig;
 use crate::lora::{AttnModule, LoRAConfig};
+use crate::ops::MatmulPrecision;
 use crate::{Error, Result};
 use yaml::Setting;
 
@@ -106,6 +107,9 @@ pub struct RecipeConfig {
 
     /// The type of number that the base model's weights are kept in.
     pub dtype: Precision,
+    /// How products with a bf16 base are computed on the CPU, see
+    /// [`set_matmul_precision`](crate::ops::set_matmul_precision).
+    pub matmul_precision: MatmulPrecision,
     /// The device: `auto`, or a backend's name with a number where there are several (`cuda:1`).
     pub device: String,
     /// Whether activations are computed again in the backward pass, layer by layer.
@@ -159,6 +163,7 @@ impl Default for RecipeConfig {
             optimizer: OptimizerConfig::default(),
             lr_scheduler: SchedulerConfig::default(),
             dtype: Precision::F32,
+            matmul_precision: MatmulPrecision::Highest,
             device: "auto".into(),
             enable_activation_checkpointing: false,
             output_dir: "./lora_finetune_output".into(),

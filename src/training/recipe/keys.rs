@@ -195,6 +195,11 @@ pub(super) const KEYS: &[RecipeKey] = &[
         "Type of the base model's weights; `fp32` and `fp16` are accepted too.",
     ),
     key(
+        "matmul_precision",
+        Word(&["highest", "medium"]),
+        "On the CPU, `medium` rounds activations to bf16 in products with a bf16 base, for speed where the processor multiplies bf16 (AVX512-BF16).",
+    ),
+    key(
         "device",
         Text("a device such as auto, flex, cuda or cuda:1"),
         "Where to run; `auto` is what `BURN_DEVICE` names, or else a GPU if there is one, or else the CPU.",

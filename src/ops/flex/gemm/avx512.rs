@@ -56,7 +56,9 @@ struct Bf16Pairs;
 impl Step for Bf16Pairs {
     #[inline(always)]
     unsafe fn multiply_add(value: __m512, column: __m512, sum: __m512) -> __m512 {
-        unsafe { _mm512_dpbf16_ps(sum, std::mem::transmute(value), std::mem::transmute(column)) }
+        // SAFETY: both are 512 bits.
+        let pairs = |bits| unsafe { std::mem::transmute::<__m512, __m512bh>(bits) };
+        unsafe { _mm512_dpbf16_ps(sum, pairs(value), pairs(column)) }
     }
 }
 

@@ -1,0 +1,439 @@
+//! How much memory a training will take, before anything is allocated.
+
+mod layer;
+mod suggest;
+
+use std::fmt;
+use std::ops::Range;
+
+use burn::tensor::DType;
+
+use self::layer::{Layer, Linear};
+use super::Activations;
+use super::gradients::LOSS_CHUNK_ROWS;
+use super::recipe::RecipeConfig;
+use crate::llama::LlamaConfig;
+use crate::lora::LoRAConfig;
+
+pub use suggest::{Change, Suggestion, suggestions};
+
+/// The bytes of a number in activations, adapters, moments.
+const F32: usize = size_of::<f32>();
+
+/// A training, as far as its memory depends on it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct EstimateConfig {
+    /// The sizes of the model.
+    pub model: LlamaConfig,
+    /// The adapters; none if all weights are trained.
+    pub lora: Option<LoRAConfig>,
+    /// The rows of a micro-batch.
+    pub batch_size: usize,
+    /// The tokens of a row, padding included.
+    pub seq_len: usize,
+    /// The micro-batches of a step.
+    pub micro_batches: usize,
+    /// The type of the base weights.
+    pub dtype: DType,
+    /// Where the backward pass gets activations from.
+    pub activations: Activations,
+    /// The rows of logits that exist at a time.
+    pub loss_chunk_rows: usize,
+}
+
+impl EstimateConfig {
+    /// One micro-batch a step, a base in f32, all activations kept.
+    pub fn new(
+        model: LlamaConfig,
+        lora: Option<LoRAConfig>,
+        batch_size: usize,
+        seq_len: usize,
+    ) -> Self {
+        Self {
+            model,
+            lora,
+            batch_size,
+            seq_len,
+            micro_batches: 1,
+            dtype: DType::F32,
+            activations: Activations::Keep,
+            loss_chunk_rows: LOSS_CHUNK_ROWS,
+        }
+    }
+
+    /// Another type of the base weights.
+    pub fn with_dtype(mut self, dtype: DType) -> Self {
+        self.dtype = dtype;
+        self
+    }
+
+    /// Activations kept or computed again.
+    pub fn with_activations(mut self, activations: Activations) -> Self {
+        self.activations = activations;
+        self
+    }
+}
+
+impl RecipeConfig {
+    /// The training that this recipe asks for, on rows of up to `seq_len` tokens.
+    pub fn estimate_config(&self, model: &LlamaConfig, seq_len: usize) -> EstimateConfig {
+        let trainer = self.trainer(1);
+        EstimateConfig {
+            micro_batches: self.gradient_accumulation_steps,
+            dtype: self.dtype.into(),
+            activations: trainer.activations,
+            loss_chunk_rows: trainer.loss_chunk_rows,
+            ..EstimateConfig::new(model.clone(), Some(self.lora()), self.batch_size, seq_len)
+        }
+    }
+}
+
+/// The memory of a training at the moment at which it is largest, in bytes.
+///
+/// ```
+/// use burn_peft::llama::LlamaConfig;
+/// use burn_peft::lora::{AttnModule::*, LoRAConfig};
+/// use burn_peft::training::{EstimateConfig, estimate};
+///
+/// let lora = LoRAConfig::new([QProj, VProj]);
+/// let config = EstimateConfig::new(LlamaConfig::llama2_7b(), Some(lora), 2, 512);
+/// let memory = estimate(&config);
+/// assert_eq!(memory.weights, 4 * 6_738_415_616);
+/// assert_eq!(memory.adapters, 4 * 4_194_304);
+/// println!("{memory}");
+/// ```
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct MemoryEstimate {
+    /// The base model.
+    pub weights: u64,
+    /// The adapters.
+    pub adapters: u64,
+    /// The gradients that exist at that moment.
+    pub gradients: u64,
+    /// AdamW's moments, and at [`Moment::Update`] what the update of the largest parameter forms.
+    pub optimizer: u64,
+    /// What the forward pass keeps, and what a layer's pass forms beside it.
+    pub activations: u64,
+    /// The rows of logits that exist at a time, and the gradients of their hidden states.
+    pub loss: u64,
+    /// When it is.
+    pub moment: Moment,
+}
+
+/// A moment at which memory may be at its largest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Moment {
+    /// The forward pass of a layer, in which DoRA forms a weight anew.
+    Forward,
+    /// The loss: its last rows of logits, or when the gradients of all rows are brought together.
+    Loss,
+    /// The backward pass of a layer.
+    Backward,
+    /// The optimizer's update.
+    Update,
+}
+
+impl MemoryEstimate {
+    /// The sum of all parts.
+    pub fn total(&self) -> u64 {
+        self.weights
+            + self.adapters
+            + self.gradients
+            + self.optimizer
+            + self.activations
+            + self.loss
+    }
+}
+
+/// The peak memory of a training from its second step on, when the optimizer has its state. Nothing
+/// is allocated.
+///
+/// The moments of a step are compared, each with the gradients and activations that exist then; the
+/// largest counts. All tokens of a batch are taken to have a label.
+///
+/// The estimate is of the tensors on the fused CPU path (the feature `flex`): what an operation keeps
+/// for the backward pass is in the table of [`ops`](crate::ops). On other backends the plain bodies
+/// keep more: autodiff keeps the inputs of every step, the attention's scores among them, which are
+/// `heads · seq_len` numbers per token and layer, several times over.
+///
+/// Not in it: the program and its data; what threads hold for matrix products, about 1 MB each, and
+/// the activations that [`MatmulPrecision::Medium`](crate::ops::MatmulPrecision) rounds; freed memory
+/// that an allocator keeps; loading; merged weights, which exist beside those of the base when
+/// [`merge_lora`](crate::llama::TransformerDecoder::merge_lora) forms them.
+///
+/// # Panics
+/// If [`Activations::Recompute`] asks for 0 layers at a time.
+pub fn estimate(config: &EstimateConfig) -> MemoryEstimate {
+    let step = Step::new(config);
+    let moments = step.layers().chain([step.loss(), step.update()]);
+    let largest = moments.max_by_key(MemoryEstimate::total);
+    largest.expect("there are at least two moments")
+}
+
+/// The bytes that the forward pass of one layer keeps for the backward pass, its output included;
+/// with what `config` says of rows, adapters and sizes.
+///
+/// `input_is_tracked` holds for all layers but the first (and for that too if the embedding is
+/// trained): nothing is kept for what lies below the lowest adapter.
+pub fn saved_bytes_per_layer(config: &EstimateConfig, input_is_tracked: bool) -> u64 {
+    let tokens = config.batch_size * config.seq_len;
+    bytes(tokens * Layer::new(config, input_is_tracked).saved())
+}
+
+/// The bytes of so many f32 numbers.
+fn bytes(numbers: usize) -> u64 {
+    (numbers * F32) as u64
+}
+
+/// What the moments of a step are made of.
+struct Step<'a> {
+    config: &'a EstimateConfig,
+    tokens: usize,
+    num_layers: usize,
+    /// The first layer, and any other.
+    first: Layer,
+    other: Layer,
+    head: Linear,
+    /// The layers whose activations exist together.
+    group: usize,
+}
+
+impl<'a> Step<'a> {
+    fn new(config: &'a EstimateConfig) -> Self {
+        let first = Layer::new(config, config.lora.is_none());
+        let num_layers = config.model.num_layers;
+        let group = match config.activations {
+            Activations::Keep => num_layers,
+            Activations::Recompute { layers } => layers,
+        };
+        assert!(
+            group > 0,
+            "at least one layer must be computed again at a time"
+        );
+        Self {
+            config,
+            tokens: config.batch_size * config.seq_len,
+            num_layers,
+            other: Layer::new(config, first.output_is_tracked()),
+            first,
+            head: Linear::output(config),
+            group,
+        }
+    }
+
+    fn trains_all(&self) -> bool {
+        self.config.lora.is_none()
+    }
+
+    fn recomputes(&self) -> bool {
+        self.config.activations != Activations::Keep
+    }
+
+    fn layer(&self, index: usize) -> &Layer {
+        match index {
+            0 => &self.first,
+            _ => &self.other,
+        }
+    }
+
+    /// What some layers keep.
+    fn saved(&self, indices: Range<usize>) -> u64 {
+        let numbers: usize = indices.map(|index| self.layer(index).saved()).sum();
+        bytes(self.tokens * numbers)
+    }
+
+    /// A hidden state.
+    fn hidden(&self) -> u64 {
+        bytes(self.tokens * self.config.model.embed_dim)
+    }
+
+    /// The hidden states that are kept beside the activations of a group of layers.
+    fn inputs(&self, group: usize) -> u64 {
+        match self.recomputes() {
+            true => (group as u64 + 1) * self.hidden(),
+            false => u64::from(self.trains_all()) * self.hidden(),
+        }
+    }
+
+    /// What is kept when a layer begins.
+    fn held(&self, index: usize) -> u64 {
+        let group = index / self.group;
+        self.inputs(group) + self.saved(group * self.group..index)
+    }
+
+    /// A moment at which so many parameters of a micro-batch have their gradients.
+    fn moment(&self, moment: Moment, with_gradient: usize) -> MemoryEstimate {
+        let trained = self.trained();
+        let weight_size = self.config.dtype.size();
+        let gradient_size = if self.trains_all() { weight_size } else { F32 };
+        let earlier = usize::from(self.config.micro_batches > 1) * trained;
+        MemoryEstimate {
+            weights: (self.num_weights() * weight_size) as u64,
+            adapters: u64::from(!self.trains_all()) * bytes(trained),
+            gradients: ((earlier + with_gradient) * gradient_size) as u64,
+            optimizer: 2 * bytes(trained),
+            activations: 0,
+            loss: 0,
+            moment,
+        }
+    }
+
+    /// The forward and the backward pass of every layer.
+    fn layers(&self) -> impl Iterator<Item = MemoryEstimate> {
+        (0..self.num_layers).flat_map(|index| [self.forward(index), self.backward(index)])
+    }
+
+    /// The forward pass of a layer; if it is computed again, with the gradient of its group's output.
+    fn forward(&self, index: usize) -> MemoryEstimate {
+        let group_end = self.num_layers.min((index / self.group + 1) * self.group);
+        let (grad, with_gradient) = match self.recomputes() {
+            true => (self.hidden(), self.trained_from(group_end)),
+            false => (0, 0),
+        };
+        let activations = self.held(index) + grad + self.layer(index).forward_peak(self.tokens);
+        MemoryEstimate {
+            activations,
+            ..self.moment(Moment::Forward, with_gradient)
+        }
+    }
+
+    fn backward(&self, index: usize) -> MemoryEstimate {
+        let layer = self.layer(index);
+        let with_gradient = self.trained_from(index + 1) + layer.num_trained_down();
+        MemoryEstimate {
+            activations: self.held(index) + bytes(self.tokens * layer.backward_peak()),
+            ..self.moment(Moment::Backward, with_gradient)
+        }
+    }
+
+    fn loss(&self) -> MemoryEstimate {
+        let kept = match self.recomputes() {
+            true => self.inputs(self.num_layers.div_ceil(self.group)),
+            false => self.inputs(0) + self.saved(0..self.num_layers),
+        };
+        let has_chunks = self.tokens > self.config.loss_chunk_rows;
+        let gradients_at_once = usize::from(has_chunks) + usize::from(self.trains_all());
+        MemoryEstimate {
+            activations: kept.max(self.hidden()),
+            loss: self.last_logits().max(self.gathered_gradients()),
+            ..self.moment(Moment::Loss, gradients_at_once * self.head_trained())
+        }
+    }
+
+    /// The last rows of logits with their hidden states, normed and not; the rows before have left
+    /// the gradients of their hidden states.
+    fn last_logits(&self) -> u64 {
+        let EstimateConfig {
+            model,
+            dtype,
+            loss_chunk_rows,
+            ..
+        } = self.config;
+        let rows = self.tokens.min(*loss_chunk_rows);
+        let logits = bytes(rows * model.vocab_size * self.head.outputs_at_once());
+        let weight = self.head.combined_bytes(*dtype);
+        bytes((self.tokens + rows) * model.embed_dim) + logits.max(weight)
+    }
+
+    /// The rows' gradients one after another, zeros, and their sum.
+    fn gathered_gradients(&self) -> u64 {
+        3 * self.hidden()
+    }
+
+    /// All gradients, and what the update of the largest parameter forms in f32: its square or its
+    /// product with a factor, and a copy if it is in half precision. The last moment of a backward
+    /// pass that trains the embedding is as large: its gradient exists twice, or three times if it
+    /// is the output projection's too.
+    fn update(&self) -> MemoryEstimate {
+        let EstimateConfig { model, dtype, .. } = self.config;
+        let has_two = self.trains_all() && (model.tie_embeddings || *dtype != DType::F32);
+        let moment = self.moment(Moment::Update, self.trained());
+        MemoryEstimate {
+            optimizer: moment.optimizer + (1 + u64::from(has_two)) * bytes(self.largest_trained()),
+            ..moment
+        }
+    }
+
+    /// The numbers of the base model.
+    fn num_weights(&self) -> usize {
+        let model = &self.config.model;
+        let tables = if model.tie_embeddings { 1 } else { 2 };
+        self.num_layers * self.other.num_weights()
+            + model.embed_dim * (tables * model.vocab_size + 1)
+    }
+
+    /// Those that are trained.
+    fn trained(&self) -> usize {
+        match self.trains_all() {
+            true => self.num_weights(),
+            false => self.trained_from(0),
+        }
+    }
+
+    /// Those that are trained in this layer and after it.
+    fn trained_from(&self, layer: usize) -> usize {
+        (self.num_layers - layer) * self.other.num_trained() + self.head_trained()
+    }
+
+    /// Those after the last layer.
+    fn head_trained(&self) -> usize {
+        let norm = usize::from(self.trains_all()) * self.config.model.embed_dim;
+        self.head.num_trained() + norm
+    }
+
+    /// Those of the largest parameter that is trained. The embedding is as large as the head.
+    fn largest_trained(&self) -> usize {
+        self.other
+            .largest_trained()
+            .max(self.head.largest_trained())
+    }
+}
+
+/// An amount of memory, shown as `13.5 GB` or `16.8 MB` (powers of ten).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Bytes(pub u64);
+
+impl fmt::Display for Bytes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let bytes = self.0 as f64;
+        let text = match self.0 {
+            1_000_000_000.. => format!("{:.1} GB", bytes / 1e9),
+            _ => format!("{:.1} MB", bytes / 1e6),
+        };
+        f.pad(&text)
+    }
+}
+
+impl fmt::Display for MemoryEstimate {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let parts = [
+            ("weights", self.weights),
+            ("adapters", self.adapters),
+            ("gradients", self.gradients),
+            ("optimizer", self.optimizer),
+            ("activations", self.activations),
+            ("loss", self.loss),
+        ];
+        for (name, bytes) in parts {
+            writeln!(f, "{name:<12}{:>9}", Bytes(bytes))?;
+        }
+        write!(
+            f,
+            "{:<12}{:>9}, {}",
+            "total",
+            Bytes(self.total()),
+            self.moment
+        )
+    }
+}
+
+impl fmt::Display for Moment {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Forward => "in a layer's forward pass",
+            Self::Loss => "when the loss is computed",
+            Self::Backward => "in a layer's backward pass",
+            Self::Update => "when the optimizer updates",
+        })
+    }
+}

@@ -1,0 +1,471 @@
+//! The estimate of a training's memory against what an allocator counts.
+//!
+//! A program of its own, since the allocator counts for the whole process.
+
+#[allow(dead_code)]
+#[path = "../examples/memory_table.rs"]
+mod memory_table;
+
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::path::Path;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::sync::{Mutex, MutexGuard};
+
+use burn::tensor::{DType, Device, Distribution, Tensor};
+use burn_peft::adapter::{ParamCount, initialize_params};
+use burn_peft::checkpoint::{load_hf_as, save_hf};
+use burn_peft::data::Batch;
+use burn_peft::llama::{AttentionMask, LlamaConfig, RotaryEmbedding, TransformerDecoder};
+use burn_peft::lora::{AttnModule, LoRAConfig};
+use burn_peft::training::recipe::RecipeConfig;
+use burn_peft::training::{
+    Activations, AdamWConfig, Change, EstimateConfig, LrSchedule, MemoryEstimate, Moment,
+    ScheduleKind, Trainer, available_memory_bytes, estimate, saved_bytes_per_layer, suggestions,
+};
+
+/// The system's allocator, with a count of the bytes in use and of the most there were.
+struct Counting;
+
+static LIVE: AtomicUsize = AtomicUsize::new(0);
+static PEAK: AtomicUsize = AtomicUsize::new(0);
+
+fn grow(bytes: usize) {
+    let live = LIVE.fetch_add(bytes, Relaxed) + bytes;
+    PEAK.fetch_max(live, Relaxed);
+}
+
+fn shrink(bytes: usize) {
+    LIVE.fetch_sub(bytes, Relaxed);
+}
+
+// SAFETY: all calls are passed on as they are.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        grow(layout.size());
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
+        grow(layout.size());
+        unsafe { System.alloc_zeroed(layout) }
+    }
+
+    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
+        shrink(layout.size());
+        unsafe { System.dealloc(pointer, layout) }
+    }
+
+    unsafe fn realloc(&self, pointer: *mut u8, layout: Layout, size: usize) -> *mut u8 {
+        grow(size);
+        shrink(layout.size());
+        unsafe { System.realloc(pointer, layout, size) }
+    }
+}
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
+
+/// One test at a time, since the others' allocations would be counted too; on two threads, whose
+/// buffers then are the same on every machine.
+fn alone() -> MutexGuard<'static, ()> {
+    static LOCK: Mutex<()> = Mutex::new(());
+    let guard = LOCK.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+    // SAFETY: the standard library reads and writes the environment under a lock, and nothing else
+    // here does.
+    unsafe { std::env::set_var("RAYON_NUM_THREADS", "2") };
+    guard
+}
+
+fn device() -> Device {
+    Device::flex().autodiff()
+}
+
+/// Heads of width 32; the feed-forward block is 11/4 times as wide as the hidden state.
+fn llama(
+    num_layers: usize,
+    embed_dim: usize,
+    num_kv_heads: usize,
+    vocab_size: usize,
+) -> LlamaConfig {
+    LlamaConfig {
+        vocab_size,
+        num_layers,
+        num_heads: embed_dim / 32,
+        num_kv_heads,
+        head_dim: 32,
+        embed_dim,
+        intermediate_dim: embed_dim * 11 / 4,
+        max_seq_len: 1024,
+        ..LlamaConfig::llama2_7b()
+    }
+}
+
+fn qv(rank: usize) -> LoRAConfig {
+    LoRAConfig::new([AttnModule::QProj, AttnModule::VProj]).with_rank(rank)
+}
+
+fn all(rank: usize) -> LoRAConfig {
+    LoRAConfig::new(AttnModule::ALL)
+        .with_mlp(true)
+        .with_rank(rank)
+}
+
+/// What two threads may hold for matrix products, which no estimate counts.
+const THREAD_BUFFERS: usize = 2 << 20;
+
+/// Whether an estimate is within 5 % and the threads' buffers, but 10 % at most.
+fn is_close(found: usize, expected: u64) -> bool {
+    let tolerance = (found / 20 + THREAD_BUFFERS).min(found / 10);
+    found.abs_diff(expected as usize) <= tolerance
+}
+
+/// The bytes that the forward pass of a layer leaves behind, its output included.
+fn measured_saved_bytes(config: &EstimateConfig, input_is_tracked: bool) -> usize {
+    let lora = config.lora.as_ref().unwrap();
+    let model = config.model.init_lora(lora, &device()).unwrap();
+    initialize_params(&model);
+    let shape = [config.batch_size, config.seq_len, config.model.embed_dim];
+    let x = Tensor::<3>::random(shape, Distribution::Default, &device());
+    let x = x.set_require_grad(input_is_tracked);
+    let rope = RotaryEmbedding::new(&config.model, 0, config.seq_len, &device());
+    let mask = AttentionMask::causal(0, config.seq_len);
+    let forward = || model.layers[0].forward(x.clone(), &rope, &mask, None);
+    forward(); // what threads allocate once
+    let before = LIVE.load(Relaxed);
+    let output = forward();
+    let saved = LIVE.load(Relaxed) - before;
+    drop(output);
+    saved
+}
+
+#[test]
+fn a_layer_keeps_what_the_formula_says() {
+    let _alone = alone();
+    let grouped = llama(1, 256, 2, 1000);
+    let mut mlp_only = all(8);
+    mlp_only.attn_modules.clear();
+    let mut down_only = mlp_only.clone();
+    down_only.mlp_modules = vec![burn_peft::lora::MlpModule::W2];
+    let loras = [
+        qv(8),
+        all(8),
+        all(64),
+        mlp_only,
+        down_only,
+        LoRAConfig::new([AttnModule::OutputProj]),
+        qv(8).with_dropout(0.1),
+        all(8).with_dropout(0.1),
+        qv(8).with_dora(true),
+        all(8).with_dora(true),
+        all(8).with_dora(true).with_dropout(0.1),
+    ];
+    for model in [llama(1, 256, 8, 1000), grouped] {
+        for lora in &loras {
+            for is_tracked in [true, false] {
+                let config = EstimateConfig::new(model.clone(), Some(lora.clone()), 2, 1024);
+                let expected = saved_bytes_per_layer(&config, is_tracked);
+                let found = measured_saved_bytes(&config, is_tracked);
+                assert!(
+                    found.abs_diff(expected as usize) <= found / 100,
+                    "{found} bytes, not {expected}: tracked {is_tracked}, {lora:?}"
+                );
+            }
+        }
+    }
+}
+
+/// A model of random weights in the configuration's type.
+fn model(config: &EstimateConfig, weights: &Path) -> TransformerDecoder {
+    let mut model = match &config.lora {
+        Some(lora) => config.model.init_lora(lora, &device()).unwrap(),
+        None => config.model.init(&device()),
+    };
+    load_hf_as(&mut model, weights, config.dtype).unwrap();
+    initialize_params(&model);
+    model
+}
+
+fn batch(config: &EstimateConfig) -> Batch {
+    let EstimateConfig {
+        batch_size,
+        seq_len,
+        ..
+    } = *config;
+    let token = |i| ((i * 7919 + 13) % config.model.vocab_size) as i32;
+    let ids: Vec<i32> = (0..batch_size * seq_len).map(token).collect();
+    Batch {
+        labels: ids.clone(),
+        input_ids: ids,
+        segments: vec![vec![seq_len]; batch_size],
+        batch_size,
+        seq_len,
+    }
+}
+
+fn trainer(config: &EstimateConfig) -> Trainer {
+    let schedule = LrSchedule {
+        kind: ScheduleKind::Constant,
+        lr: 1e-4,
+        warmup_steps: 0,
+        total_steps: 2,
+    };
+    Trainer::new(AdamWConfig::default(), schedule)
+        .with_activations(config.activations)
+        .with_loss_chunk_rows(config.loss_chunk_rows)
+}
+
+/// The most bytes in use at a time in two steps; what loading takes is not counted.
+fn measured_peak(config: &EstimateConfig) -> usize {
+    let weights = tempfile::tempdir().unwrap();
+    save_hf(&config.model.init(&Device::flex()), weights.path()).unwrap();
+    let before = LIVE.load(Relaxed);
+    let mut model = model(config, weights.path());
+    PEAK.store(LIVE.load(Relaxed), Relaxed);
+    let mut trainer = trainer(config);
+    for _ in 0..2 {
+        let batches = vec![batch(config); config.micro_batches];
+        (model, _) = trainer.step(model, &batches);
+    }
+    PEAK.load(Relaxed) - before
+}
+
+fn trainings() -> Vec<(&'static str, EstimateConfig)> {
+    let lora = |model, lora, batch, seq| EstimateConfig::new(model, Some(lora), batch, seq);
+    let bf16 = |config: EstimateConfig| config.with_dtype(DType::BF16);
+    let recompute =
+        |layers, config: EstimateConfig| config.with_activations(Activations::Recompute { layers });
+    let accumulate = |micro_batches, config| EstimateConfig {
+        micro_batches,
+        ..config
+    };
+    let small = || llama(4, 256, 8, 4000);
+    let grouped = || llama(4, 512, 4, 4000);
+    let tied = LlamaConfig {
+        tie_embeddings: true,
+        ..small()
+    };
+    vec![
+        ("q, v", lora(small(), qv(4), 2, 256)),
+        ("q, v, bf16", bf16(lora(small(), qv(4), 2, 256))),
+        ("rank 64", lora(small(), qv(64), 2, 128)),
+        ("all modules", lora(small(), all(4), 2, 256)),
+        ("all, rank 64, bf16", bf16(lora(small(), all(64), 1, 64))),
+        (
+            "all, rank 64, 3 micro-batches",
+            accumulate(3, lora(small(), all(64), 1, 64)),
+        ),
+        ("grouped queries", lora(grouped(), all(8), 2, 256)),
+        (
+            "6 layers, 2 x 512",
+            lora(llama(6, 256, 8, 1000), qv(4), 2, 512),
+        ),
+        (
+            "large vocabulary",
+            lora(llama(2, 256, 8, 8000), qv(8), 2, 256),
+        ),
+        (
+            "64 rows of logits",
+            EstimateConfig {
+                loss_chunk_rows: 64,
+                ..lora(llama(2, 256, 8, 8000), qv(8), 1, 256)
+            },
+        ),
+        (
+            "recomputed",
+            recompute(1, lora(llama(6, 256, 8, 1000), all(8), 2, 512)),
+        ),
+        (
+            "recomputed, bf16",
+            recompute(1, bf16(lora(grouped(), qv(8), 2, 256))),
+        ),
+        (
+            "recomputed by 2 of 5",
+            recompute(2, lora(llama(5, 256, 8, 4000), qv(8), 2, 512)),
+        ),
+        ("dropout", lora(small(), all(8).with_dropout(0.1), 2, 256)),
+        ("dora", lora(small(), all(8).with_dora(true), 2, 256)),
+        (
+            "dora, short, bf16",
+            bf16(lora(grouped(), all(8).with_dora(true), 1, 128)),
+        ),
+        (
+            "output too",
+            lora(llama(2, 256, 8, 8000), qv(8).with_output(true), 2, 256),
+        ),
+        (
+            "output too, dora",
+            lora(
+                llama(2, 256, 8, 8000),
+                qv(8).with_output(true).with_dora(true),
+                2,
+                256,
+            ),
+        ),
+        (
+            "output alone",
+            lora(small(), LoRAConfig::new([]).with_output(true), 2, 256),
+        ),
+        ("everything", EstimateConfig::new(small(), None, 2, 256)),
+        (
+            "everything, short, tied",
+            EstimateConfig::new(tied, None, 1, 64),
+        ),
+        (
+            "everything, bf16",
+            bf16(EstimateConfig::new(small(), None, 1, 128)),
+        ),
+    ]
+}
+
+#[test]
+fn a_training_takes_what_was_estimated() {
+    let _alone = alone();
+    let mut wrong = Vec::new();
+    for (name, config) in trainings() {
+        let expected = estimate(&config);
+        let found = measured_peak(&config);
+        let percent = 100.0 * (expected.total() as f64 / found as f64 - 1.0);
+        let moment = expected.moment;
+        println!("{name:<30} {found:>11} measured {percent:>+6.1} % estimated, {moment}");
+        if !is_close(found, expected.total()) {
+            wrong.push(name);
+        }
+    }
+    assert!(wrong.is_empty(), "not close: {wrong:?}");
+}
+
+#[test]
+fn weights_and_adapters_are_the_models() {
+    let _alone = alone();
+    let biased = LlamaConfig {
+        qkv_bias: true,
+        output_proj_bias: true,
+        ..llama(3, 256, 2, 1000)
+    };
+    for model in [
+        LlamaConfig::llama2_70b(),
+        LlamaConfig::llama3_2_1b(),
+        biased,
+    ] {
+        for lora in [
+            qv(8),
+            all(16).with_dora(true),
+            qv(4).with_output(!model.tie_embeddings),
+        ] {
+            let count = ParamCount::of(&model.init_lora(&lora, &device()).unwrap());
+            let memory = estimate(&EstimateConfig::new(model.clone(), Some(lora), 1, 1));
+            assert_eq!(memory.adapters, 4 * count.trainable as u64);
+            assert_eq!(memory.weights, 4 * (count.total - count.trainable) as u64);
+            assert!(memory.optimizer >= 2 * memory.adapters);
+        }
+        let count = ParamCount::of(&model.init(&device()));
+        let config = EstimateConfig::new(model, None, 1, 1).with_dtype(DType::BF16);
+        assert_eq!(estimate(&config).weights, 2 * count.total as u64);
+    }
+}
+
+#[test]
+fn the_parts_add_up_and_print() {
+    let memory = MemoryEstimate {
+        weights: 13_480_000_000,
+        adapters: 16_800_000,
+        gradients: 1,
+        optimizer: 33_600_000,
+        activations: 4_000_000_000,
+        loss: 0,
+        moment: Moment::Backward,
+    };
+    assert_eq!(memory.total(), 17_530_400_001);
+    let expected = "\
+weights       13.5 GB
+adapters      16.8 MB
+gradients      0.0 MB
+optimizer     33.6 MB
+activations    4.0 GB
+loss           0.0 MB
+total         17.5 GB, in a layer's backward pass";
+    assert_eq!(memory.to_string(), expected);
+}
+
+#[test]
+fn a_recipe_is_estimated_as_it_will_run() {
+    let overrides = [
+        "enable_activation_checkpointing=true",
+        "dtype=bf16",
+        "batch_size=3",
+    ];
+    let overrides = overrides.map(str::to_owned);
+    let recipe = RecipeConfig::default().with_overrides(&overrides).unwrap();
+    let config = recipe.estimate_config(&LlamaConfig::llama2_7b(), 100);
+    let expected = EstimateConfig::new(LlamaConfig::llama2_7b(), Some(recipe.lora()), 3, 100)
+        .with_dtype(DType::BF16)
+        .with_activations(recipe.trainer(1).activations);
+    assert_eq!(config, expected);
+    assert_eq!(config.activations, Activations::Recompute { layers: 1 });
+}
+
+#[test]
+fn suggestions_fit_or_come_closer() {
+    let config = EstimateConfig::new(LlamaConfig::llama2_7b(), Some(qv(8)), 4, 1024);
+    let total = estimate(&config).total();
+    assert!(suggestions(&config, total).is_empty());
+
+    // A little less: every change is enough, and none goes further than it must.
+    let found = suggestions(&config, total - 1);
+    let changes: Vec<Vec<Change>> = found.iter().map(|s| s.changes.clone()).collect();
+    let halved = Change::BatchSize {
+        batch_size: 2,
+        micro_batches: 2,
+    };
+    let expected = [Change::Recompute, halved, Change::Bf16, Change::SeqLen(512)];
+    assert_eq!(changes, expected.map(|change| vec![change]));
+    assert!(found.iter().all(|s| s.estimate.total() < total));
+
+    // Half of it: two changes together.
+    let found = suggestions(&config, total / 3);
+    let last = found.last().unwrap();
+    assert!(
+        last.changes.len() > 1 && last.estimate.total() <= total / 3,
+        "{last}"
+    );
+    assert!(
+        found[..found.len() - 1]
+            .iter()
+            .all(|s| s.estimate.total() > total / 3)
+    );
+    assert!(
+        last.to_string()
+            .contains("enable_activation_checkpointing: true, batch_size: 1")
+    );
+
+    // Nothing helps: all changes together, as the least that it takes.
+    let found = suggestions(&config, 0);
+    assert_eq!(found.last().unwrap().changes.len(), 4);
+}
+
+#[test]
+fn available_memory_is_told_on_linux() {
+    let available = available_memory_bytes();
+    assert_eq!(available.is_some(), cfg!(target_os = "linux"));
+    assert!(available.is_none_or(|bytes| bytes > 1 << 20));
+}
+
+/// The rows of the tables in a page that begin with a model's name.
+fn table_rows(page: &str) -> Vec<&str> {
+    let text = page.lines();
+    text.filter(|line| line.starts_with("| Llama 2 ")).collect()
+}
+
+#[test]
+fn the_pages_show_what_the_example_prints() {
+    let printed = memory_table::markdown();
+    let printed: Vec<&str> = printed.lines().collect();
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let read = |page| std::fs::read_to_string(root.join(page)).unwrap();
+    let (readme, performance) = (read("README.md"), read("docs/performance.md"));
+    assert_eq!(table_rows(&performance), printed[2..]);
+    let rows = table_rows(&readme);
+    assert!(rows.len() >= 4);
+    assert!(rows.iter().all(|row| printed.contains(row)), "{rows:?}");
+    assert!(readme.contains(&printed[..2].join("\n")));
+}
