@@ -52,6 +52,12 @@ impl AttentionMask {
         self.0.keys
     }
 
+    fn fits(&self, batch: usize, seq: usize, keys: usize) -> bool {
+        let Ranges { visible, .. } = &*self.0;
+        let rows_fit = visible.len() == seq || visible.len() == batch * seq;
+        rows_fit && self.seq() == seq && self.keys() == keys
+    }
+
     /// What the queries `rows` of the row `batch` see.
     pub(crate) fn visible(&self, batch: usize, rows: Range<usize>) -> &[Range<usize>] {
         let Ranges { visible, seq, .. } = &*self.0;
@@ -90,13 +96,22 @@ impl AttentionMask {
 /// # Panics
 /// If the shapes do not fit each other and `mask`.
 pub fn attention(q: Tensor<4>, k: Tensor<4>, v: Tensor<4>, mask: &AttentionMask) -> Tensor<4> {
+    let [batch, seq, heads, head_dim] = q.dims();
+    let [_, keys, kv_heads, _] = k.dims();
+    let fits = k.dims() == [batch, keys, kv_heads, head_dim] && k.dims() == v.dims();
+    assert!(
+        fits && heads % kv_heads == 0,
+        "the heads do not fit each other"
+    );
+    assert!(
+        mask.fits(batch, seq, keys),
+        "the mask does not fit the heads"
+    );
     #[cfg(feature = "flex")]
     if flex::takes(&q) {
         return flex::attention(q, k, v, mask.clone());
     }
     let [q, k, v] = [q, k, v].map(|heads| heads.swap_dims(1, 2)); // [b, h, t, d]
-    let [batch, heads, seq, head_dim] = q.dims();
-    let [_, kv_heads, keys, _] = k.dims();
     let group = heads / kv_heads;
     // The queries of the heads that share a key head are stacked into one matrix, so that keys and
     // values are never repeated. Scaling the queries instead of the scores touches fewer numbers.

@@ -15,6 +15,8 @@ use super::flex;
 /// # Panics
 /// If the last dimension of `x` is not `in_dim`.
 pub fn linear<const D: usize>(x: Tensor<D>, weight: Tensor<2>) -> Tensor<D> {
+    let ([_, in_dim], width) = (weight.dims(), x.dims()[D - 1]);
+    assert_eq!(width, in_dim, "the input's width is not the weight's");
     #[cfg(feature = "flex")]
     if flex::takes(&x) {
         return flex::linear(x, weight);

@@ -13,6 +13,8 @@ use super::flex;
 /// # Panics
 /// If the last dimension of `x` is not `dim`.
 pub fn rms_norm<const D: usize>(x: Tensor<D>, weight: Tensor<1>, eps: f64) -> Tensor<D> {
+    let ([dim], width) = (weight.dims(), x.dims()[D - 1]);
+    assert_eq!(width, dim, "the input's width is not the weight's");
     let weight = weight.cast(DType::F32);
     #[cfg(feature = "flex")]
     if flex::takes(&x) {

@@ -9,8 +9,15 @@ use super::flex;
 /// # Shapes
 /// - `x`: `[batch, seq, heads, head_dim]`, output the same
 /// - `cos`, `sin`: `[batch or 1, seq, 1, head_dim / 2]`
+///
+/// # Panics
+/// If the shapes do not fit.
 pub fn rotary(x: Tensor<4>, cos: Tensor<4>, sin: Tensor<4>) -> Tensor<4> {
-    let [_, _, _, head_dim] = x.dims();
+    let [batch, seq, _, head_dim] = x.dims();
+    let [rows, ..] = cos.dims();
+    let angles = [rows, seq, 1, head_dim / 2];
+    let fits = (rows == 1 || rows == batch) && cos.dims() == angles && sin.dims() == angles;
+    assert!(fits, "the angles do not fit the heads");
     #[cfg(feature = "flex")]
     if flex::takes(&x) {
         return flex::rotary(x, cos, sin);

@@ -9,6 +9,7 @@ use super::flex;
 /// # Panics
 /// If the shapes differ.
 pub fn swiglu<const D: usize>(gate: Tensor<D>, up: Tensor<D>) -> Tensor<D> {
+    assert_eq!(gate.dims(), up.dims(), "gate and up differ in shape");
     #[cfg(feature = "flex")]
     if flex::takes(&gate) {
         return flex::swiglu(gate, up);

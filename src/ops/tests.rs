@@ -97,6 +97,7 @@ fn attention_is_the_same() {
         // Queries after keys that a cache holds.
         (1, 4, 2, 8, AttentionMask::causal(9, 3)),
     ];
+    a_query_that_sees_nothing_gives_zero();
     for (batch, heads, kv_heads, head_dim, mask) in cases {
         // One input of one shape each: queries, keys and values side by side.
         let q = random([batch, mask.seq(), heads, head_dim]);
@@ -107,6 +108,32 @@ fn attention_is_the_same() {
         let with = |[q]: [Tensor<4>; 1]| attention(q, k.clone(), v.clone(), &mask);
         assert_fused_equals_plain([q.clone()], with);
     }
+}
+
+fn a_query_that_sees_nothing_gives_zero() {
+    let x = random([1, 2, 1, 4]);
+    for visible in [vec![0..0, 0..0], vec![0..0, 0..2]] {
+        let mask = AttentionMask::new(2, 2, visible);
+        let out = attention(x.clone(), x.clone(), x.clone(), &mask);
+        let first = out.clone().narrow(1, 0, 1).abs().max().into_scalar::<f32>();
+        assert_eq!(first, 0.0);
+        let grads = out.sum().backward();
+        let grad = x.grad(&grads).expect("x is tracked");
+        assert!(grad.abs().max().into_scalar::<f32>().is_finite());
+    }
+}
+
+#[test]
+#[should_panic = "the input's width is not the weight's"]
+fn a_weight_of_another_width_panics() {
+    linear(random([4, 6]), random([3, 8]));
+}
+
+#[test]
+#[should_panic = "the mask does not fit the heads"]
+fn a_mask_of_another_length_panics() {
+    let x = random([1, 4, 1, 2]);
+    attention(x.clone(), x.clone(), x, &AttentionMask::causal(0, 3));
 }
 
 fn half_precision_weights_are_widened() {

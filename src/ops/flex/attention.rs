@@ -155,11 +155,12 @@ pub fn forward(
             for rows in sizes.blocks() {
                 let seen = mask.visible(batch, rows.clone());
                 let keys = union(seen);
+                let row_len = keys.len().max(1);
                 let q = sizes.queries(q, batch, head, &rows);
                 let k = sizes.keys(k, batch, kv_head, &keys);
                 let v = sizes.keys(v, batch, kv_head, &keys);
                 let weights = Buffers::scores(&mut buffers.scratch, &mut buffers.weights, q, k);
-                let rows_of_weights = weights.chunks_exact_mut(keys.len()).zip(seen);
+                let rows_of_weights = weights.chunks_exact_mut(row_len).zip(seen);
                 for (row, (weights, seen)) in rows.clone().zip(rows_of_weights) {
                     log_sums[row] = softmax(weights, within(seen, &keys), sizes.scale());
                 }
@@ -282,6 +283,7 @@ impl BackwardPass<'_> {
         } = buffers;
         let seen = mask.visible(batch, rows.clone());
         let keys = union(seen);
+        let row_len = keys.len().max(1);
         let q = sizes.queries(self.q, batch, head, &rows);
         let grad = sizes.queries(self.grad, batch, head, &rows);
         let k = sizes.keys(self.k, batch, kv_head, &keys);
@@ -289,8 +291,8 @@ impl BackwardPass<'_> {
         let weights = Buffers::scores(scratch, weights, q, k);
         let grads = Buffers::scores(scratch, grads, grad, v);
         let both = weights
-            .chunks_exact_mut(keys.len())
-            .zip(grads.chunks_exact_mut(keys.len()));
+            .chunks_exact_mut(row_len)
+            .zip(grads.chunks_exact_mut(row_len));
         for (row, ((weights, grads), seen)) in rows.clone().zip(both.zip(seen)) {
             let seen = within(seen, &keys);
             let log_sum = self.log_sums[(batch * sizes.heads + head) * sizes.seq + row];

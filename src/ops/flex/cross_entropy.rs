@@ -16,10 +16,12 @@ pub fn forward(logits: Primitive, targets: IntTensor<Flex>) -> Primitive {
     let rows = logits.storage::<f32>().par_chunks_exact(classes);
     let targets = indices(targets);
     let losses = rows.zip(&targets).map(|(row, target)| {
-        let largest = max(row);
-        let total = vectorized(
+        let (largest, total) = vectorized(
             #[inline(always)]
-            || row.iter().map(|x| exp(x - largest)).sum::<f32>(),
+            || {
+                let largest = max(row);
+                (largest, row.iter().map(|x| exp(x - largest)).sum())
+            },
         );
         loss(row[*target], largest, total)
     });

@@ -3,7 +3,6 @@ use burn::backend::autodiff::checkpoint::strategy::CheckpointStrategy;
 use burn::backend::autodiff::grads::Gradients;
 use burn::backend::autodiff::ops::{Backward, Ops, OpsKind};
 use burn::backend::{Flex, TensorMetadata};
-
 use rayon::prelude::*;
 
 use super::vector::{CHUNK, map, sigmoid, vectorized};
