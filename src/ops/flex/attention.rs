@@ -1,3 +1,4 @@
+use std::mem::MaybeUninit;
 use std::ops::Range;
 
 use burn::backend::autodiff::checkpoint::base::Checkpointer;
@@ -145,7 +146,7 @@ pub fn forward(
         batch, seq, heads, ..
     } = Sizes::new(&q, &k);
     let mut log_sums = vec![0.0; batch * heads * seq];
-    let values = new_buffer(q.storage::<f32>().len(), |out| {
+    let fill = |out: &mut [MaybeUninit<f32>]| {
         let out = Shared(out.as_mut_ptr().cast());
         let (q, k, v) = (q.storage(), k.storage(), v.storage());
         let all_heads = log_sums.par_chunks_mut(seq.max(1)).enumerate();
@@ -170,7 +171,9 @@ pub fn forward(
                 matmul_here(out, Output::Write, weights, v, &mut buffers.scratch);
             }
         });
-    });
+    };
+    // SAFETY: every row of every head is written.
+    let values = unsafe { new_buffer(q.storage::<f32>().len(), fill) };
     let log_sums = primitive(log_sums, &[batch, heads, seq]);
     (primitive(values, &q.shape()), log_sums)
 }
@@ -217,7 +220,7 @@ fn backward(grad: &Primitive, saved: &Saved) -> [Primitive; 3] {
     let [grad, q, k, v]: [&[f32]; 4] = [&grad, &q, &k, &v].map(|tensor| tensor.storage());
     let log_sums = saved.log_sums.storage();
     let (mut k_grad, mut v_grad) = (vec![0.0; k.len()], vec![0.0; v.len()]);
-    let q_grad = new_buffer(q.len(), |q_grad| {
+    let fill = |q_grad: &mut [MaybeUninit<f32>]| {
         let pass = BackwardPass {
             sizes,
             mask: &saved.mask,
@@ -234,7 +237,9 @@ fn backward(grad: &Primitive, saved: &Saved) -> [Primitive; 3] {
         kv_heads.for_each_init(Buffers::default, |buffers, index| {
             pass.kv_head(index / sizes.kv_heads, index % sizes.kv_heads, buffers);
         });
-    });
+    };
+    // SAFETY: every row of every head is written.
+    let q_grad = unsafe { new_buffer(q.len(), fill) };
     let [q_shape, k_shape, v_shape] = shapes;
     [
         primitive(q_grad, &q_shape),

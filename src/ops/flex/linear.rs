@@ -57,11 +57,10 @@ fn multiply<T: Number>(
     let [in_dim, out_dim] = weight.shape();
     let x_values: &[f32] = x.storage();
     let rows = x_values.len() / in_dim;
-    let values = new_buffer(rows * out_dim, |out| {
-        let out = MatMut::row_major(out, [rows, out_dim]);
-        let x = Mat::row_major(x_values, [rows, in_dim]);
-        matmul(out, x, weight);
-    });
+    let x_matrix = Mat::row_major(x_values, [rows, in_dim]);
+    let fill = |out: &mut [_]| matmul(MatMut::row_major(out, [rows, out_dim]), x_matrix, weight);
+    // SAFETY: the product writes all of its numbers.
+    let values = unsafe { new_buffer(rows * out_dim, fill) };
     let mut shape = x.shape();
     let last = shape.num_dims() - 1;
     shape[last] = out_dim;
@@ -74,12 +73,14 @@ fn weight_grad(grad: &Primitive, x: &Primitive, weight: &Primitive) -> Primitive
     let [out_dim, in_dim] = weight.shape().dims();
     let (grad, x): (&[f32], &[f32]) = (grad.storage(), x.storage());
     let rows = x.len() / in_dim;
-    let values = new_buffer(out_dim * in_dim, |out| {
+    let fill = |out: &mut [_]| {
         let out = MatMut::row_major(out, [out_dim, in_dim]);
         let grad = Mat::row_major(grad, [rows, out_dim]);
         let x = Mat::row_major(x, [rows, in_dim]);
         matmul(out, Output::Write, grad.transpose(), x);
-    });
+    };
+    // SAFETY: the product writes all of its numbers.
+    let values = unsafe { new_buffer(out_dim * in_dim, fill) };
     let values = primitive(values, &[out_dim, in_dim]);
     Flex::float_cast(values, weight.dtype().into())
 }

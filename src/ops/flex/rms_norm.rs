@@ -14,7 +14,7 @@ pub fn forward(x: &Primitive, weight: &Primitive, eps: f64) -> Primitive {
     let values = map_rows(weight.len(), [x.storage()], |_, [x], out| {
         let norm = inverse_norm(x, eps);
         for ((out, x), weight) in out.iter_mut().zip(x).zip(weight) {
-            out.write(x * norm * weight);
+            *out = x * norm * weight;
         }
     });
     primitive(values, &x.shape())
@@ -28,10 +28,8 @@ fn backward(grad: &Primitive, x: &Primitive, weight: &Primitive, eps: f64) -> Pr
     let values = map_rows(weight.len(), inputs, |_, [grad, x], out| {
         let norm = inverse_norm(x, eps);
         for ((out, grad), weight) in out.iter_mut().zip(grad).zip(weight) {
-            out.write(grad * weight);
+            *out = grad * weight;
         }
-        // SAFETY: the loop above wrote every number.
-        let out = unsafe { out.assume_init_mut() };
         let along = norm * norm * norm * dot(out, x) / x.len() as f32;
         for (out, x) in out.iter_mut().zip(x) {
             *out = norm * *out - along * x;

@@ -33,8 +33,8 @@ pub fn rotate(x: &Primitive, cos: &Primitive, sin: &Primitive, direction: Direct
             let (out_first, out_second) = out.split_at_mut(half);
             for i in 0..half {
                 let sin = sign * sin[i];
-                out_first[i].write(first[i] * cos[i] - second[i] * sin);
-                out_second[i].write(second[i] * cos[i] + first[i] * sin);
+                out_first[i] = first[i] * cos[i] - second[i] * sin;
+                out_second[i] = second[i] * cos[i] + first[i] * sin;
             }
         }
     });

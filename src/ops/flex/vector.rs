@@ -13,11 +13,14 @@ pub fn vectorized<R>(f: impl FnOnce() -> R) -> R {
     pulp::Arch::new().dispatch(f)
 }
 
-/// A new buffer of `len` numbers that `fill` writes in full.
-pub fn new_buffer(len: usize, fill: impl FnOnce(&mut [MaybeUninit<f32>])) -> Vec<f32> {
+/// A new buffer of `len` numbers.
+///
+/// # Safety
+/// `fill` must write all of them.
+pub unsafe fn new_buffer(len: usize, fill: impl FnOnce(&mut [MaybeUninit<f32>])) -> Vec<f32> {
     let mut buffer = Vec::with_capacity(len);
     fill(&mut buffer.spare_capacity_mut()[..len]);
-    // SAFETY: every caller writes all numbers; this module and its siblings are the only ones.
+    // SAFETY: they are written.
     unsafe { buffer.set_len(len) };
     buffer
 }
@@ -29,7 +32,7 @@ pub fn new_buffer(len: usize, fill: impl FnOnce(&mut [MaybeUninit<f32>])) -> Vec
 pub fn map<const N: usize>(inputs: [&[f32]; N], f: impl Fn([f32; N]) -> f32 + Sync) -> Vec<f32> {
     let len = inputs[0].len();
     assert!(inputs.iter().all(|input| input.len() == len));
-    new_buffer(len, |out| {
+    let fill = |out: &mut [MaybeUninit<f32>]| {
         let chunks = out.par_chunks_mut(CHUNK).enumerate();
         chunks.for_each(|(index, out)| {
             let inputs = inputs.map(|input| &input[index * CHUNK..][..out.len()]);
@@ -42,32 +45,39 @@ pub fn map<const N: usize>(inputs: [&[f32]; N], f: impl Fn([f32; N]) -> f32 + Sy
                 },
             );
         });
-    })
+    };
+    // SAFETY: the chunks are all of the buffer.
+    unsafe { new_buffer(len, fill) }
 }
 
-/// `f` of each row of some slices and its index, on all threads; `f` writes all numbers of the row
-/// that it is given.
+/// `f` of each row of some slices and its index, on all threads; `f` gets a row of zeros to write.
 ///
 /// # Panics
-/// If the lengths differ.
+/// If the lengths differ, or are not whole rows.
 pub fn map_rows<const N: usize>(
     row_len: usize,
     inputs: [&[f32]; N],
-    f: impl Fn(usize, [&[f32]; N], &mut [MaybeUninit<f32>]) + Sync,
+    f: impl Fn(usize, [&[f32]; N], &mut [f32]) + Sync,
 ) -> Vec<f32> {
     let len = inputs[0].len();
     assert!(inputs.iter().all(|input| input.len() == len));
+    assert!(len.is_multiple_of(row_len), "a row is not whole");
     let rows_at_a_time = CHUNK.div_ceil(row_len.max(1));
-    new_buffer(len, |out| {
+    let fill = |out: &mut [MaybeUninit<f32>]| {
         let rows = out.par_chunks_exact_mut(row_len).enumerate();
         rows.with_min_len(rows_at_a_time).for_each(|(row, out)| {
             let inputs = inputs.map(|input| &input[row * row_len..][..row_len]);
+            out.fill(MaybeUninit::new(0.0));
+            // SAFETY: the line above wrote them.
+            let out = unsafe { out.assume_init_mut() };
             vectorized(
                 #[inline(always)]
                 || f(row, inputs, out),
             );
         });
-    })
+    };
+    // SAFETY: the rows are all of the buffer.
+    unsafe { new_buffer(len, fill) }
 }
 
 /// The sum of the products of two slices, in 16 partial sums.
