@@ -25,6 +25,7 @@ WORK = [
     ("f32, 2 x 256, recomputed", ["--recompute"], [], 1e-4),
     ("bf16 base, 2 x 256", BF16, [], 5e-2),
     ("bf16 base, bf16 products, 2 x 256", BF16, ["--bf16-products"], 5e-2),
+    ("bf16 base, 2 x 256, recomputed", [*BF16, "--recompute"], [], 5e-2),
     ("f32, Alpaca rows, packed against padded", ALPACA, [], 1e-4),
     ("f32, 2 x 1024", LONG, [], 1e-4),
     ("f32, 2 x 1024, recomputed", [*LONG, "--recompute"], [], 1e-4),
