@@ -2,6 +2,7 @@
 //!
 //! | group | what | compared |
 //! |---|---|---|
+//! | `linear` | 512 tokens times a frozen weight, as Gelem/s of floating-point operations | f32 and bf16 weights, bf16 products, plain body |
 //! | `lora_linear` | a linear layer | frozen, this crate's adapter, Burn's `apply_lora`, which composes the dense weight |
 //! | `attention` | 16 heads of 64 | fused and plain bodies, one sample in a row or eight |
 //! | `cross_entropy` | 256 x 32000 logits | fused and plain bodies |
@@ -22,14 +23,16 @@ use std::time::Duration;
 
 use burn::module::{Lora, Module};
 use burn::nn::LinearConfig;
-use burn::tensor::{Device, Distribution, Int, Tensor};
+use burn::tensor::{DType, Device, Distribution, Int, Tensor};
 use burn_peft::adapter::initialize_params;
 use burn_peft::llama::{LlamaConfig, RotaryEmbedding};
 use burn_peft::lora::{AttnModule, LoRAConfig, LoRALinear};
-use burn_peft::ops::{self, AttentionMask};
+use burn_peft::ops::{self, AttentionMask, MatmulPrecision};
 use burn_peft::training::Activations;
 use criterion::measurement::WallTime;
-use criterion::{BenchmarkGroup, BenchmarkId, Criterion, criterion_group, criterion_main};
+use criterion::{
+    BenchmarkGroup, BenchmarkId, Criterion, Throughput, criterion_group, criterion_main,
+};
 use training::{Case, Training};
 
 #[global_allocator]
@@ -72,6 +75,44 @@ fn bench_bodies<const D: usize, const E: usize>(
         bench_op(group, BenchmarkId::new(name, parameter), x, &op);
     }
     ops::set_fused(true);
+}
+
+/// `[out_dim, in_dim]` of the weights of the Llama that `vs_peft` compares.
+const WEIGHTS: [[usize; 2]; 4] = [[1024, 1024], [2816, 1024], [1024, 2816], [32000, 1024]];
+
+/// Forward, and forward with backward, of a product whose weight is frozen.
+fn linear(criterion: &mut Criterion) {
+    const TOKENS: usize = 512;
+    let mut group = criterion.benchmark_group("linear");
+    for shape @ [out_dim, in_dim] in WEIGHTS {
+        let x = random([TOKENS, in_dim]);
+        let weight = random(shape).inner();
+        let half = weight.clone().cast(DType::BF16);
+        let flop = (2 * TOKENS * out_dim * in_dim) as u64;
+        let bodies = [
+            ("f32", &weight, true, MatmulPrecision::Highest),
+            ("bf16 weight", &half, true, MatmulPrecision::Highest),
+            ("bf16 products", &half, true, MatmulPrecision::Medium),
+            ("plain", &weight, false, MatmulPrecision::Highest),
+        ];
+        for (name, weight, fused, precision) in bodies {
+            ops::set_fused(fused);
+            ops::set_matmul_precision(precision);
+            let parameter = format!("{name}/{out_dim}x{in_dim}");
+            group.throughput(Throughput::Elements(flop));
+            group.bench_function(BenchmarkId::new("forward", &parameter), |bencher| {
+                let x = x.clone().inner();
+                bencher.iter(|| ops::linear(x.clone(), weight.clone()));
+            });
+            group.throughput(Throughput::Elements(2 * flop));
+            let id = BenchmarkId::new("both", &parameter);
+            bench_op(&mut group, id, &x, |x| {
+                ops::linear(x, Tensor::from_inner(weight.clone()))
+            });
+        }
+    }
+    ops::set_fused(true);
+    ops::set_matmul_precision(MatmulPrecision::Highest);
 }
 
 fn lora_linear(criterion: &mut Criterion) {
@@ -173,6 +214,6 @@ criterion_group! {
         .warm_up_time(Duration::from_millis(300))
         .measurement_time(Duration::from_secs(1))
         .without_plots();
-    targets = lora_linear, attention, cross_entropy, block, train_step
+    targets = linear, lora_linear, attention, cross_entropy, block, train_step
 }
 criterion_main!(benches);

@@ -12,19 +12,20 @@
 //! cargo bench --bench scaling -- --plot docs/images/scaling.svg
 //! ```
 
+#[path = "../tests/support/counting.rs"]
+mod counting;
 #[path = "support/lines.rs"]
 mod lines;
 #[path = "support/training.rs"]
 mod training;
 
-use std::alloc::{GlobalAlloc, Layout};
 use std::error::Error;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::time::Instant;
 
 use burn_peft::training::Activations;
 use clap::Parser;
+use counting::{Counting, live_bytes, peak_bytes, reset_peak};
 use lines::{Series, plot};
 use mimalloc::MiMalloc;
 use training::{Case, DIM, Training};
@@ -147,48 +148,14 @@ struct StepCost {
 }
 
 fn measure_step(training: &mut Training) -> StepCost {
-    let before = LIVE_BYTES.load(Relaxed);
-    PEAK_BYTES.store(before, Relaxed);
+    let before = live_bytes();
+    reset_peak();
     let started = Instant::now();
     training.step();
     let ms = started.elapsed().as_secs_f64() * 1e3;
-    let mb = (PEAK_BYTES.load(Relaxed) - before) as f64 / 1e6;
+    let mb = (peak_bytes() - before) as f64 / 1e6;
     StepCost { ms, mb }
 }
 
-/// Counts the bytes that are allocated.
-struct Counting;
-
 #[global_allocator]
-static ALLOCATOR: Counting = Counting;
-static LIVE_BYTES: AtomicUsize = AtomicUsize::new(0);
-static PEAK_BYTES: AtomicUsize = AtomicUsize::new(0);
-
-fn count(bytes: usize) {
-    let live = LIVE_BYTES.fetch_add(bytes, Relaxed) + bytes;
-    PEAK_BYTES.fetch_max(live, Relaxed);
-}
-
-// SAFETY: every call is passed on as it is.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        count(layout.size());
-        unsafe { MiMalloc.alloc(layout) }
-    }
-
-    unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
-        count(layout.size());
-        unsafe { MiMalloc.alloc_zeroed(layout) }
-    }
-
-    unsafe fn dealloc(&self, ptr: *mut u8, layout: Layout) {
-        LIVE_BYTES.fetch_sub(layout.size(), Relaxed);
-        unsafe { MiMalloc.dealloc(ptr, layout) }
-    }
-
-    unsafe fn realloc(&self, ptr: *mut u8, layout: Layout, new_size: usize) -> *mut u8 {
-        count(new_size);
-        LIVE_BYTES.fetch_sub(layout.size(), Relaxed);
-        unsafe { MiMalloc.realloc(ptr, layout, new_size) }
-    }
-}
+static ALLOCATOR: Counting<MiMalloc> = Counting(MiMalloc);

@@ -2,13 +2,13 @@
 //!
 //! A program of its own, since the allocator counts for the whole process.
 
-#[allow(dead_code)]
-#[path = "../examples/memory_table.rs"]
+#[path = "support/counting.rs"]
+mod counting;
+#[path = "../examples/support/memory_table.rs"]
 mod memory_table;
 
-use std::alloc::{GlobalAlloc, Layout, System};
+use std::alloc::System;
 use std::path::Path;
-use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::sync::{Mutex, MutexGuard};
 
 use burn::tensor::{DType, Device, Distribution, Tensor};
@@ -22,48 +22,10 @@ use burn_peft::training::{
     Activations, AdamWConfig, Change, EstimateConfig, LrSchedule, MemoryEstimate, Moment,
     ScheduleKind, Trainer, available_memory_bytes, estimate, saved_bytes_per_layer, suggestions,
 };
-
-/// The system's allocator, with a count of the bytes in use and of the most there were.
-struct Counting;
-
-static LIVE: AtomicUsize = AtomicUsize::new(0);
-static PEAK: AtomicUsize = AtomicUsize::new(0);
-
-fn grow(bytes: usize) {
-    let live = LIVE.fetch_add(bytes, Relaxed) + bytes;
-    PEAK.fetch_max(live, Relaxed);
-}
-
-fn shrink(bytes: usize) {
-    LIVE.fetch_sub(bytes, Relaxed);
-}
-
-// SAFETY: all calls are passed on as they are.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        grow(layout.size());
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
-        grow(layout.size());
-        unsafe { System.alloc_zeroed(layout) }
-    }
-
-    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
-        shrink(layout.size());
-        unsafe { System.dealloc(pointer, layout) }
-    }
-
-    unsafe fn realloc(&self, pointer: *mut u8, layout: Layout, size: usize) -> *mut u8 {
-        grow(size);
-        shrink(layout.size());
-        unsafe { System.realloc(pointer, layout, size) }
-    }
-}
+use counting::{Counting, live_bytes, peak_bytes, reset_peak};
 
 #[global_allocator]
-static ALLOCATOR: Counting = Counting;
+static ALLOCATOR: Counting<System> = Counting(System);
 
 /// One test at a time, since the others' allocations would be counted too; on two threads, whose
 /// buffers then are the same on every machine.
@@ -131,9 +93,9 @@ fn measured_saved_bytes(config: &EstimateConfig, input_is_tracked: bool) -> usiz
     let mask = AttentionMask::causal(0, config.seq_len);
     let forward = || model.layers[0].forward(x.clone(), &rope, &mask, None);
     forward(); // what threads allocate once
-    let before = LIVE.load(Relaxed);
+    let before = live_bytes();
     let output = forward();
-    let saved = LIVE.load(Relaxed) - before;
+    let saved = live_bytes() - before;
     drop(output);
     saved
 }
@@ -218,15 +180,15 @@ fn trainer(config: &EstimateConfig) -> Trainer {
 fn measured_peak(config: &EstimateConfig) -> usize {
     let weights = tempfile::tempdir().unwrap();
     save_hf(&config.model.init(&Device::flex()), weights.path()).unwrap();
-    let before = LIVE.load(Relaxed);
+    let before = live_bytes();
     let mut model = model(config, weights.path());
-    PEAK.store(LIVE.load(Relaxed), Relaxed);
+    reset_peak();
     let mut trainer = trainer(config);
     for _ in 0..2 {
         let batches = vec![batch(config); config.micro_batches];
         (model, _) = trainer.step(model, &batches);
     }
-    PEAK.load(Relaxed) - before
+    peak_bytes() - before
 }
 
 fn trainings() -> Vec<(&'static str, EstimateConfig)> {

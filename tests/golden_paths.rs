@@ -5,10 +5,16 @@
 //! A program of its own: the switch between fused and plain operations is the process's.
 
 #[path = "it/common.rs"]
-#[allow(dead_code)]
+#[allow(
+    dead_code,
+    reason = "shared with the tests in `it`, which use the rest"
+)]
 mod common;
 #[path = "it/golden_cases.rs"]
-#[allow(dead_code)]
+#[allow(
+    dead_code,
+    reason = "shared with the tests in `it`, which use the rest"
+)]
 mod golden_cases;
 
 use std::collections::HashMap;

@@ -52,9 +52,10 @@ impl AttentionMask {
     /// - `is_token`: `[batch, keys]`, false at padding
     ///
     /// # Panics
-    /// If a token follows padding.
+    /// If a token follows padding, or the numbers of keys differ.
     pub fn with_padding(self, is_token: Tensor<2, Bool>) -> Self {
-        let [batch, keys] = is_token.dims();
+        let [_, keys] = is_token.dims();
+        assert_eq!(keys, self.keys(), "the mask has another number of keys");
         let is_token: Vec<bool> = is_token.into_data().iter::<bool>().collect();
         let rows = is_token
             .chunks(keys)
@@ -69,10 +70,7 @@ impl AttentionMask {
                 let visible = self.visible(row, 0..self.seq()).iter();
                 visible.map(move |range| range.start.min(tokens)..range.end.min(tokens))
             });
-        debug_assert_eq!(keys, self.keys());
-        let visible: Vec<_> = rows.collect();
-        debug_assert_eq!(visible.len(), batch * self.seq());
-        Self::new(self.seq(), keys, visible)
+        Self::new(self.seq(), keys, rows.collect())
     }
 }
 

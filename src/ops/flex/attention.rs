@@ -8,7 +8,7 @@ use burn::backend::autodiff::ops::{Backward, Ops, OpsKind};
 use burn::backend::{Flex, TensorMetadata};
 use rayon::prelude::*;
 
-use super::gemm::{Mat, MatMut, Output, Scratch, matmul_here};
+use super::gemm::{Mat, MatMut, Output, Scratch};
 use super::vector::{dot, exp, max, new_buffer, sum, vectorized};
 use super::{Primitive, Tracked, contiguous, primitive};
 use crate::ops::AttentionMask;
@@ -127,7 +127,7 @@ impl Buffers {
         out.clear();
         out.reserve(shape[0] * shape[1]);
         let target = MatMut::row_major(out.spare_capacity_mut(), shape);
-        matmul_here(target, Output::Write, a, b.transpose(), scratch);
+        scratch.matmul(target, Output::Write, a, b.transpose());
         // SAFETY: the product wrote them all.
         unsafe { out.set_len(shape[0] * shape[1]) };
         out
@@ -142,33 +142,25 @@ pub fn forward(
     mask: &AttentionMask,
 ) -> (Primitive, Primitive) {
     let (q, k, v) = (contiguous(q), contiguous(k), contiguous(v));
-    let sizes @ Sizes {
-        batch, seq, heads, ..
-    } = Sizes::new(&q, &k);
+    let sizes = Sizes::new(&q, &k);
+    let Sizes {
+        batch, heads, seq, ..
+    } = sizes;
     let mut log_sums = vec![0.0; batch * heads * seq];
     let fill = |out: &mut [MaybeUninit<f32>]| {
-        let out = Shared(out.as_mut_ptr().cast());
-        let (q, k, v) = (q.storage(), k.storage(), v.storage());
+        let pass = ForwardPass {
+            sizes,
+            mask,
+            q: q.storage(),
+            k: k.storage(),
+            v: v.storage(),
+            out: Shared(out.as_mut_ptr().cast()),
+        };
         let all_heads = log_sums.par_chunks_mut(seq.max(1)).enumerate();
         all_heads.for_each_init(Buffers::default, |buffers, (index, log_sums)| {
-            let (batch, head) = (index / heads, index % heads);
-            let kv_head = head / (heads / sizes.kv_heads);
             for rows in sizes.blocks() {
-                let seen = mask.visible(batch, rows.clone());
-                let keys = union(seen);
-                let row_len = keys.len().max(1);
-                let q = sizes.queries(q, batch, head, &rows);
-                let k = sizes.keys(k, batch, kv_head, &keys);
-                let v = sizes.keys(v, batch, kv_head, &keys);
-                let weights = Buffers::scores(&mut buffers.scratch, &mut buffers.weights, q, k);
-                let rows_of_weights = weights.chunks_exact_mut(row_len).zip(seen);
-                for (row, (weights, seen)) in rows.clone().zip(rows_of_weights) {
-                    log_sums[row] = softmax(weights, within(seen, &keys), sizes.scale());
-                }
-                let weights = Mat::row_major(weights, [rows.len(), keys.len()]);
-                // SAFETY: `out` has the shape of q; this task alone has this head.
-                let out = unsafe { out.queries(&sizes, batch, head, &rows) };
-                matmul_here(out, Output::Write, weights, v, &mut buffers.scratch);
+                let log_sums = &mut log_sums[rows.clone()];
+                pass.block(index / heads, index % heads, rows, log_sums, buffers);
             }
         });
     };
@@ -176,6 +168,43 @@ pub fn forward(
     let values = unsafe { new_buffer(q.storage::<f32>().len(), fill) };
     let log_sums = primitive(log_sums, &[batch, heads, seq]);
     (primitive(values, &q.shape()), log_sums)
+}
+
+struct ForwardPass<'a> {
+    sizes: Sizes,
+    mask: &'a AttentionMask,
+    q: &'a [f32],
+    k: &'a [f32],
+    v: &'a [f32],
+    out: Shared,
+}
+
+impl ForwardPass<'_> {
+    fn block(
+        &self,
+        batch: usize,
+        head: usize,
+        rows: Range<usize>,
+        log_sums: &mut [f32],
+        buffers: &mut Buffers,
+    ) {
+        let sizes = &self.sizes;
+        let kv_head = head / (sizes.heads / sizes.kv_heads);
+        let seen = self.mask.visible(batch, rows.clone());
+        let keys = union(seen);
+        let q = sizes.queries(self.q, batch, head, &rows);
+        let k = sizes.keys(self.k, batch, kv_head, &keys);
+        let v = sizes.keys(self.v, batch, kv_head, &keys);
+        let weights = Buffers::scores(&mut buffers.scratch, &mut buffers.weights, q, k);
+        let by_row = weights.chunks_exact_mut(keys.len().max(1)).zip(seen);
+        for (log_sum, (weights, seen)) in log_sums.iter_mut().zip(by_row) {
+            *log_sum = softmax(weights, within(seen, &keys), sizes.scale());
+        }
+        let weights = Mat::row_major(weights, [rows.len(), keys.len()]);
+        // SAFETY: `out` has the shape of q; this task alone has this head.
+        let out = unsafe { self.out.queries(sizes, batch, head, &rows) };
+        buffers.scratch.matmul(out, Output::Write, weights, v);
+    }
 }
 
 /// Replaces scores by `softmax(scale · scores)` within `seen` and by zero elsewhere; returns
@@ -288,20 +317,20 @@ impl BackwardPass<'_> {
         } = buffers;
         let seen = mask.visible(batch, rows.clone());
         let keys = union(seen);
-        let row_len = keys.len().max(1);
         let q = sizes.queries(self.q, batch, head, &rows);
         let grad = sizes.queries(self.grad, batch, head, &rows);
         let k = sizes.keys(self.k, batch, kv_head, &keys);
         let v = sizes.keys(self.v, batch, kv_head, &keys);
         let weights = Buffers::scores(scratch, weights, q, k);
         let grads = Buffers::scores(scratch, grads, grad, v);
-        let both = weights
+        let first = (batch * sizes.heads + head) * sizes.seq;
+        let log_sums = &self.log_sums[first + rows.start..first + rows.end];
+        let row_len = keys.len().max(1);
+        let by_row = weights
             .chunks_exact_mut(row_len)
             .zip(grads.chunks_exact_mut(row_len));
-        for (row, ((weights, grads), seen)) in rows.clone().zip(both.zip(seen)) {
-            let seen = within(seen, &keys);
-            let log_sum = self.log_sums[(batch * sizes.heads + head) * sizes.seq + row];
-            softmax_backward(weights, grads, seen, sizes.scale(), log_sum);
+        for ((weights, grads), (seen, log_sum)) in by_row.zip(seen.iter().zip(log_sums)) {
+            softmax_backward(weights, grads, within(seen, &keys), sizes.scale(), *log_sum);
         }
         let weights = Mat::row_major(weights, [rows.len(), keys.len()]);
         let grads = Mat::row_major(grads, [rows.len(), keys.len()]);
@@ -314,9 +343,9 @@ impl BackwardPass<'_> {
                 self.v_grad.keys(sizes, batch, kv_head, &keys),
             )
         };
-        matmul_here(q_grad, Output::Write, grads, k, scratch);
-        matmul_here(k_grad, Output::Add, grads.transpose(), q, scratch);
-        matmul_here(v_grad, Output::Add, weights.transpose(), grad, scratch);
+        scratch.matmul(q_grad, Output::Write, grads, k);
+        scratch.matmul(k_grad, Output::Add, grads.transpose(), q);
+        scratch.matmul(v_grad, Output::Add, weights.transpose(), grad);
     }
 }
 

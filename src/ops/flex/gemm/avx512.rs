@@ -75,21 +75,22 @@ pub fn panel<T: Number>(
     let [k, n] = b.shape;
     assert!(rows.end <= a.shape[0] && first < n);
     for start in (0..k).step_by(DEPTH) {
-        let depth = DEPTH.min(k - start);
-        let tile = Tile {
-            a: a.data[start * a.strides[1]..].as_ptr(),
-            a_strides: a.strides,
-            b: buffer.reserve(depth).as_ptr().cast(),
-            depth,
-            out: out.data.wrapping_add(first),
-            out_stride: out.row_stride,
-            width: PANEL.min(n - first),
-            add: start > 0 || output == Output::Add,
-        };
+        let (depth, width) = (DEPTH.min(k - start), PANEL.min(n - first));
+        let buffer = buffer.reserve(depth);
         // SAFETY: `matmul` asked for AVX-512; it and the constructors checked that all elements of
         // the three matrices lie inside their data.
         unsafe {
-            pack(b, [start, first], [depth, tile.width], &mut buffer.0);
+            pack(b, [start, first], [depth, width], buffer);
+            let tile = Tile {
+                a: a.data[start * a.strides[1]..].as_ptr(),
+                a_strides: a.strides,
+                b: buffer.as_ptr().cast(),
+                depth,
+                out: out.data.wrapping_add(first),
+                out_stride: out.row_stride,
+                width,
+                add: start > 0 || output == Output::Add,
+            };
             tile.rows(rows.clone());
         }
     }
@@ -108,21 +109,22 @@ pub fn panel_of_pairs(
     let pairs = k.div_ceil(2);
     assert!(rows.end * pairs <= a.len() && rows.end <= out.shape[0] && first < n);
     for start in (0..pairs).step_by(DEPTH) {
-        let depth = DEPTH.min(pairs - start);
-        let tile = Tile {
-            a: a[start..].as_ptr().cast(),
-            a_strides: [pairs, 1],
-            b: buffer.reserve(depth).as_ptr().cast(),
-            depth,
-            out: out.data.wrapping_add(first),
-            out_stride: out.row_stride,
-            width: PANEL.min(n - first),
-            add: start > 0,
-        };
+        let (depth, width) = (DEPTH.min(pairs - start), PANEL.min(n - first));
+        let buffer = buffer.reserve(depth);
         // SAFETY: `matmul_bf16` asked for the instruction; the assertion and the constructors
         // checked that all elements lie inside their data.
         unsafe {
-            pack_pairs(b, [start, first], [depth, tile.width], &mut buffer.0);
+            pack_pairs(b, [start, first], [depth, width], buffer);
+            let tile = Tile {
+                a: a[start..].as_ptr().cast(),
+                a_strides: [pairs, 1],
+                b: buffer.as_ptr().cast(),
+                depth,
+                out: out.data.wrapping_add(first),
+                out_stride: out.row_stride,
+                width,
+                add: start > 0,
+            };
             tile.rows_of_pairs(rows.clone());
         }
     }
@@ -144,20 +146,14 @@ unsafe fn pack<T: Number>(
     [depth, width]: [usize; 2],
     buffer: &mut [PanelRow],
 ) {
-    let at = |i, j| (row + i) * b.strides[0] + (col + j) * b.strides[1];
+    let at = |i: usize, j: usize| (row + i) * b.strides[0] + (col + j) * b.strides[1];
     let is_transposed = b.strides[0] == 1 && b.strides[1] != 1;
+    let number = |i: usize, j: usize| b.data[at(i, j)].widen();
     for j in (0..width).step_by(LANES) {
         for i in (0..depth).step_by(LANES) {
             let rows = &mut buffer[i..depth.min(i + LANES)];
             if rows.len() < LANES || j + LANES > width {
-                for (row, values) in rows.iter_mut().enumerate() {
-                    for (col, value) in values.0[j..j + LANES].iter_mut().enumerate() {
-                        *value = match j + col < width {
-                            true => b.data[at(i + row, j + col)].widen(),
-                            false => 0.0,
-                        };
-                    }
-                }
+                pack_edge(rows, j, width, |row, col| number(i + row, col));
                 continue;
             }
             // SAFETY: 16 x 16 numbers from (i, j) lie inside of `b`, and of the buffer.
@@ -182,21 +178,20 @@ unsafe fn pack_pairs(
     buffer: &mut [PanelRow],
 ) {
     let [k, _] = b.shape;
-    let at = |i, j| 2 * (row + i) * b.strides[0] + (col + j) * b.strides[1];
+    let at = |i: usize, j: usize| 2 * (row + i) * b.strides[0] + (col + j) * b.strides[1];
     let is_transposed = b.strides[0] == 1 && b.strides[1] != 1;
+    let pair = |i: usize, j: usize| {
+        let half = |half: usize| match 2 * (row + i) + half < k {
+            true => u32::from(b.data[at(i, j) + half * b.strides[0]].to_bits()),
+            false => 0,
+        };
+        f32::from_bits(half(0) | half(1) << 16)
+    };
     for j in (0..width).step_by(LANES) {
         for i in (0..depth).step_by(LANES) {
             let rows = &mut buffer[i..depth.min(i + LANES)];
             if 2 * (row + i + LANES) > k || rows.len() < LANES || j + LANES > width {
-                for (i, values) in (i..).zip(rows.iter_mut()) {
-                    for (j, value) in (j..).zip(&mut values.0[j..j + LANES]) {
-                        let half = |half: usize| match j < width && 2 * (row + i) + half < k {
-                            true => u32::from(b.data[at(i, j) + half * b.strides[0]].to_bits()),
-                            false => 0,
-                        };
-                        *value = f32::from_bits(half(0) | half(1) << 16);
-                    }
-                }
+                pack_edge(rows, j, width, |row, col| pair(i + row, col));
                 continue;
             }
             // SAFETY: 16 x 16 pairs from (i, j) lie inside of `b`, and of the buffer.
@@ -209,20 +204,36 @@ unsafe fn pack_pairs(
                         to,
                     ),
                     false => copy(
-                        |row| {
-                            let lower = from.add(2 * row * b.strides[0]);
-                            let upper = bf16::load16(lower.add(b.strides[0]));
-                            // A widened bf16 has its bits in the upper half.
-                            let lower =
-                                _mm512_srli_epi32::<16>(_mm512_castps_si512(bf16::load16(lower)));
-                            _mm512_castsi512_ps(_mm512_or_si512(_mm512_castps_si512(upper), lower))
-                        },
+                        |row| load_pairs(from.add(2 * row * b.strides[0]), b.strides[0]),
                         to,
                     ),
                 }
             }
         }
     }
+}
+
+/// Up to 16 columns from `first`, with zeros from `width` on; `number` gives the others.
+fn pack_edge(
+    rows: &mut [PanelRow],
+    first: usize,
+    width: usize,
+    number: impl Fn(usize, usize) -> f32,
+) {
+    for (row, values) in rows.iter_mut().enumerate() {
+        for (col, value) in (first..).zip(&mut values.0[first..first + LANES]) {
+            *value = if col < width { number(row, col) } else { 0.0 };
+        }
+    }
+}
+
+/// 16 pairs of a row's number, in the lower half, and that of the row `stride` after it.
+#[target_feature(enable = "avx512f,avx512bw")]
+unsafe fn load_pairs(from: *const bf16, stride: usize) -> __m512 {
+    // A widened bf16 has its bits in the upper half.
+    let [lower, upper] = unsafe { [bf16::load16(from), bf16::load16(from.add(stride))] };
+    let lower = _mm512_srli_epi32::<16>(_mm512_castps_si512(lower));
+    _mm512_castsi512_ps(_mm512_or_si512(_mm512_castps_si512(upper), lower))
 }
 
 /// Writes 16 x 16 numbers, whose rows `load` gives, as rows `PANEL` apart.

@@ -267,8 +267,10 @@ fn pairs_of_bf16(a: Mat) -> Vec<u32> {
 #[cfg(target_arch = "x86_64")]
 #[inline(always)]
 fn bf16_bits(value: f32) -> u32 {
+    const NAN: u32 = 0x7fc0;
     let bits = value.to_bits();
-    (bits + 0x7fff + (bits >> 16 & 1)) >> 16
+    let rounded = bits.wrapping_add(0x7fff + (bits >> 16 & 1)) >> 16;
+    if value.is_nan() { NAN } else { rounded }
 }
 
 /// What a thread keeps between products, so that it need not be allocated again.
@@ -278,36 +280,25 @@ pub struct Scratch {
     panel: avx512::Buffer,
 }
 
-/// `out (+)= a · b` on this thread.
-///
-/// # Panics
-/// If the shapes do not fit, or neither stride of `b` is 1.
-pub fn matmul_here<T: Number>(
-    out: MatMut,
-    output: Output,
-    a: Mat,
-    b: Mat<T>,
-    #[allow(unused)] scratch: &mut Scratch,
-) {
-    if is_done_by_check(&out, output, &a, &b) {
-        return;
-    }
-    #[cfg(target_arch = "x86_64")]
-    if avx512::is_supported() {
-        for first in (0..out.shape[1]).step_by(avx512::PANEL) {
-            avx512::panel(
-                out,
-                output,
-                a,
-                b,
-                0..out.shape[0],
-                first,
-                &mut scratch.panel,
-            );
+impl Scratch {
+    /// `out (+)= a · b` on this thread.
+    ///
+    /// # Panics
+    /// If the shapes do not fit, or neither stride of `b` is 1.
+    pub fn matmul<T: Number>(&mut self, out: MatMut, output: Output, a: Mat, b: Mat<T>) {
+        if is_done_by_check(&out, output, &a, &b) {
+            return;
         }
-        return;
+        #[cfg(target_arch = "x86_64")]
+        if avx512::is_supported() {
+            for first in (0..out.shape[1]).step_by(avx512::PANEL) {
+                let rows = 0..out.shape[0];
+                avx512::panel(out, output, a, b, rows, first, &mut self.panel);
+            }
+            return;
+        }
+        portable(out, output, a, b, gemm::Parallelism::None);
     }
-    portable(out, output, a, b, gemm::Parallelism::None);
 }
 
 /// Checks the shapes; true if there is nothing to multiply.
@@ -389,7 +380,7 @@ impl Mat<'_> {
 fn call_gemm(out: MatMut, output: Output, a: Mat, b: Mat, parallelism: gemm::Parallelism) {
     let ([m, k], [_, n]) = (a.shape, b.shape);
     let stride = |stride: usize| stride as isize;
-    // SAFETY: `check` and the constructors hold all three inside their data.
+    // SAFETY: `is_done_by_check` and the constructors keep all three inside their data.
     unsafe {
         gemm::gemm(
             m,
@@ -486,7 +477,7 @@ mod tests {
         assert_products(|value| value, matmul);
         assert_products(
             |value| value,
-            |out, output, a, b| matmul_here(out, output, a, b, &mut Scratch::default()),
+            |out, output, a, b| Scratch::default().matmul(out, output, a, b),
         );
         assert_products(bf16::from_f32, matmul);
         assert_products(f16::from_f32, matmul);
@@ -516,6 +507,24 @@ mod tests {
                     assert!((found - expected).abs() < 1e-4, "{found} {expected}");
                 }
             }
+        }
+    }
+
+    #[test]
+    #[cfg(target_arch = "x86_64")]
+    fn rounding_to_bf16_is_that_of_half() {
+        let special = [0.0, -0.0, f32::INFINITY, f32::MIN, f32::MAX, 1e-45];
+        for value in numbers(1000, 3)
+            .into_iter()
+            .map(|v| v * 1.0173)
+            .chain(special)
+        {
+            let expected = bf16::from_f32(value).to_bits();
+            assert_eq!(bf16_bits(value), u32::from(expected), "{value}");
+        }
+        for bits in [0x7fff_ffff, 0xffff_ffff, 0x7f80_0001, 0xffc0_0000] {
+            let rounded = bf16_bits(f32::from_bits(bits)) as u16;
+            assert!(bf16::from_bits(rounded).is_nan(), "{bits:x}");
         }
     }
 
