@@ -2,11 +2,11 @@
 //!
 //! | group | what | compared |
 //! |---|---|---|
-//! | `linear` | 512 tokens times a frozen weight, as Gelem/s of floating-point operations | f32 and bf16 weights, bf16 products, plain body |
+//! | `linear` | 512 tokens times a frozen weight, as Gelem/s of floating-point operations | f32 and bf16 weights, bf16 products, portable body |
 //! | `lora_linear` | a linear layer | frozen, this crate's adapter, Burn's `apply_lora`, which composes the dense weight |
-//! | `attention` | 16 heads of 64 | fused and plain bodies, one sample in a row or eight |
-//! | `cross_entropy` | 256 x 32000 logits | fused and plain bodies |
-//! | `block` | a decoder layer with adapters | fused and plain bodies |
+//! | `attention` | 16 heads of 64 | fused and portable bodies, one sample in a row or eight |
+//! | `cross_entropy` | 256 x 32000 logits | fused and portable bodies |
+//! | `block` | a decoder layer with adapters | fused and portable bodies |
 //! | `train_step` | a step with AdamW | activations kept and computed again |
 //!
 //! To compare two states of the code, save the first under a name:
@@ -70,7 +70,7 @@ fn bench_bodies<const D: usize, const E: usize>(
     x: &Tensor<D>,
     op: impl Fn(Tensor<D>) -> Tensor<E>,
 ) {
-    for (name, fused) in [("fused", true), ("plain", false)] {
+    for (name, fused) in [("fused", true), ("portable", false)] {
         ops::set_fused(fused);
         bench_op(group, BenchmarkId::new(name, parameter), x, &op);
     }
@@ -93,7 +93,7 @@ fn linear(criterion: &mut Criterion) {
             ("f32", &weight, true, MatmulPrecision::Highest),
             ("bf16 weight", &half, true, MatmulPrecision::Highest),
             ("bf16 products", &half, true, MatmulPrecision::Medium),
-            ("plain", &weight, false, MatmulPrecision::Highest),
+            ("portable", &weight, false, MatmulPrecision::Highest),
         ];
         for (name, weight, fused, precision) in bodies {
             ops::set_fused(fused);

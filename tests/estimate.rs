@@ -17,6 +17,7 @@ use burn_peft::checkpoint::{load_hf_as, save_hf};
 use burn_peft::data::Batch;
 use burn_peft::llama::{AttentionMask, LlamaConfig, RotaryEmbedding, TransformerDecoder};
 use burn_peft::lora::{AttnModule, LoRAConfig};
+use burn_peft::ops::set_fused;
 use burn_peft::training::recipe::RecipeConfig;
 use burn_peft::training::{
     Activations, AdamWConfig, Change, EstimateConfig, LrSchedule, MemoryEstimate, Moment,
@@ -126,11 +127,14 @@ fn a_layer_keeps_what_the_formula_says() {
             for is_tracked in [true, false] {
                 let config = EstimateConfig::new(model.clone(), Some(lora.clone()), 2, 1024);
                 let expected = saved_bytes_per_layer(&config, is_tracked);
-                let found = measured_saved_bytes(&config, is_tracked);
-                assert!(
-                    found.abs_diff(expected as usize) <= found / 100,
-                    "{found} bytes, not {expected}: tracked {is_tracked}, {lora:?}"
-                );
+                for fused in [false, true] {
+                    set_fused(fused);
+                    let found = measured_saved_bytes(&config, is_tracked);
+                    assert!(
+                        found.abs_diff(expected as usize) <= found / 100,
+                        "{found} bytes, not {expected}: fused {fused}, tracked {is_tracked}, {lora:?}"
+                    );
+                }
             }
         }
     }

@@ -1,11 +1,11 @@
 use std::ops::Range;
 use std::sync::{Arc, OnceLock};
 
-use burn::tensor::activation::softmax;
 use burn::tensor::{Bool, DType, Device, Tensor, TensorData};
 
 #[cfg(feature = "flex")]
 use super::flex;
+use super::portable;
 
 /// Which keys each query sees: a range of them.
 #[derive(Debug, Clone)]
@@ -17,7 +17,7 @@ struct Ranges {
     visible: Vec<Range<usize>>,
     seq: usize,
     keys: usize,
-    /// For the plain body: 0 where visible, the least number where not.
+    /// For the portable body: 0 where visible, the least number where not.
     additive: OnceLock<Tensor<4>>,
 }
 
@@ -65,9 +65,8 @@ impl AttentionMask {
         &visible[start + rows.start..start + rows.end]
     }
 
-    /// The mask to add to scores, `[batch or 1, 1, seq, keys]`. Adding keeps nothing for the
-    /// backward pass.
-    fn additive(&self, device: &Device) -> Tensor<4> {
+    /// The mask to add to scores, `[batch or 1, 1, seq, keys]`, made once.
+    pub(super) fn additive(&self, device: &Device) -> Tensor<4> {
         let Ranges {
             visible, seq, keys, ..
         } = &*self.0;
@@ -86,8 +85,8 @@ impl AttentionMask {
 
 /// Attention with grouped queries: `softmax(q kᵀ / sqrt(head_dim)) v` over the keys that `mask`
 /// shows. Vaswani et al., <https://arxiv.org/abs/1706.03762>; Ainslie et al.,
-/// <https://arxiv.org/abs/2305.13245>. The fused body keeps no scores: the backward pass forms them
-/// again, some queries at a time (Dao et al., <https://arxiv.org/abs/2205.14135>).
+/// <https://arxiv.org/abs/2305.13245>. No scores are kept: the backward pass forms them again, some
+/// queries at a time (Dao et al., <https://arxiv.org/abs/2205.14135>). Scores are f32 whatever `q` is.
 ///
 /// # Shapes
 /// - `q`: `[batch, seq, heads, head_dim]`, output the same
@@ -111,19 +110,6 @@ pub fn attention(q: Tensor<4>, k: Tensor<4>, v: Tensor<4>, mask: &AttentionMask)
     if flex::takes(&q) {
         return flex::attention(q, k, v, mask.clone());
     }
-    let [q, k, v] = [q, k, v].map(|heads| heads.swap_dims(1, 2)); // [b, h, t, d]
-    let group = heads / kv_heads;
-    // The queries of the heads that share a key head are stacked into one matrix, so that keys and
-    // values are never repeated. Scaling the queries instead of the scores touches fewer numbers.
-    let q = (q / (head_dim as f64).sqrt()).reshape([batch, kv_heads, group * seq, head_dim]);
-    let scores = q.matmul(k.swap_dims(2, 3)); // [b, kv, g·t, s]
-    let dtype = scores.dtype();
-    let scores = scores.reshape([batch, heads, seq, keys]).cast(DType::F32);
-    let mask = mask.additive(&scores.device());
-    let weights = softmax(scores + mask, 3).cast(dtype);
-    weights
-        .reshape([batch, kv_heads, group * seq, keys])
-        .matmul(v)
-        .reshape([batch, heads, seq, head_dim])
-        .swap_dims(1, 2)
+    let additive = mask.additive(&q.device());
+    portable::attention(q, k, v, additive, mask.clone())
 }

@@ -1,11 +1,11 @@
-use burn::tensor::module::linear as plain_linear;
 use burn::tensor::{DType, Device, Tensor};
 
 #[cfg(feature = "flex")]
 use super::flex;
+use super::portable;
 
 /// `x Wᵀ`. A weight of another type than `x` is brought to that of `x`: as a whole, or, fused, a
-/// part at a time.
+/// part at a time. Neither is kept: this is the place where a quantized weight would be widened.
 ///
 /// # Shapes
 /// - `x`: `[..., in_dim]`
@@ -21,15 +21,20 @@ pub fn linear<const D: usize>(x: Tensor<D>, weight: Tensor<2>) -> Tensor<D> {
     if flex::takes(&x) {
         return flex::linear(x, weight);
     }
-    let weight = weight.cast(x.dtype());
-    plain_linear(x, weight.transpose(), None)
+    portable::linear(x, weight)
 }
 
-/// The type that a model with weights of type `dtype` computes in: f32 on Flex, where products in
-/// half precision are slower than widening their weights; elsewhere that of the weights.
+/// The type that a model with weights of type `dtype` computes in: f32 in the fused bodies of Flex,
+/// where products in half precision are slower than widening their weights; elsewhere that of the
+/// weights.
+///
+/// This is the one rule of mixed types. The embedding brings its rows to this type, every operation
+/// gives what it is given, and [`linear`] brings a weight of another type, such as an adapter's f32,
+/// to that of its input. The norms, the softmax, the loss and sums over gradients are computed in
+/// f32; adapters, their gradients and the optimizer's moments are f32.
 pub fn compute_dtype(device: &Device, dtype: DType) -> DType {
     #[cfg(feature = "flex")]
-    if flex::is_flex(device) {
+    if flex::fuses(device) {
         return DType::F32;
     }
     let _ = device;

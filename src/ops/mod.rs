@@ -1,23 +1,22 @@
-//! The operations of a Llama as whole operations: each with its equation, a plain body of Burn's
-//! tensor operations that runs on every backend, and, with the feature `flex`, a fused body for
-//! the CPU with an own backward pass.
+//! The operations of a Llama as whole operations: each with its equation, a portable body of Burn's
+//! tensor operations that runs on every backend, and, with the feature `flex`, a fused body for the
+//! CPU. Those that would keep much for the backward pass have one of their own, in both bodies.
 //!
 //! | operation | equation | kept for the backward pass |
 //! |---|---|---|
 //! | [`linear`] | `x Wᵀ` | x, if W is trained |
 //! | [`rms_norm`] | `w · x / sqrt(mean(x²) + eps)` | x |
 //! | [`rotary`] | pairs turned by their angles | nothing |
-//! | [`attention`] | `softmax(q kᵀ / sqrt(d)) v` | q, k, v, a number per query and head |
+//! | [`attention`] | `softmax(q kᵀ / sqrt(d)) v` | q, k, v; fused, a number per query and head too |
 //! | [`swiglu`] | `silu(gate) · up` | gate, up |
-//! | [`cross_entropy_sum`] | `-Σ log softmax(logits)[target]` | its gradient, in the logits' place |
-//!
-//! The plain bodies keep more: autodiff keeps the inputs of every step.
+//! | [`cross_entropy_sum`] | `-Σ log softmax(logits)[target]` | its gradient, in the logits' place; portable, a copy of the logits |
 
 mod attention;
 mod cross_entropy;
 #[cfg(feature = "flex")]
 mod flex;
 mod linear;
+mod portable;
 mod rms_norm;
 mod rotary;
 mod swiglu;

@@ -2,6 +2,7 @@ use burn::tensor::{DType, Tensor};
 
 #[cfg(feature = "flex")]
 use super::flex;
+use super::portable;
 
 /// `w · x / sqrt(mean(x²) + eps)` over the last dimension, computed in f32. Zhang and Sennrich,
 /// <https://arxiv.org/abs/1910.07467>.
@@ -20,9 +21,5 @@ pub fn rms_norm<const D: usize>(x: Tensor<D>, weight: Tensor<1>, eps: f64) -> Te
     if flex::takes(&x) {
         return flex::rms_norm(x, weight, eps);
     }
-    let dtype = x.dtype();
-    let x = x.cast(DType::F32);
-    let mean_square = x.clone().square().mean_dim(D - 1);
-    let normed = x / (mean_square + eps).sqrt();
-    (normed * weight.unsqueeze()).cast(dtype)
+    portable::rms_norm(x, weight, eps)
 }

@@ -1,8 +1,8 @@
 use burn::tensor::Tensor;
-use burn::tensor::activation::silu;
 
 #[cfg(feature = "flex")]
 use super::flex;
+use super::portable;
 
 /// `silu(gate) · up` with `silu(x) = x / (1 + e^-x)`. Shazeer, <https://arxiv.org/abs/2002.05202>.
 ///
@@ -14,5 +14,5 @@ pub fn swiglu<const D: usize>(gate: Tensor<D>, up: Tensor<D>) -> Tensor<D> {
     if flex::takes(&gate) {
         return flex::swiglu(gate, up);
     }
-    silu(gate) * up
+    portable::swiglu(gate, up)
 }

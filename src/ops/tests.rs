@@ -1,7 +1,8 @@
-//! Fused bodies against the plain ones: outputs and gradients.
+//! Fused and portable bodies against plain compositions of tensor operations: outputs and gradients.
 
 use std::cell::Cell;
 
+use burn::tensor::activation::{silu, softmax};
 use burn::tensor::{DType, Device, Int, Tensor, TensorData};
 
 use super::*;
@@ -27,41 +28,90 @@ fn assert_close<const D: usize>(a: Tensor<D>, b: Tensor<D>, what: &str) {
     assert!(difference < 1e-5 * size, "{what}: {difference} of {size}");
 }
 
-/// Compares `op` of `inputs` and its gradients, for a loss in which every output weighs otherwise.
-fn assert_fused_equals_plain<const D: usize, const N: usize, const E: usize>(
+/// `op` of `inputs` and its gradients, for a loss in which every output weighs otherwise.
+fn run<const D: usize, const N: usize, const E: usize>(
+    inputs: &[Tensor<D>; N],
+    op: impl Fn([Tensor<D>; N]) -> Tensor<E>,
+) -> (Tensor<E>, [Tensor<D>; N]) {
+    let inputs = inputs.clone().map(|input| input.detach().require_grad());
+    let out = op(inputs.clone());
+    let weights = Tensor::<1, Int>::arange(0..out.shape().num_elements() as i64, &out.device());
+    let weights = (weights.float() * 0.37).sin().reshape(out.dims());
+    let grads = (out.clone() * weights).sum().backward();
+    let grads = inputs.map(|input| input.grad(&grads).expect("every input has a gradient"));
+    (out.inner(), grads)
+}
+
+fn assert_same<const D: usize, const N: usize, const E: usize>(
+    (out, grads): (Tensor<E>, [Tensor<D>; N]),
+    (expected, expected_grads): (Tensor<E>, [Tensor<D>; N]),
+) {
+    assert_close(out, expected, "output");
+    for (index, (grad, expected)) in grads.into_iter().zip(expected_grads).enumerate() {
+        assert_close(grad, expected, &format!("gradient {index}"));
+    }
+}
+
+fn portable<T>(run: impl FnOnce() -> T) -> T {
+    set_fused(false);
+    let result = run();
+    set_fused(true);
+    result
+}
+
+fn assert_fused_equals_portable<const D: usize, const N: usize, const E: usize>(
     inputs: [Tensor<D>; N],
     op: impl Fn([Tensor<D>; N]) -> Tensor<E>,
 ) {
-    let run = |fused| {
-        let inputs = inputs.clone().map(|input| input.detach().require_grad());
-        set_fused(fused);
-        let out = op(inputs.clone());
-        set_fused(true);
-        let weights = Tensor::<1, Int>::arange(0..out.shape().num_elements() as i64, &out.device());
-        let weights = (weights.float() * 0.37).sin().reshape(out.dims());
-        let grads = (out.clone() * weights).sum().backward();
-        let grads = inputs.map(|input| input.grad(&grads).expect("every input has a gradient"));
-        (out.inner(), grads)
+    assert_same(run(&inputs, &op), portable(|| run(&inputs, &op)));
+}
+
+/// Compares the portable body, with its own backward pass, and the fused one with a composition of
+/// tensor operations, differentiated by autodiff.
+fn assert_equals_plain<const D: usize, const N: usize, const E: usize>(
+    inputs: [Tensor<D>; N],
+    op: impl Fn([Tensor<D>; N]) -> Tensor<E>,
+    plain: impl Fn([Tensor<D>; N]) -> Tensor<E>,
+) {
+    let expected = run(&inputs, plain);
+    assert_same(portable(|| run(&inputs, &op)), expected.clone());
+    assert_same(run(&inputs, &op), expected);
+}
+
+fn plain_rms_norm<const D: usize>(x: Tensor<D>, weight: Tensor<1>, eps: f64) -> Tensor<D> {
+    let mean_square = x.clone().square().mean_dim(D - 1);
+    x / (mean_square + eps).sqrt() * weight.unsqueeze()
+}
+
+/// With keys and values repeated for the heads that share them, and all scores at once.
+fn plain_attention(q: Tensor<4>, k: Tensor<4>, v: Tensor<4>, mask: &AttentionMask) -> Tensor<4> {
+    let [_, _, heads, head_dim] = q.dims();
+    let [batch, keys, kv_heads, _] = k.dims();
+    let repeated = |x: Tensor<4>| {
+        let x: Tensor<5> = x.unsqueeze_dim::<5>(3).repeat_dim(3, heads / kv_heads);
+        x.reshape([batch, keys, heads, head_dim]).swap_dims(1, 2)
     };
-    let ((fused, fused_grads), (plain, plain_grads)) = (run(true), run(false));
-    assert_close(fused, plain, "output");
-    for (index, (fused, plain)) in fused_grads.into_iter().zip(plain_grads).enumerate() {
-        assert_close(fused, plain, &format!("gradient {index}"));
-    }
+    let scores = q.swap_dims(1, 2).matmul(repeated(k).swap_dims(2, 3)) / (head_dim as f64).sqrt();
+    let scores = scores + mask.additive(&v.device());
+    softmax(scores, 3).matmul(repeated(v)).swap_dims(1, 2)
 }
 
 /// One test: the switch is the process's.
 #[test]
-fn fused_bodies_equal_plain_ones() {
+fn bodies_equal_each_other() {
     for shape in [[1, 1, 1], [2, 3, 17], [3, 700, 33]] {
-        assert_fused_equals_plain([random(shape), random(shape)], |[gate, up]| {
-            swiglu(gate, up)
-        });
+        assert_equals_plain(
+            [random(shape), random(shape)],
+            |[gate, up]| swiglu(gate, up),
+            |[gate, up]| silu(gate) * up,
+        );
         let [_, _, dim] = shape;
-        assert_fused_equals_plain([random(shape), random([1, 1, dim])], |[x, weight]| {
-            rms_norm(x, weight.reshape([dim]), 1e-5)
-        });
-        assert_fused_equals_plain([random(shape), random([1, 5, dim])], |[x, weight]| {
+        assert_equals_plain(
+            [random(shape), random([1, 1, dim])],
+            |[x, weight]| rms_norm(x, weight.reshape([dim]), 1e-5),
+            |[x, weight]| plain_rms_norm(x, weight.reshape([dim]), 1e-5),
+        );
+        assert_fused_equals_portable([random(shape), random([1, 5, dim])], |[x, weight]| {
             linear(x, weight.reshape([5, dim])) / dim as f32
         });
     }
@@ -75,17 +125,17 @@ fn fused_bodies_equal_plain_ones() {
 
 /// What is not contiguous, or not all of its buffer.
 fn views_are_as_good_as_whole_tensors() {
-    assert_fused_equals_plain([random([4, 6]), random([4, 6])], |[gate, up]| {
+    assert_fused_equals_portable([random([4, 6]), random([4, 6])], |[gate, up]| {
         swiglu(gate.narrow(0, 1, 2), up.narrow(0, 0, 2))
     });
     let target = Tensor::<1, Int>::from_ints([3, 0], &Device::flex().autodiff());
-    assert_fused_equals_plain([random([4, 6])], |[logits]| {
+    assert_fused_equals_portable([random([4, 6])], |[logits]| {
         cross_entropy_sum(logits.narrow(0, 1, 2), target.clone())
     });
-    assert_fused_equals_plain([random([4, 6]), random([6, 4])], |[gate, up]| {
+    assert_fused_equals_portable([random([4, 6]), random([6, 4])], |[gate, up]| {
         swiglu(gate.transpose(), up)
     });
-    assert_fused_equals_plain([random([9, 4]), random([9, 3])], |[x, weight]| {
+    assert_fused_equals_portable([random([9, 4]), random([9, 3])], |[x, weight]| {
         linear(x.transpose(), weight.transpose())
     });
 }
@@ -93,7 +143,7 @@ fn views_are_as_good_as_whole_tensors() {
 fn rotations_are_the_same() {
     for (rows, heads, head_dim) in [(1, 1, 2), (1, 2, 6), (2, 3, 16)] {
         let angles = random([rows, 5, 1, head_dim / 2]).inner();
-        assert_fused_equals_plain([random([2, 5, heads, head_dim])], |[x]| {
+        assert_fused_equals_portable([random([2, 5, heads, head_dim])], |[x]| {
             rotary(x, angles.clone().cos(), angles.clone().sin())
         });
     }
@@ -103,7 +153,7 @@ fn losses_are_the_same() {
     for (rows, classes) in [(1, 1), (3, 7), (5, 1000)] {
         let targets: Vec<i32> = (0..rows).map(|row| row * 131 % classes).collect();
         let targets = Tensor::<1, Int>::from_ints(&targets[..], &Device::flex().autodiff());
-        assert_fused_equals_plain([random([rows as usize, classes as usize])], |[logits]| {
+        assert_fused_equals_portable([random([rows as usize, classes as usize])], |[logits]| {
             cross_entropy_sum(logits * 3.0, targets.clone()) / rows as f32
         });
     }
@@ -117,6 +167,8 @@ fn attention_is_the_same() {
         (2, 2, 2, 5, causal(7)),
         (2, 4, 2, 16, causal(130)),
         (2, 6, 1, 3, packed),
+        // More queries than a block of the portable body.
+        (1, 2, 1, 4, AttentionMask::causal(0, 600)),
         // Queries after keys that a cache holds.
         (1, 4, 2, 8, AttentionMask::causal(9, 3)),
     ];
@@ -126,10 +178,16 @@ fn attention_is_the_same() {
         let q = random([batch, mask.seq(), heads, head_dim]);
         let k = random([batch, mask.keys(), kv_heads, head_dim]);
         let v = random([batch, mask.keys(), kv_heads, head_dim]);
-        let with = |[k, v]: [Tensor<4>; 2]| attention(q.clone(), k, v, &mask);
-        assert_fused_equals_plain([k.clone(), v.clone()], with);
-        let with = |[q]: [Tensor<4>; 1]| attention(q, k.clone(), v.clone(), &mask);
-        assert_fused_equals_plain([q.clone()], with);
+        assert_equals_plain(
+            [k.clone(), v.clone()],
+            |[k, v]| attention(q.clone(), k, v, &mask),
+            |[k, v]| plain_attention(q.clone(), k, v, &mask),
+        );
+        assert_equals_plain(
+            [q],
+            |[q]| attention(q, k.clone(), v.clone(), &mask),
+            |[q]| plain_attention(q, k.clone(), v.clone(), &mask),
+        );
     }
 }
 
@@ -162,7 +220,7 @@ fn a_mask_of_another_length_panics() {
 fn half_precision_weights_are_widened() {
     for dtype in [DType::BF16, DType::F16] {
         let weight = random([70, 33]).inner().cast(dtype);
-        assert_fused_equals_plain([random([5, 33])], |[x]| {
+        assert_fused_equals_portable([random([5, 33])], |[x]| {
             linear(x, Tensor::from_inner(weight.clone())) / 33.0
         });
     }

@@ -152,9 +152,9 @@ impl MemoryEstimate {
 /// largest counts. All tokens of a batch are taken to have a label.
 ///
 /// The estimate is of the tensors on the fused CPU path (the feature `flex`): what an operation keeps
-/// for the backward pass is in the table of [`ops`](crate::ops). On other backends the plain bodies
-/// keep more: autodiff keeps the inputs of every step, the attention's scores among them, which are
-/// `heads · seq_len` numbers per token and layer, several times over.
+/// for the backward pass is in the table of [`ops`](crate::ops). Other backends keep the same, in the
+/// type that they compute in (see [`compute_dtype`](crate::ops::compute_dtype)), but need more while
+/// an operation runs, and keep the loss's rows of logits more than once.
 ///
 /// Not in it: the program and its data; what threads hold for matrix products, about 1 MB each, and
 /// the activations that [`MatmulPrecision::Medium`](crate::ops::MatmulPrecision) rounds; freed memory

@@ -6,5 +6,4 @@ mod common;
 mod counts;
 mod golden;
 mod golden_cases;
-mod half_precision;
 mod stories;

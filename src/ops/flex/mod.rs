@@ -24,13 +24,14 @@ use super::AttentionMask;
 
 /// Whether operations on `tensor` are fused: it is f32 on Flex.
 pub(super) fn takes<const D: usize>(tensor: &Tensor<D>) -> bool {
-    let is_allowed = super::FUSED.load(Ordering::Relaxed);
-    is_allowed && tensor.dtype() == DType::F32 && is_flex(&tensor.device())
+    tensor.dtype() == DType::F32 && fuses(&tensor.device())
 }
 
-pub(super) fn is_flex(device: &Device) -> bool {
+/// Whether operations on f32 tensors of `device` are fused.
+pub(super) fn fuses(device: &Device) -> bool {
     let device = device.clone().without_autodiff();
-    matches!(device.as_dispatch(), DispatchDevice::Flex(_))
+    let is_flex = matches!(device.as_dispatch(), DispatchDevice::Flex(_));
+    is_flex && super::FUSED.load(Ordering::Relaxed)
 }
 
 pub(super) fn linear<const D: usize>(x: Tensor<D>, weight: Tensor<2>) -> Tensor<D> {

@@ -1,13 +1,24 @@
-//! A base in half precision under adapters in f32.
+//! A base in half precision under adapters in f32: computed in f32, as the fused bodies of Flex do,
+//! and in half precision, as every other device does. Flex multiplies no two types of numbers, so
+//! that a forgotten cast would panic here.
+//!
+//! A program of its own: the switch between the bodies is the process's.
+
+#[path = "it/common.rs"]
+#[allow(
+    dead_code,
+    reason = "shared with the tests in `it`, which use the rest"
+)]
+mod common;
 
 use burn::tensor::DType;
 use burn_peft::adapter::{adapter_state_dict, state_dict};
 use burn_peft::checkpoint::{load_hf_as, load_peft, read_hf_config, read_peft_config};
 use burn_peft::llama::TransformerDecoder;
-use burn_peft::ops::compute_dtype;
+use burn_peft::ops::{compute_dtype, set_fused};
 use burn_peft::training::{AdamWConfig, LrSchedule, ScheduleKind, Trainer};
 
-use crate::common::{Tensors, device, floats, golden, max_abs_diff};
+use common::{Tensors, device, floats, golden, max_abs_diff};
 
 fn load(adapter: &str, dtype: DType) -> TransformerDecoder {
     let dir = golden("gqa");
@@ -28,6 +39,14 @@ fn half_types() -> Vec<(DType, f32)> {
 }
 
 #[test]
+fn half_precision_bases_serve_and_train() {
+    for fused in [true, false] {
+        set_fused(fused);
+        logits_are_those_of_f32_but_for_rounding();
+        adapters_train_in_f32();
+    }
+}
+
 fn logits_are_those_of_f32_but_for_rounding() {
     let inputs = Tensors::open(golden("gqa/inputs.safetensors"));
     for adapter in ["lora_qv_r8", "dora_qv_r8"] {
@@ -36,6 +55,10 @@ fn logits_are_those_of_f32_but_for_rounding() {
             let model = load(adapter, dtype);
             let logits = model.forward(inputs.ids("input_ids", &device()), None);
             assert_eq!(logits.dtype(), compute_dtype(&device(), dtype));
+            println!(
+                "{adapter}, {dtype:?} weights, computed in {:?}",
+                logits.dtype()
+            );
             let logits = floats(&logits.cast(DType::F32).into_data());
             let difference = max_abs_diff(&logits, &expected.floats("logits"));
             assert!(
@@ -46,7 +69,6 @@ fn logits_are_those_of_f32_but_for_rounding() {
     }
 }
 
-#[test]
 fn adapters_train_in_f32() {
     let inputs = Tensors::open(golden("gqa/inputs.safetensors"));
     let schedule = LrSchedule {

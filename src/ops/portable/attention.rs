@@ -1,0 +1,266 @@
+use std::ops::Range;
+
+use burn::backend::autodiff::checkpoint::base::Checkpointer;
+use burn::backend::autodiff::checkpoint::strategy::CheckpointStrategy;
+use burn::backend::autodiff::grads::Gradients;
+use burn::backend::autodiff::ops::{Backward, Ops, OpsKind};
+use burn::backend::tensor::FloatTensor;
+use burn::backend::{Autodiff, Backend, FloatDType, TensorMetadata};
+use burn::tensor::{Shape, Slice};
+
+use super::{cast, to_f32};
+use crate::ops::AttentionMask;
+
+/// Queries whose scores exist at a time.
+const QUERY_BLOCK: usize = 256;
+
+/// The sizes of `q`, `[batch, seq, heads, head_dim]`, and of `k` and `v`,
+/// `[batch, keys, kv_heads, head_dim]`.
+#[derive(Debug, Clone, Copy)]
+struct Sizes {
+    batch: usize,
+    seq: usize,
+    heads: usize,
+    head_dim: usize,
+    keys: usize,
+    kv_heads: usize,
+    dtype: FloatDType,
+}
+
+/// A block of queries and the keys from the first to the last that they see.
+struct Block {
+    sizes: Sizes,
+    queries: Range<usize>,
+    keys: Range<usize>,
+}
+
+impl Sizes {
+    fn new<B: Backend>(q: &FloatTensor<B>, k: &FloatTensor<B>) -> Self {
+        let [batch, seq, heads, head_dim] = q.shape().dims();
+        let [_, keys, kv_heads, _] = k.shape().dims();
+        Self {
+            batch,
+            seq,
+            heads,
+            head_dim,
+            keys,
+            kv_heads,
+            dtype: q.dtype().into(),
+        }
+    }
+
+    fn blocks(self, mask: &AttentionMask) -> impl Iterator<Item = Block> {
+        let starts = (0..self.seq).step_by(QUERY_BLOCK);
+        starts.map(move |start| {
+            let queries = start..(start + QUERY_BLOCK).min(self.seq);
+            let rows = (0..self.batch).flat_map(|row| mask.visible(row, queries.clone()));
+            let first = rows.clone().map(|range| range.start).min().unwrap_or(0);
+            let end = rows.map(|range| range.end).max().unwrap_or(0);
+            // A query that sees nothing has a range to be masked all the same.
+            let keys = if first < end {
+                first..end
+            } else {
+                0..self.keys
+            };
+            Block {
+                sizes: self,
+                queries,
+                keys,
+            }
+        })
+    }
+
+    fn scale(&self) -> f64 {
+        1.0 / (self.head_dim as f64).sqrt()
+    }
+}
+
+impl Block {
+    /// The queries of a tensor like `q`: `[batch, kv_heads, group · queries, head_dim]`. Those of the
+    /// heads that share a key head are stacked, so that keys and values are never repeated.
+    fn stacked<B: Backend>(&self, q: FloatTensor<B>) -> FloatTensor<B> {
+        let q = B::float_swap_dims(part::<B>(q, 1, &self.queries), 1, 2);
+        let Sizes {
+            batch,
+            kv_heads,
+            head_dim,
+            ..
+        } = self.sizes;
+        B::float_reshape(q, Shape::new([batch, kv_heads, self.stack(), head_dim]))
+    }
+
+    /// Undoes [`stacked`](Self::stacked): `[batch, queries, heads, head_dim]`.
+    fn unstacked<B: Backend>(&self, out: FloatTensor<B>) -> FloatTensor<B> {
+        let Sizes {
+            batch,
+            heads,
+            head_dim,
+            ..
+        } = self.sizes;
+        let shape = Shape::new([batch, heads, self.queries.len(), head_dim]);
+        B::float_swap_dims(B::float_reshape(out, shape), 1, 2)
+    }
+
+    fn stack(&self) -> usize {
+        self.sizes.heads / self.sizes.kv_heads * self.queries.len()
+    }
+
+    /// The keys of a tensor `[batch, kv_heads, keys, head_dim]`.
+    fn seen<B: Backend>(&self, k: &FloatTensor<B>) -> FloatTensor<B> {
+        part::<B>(k.clone(), 2, &self.keys)
+    }
+
+    /// The softmax of the scores in f32, `[batch, kv_heads, group · queries, keys]`.
+    fn weights<B: Backend>(
+        &self,
+        q: FloatTensor<B>,
+        k: FloatTensor<B>,
+        additive: FloatTensor<B>,
+    ) -> FloatTensor<B> {
+        // Scaling the queries instead of the scores touches fewer numbers.
+        let q = B::float_mul_scalar(q, self.sizes.scale().into());
+        let scores = to_f32::<B>(B::float_matmul(q, B::float_swap_dims(k, 2, 3)));
+        let Sizes {
+            batch,
+            heads,
+            kv_heads,
+            ..
+        } = self.sizes;
+        let [queries, keys] = [&self.queries, &self.keys].map(|range| range.len());
+        let scores = B::float_reshape(scores, Shape::new([batch, heads, queries, keys]));
+        let mask = part::<B>(part::<B>(additive, 2, &self.queries), 3, &self.keys);
+        let weights = B::softmax(B::float_add(scores, mask), 3);
+        B::float_reshape(weights, Shape::new([batch, kv_heads, self.stack(), keys]))
+    }
+}
+
+/// `[batch, length, heads, head_dim]` as `[batch, heads, length, head_dim]`, or back.
+fn swap<B: Backend>(x: FloatTensor<B>) -> FloatTensor<B> {
+    B::float_swap_dims(x, 1, 2)
+}
+
+/// A range of one of four dimensions.
+fn part<B: Backend>(x: FloatTensor<B>, dim: usize, range: &Range<usize>) -> FloatTensor<B> {
+    B::float_slice(x, &slices(dim, range))
+}
+
+fn slices(dim: usize, range: &Range<usize>) -> [Slice; 4] {
+    let mut slices = [Slice::from(..); 4];
+    slices[dim] = Slice::from(range.clone());
+    slices
+}
+
+pub fn forward<B: Backend>(
+    q: FloatTensor<B>,
+    k: FloatTensor<B>,
+    v: FloatTensor<B>,
+    additive: FloatTensor<B>,
+    mask: &AttentionMask,
+) -> FloatTensor<B> {
+    let sizes = Sizes::new::<B>(&q, &k);
+    let (k, v) = (swap::<B>(k), swap::<B>(v));
+    let out = sizes.blocks(mask).map(|block| {
+        let (q, k) = (block.stacked::<B>(q.clone()), block.seen::<B>(&k));
+        let weights = cast::<B>(block.weights::<B>(q, k, additive.clone()), sizes.dtype);
+        block.unstacked::<B>(B::float_matmul(weights, block.seen::<B>(&v)))
+    });
+    B::float_cat(out.collect(), 1)
+}
+
+/// What a block sees of keys or values, added up over the blocks in f32.
+struct Sum<B: Backend>(FloatTensor<B>);
+
+impl<B: Backend> Sum<B> {
+    fn zeros(like: &FloatTensor<B>) -> Self {
+        Self(B::float_zeros(
+            like.shape(),
+            &like.device(),
+            FloatDType::F32,
+        ))
+    }
+
+    fn add(self, keys: &Range<usize>, term: FloatTensor<B>) -> Self {
+        let sum = B::float_add(part::<B>(self.0.clone(), 2, keys), to_f32::<B>(term));
+        Self(B::float_slice_assign(self.0, &slices(2, keys), sum))
+    }
+}
+
+/// The gradients of q, k and v, with the weights w of a block formed again:
+///
+/// ```text
+/// ∂v = wᵀ ∂out      ∂w = ∂out vᵀ      ∂scores = w · (∂w - Σ w ∂w)
+/// ∂q = scale · ∂scores k              ∂k = scale · ∂scoresᵀ q
+/// ```
+fn backward<B: Backend>(
+    grad: FloatTensor<B>,
+    [q, k, v, additive]: [FloatTensor<B>; 4],
+    mask: &AttentionMask,
+) -> [FloatTensor<B>; 3] {
+    let sizes = Sizes::new::<B>(&q, &k);
+    let (k, v) = (swap::<B>(k), swap::<B>(v));
+    let (mut k_grad, mut v_grad) = (Sum::<B>::zeros(&k), Sum::<B>::zeros(&v));
+    let mut q_grads = Vec::new();
+    for block in sizes.blocks(mask) {
+        let (q, grad) = (
+            block.stacked::<B>(q.clone()),
+            block.stacked::<B>(grad.clone()),
+        );
+        let (k, v) = (block.seen::<B>(&k), block.seen::<B>(&v));
+        let weights = block.weights::<B>(q.clone(), k.clone(), additive.clone());
+        let transposed = B::float_swap_dims(cast::<B>(weights.clone(), sizes.dtype), 2, 3);
+        v_grad = v_grad.add(&block.keys, B::float_matmul(transposed, grad.clone()));
+
+        let weight_grads = to_f32::<B>(B::float_matmul(grad, B::float_swap_dims(v, 2, 3)));
+        let along = B::float_sum_dim(B::float_mul(weights.clone(), weight_grads.clone()), 3);
+        let score_grads = B::float_mul(weights, B::float_sub(weight_grads, along));
+        let score_grads = B::float_mul_scalar(score_grads, sizes.scale().into());
+        let score_grads = cast::<B>(score_grads, sizes.dtype);
+        let q_grad = B::float_matmul(score_grads.clone(), k);
+        q_grads.push(block.unstacked::<B>(q_grad));
+        let transposed = B::float_swap_dims(score_grads, 2, 3);
+        k_grad = k_grad.add(&block.keys, B::float_matmul(transposed, q));
+    }
+    let [k_grad, v_grad] = [k_grad, v_grad].map(|sum| swap::<B>(cast::<B>(sum.0, sizes.dtype)));
+    [B::float_cat(q_grads, 1), k_grad, v_grad]
+}
+
+pub fn tracked<B: Backend, C: CheckpointStrategy>(
+    q: FloatTensor<Autodiff<B, C>>,
+    k: FloatTensor<Autodiff<B, C>>,
+    v: FloatTensor<Autodiff<B, C>>,
+    additive: FloatTensor<Autodiff<B, C>>,
+    mask: AttentionMask,
+) -> FloatTensor<Autodiff<B, C>> {
+    let backward = AttentionBackward.prepare::<C>([q.node(), k.node(), v.node()]);
+    let inputs = [q, k, v, additive].map(|input| input.into_primitive());
+    let [q, k, v, additive] = inputs.clone();
+    let out = forward::<B>(q, k, v, additive, &mask);
+    match backward.compute_bound().stateful() {
+        OpsKind::Tracked(prep) => prep.finish((inputs, mask), out),
+        OpsKind::UnTracked(prep) => prep.finish(out),
+    }
+}
+
+#[derive(Debug)]
+struct AttentionBackward;
+
+impl<B: Backend> Backward<B, 3> for AttentionBackward {
+    /// q, k, v, and the mask as a tensor and as ranges.
+    type State = ([FloatTensor<B>; 4], AttentionMask);
+
+    fn backward(
+        self,
+        ops: Ops<Self::State, 3>,
+        grads: &mut Gradients,
+        _checkpointer: &mut Checkpointer,
+    ) {
+        let grad = grads.consume::<B>(&ops.node);
+        let (inputs, mask) = ops.state;
+        let gradients = backward::<B>(grad, inputs, &mask);
+        for (node, grad) in ops.parents.into_iter().zip(gradients) {
+            if let Some(node) = node {
+                grads.register::<B>(node.id, grad);
+            }
+        }
+    }
+}
