@@ -16,6 +16,8 @@
 mod counting;
 #[path = "support/lines.rs"]
 mod lines;
+#[path = "support/statistics.rs"]
+mod statistics;
 #[path = "support/training.rs"]
 mod training;
 
@@ -28,6 +30,7 @@ use clap::Parser;
 use counting::{Counting, live_bytes, peak_bytes, reset_peak};
 use lines::{Series, plot};
 use mimalloc::MiMalloc;
+use statistics::median;
 use training::{Case, DIM, Training};
 
 #[derive(Parser)]
@@ -133,12 +136,6 @@ fn medians(cases: &[(usize, Case)], cost: impl Fn(&StepCost) -> f64) -> Vec<(f64
         .into_iter()
         .map(|(_, mut costs)| median(costs.split_off(WARMUP_STEPS)));
     cases.iter().map(|(x, _)| *x as f64).zip(medians).collect()
-}
-
-/// Of an odd number of values.
-fn median(mut values: Vec<f64>) -> f64 {
-    values.sort_by(f64::total_cmp);
-    values[values.len() / 2]
 }
 
 struct StepCost {

@@ -10,6 +10,9 @@
 //!     lora_attn_modules=[q_proj,k_proj,v_proj,output_proj] lora_rank=32 lora_alpha=64 \
 //!     output_dir=./lora_experiment_1
 //! ```
+//!
+//! With `--features mpi`, `mpirun -n 2` before such a command trains in two processes, on as many
+//! machines; `device=cuda:0,cuda:1` trains on two GPUs in one. See `docs/scaling.md`.
 
 #[path = "support/allocator.rs"]
 mod allocator;
@@ -17,6 +20,10 @@ mod allocator;
 mod device;
 #[path = "support/embedded.rs"]
 mod embedded;
+#[path = "support/interrupt.rs"]
+mod interrupt;
+#[path = "support/launch.rs"]
+mod launch;
 #[path = "support/plot.rs"]
 mod plot;
 
@@ -28,20 +35,23 @@ use std::time::{Duration, Instant};
 use burn_peft::adapter::{ParamCount, initialize_params, validate_state_dict_for_lora};
 use burn_peft::checkpoint::{load_hf_as, save_hf, save_peft_with_base};
 use burn_peft::data::{
-    AlpacaRecord, Batch, Padding, Sample, check_vocab, load_alpaca, pack, split_validation,
-    tokenize_records,
+    AlpacaRecord, Batch, DataOrder, Padding, Sample, check_vocab, load_alpaca, pack,
+    split_validation, tokenize_records,
 };
+use burn_peft::distributed::{ProcessGroup, broadcast_params, in_turn, require_same};
 use burn_peft::llama::{LlamaConfig, TransformerDecoder};
 use burn_peft::ops::set_matmul_precision;
 use burn_peft::tokenizer::Tokenizer;
 use burn_peft::training::recipe::RecipeConfig;
 use burn_peft::training::{
-    Bytes, EstimateConfig, ExactMatch, MetricsLog, RunDir, StepOutput, Summary, Trainer,
-    available_memory_bytes, estimate, peak_memory_bytes, suggestions, validation_loss,
+    Bytes, EstimateConfig, ExactMatch, MetricsLog, RunDir, StepGradients, StepOutput, Summary,
+    Trainer, available_memory_bytes, estimate, peak_memory_bytes, suggestions, validation_loss_in,
 };
 use burn_peft::{Error, Result};
 use clap::Parser;
 use indicatif::{ProgressBar, ProgressStyle};
+use interrupt::State;
+use launch::{Member, exit_code, launch};
 use serde_json::json;
 
 /// Finetune a Llama with LoRA on Alpaca-like records.
@@ -62,79 +72,45 @@ fn main() -> ExitCode {
         Some(path) => RecipeConfig::from_file(path, &args.overrides),
         None => RecipeConfig::from_yaml(embedded::CONFIG, "embedded default", &args.overrides),
     };
-    match config.and_then(|config| finetune(&config)) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("error: {error}");
-            ExitCode::FAILURE
-        }
+    match config {
+        Ok(config) => launch(&config, &|member| finetune(&config, &member)),
+        Err(error) => exit_code(Err(error)),
     }
 }
 
-fn finetune(config: &RecipeConfig) -> Result<()> {
+fn finetune(config: &RecipeConfig, member: &Member) -> Result<()> {
     let base_dir = config.checkpoint_dir.clone().unwrap_or_else(embedded::dir);
     let llama = config.llama(&base_dir)?;
     let tokenizer = tokenizer(config, &base_dir)?;
     let data = Data::load(config, &llama, &tokenizer)?;
+    require_same(member.group, "training data", &data.samples)?;
     set_matmul_precision(config.matmul_precision);
-    print_memory(&config.estimate_config(&llama, data.longest_row()));
-    let mut model = load_model(config, &llama, &base_dir)?;
-    println!("{}", ParamCount::of(&model));
-
-    let order = config.data_order(data.rows.len());
-    let total_steps = order.steps_per_epoch() * config.epochs;
-    let mut trainer = config.trainer(total_steps);
-    let (run, mut metrics) = open_run(config, &mut model, &mut trainer)?;
-    let quiz = Quiz::before(config, &model, &tokenizer)?;
-
-    let due = |every: Option<usize>, step: usize| every.is_some_and(|n| step.is_multiple_of(n));
-    let progress = Progress::new(total_steps, trainer.step);
-    let mut speed = Speed::default();
-    while trainer.step < total_steps {
-        let indices = order.step(trainer.step);
-        let micro_batches: Vec<Batch> = indices.iter().map(|i| data.batch(i)).collect();
-        let started = Instant::now();
-        let (next, output) = trainer.step(model, &micro_batches);
-        model = next;
-        let step = trainer.step;
-        speed.add(output.num_tokens, started.elapsed());
-        progress.show(step, output.loss, speed.mean());
-        require_finite(step, output.loss)?;
-
-        if due(Some(config.log_every_n_steps), step) {
-            metrics.log(&step_metrics(
-                config,
-                step,
-                order.epoch_of(step - 1),
-                &output,
-                &speed,
-            ))?;
-        }
-        if due(config.run_val_every_n_steps, step) {
-            let val_loss = validation_loss(&model, &data.validation);
-            metrics.log(&json!({ "step": step, "val_loss": val_loss }))?;
-        }
-        if due(config.save_every_n_steps, step) || step == total_steps {
-            run.save_checkpoint(&model, &config.lora(), &trainer)?;
-        }
+    let is_first = member.group.rank() == 0;
+    if is_first {
+        print_memory(&config.estimate_config(&llama, data.longest_row()));
     }
-    progress.finish();
+    let mut model = load_model(config, &llama, &base_dir, member)?;
 
-    save(config, &model, &base_dir, &run)?;
-    let summary = Summary {
+    let dir = run_dir(config, member.group)?;
+    let order = config.data_order(data.rows.len(), dir.num_processes());
+    let mut trainer = config.trainer(order.steps_per_epoch() * config.epochs);
+    if config.resume_from_checkpoint {
+        dir.load_checkpoint(&mut model, &mut trainer)?;
+        require_same(member.group, "last checkpoint", &trainer.step)?;
+    }
+    let model = broadcast_params(member.group, model)?;
+    let mut run = Run::new(config, member, dir, &trainer)?;
+    if !is_first {
+        return run.train(model, trainer, &data, &order).map(drop);
+    }
+    println!("{}", ParamCount::of(&model));
+    let quiz = Quiz::before(config, &model, &tokenizer)?;
+    let (model, summary) = run.train(model, trainer, &data, &order)?;
+    run.save(&model, &base_dir)?;
+    run.finish(&Summary {
         exact_match: quiz.after(&model, &tokenizer)?,
-        ..summarize(&model, &trainer, &data, &speed)
-    };
-    run.finish(&summary)?;
-    println!(
-        "loss {:.4} after {} steps",
-        summary.final_loss, summary.steps
-    );
-    println!(
-        "adapter, loss curve and summary are in {}",
-        run.path().display()
-    );
-    Ok(())
+        ..summary
+    })
 }
 
 /// The memory that the run will take on the CPU and, if there is not as much, what takes less.
@@ -159,87 +135,196 @@ fn load_model(
     config: &RecipeConfig,
     llama: &LlamaConfig,
     base_dir: &Path,
+    member: &Member,
 ) -> Result<TransformerDecoder> {
     let lora = config.lora();
-    let device = device::from_name(&config.device)?.autodiff();
+    let device = member.device.clone().autodiff();
     let mut model = llama.init_lora(&lora, &device)?;
     let report = load_hf_as(&mut model, base_dir, config.dtype.into())?;
     validate_state_dict_for_lora(&lora, &report)?;
-    device.seed(config.seed);
-    initialize_params(&model);
+    // Members that share a process share a generator too.
+    in_turn(member.group, || {
+        device.seed(config.seed);
+        initialize_params(&model);
+    })?;
     Ok(model)
 }
 
-/// Begins a run, or goes on with the one in the output folder.
-fn open_run(
-    config: &RecipeConfig,
-    model: &mut TransformerDecoder,
-    trainer: &mut Trainer,
-) -> Result<(RunDir, MetricsLog)> {
-    if config.resume_from_checkpoint {
-        let run = RunDir::resume(config)?;
-        run.load_checkpoint(model, trainer)?;
-        let metrics = MetricsLog::resume(run.metrics_path(), trainer.step)?;
-        return Ok((run, metrics));
+/// The folder of a run that begins, or of the one to go on with.
+fn run_dir(config: &RecipeConfig, group: &dyn ProcessGroup) -> Result<RunDir> {
+    match (config.resume_from_checkpoint, group.rank()) {
+        (true, _) => RunDir::resume(config),
+        (false, 0) => RunDir::create(config, group.size()),
+        (false, _) => Ok(RunDir::join(config, group.size())),
     }
-    let run = RunDir::create(config)?;
-    let metrics = MetricsLog::create(run.metrics_path())?;
-    Ok((run, metrics))
 }
 
-fn require_finite(step: usize, loss: f64) -> Result<()> {
-    match loss.is_finite() {
+/// A run as one of its members sees it. The first member reports and writes.
+struct Run<'a> {
+    config: &'a RecipeConfig,
+    member: &'a Member<'a>,
+    dir: RunDir,
+    metrics: Option<MetricsLog>,
+    progress: Progress,
+    speed: Speed,
+}
+
+impl<'a> Run<'a> {
+    fn new(
+        config: &'a RecipeConfig,
+        member: &'a Member,
+        dir: RunDir,
+        trainer: &Trainer,
+    ) -> Result<Self> {
+        let (is_first, path) = (member.group.rank() == 0, dir.metrics_path());
+        let metrics = match (is_first, config.resume_from_checkpoint) {
+            (true, true) => Some(MetricsLog::resume(path, trainer.step)?),
+            (true, false) => Some(MetricsLog::create(path)?),
+            (false, _) => None,
+        };
+        Ok(Self {
+            config,
+            member,
+            dir,
+            metrics,
+            progress: Progress::new(trainer.schedule.total_steps, trainer.step, is_first),
+            speed: Speed::default(),
+        })
+    }
+
+    fn train(
+        &mut self,
+        mut model: TransformerDecoder,
+        mut trainer: Trainer,
+        data: &Data,
+        order: &DataOrder,
+    ) -> Result<(TransformerDecoder, Summary)> {
+        let (config, group) = (self.config, self.member.group);
+        let total_steps = trainer.schedule.total_steps;
+        let due = |every: Option<usize>, step: usize| every.is_some_and(|n| step.is_multiple_of(n));
+        while trainer.step < total_steps {
+            let started = Instant::now();
+            let indices = order.shard(trainer.step, group.rank(), group.size());
+            let micro_batches: Vec<Batch> = indices.iter().map(|i| data.batch(i)).collect();
+            let gradients = trainer.gradients(group, &model, &micro_batches)?;
+            require_finite(&trainer, &gradients)?;
+            let output;
+            (model, output) = self.update(model, &mut trainer, gradients);
+            let step = trainer.step;
+            self.speed.add(output.num_tokens, started.elapsed());
+            self.progress.show(step, output.loss, self.speed.mean());
+
+            if due(Some(config.log_every_n_steps), step) {
+                self.log(&self.step_metrics(step, order.epoch_of(step - 1), &output))?;
+            }
+            if due(config.run_val_every_n_steps, step) {
+                let val_loss = validation_loss_in(group, &model, &data.validation)?;
+                self.log(&json!({ "step": step, "val_loss": val_loss }))?;
+            }
+            let is_saved = due(config.save_every_n_steps, step) || step == total_steps;
+            if is_saved && group.rank() == 0 {
+                self.dir.save_checkpoint(&model, &config.lora(), &trainer)?;
+            }
+        }
+        self.progress.finish();
+        let summary = self.summary(&model, &trainer, &data.validation)?;
+        Ok((model, summary))
+    }
+
+    /// The optimizer's update, after which the step is complete and kept.
+    fn update(
+        &self,
+        model: TransformerDecoder,
+        trainer: &mut Trainer,
+        gradients: StepGradients,
+    ) -> (TransformerDecoder, StepOutput) {
+        let mut last_step = self.member.last_step.lock();
+        // Or the old values would be in memory beside the new ones.
+        *last_step = None;
+        let (model, output) = trainer.update(model, gradients);
+        *last_step = Some(State {
+            run: self.dir.clone(),
+            lora: self.config.lora(),
+            model: model.clone(),
+            trainer: trainer.clone(),
+        });
+        (model, output)
+    }
+
+    fn log(&mut self, metrics: &serde_json::Value) -> Result<()> {
+        self.metrics.as_mut().map_or(Ok(()), |log| log.log(metrics))
+    }
+
+    fn step_metrics(&self, step: usize, epoch: usize, output: &StepOutput) -> serde_json::Value {
+        let memory = peak_memory_bytes().filter(|_| self.config.log_peak_memory_stats);
+        json!({
+            "step": step,
+            "epoch": epoch,
+            "loss": output.loss,
+            "lr": output.lr,
+            "grad_norm": output.grad_norm,
+            "tokens_per_second": self.speed.last,
+            "peak_memory_bytes": memory,
+        })
+    }
+
+    fn summary(
+        &self,
+        model: &TransformerDecoder,
+        trainer: &Trainer,
+        validation: &[Batch],
+    ) -> Result<Summary> {
+        let count = ParamCount::of(model);
+        let val_loss = match validation {
+            [] => None,
+            batches => Some(validation_loss_in(self.member.group, model, batches)?),
+        };
+        Ok(Summary {
+            steps: trainer.step,
+            final_loss: trainer.last_loss.expect("a run has at least one step"),
+            total_params: count.total,
+            trainable_params: count.trainable,
+            tokens_per_second: self.speed.mean(),
+            peak_memory_bytes: peak_memory_bytes(),
+            val_loss,
+            exact_match: None,
+        })
+    }
+
+    fn save(&self, model: &TransformerDecoder, base_dir: &Path) -> Result<()> {
+        let base_name = base_dir.to_string_lossy();
+        let lora = self.config.lora();
+        save_peft_with_base(model, &lora, &base_name, self.dir.adapter_dir())?;
+        if !self.config.save_adapter_weights_only {
+            save_hf(&model.clone().merge_lora(), self.dir.path().join("merged"))?;
+        }
+        draw_loss_curve(self.dir.path());
+        Ok(())
+    }
+
+    fn finish(&self, summary: &Summary) -> Result<()> {
+        self.dir.finish(summary)?;
+        let Summary {
+            final_loss, steps, ..
+        } = summary;
+        println!("loss {final_loss:.4} after {steps} steps");
+        println!(
+            "adapter, loss curve and summary are in {}",
+            self.dir.path().display()
+        );
+        Ok(())
+    }
+}
+
+/// Before the update spoils the adapter.
+fn require_finite(trainer: &Trainer, gradients: &StepGradients) -> Result<()> {
+    let loss = gradients.loss;
+    match loss.is_finite() && gradients.grad_norm.is_finite() {
         true => Ok(()),
-        false => Err(Error::Diverged { step, loss }),
-    }
-}
-
-fn step_metrics(
-    config: &RecipeConfig,
-    step: usize,
-    epoch: usize,
-    output: &StepOutput,
-    speed: &Speed,
-) -> serde_json::Value {
-    let memory = peak_memory_bytes().filter(|_| config.log_peak_memory_stats);
-    json!({
-        "step": step,
-        "epoch": epoch,
-        "loss": output.loss,
-        "lr": output.lr,
-        "grad_norm": output.grad_norm,
-        "tokens_per_second": speed.last,
-        "peak_memory_bytes": memory,
-    })
-}
-
-fn save(
-    config: &RecipeConfig,
-    model: &TransformerDecoder,
-    base_dir: &Path,
-    run: &RunDir,
-) -> Result<()> {
-    let base_name = base_dir.to_string_lossy();
-    save_peft_with_base(model, &config.lora(), &base_name, run.adapter_dir())?;
-    if !config.save_adapter_weights_only {
-        save_hf(&model.clone().merge_lora(), run.path().join("merged"))?;
-    }
-    draw_loss_curve(run.path());
-    Ok(())
-}
-
-fn summarize(model: &TransformerDecoder, trainer: &Trainer, data: &Data, speed: &Speed) -> Summary {
-    let count = ParamCount::of(model);
-    let has_validation = !data.validation.is_empty();
-    Summary {
-        steps: trainer.step,
-        final_loss: trainer.last_loss.expect("a run has at least one step"),
-        total_params: count.total,
-        trainable_params: count.trainable,
-        tokens_per_second: speed.mean(),
-        peak_memory_bytes: peak_memory_bytes(),
-        val_loss: has_validation.then(|| validation_loss(model, &data.validation)),
-        exact_match: None,
+        false => Err(Error::Diverged {
+            step: trainer.step + 1,
+            loss,
+        }),
     }
 }
 
@@ -431,23 +516,28 @@ impl Speed {
 struct Progress {
     bar: ProgressBar,
     total_steps: usize,
+    is_shown: bool,
 }
 
 impl Progress {
-    fn new(total_steps: usize, done: usize) -> Self {
+    fn new(total_steps: usize, done: usize, is_shown: bool) -> Self {
         let template = "{bar:40} {pos}/{len} steps, {msg}, {eta} left";
         let style = ProgressStyle::with_template(template).expect("the template is valid");
-        let bar = ProgressBar::new(total_steps as u64).with_style(style);
+        let bar = match is_shown {
+            true => ProgressBar::new(total_steps as u64).with_style(style),
+            false => ProgressBar::hidden(),
+        };
         Self {
             bar: bar.with_position(done as u64),
             total_steps,
+            is_shown,
         }
     }
 
     fn show(&self, step: usize, loss: f64, tokens_per_second: f64) {
         let message = format!("loss {loss:.4}, {tokens_per_second:.0} tokens/s");
         let is_tick = step.is_multiple_of(self.total_steps.div_ceil(20));
-        if is_tick && !std::io::stderr().is_terminal() {
+        if self.is_shown && is_tick && !std::io::stderr().is_terminal() {
             println!("step {step} of {}: {message}", self.total_steps);
         }
         self.bar.set_message(message);

@@ -159,6 +159,19 @@ pub enum Error {
         loss: f64,
     },
 
+    /// Another member of a group that trains together has ended.
+    #[error("another process or thread of this training has ended; what it printed tells why")]
+    PeerLost,
+
+    /// The members of a group that trains together do not have the same data or configuration.
+    #[error("{what}: {} from rank 0; give all processes the same", list(ranks))]
+    PeersDiffer {
+        /// What differs.
+        what: String,
+        /// The members that differ from the first.
+        ranks: Vec<usize>,
+    },
+
     /// A run folder cannot be resumed with this configuration.
     #[error("{}: {message}", path.display())]
     Resume {
@@ -210,6 +223,15 @@ pub(crate) fn nearest<'a>(
     scored.sort_by(|a, b| b.0.total_cmp(&a.0));
     scored.truncate(count);
     scored.into_iter().map(|(_, c)| c.to_owned()).collect()
+}
+
+/// "rank 3 differs" or "ranks 1, 3 differ".
+fn list(ranks: &[usize]) -> String {
+    let names: Vec<String> = ranks.iter().map(usize::to_string).collect();
+    match names.as_slice() {
+        [one] => format!("rank {one} differs"),
+        several => format!("ranks {} differ", shorten(several)),
+    }
 }
 
 fn what_to_try(kind: ErrorKind) -> &'static str {

@@ -4,6 +4,7 @@
 pub mod adapter;
 pub mod checkpoint;
 pub mod data;
+pub mod distributed;
 mod error;
 mod files;
 pub mod generate;
@@ -26,4 +27,6 @@ mod pages {
     struct FileFormats;
     #[doc = include_str!("../docs/design.md")]
     struct Design;
+    #[doc = include_str!("../docs/scaling.md")]
+    struct Scaling;
 }

@@ -89,7 +89,7 @@ fn through(config: &RecipeConfig) -> (StateDict, Vec<(f64, f64)>) {
 }
 
 fn stopped_and_resumed(config: &RecipeConfig) -> (StateDict, Vec<(f64, f64)>) {
-    let run = RunDir::create(config).unwrap();
+    let run = RunDir::create(config, 1).unwrap();
     let mut trainer = config.trainer(STEPS);
     let (model, mut outputs) = train(new_model(config), &mut trainer, STOP);
     run.save_checkpoint(&model, &config.lora(), &trainer)

@@ -1,8 +1,10 @@
 //! LoRA trainings of small Llamas with random weights and made-up tokens.
 
 use burn::tensor::Device;
+use burn_peft::Result;
 use burn_peft::adapter::initialize_params;
 use burn_peft::data::{Batch, Sample};
+use burn_peft::distributed::{ProcessGroup, SingleProcess};
 use burn_peft::llama::{LlamaConfig, TransformerDecoder};
 use burn_peft::lora::{AttnModule, LoRAConfig};
 use burn_peft::training::{Activations, AdamWConfig, LrSchedule, ScheduleKind, Trainer};
@@ -55,10 +57,21 @@ impl Training {
 
     /// Forward, backward and update.
     pub fn step(&mut self) {
+        self.step_in(&SingleProcess)
+            .expect("there is no other process");
+    }
+
+    /// The same by all members of a group.
+    ///
+    /// # Errors
+    /// If another member has ended.
+    pub fn step_in(&mut self, group: &dyn ProcessGroup) -> Result<()> {
         let model = self.model.take().expect("every step gives it back");
         let batches = std::slice::from_ref(&self.batch);
-        let (model, _) = self.trainer.step(model, batches);
+        let gradients = self.trainer.gradients(group, &model, batches)?;
+        let (model, _) = self.trainer.update(model, gradients);
         self.model = Some(model);
+        Ok(())
     }
 }
 

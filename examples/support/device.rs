@@ -3,20 +3,35 @@
 use burn::tensor::Device;
 use burn_peft::{Error, Result};
 
-/// `auto` (what Burn finds best, or what `BURN_DEVICE` names), `flex`, `cuda` or `cuda:N`.
-pub fn from_name(name: &str) -> Result<Device> {
+/// `auto` (what Burn finds best, or what `BURN_DEVICE` names), `flex`, `cuda` or `cuda:N`. `local_rank`
+/// is the number of this process on its machine: `auto` and `cuda` give each its own GPU.
+pub fn from_name(name: &str, local_rank: usize) -> Result<Device> {
     match name {
-        "auto" => Ok(Device::default()),
+        "auto" => Ok(auto(local_rank)),
         "flex" => Ok(Device::flex()),
-        _ => cuda(name),
+        _ => cuda(name, local_rank),
     }
 }
 
 #[cfg(feature = "cuda")]
-fn cuda(name: &str) -> Result<Device> {
+fn auto(local_rank: usize) -> Device {
+    let device = Device::default();
+    match device == Device::cuda(0) {
+        true => Device::cuda(local_rank),
+        false => device,
+    }
+}
+
+#[cfg(not(feature = "cuda"))]
+fn auto(_local_rank: usize) -> Device {
+    Device::default()
+}
+
+#[cfg(feature = "cuda")]
+fn cuda(name: &str, local_rank: usize) -> Result<Device> {
     let rest = name.strip_prefix("cuda").ok_or_else(|| unknown(name))?;
     let index = match rest.strip_prefix(':') {
-        None if rest.is_empty() => 0,
+        None if rest.is_empty() => local_rank,
         None => return Err(unknown(name)),
         Some(number) => number.parse::<usize>().map_err(|_| unknown(name))?,
     };
@@ -24,7 +39,7 @@ fn cuda(name: &str) -> Result<Device> {
 }
 
 #[cfg(not(feature = "cuda"))]
-fn cuda(name: &str) -> Result<Device> {
+fn cuda(name: &str, _local_rank: usize) -> Result<Device> {
     Err(unknown(name))
 }
 

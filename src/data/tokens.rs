@@ -14,7 +14,7 @@ pub const IGNORE_INDEX: i32 = -100;
 /// The labels are not shifted. The token at position `t` is predicted from those before it, so
 /// the loss compares the logits at `t - 1` with the label at `t`, and the label at position 0 is
 /// never used.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Sample {
     /// The token ids.
     pub tokens: Vec<u32>,

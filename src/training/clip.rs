@@ -22,12 +22,22 @@ pub fn grad_norm<M: Module>(model: &M, grads: &GradientsParams) -> f64 {
 /// `torch.nn.utils.clip_grad_norm_`. Returns the norm before clipping.
 pub fn clip_grad_norm<M: Module>(model: &M, grads: &mut GradientsParams, max_norm: f64) -> f64 {
     let norm = grad_norm(model, grads);
+    clip_from(norm, model, grads, max_norm);
+    norm
+}
+
+/// Clips gradients whose norm is known.
+pub(super) fn clip_from<M: Module>(
+    norm: f64,
+    model: &M,
+    grads: &mut GradientsParams,
+    max_norm: f64,
+) {
     // PyTorch adds the same small number.
     let factor = max_norm / (norm + 1e-6);
     if factor < 1.0 {
         model.visit(&mut Scale { grads, factor });
     }
-    norm
 }
 
 struct Squares<'a> {

@@ -23,5 +23,6 @@ pub use metrics::{MetricsLog, available_memory_bytes, peak_memory_bytes};
 pub use run::{ExactMatch, RunDir, Summary};
 pub use schedule::{LrSchedule, ScheduleKind};
 pub use step::{
-    GradientOptions, LossNormalization, StepOutput, Trainer, accumulate_gradients, validation_loss,
+    GradientOptions, LossNormalization, StepGradients, StepOutput, Trainer, accumulate_gradients,
+    validation_loss, validation_loss_in,
 };

@@ -110,7 +110,8 @@ pub struct RecipeConfig {
     /// How products with a bf16 base are computed on the CPU, see
     /// [`set_matmul_precision`](crate::ops::set_matmul_precision).
     pub matmul_precision: MatmulPrecision,
-    /// The device: `auto`, or a backend's name with a number where there are several (`cuda:1`).
+    /// The device: `auto`, or a backend's name with a number where there are several (`cuda:1`); or
+    /// devices to train on together, separated by commas.
     pub device: String,
     /// Whether activations are computed again in the backward pass, layer by layer.
     pub enable_activation_checkpointing: bool,
@@ -206,12 +207,13 @@ impl RecipeConfig {
             .with_rslora(self.use_rslora)
     }
 
-    /// Which records each step takes.
-    pub fn data_order(&self, num_samples: usize) -> DataOrder {
+    /// Which records each step takes, for a run that `num_processes` began.
+    pub fn data_order(&self, num_samples: usize, num_processes: usize) -> DataOrder {
         DataOrder {
             num_samples,
             batch_size: self.batch_size,
             accumulation_steps: self.gradient_accumulation_steps,
+            num_processes,
             max_steps_per_epoch: self.max_steps_per_epoch,
             shuffle: self.shuffle,
             seed: self.seed,

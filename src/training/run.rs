@@ -24,6 +24,7 @@ use crate::{Error, Result};
 #[derive(Debug, Clone)]
 pub struct RunDir {
     path: PathBuf,
+    num_processes: usize,
 }
 
 /// What `trainer.json` holds. It is written last: a checkpoint without it is not complete.
@@ -31,6 +32,13 @@ pub struct RunDir {
 struct TrainerState {
     step: usize,
     loss: Option<f64>,
+    /// The processes that the run began with.
+    #[serde(default = "one")]
+    num_processes: usize,
+}
+
+fn one() -> usize {
+    1
 }
 
 const CONFIG: &str = "config.yaml";
@@ -44,15 +52,14 @@ const NO_CHECKPOINT: &str = "there is no checkpoint to resume from in this folde
                              output_dir";
 
 impl RunDir {
-    /// Begins a run in the configuration's `output_dir`. A finished run there is replaced.
+    /// Begins a run of `num_processes` processes in the configuration's `output_dir`. A finished run
+    /// there is replaced. One process does this; the others [`join`](Self::join).
     ///
     /// # Errors
     /// [`Error::Io`] if the folder cannot be written, [`Error::Resume`] if it holds checkpoints of
     /// a run that is not finished.
-    pub fn create(config: &RecipeConfig) -> Result<Self> {
-        let run = Self {
-            path: config.output_dir.clone(),
-        };
+    pub fn create(config: &RecipeConfig, num_processes: usize) -> Result<Self> {
+        let run = Self::join(config, num_processes);
         create_dir(&run.path)?;
         let checkpoints = run.path.join(CHECKPOINTS);
         if run.last_checkpoint()?.is_some() {
@@ -69,18 +76,25 @@ impl RunDir {
         Ok(run)
     }
 
-    /// Opens the configuration's `output_dir` to go on with the run there.
+    /// The run that another of `num_processes` processes begins; touches no file.
+    pub fn join(config: &RecipeConfig, num_processes: usize) -> Self {
+        Self {
+            path: config.output_dir.clone(),
+            num_processes,
+        }
+    }
+
+    /// Opens the configuration's `output_dir` to go on with the run there, by any number of processes.
     ///
     /// # Errors
     /// [`Error::Resume`] if there is no checkpoint or the run had another configuration (the
     /// message names the keys that differ), and the errors of reading the old configuration.
     pub fn resume(config: &RecipeConfig) -> Result<Self> {
-        let run = Self {
-            path: config.output_dir.clone(),
-        };
-        if run.last_checkpoint()?.is_none() {
+        let mut run = Self::join(config, 1);
+        let Some((state, _)) = run.last_checkpoint()? else {
             return Err(run.error(NO_CHECKPOINT));
-        }
+        };
+        run.num_processes = state.num_processes;
         let old = RecipeConfig::from_file(run.path.join(CONFIG), &[])?;
         let difference = old.difference(config);
         match difference.is_empty() {
@@ -91,6 +105,11 @@ impl RunDir {
                 difference.join(", ")
             ))),
         }
+    }
+
+    /// The processes that the run began with, which decide how many samples a step has.
+    pub fn num_processes(&self) -> usize {
+        self.num_processes
     }
 
     /// The folder.
@@ -121,6 +140,7 @@ impl RunDir {
         let state = TrainerState {
             step: trainer.step,
             loss: trainer.last_loss,
+            num_processes: self.num_processes,
         };
         let name = format!("step_{}", trainer.step);
         let dir = self.path.join(CHECKPOINTS).join(name);

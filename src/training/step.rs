@@ -1,8 +1,11 @@
 use burn::optim::{GradientsAccumulator, GradientsParams};
 
+use super::clip::{clip_from, grad_norm};
 use super::gradients::{Activations, LOSS_CHUNK_ROWS, lm_loss_sum, micro_batch_gradients, mix};
-use super::{AdamW, AdamWConfig, LrSchedule, clip_grad_norm, grad_norm};
+use super::{AdamW, AdamWConfig, LrSchedule};
+use crate::Result;
 use crate::data::Batch;
+use crate::distributed::{ProcessGroup, SingleProcess, reduce_gradients};
 use crate::llama::TransformerDecoder;
 
 /// What a step's summed loss is divided by.
@@ -18,14 +21,44 @@ pub enum LossNormalization {
 }
 
 impl LossNormalization {
-    fn divisors(self, batches: &[Batch]) -> Vec<f64> {
-        let tokens = |batch: &Batch| batch.num_label_tokens() as f64;
-        let total: f64 = batches.iter().map(tokens).sum();
-        let divisor = |batch: &Batch| match self {
-            Self::StepTokens => total,
-            Self::MicroBatchMean => tokens(batch) * batches.len() as f64,
-        };
-        batches.iter().map(divisor).collect()
+    fn divisor(self, batch: &Batch, step: &StepCounts) -> f64 {
+        match self {
+            Self::StepTokens => step.labels,
+            Self::MicroBatchMean => batch.num_label_tokens() as f64 * step.micro_batches,
+        }
+    }
+}
+
+/// What a step has, all members of a group together.
+#[derive(Debug, Clone, Copy)]
+struct StepCounts {
+    /// Tokens with a label.
+    labels: f64,
+    micro_batches: f64,
+    /// Tokens, padding not counted.
+    tokens: f64,
+    /// The micro-batches of lower ranks.
+    micro_batches_before: usize,
+}
+
+impl StepCounts {
+    fn gather(group: &dyn ProcessGroup, batches: &[Batch]) -> Result<Self> {
+        let sum = |count: fn(&Batch) -> usize| batches.iter().map(count).sum::<usize>() as f64;
+        let mine = [
+            sum(Batch::num_label_tokens),
+            batches.len() as f64,
+            sum(Batch::num_tokens),
+        ];
+        let all = group.all_gather(&mine)?;
+        let (members, _) = all.as_chunks::<3>();
+        let total = |count: usize| members.iter().map(|counts| counts[count]).sum();
+        let before = members[..group.rank()].iter().map(|counts| counts[1]);
+        Ok(Self {
+            labels: total(0),
+            micro_batches: total(1),
+            tokens: total(2),
+            micro_batches_before: before.sum::<f64>() as usize,
+        })
     }
 }
 
@@ -38,8 +71,19 @@ pub struct StepOutput {
     pub lr: f64,
     /// The norm of all gradients before clipping.
     pub grad_norm: f64,
-    /// The tokens that went through the model, padding not counted.
+    /// The tokens that went through the model, padding not counted, those of all members of a group
+    /// together.
     pub num_tokens: usize,
+}
+
+/// The gradients of a step, the same at all members of a group. [`Trainer::update`] applies them.
+pub struct StepGradients {
+    /// The normalised loss.
+    pub loss: f64,
+    /// The norm of all gradients.
+    pub grad_norm: f64,
+    grads: GradientsParams,
+    num_tokens: usize,
 }
 
 /// How a step forms its gradients.
@@ -75,10 +119,23 @@ pub fn accumulate_gradients(
     batches: &[Batch],
     options: GradientOptions,
 ) -> (f64, GradientsParams) {
+    let counts = StepCounts::gather(&SingleProcess, batches).expect(ALONE);
+    gradients_of(model, batches, counts, options)
+}
+
+/// The part of a step's loss and gradients that some of its micro-batches make.
+///
+/// Dropout follows from the micro-batch's number in the step, whoever makes it.
+fn gradients_of(
+    model: &TransformerDecoder,
+    batches: &[Batch],
+    counts: StepCounts,
+    options: GradientOptions,
+) -> (f64, GradientsParams) {
     let mut accumulator = GradientsAccumulator::new();
-    let divisors = options.normalization.divisors(batches);
-    let micro_batches = batches.iter().zip(divisors).enumerate();
-    let losses = micro_batches.filter_map(|(index, (batch, divisor))| {
+    let micro_batches = (counts.micro_batches_before..).zip(batches);
+    let losses = micro_batches.filter_map(|(index, batch)| {
+        let divisor = options.normalization.divisor(batch, &counts);
         let options = GradientOptions {
             seed: mix(options.seed, index as u64),
             ..options
@@ -89,11 +146,27 @@ pub fn accumulate_gradients(
     (loss, accumulator.grads())
 }
 
+const ALONE: &str = "a single process loses no other";
+
 /// The mean loss over all labelled tokens of some batches, without a graph and without dropout.
 pub fn validation_loss(model: &TransformerDecoder, batches: &[Batch]) -> f64 {
-    let losses = batches.iter().filter_map(|batch| lm_loss_sum(model, batch));
+    validation_loss_in(&SingleProcess, model, batches).expect(ALONE)
+}
+
+/// The same, with the batches dealt out to the members of a group, each of which has all of them.
+///
+/// # Errors
+/// [`Error::PeerLost`](crate::Error::PeerLost) if a member has ended.
+pub fn validation_loss_in(
+    group: &dyn ProcessGroup,
+    model: &TransformerDecoder,
+    batches: &[Batch],
+) -> Result<f64> {
+    let mine = batches.iter().skip(group.rank()).step_by(group.size());
+    let loss: f64 = mine.filter_map(|batch| lm_loss_sum(model, batch)).sum();
     let tokens: usize = batches.iter().map(Batch::num_label_tokens).sum();
-    losses.sum::<f64>() / tokens.max(1) as f64
+    let losses = group.all_gather(&[loss])?;
+    Ok(losses.iter().sum::<f64>() / tokens.max(1) as f64)
 }
 
 /// Optimizer, schedule and clipping of a training, and how far it has come.
@@ -165,7 +238,7 @@ impl Trainer {
         self
     }
 
-    /// One optimizer step over one or more micro-batches.
+    /// One optimizer step over one or more micro-batches, in a process that trains alone.
     ///
     /// Dropout follows from `seed`, the number of the step, the micro-batch and the layer, so a
     /// training that was stopped and resumed draws the same as one that ran through, and one that
@@ -175,17 +248,60 @@ impl Trainer {
         model: TransformerDecoder,
         batches: &[Batch],
     ) -> (TransformerDecoder, StepOutput) {
+        let gradients = self.gradients(&SingleProcess, &model, batches);
+        self.update(model, gradients.expect(ALONE))
+    }
+
+    /// The first half of a step of all members of a group: its gradients. `batches` are this member's
+    /// micro-batches, maybe none.
+    ///
+    /// Two things go through the group: before the pass the counts of tokens, and after it the sum of
+    /// all gradients and the loss, as one vector.
+    ///
+    /// # Errors
+    /// [`Error::PeerLost`](crate::Error::PeerLost) if a member has ended.
+    pub fn gradients(
+        &self,
+        group: &dyn ProcessGroup,
+        model: &TransformerDecoder,
+        batches: &[Batch],
+    ) -> Result<StepGradients> {
         let options = GradientOptions {
             normalization: self.normalization,
             activations: self.activations,
             loss_chunk_rows: self.loss_chunk_rows,
             seed: mix(self.seed, self.step as u64),
         };
-        let (loss, mut grads) = accumulate_gradients(&model, batches, options);
-        let grad_norm = match self.max_grad_norm {
-            Some(max_norm) => clip_grad_norm(&model, &mut grads, max_norm),
-            None => grad_norm(&model, &grads),
+        let counts = StepCounts::gather(group, batches)?;
+        let (loss, grads) = gradients_of(model, batches, counts, options);
+        let (grads, loss) = match counts.labels > 0.0 {
+            true => reduce_gradients(group, model, grads, loss)?,
+            // Nobody has a gradient.
+            false => (grads, loss),
         };
+        Ok(StepGradients {
+            loss,
+            grad_norm: grad_norm(model, &grads),
+            grads,
+            num_tokens: counts.tokens as usize,
+        })
+    }
+
+    /// The second half of a step: clipping and the optimizer's update.
+    pub fn update(
+        &mut self,
+        model: TransformerDecoder,
+        gradients: StepGradients,
+    ) -> (TransformerDecoder, StepOutput) {
+        let StepGradients {
+            loss,
+            grad_norm,
+            mut grads,
+            num_tokens,
+        } = gradients;
+        if let Some(max_norm) = self.max_grad_norm {
+            clip_from(grad_norm, &model, &mut grads, max_norm);
+        }
         let lr = self.schedule.lr_at(self.step);
         let model = self.optimizer.step(lr, model, grads);
         self.step += 1;
@@ -194,7 +310,7 @@ impl Trainer {
             loss,
             lr,
             grad_norm,
-            num_tokens: batches.iter().map(Batch::num_tokens).sum(),
+            num_tokens,
         };
         (model, output)
     }

@@ -1048,7 +1048,7 @@ fn a_log_that_cannot_be_written() {
 
 #[test]
 fn a_run_folder_that_cannot_be_written() {
-    assert_not_writable(|_, out| RunDir::create(&run_config(out, &[])).map(drop));
+    assert_not_writable(|_, out| RunDir::create(&run_config(out, &[]), 1).map(drop));
 }
 
 #[test]
@@ -1077,7 +1077,7 @@ fn run_config(dir: &Path, overrides: &[&str]) -> RecipeConfig {
 fn unfinished_run() -> (TempDir, RecipeConfig, RunDir) {
     let dir = tempfile::tempdir().unwrap();
     let config = run_config(&dir.path().join("run"), &[]);
-    let run = RunDir::create(&config).unwrap();
+    let run = RunDir::create(&config, 1).unwrap();
     let ids = vec![1, 5, 9, 13];
     let batch = Batch {
         labels: ids.clone(),
@@ -1130,7 +1130,7 @@ fn resuming_where_there_is_no_checkpoint() {
     );
     assert!(files_in(dir.path()).is_empty());
 
-    let run = RunDir::create(&config).unwrap();
+    let run = RunDir::create(&config, 1).unwrap();
     let mut trainer = config.trainer(10);
     let mut model = lora_model(&config.lora());
     let error = refused(&mut model, dir.path(), |m| {
@@ -1145,7 +1145,7 @@ fn beginning_a_run_over_an_unfinished_one() {
     let (dir, config, _) = unfinished_run();
     let before = files_in(dir.path());
     let other = run_config(&config.output_dir, &["lora_rank=4"]);
-    let error = RunDir::create(&other).unwrap_err();
+    let error = RunDir::create(&other, 1).unwrap_err();
     assert_variant!(error, Resume);
     assert_names(&error, &config.output_dir);
     assert_says(

@@ -4,6 +4,7 @@
 mod bad_input;
 mod common;
 mod counts;
+mod distributed;
 mod golden;
 mod golden_cases;
 mod stories;

@@ -201,7 +201,7 @@ pub(super) const KEYS: &[RecipeKey] = &[
     ),
     key(
         "device",
-        Text("a device such as auto, flex, cuda or cuda:1"),
+        Text("a device such as auto, flex, cuda or cuda:1, or several: cuda:0,cuda:1"),
         "Where to run; `auto` is what `BURN_DEVICE` names, or else a GPU if there is one, or else the CPU.",
     )
     .free(),

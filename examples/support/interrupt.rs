@@ -1,0 +1,89 @@
+//! Ending early without losing what was learned.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use burn_peft::llama::TransformerDecoder;
+use burn_peft::lora::LoRAConfig;
+use burn_peft::training::{RunDir, Trainer};
+use burn_peft::{Error, Result};
+
+/// The state after the last complete step, which is saved if the program is told to end: by Ctrl-C,
+/// by a scheduler, or by the launcher of several processes when one of them has died. Each process
+/// saves what all have, as nobody knows who is left.
+#[derive(Clone, Default)]
+pub struct LastStep(Arc<Mutex<Option<State>>>);
+
+/// What a checkpoint is made of.
+pub struct State {
+    pub run: RunDir,
+    pub lora: LoRAConfig,
+    pub model: TransformerDecoder,
+    pub trainer: Trainer,
+}
+
+impl LastStep {
+    /// Saves the state that is kept when the program is told to end, from now on.
+    ///
+    /// # Errors
+    /// If the system lets no signal be watched.
+    pub fn watch() -> Result<Self> {
+        let last = Self::default();
+        watch_signals(last.clone()).map_err(|source| Error::Io {
+            path: "signals".into(),
+            source,
+        })?;
+        Ok(last)
+    }
+
+    /// The kept state, to be replaced. The end of the program waits meanwhile.
+    pub fn lock(&self) -> MutexGuard<'_, Option<State>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Saves what is kept, and says so in the second half of a sentence.
+    pub fn save(&self) -> Result<String> {
+        let state = self.lock();
+        let Some(state) = state.as_ref().filter(|state| state.trainer.step > 0) else {
+            return Ok("; no step was complete, nothing is saved".into());
+        };
+        state
+            .run
+            .save_checkpoint(&state.model, &state.lora, &state.trainer)?;
+        Ok(format!(
+            "; step {} is saved in {}: go on from it with resume_from_checkpoint=true, in any \
+             number of processes",
+            state.trainer.step,
+            state.run.path().display()
+        ))
+    }
+}
+
+#[cfg(unix)]
+fn watch_signals(last: LastStep) -> std::io::Result<()> {
+    use signal_hook::consts::{SIGINT, SIGTERM};
+    use signal_hook::low_level::{exit, signal_name};
+
+    let mut signals = signal_hook::iterator::Signals::new([SIGINT, SIGTERM])?;
+    std::thread::spawn(move || {
+        let Some(signal) = signals.forever().next() else {
+            return;
+        };
+        let by = match signal {
+            SIGINT => "by Ctrl-C",
+            _ => "from outside, as when another process of the training has died",
+        };
+        let name = signal_name(signal).unwrap_or("a signal");
+        match last.save() {
+            Ok(saved) => eprintln!("\nended {by} ({name}){saved}"),
+            Err(error) => eprintln!("\nended {by} ({name}); the last step is not saved: {error}"),
+        }
+        // Without waiting for threads that wait for another process.
+        exit(128 + signal);
+    });
+    Ok(())
+}
+
+#[cfg(not(unix))]
+fn watch_signals(_last: LastStep) -> std::io::Result<()> {
+    Ok(())
+}

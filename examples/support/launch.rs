@@ -1,0 +1,125 @@
+//! Runs a training as the processes and devices that it was started with.
+
+use std::process::ExitCode;
+use std::thread;
+
+use burn::tensor::Device;
+#[cfg(feature = "mpi")]
+use burn_peft::distributed::MpiGroup;
+use burn_peft::distributed::{DeviceGroup, ProcessGroup, SingleProcess};
+use burn_peft::training::recipe::RecipeConfig;
+use burn_peft::{Error, Result};
+
+use crate::device;
+use crate::interrupt::LastStep;
+
+/// One of those that train together.
+pub struct Member<'a> {
+    pub device: &'a Device,
+    pub group: &'a dyn ProcessGroup,
+    /// Where it keeps what is saved if the program is told to end.
+    pub last_step: LastStep,
+}
+
+/// What a member does.
+pub type Train<'a> = &'a (dyn Fn(Member) -> Result<()> + Sync);
+
+/// Calls `train` for each device of the configuration, names separated by commas, in a thread of its
+/// own; or, in a program with the feature `mpi` that `mpirun` started, once in each process.
+pub fn launch(config: &RecipeConfig, train: Train) -> ExitCode {
+    #[cfg(feature = "mpi")]
+    {
+        let group = MpiGroup::init();
+        if group.size() > 1 {
+            return in_each_process(&group, &config.device, train);
+        }
+    }
+    exit_code(in_this_process(config, train))
+}
+
+#[cfg(feature = "mpi")]
+fn in_each_process(group: &MpiGroup, devices: &str, train: Train) -> ExitCode {
+    let run = || {
+        train(Member {
+            device: &device::from_name(devices, group.local_rank())?,
+            group,
+            last_step: LastStep::watch()?,
+        })
+    };
+    if let Err(error) = run() {
+        // The others wait for this process: end them too.
+        eprintln!(
+            "error in process {} of {}: {error}",
+            group.rank(),
+            group.size()
+        );
+        group.abort();
+    }
+    ExitCode::SUCCESS
+}
+
+fn in_this_process(config: &RecipeConfig, train: Train) -> Result<()> {
+    let devices = config
+        .device
+        .split(',')
+        .map(|name| device::from_name(name.trim(), 0));
+    let devices: Vec<Device> = devices.collect::<Result<_>>()?;
+    let last_step = LastStep::watch()?;
+    if let [device] = &devices[..] {
+        return train(Member {
+            device,
+            group: &SingleProcess,
+            last_step,
+        });
+    }
+    if config.lora_dropout > 0.0 {
+        return Err(Error::InvalidArgument {
+            name: "lora_dropout",
+            message: "the devices of one process share a generator of random numbers; start a \
+                      process for each (mpirun), or set lora_dropout=0"
+                .into(),
+        });
+    }
+    let results: Vec<Result<()>> = thread::scope(|scope| {
+        let members = DeviceGroup::new(devices).into_iter();
+        let threads = members.map(|member| {
+            // One of them is enough.
+            let last_step = match member.rank() {
+                0 => last_step.clone(),
+                _ => LastStep::default(),
+            };
+            scope.spawn(move || {
+                train(Member {
+                    device: member.device(),
+                    group: &member,
+                    last_step,
+                })
+            })
+        });
+        let threads: Vec<_> = threads.collect();
+        let join =
+            |thread: thread::ScopedJoinHandle<_>| thread.join().unwrap_or(Err(Error::PeerLost));
+        threads.into_iter().map(join).collect()
+    });
+    if results
+        .iter()
+        .any(|result| matches!(result, Err(Error::PeerLost)))
+    {
+        eprintln!("a device's thread has ended{}", last_step.save()?);
+    }
+    // The cause before its consequences.
+    let mut errors: Vec<Error> = results.into_iter().filter_map(Result::err).collect();
+    errors.sort_by_key(|error| matches!(error, Error::PeerLost));
+    errors.into_iter().next().map_or(Ok(()), Err)
+}
+
+/// Success, or failure with the error on the terminal.
+pub fn exit_code(result: Result<()>) -> ExitCode {
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}

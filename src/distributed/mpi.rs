@@ -1,0 +1,84 @@
+use burn::tensor::{Tensor, TensorData};
+use mpi::Threading;
+use mpi::collective::SystemOperation;
+use mpi::environment::{Universe, initialize_with_threading};
+use mpi::topology::{Communicator, SimpleCommunicator};
+use mpi::traits::CommunicatorCollectives;
+
+use super::ProcessGroup;
+use crate::Result;
+
+/// The processes that an MPI launcher started: `mpirun -n 2 program`. Any implementation of MPI 3
+/// serves. A program that was started without one is a group of its own.
+///
+/// What MPI itself reports as an error ends the program, by MPI's default. So does the death of
+/// another process: the launcher then sends `SIGTERM` to the rest.
+pub struct MpiGroup {
+    world: SimpleCommunicator,
+    /// The rank among the processes of this machine.
+    local_rank: usize,
+    // Dropped last: it ends MPI.
+    _universe: Universe,
+}
+
+/// MPI counts elements in C's `int`.
+const CHUNK: usize = 1 << 28;
+
+impl MpiGroup {
+    /// Joins the processes that were started together. The thread that calls this is the one that
+    /// may use the group.
+    ///
+    /// # Panics
+    /// If MPI was initialised before in this process.
+    pub fn init() -> Self {
+        let (universe, _) = initialize_with_threading(Threading::Funneled)
+            .expect("MPI is initialised once in a process");
+        let world = universe.world();
+        let local_rank = world.split_shared(world.rank()).rank() as usize;
+        Self {
+            world,
+            local_rank,
+            _universe: universe,
+        }
+    }
+
+    /// This process's number among those of its machine, counted from 0: the number of its GPU,
+    /// where each has one.
+    pub fn local_rank(&self) -> usize {
+        self.local_rank
+    }
+
+    /// Ends all processes of the group. What holds for one that returns while others wait for it:
+    /// they would wait for ever.
+    pub fn abort(&self) -> ! {
+        self.world.abort(1)
+    }
+}
+
+impl ProcessGroup for MpiGroup {
+    fn rank(&self) -> usize {
+        self.world.rank() as usize
+    }
+
+    fn size(&self) -> usize {
+        self.world.size() as usize
+    }
+
+    fn all_reduce(&self, values: Tensor<1>) -> Result<Tensor<1>> {
+        let (device, shape) = (values.device(), values.shape());
+        let mine = values.into_data();
+        let mine = mine.as_slice::<f32>().expect("groups add f32");
+        let mut sums = vec![0f32; mine.len()];
+        for (mine, sums) in mine.chunks(CHUNK).zip(sums.chunks_mut(CHUNK)) {
+            self.world
+                .all_reduce_into(mine, sums, SystemOperation::sum());
+        }
+        Ok(Tensor::from_data(TensorData::new(sums, shape), &device))
+    }
+
+    fn all_gather(&self, values: &[f64]) -> Result<Vec<f64>> {
+        let mut all = vec![0.0; values.len() * self.size()];
+        self.world.all_gather_into(values, &mut all[..]);
+        Ok(all)
+    }
+}

@@ -1,0 +1,144 @@
+//! The gradients, or the values, of a model's trained parameters as one vector, and back.
+
+use burn::module::{Module, ModuleMapper, ModuleVisitor, Param};
+use burn::optim::GradientsParams;
+use burn::tensor::{DType, Tensor};
+
+use super::ProcessGroup;
+use crate::Result;
+
+/// The sums of all members' gradients and of their losses. Zeros stand for a gradient that a member
+/// does not have.
+pub(crate) fn reduce_gradients<M: Module>(
+    group: &dyn ProcessGroup,
+    model: &M,
+    mut grads: GradientsParams,
+    loss: f64,
+) -> Result<(GradientsParams, f64)> {
+    if group.size() == 1 {
+        return Ok((grads, loss));
+    }
+    let mut parts = GradientParts {
+        grads: &mut grads,
+        parts: Vec::new(),
+    };
+    model.visit(&mut parts);
+    let mut parts = parts.parts;
+    let Some(first) = parts.first() else {
+        return Ok((grads, loss));
+    };
+    let loss = Tensor::from_floats([loss as f32], &first.device());
+    parts.push(loss);
+    let sums = group.all_reduce(Tensor::cat(parts, 0))?;
+
+    let mut split = SplitGradients {
+        rest: Split::new(sums),
+        grads: GradientsParams::new(),
+    };
+    model.visit(&mut split);
+    let SplitGradients { mut rest, grads } = split;
+    let loss = rest.take([1]).into_scalar::<f32>();
+    Ok((grads, f64::from(loss)))
+}
+
+/// The model with rank 0's values of all trained parameters.
+///
+/// # Errors
+/// [`Error::PeerLost`](crate::Error::PeerLost) if a member has ended.
+///
+/// # Panics
+/// If members' models differ in what is trained.
+pub fn broadcast_params<M: Module>(group: &dyn ProcessGroup, model: M) -> Result<M> {
+    if group.size() == 1 {
+        return Ok(model);
+    }
+    let mut values = ValueParts(Vec::new());
+    model.visit(&mut values);
+    if values.0.is_empty() {
+        return Ok(model);
+    }
+    let mine = Tensor::cat(values.0, 0);
+    // A sum of rank 0's values and zeros.
+    let mine = match group.rank() {
+        0 => mine,
+        _ => mine.zeros_like(),
+    };
+    let values = group.all_reduce(mine)?;
+    Ok(model.map(&mut SetValues(Split::new(values))))
+}
+
+struct GradientParts<'a> {
+    grads: &'a mut GradientsParams,
+    parts: Vec<Tensor<1>>,
+}
+
+impl ModuleVisitor for GradientParts<'_> {
+    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+        if param.is_require_grad() {
+            let grad = self.grads.remove::<D>(param.id);
+            let grad = grad.unwrap_or_else(|| param.val().inner().zeros_like());
+            self.parts.push(flat(grad));
+        }
+    }
+}
+
+struct SplitGradients {
+    rest: Split,
+    grads: GradientsParams,
+}
+
+impl ModuleVisitor for SplitGradients {
+    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+        if param.is_require_grad() {
+            let grad = self.rest.take(param.dims());
+            self.grads.register(param.id, grad);
+        }
+    }
+}
+
+struct ValueParts(Vec<Tensor<1>>);
+
+impl ModuleVisitor for ValueParts {
+    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+        if param.is_require_grad() {
+            self.0.push(flat(param.val().inner()));
+        }
+    }
+}
+
+struct SetValues(Split);
+
+impl ModuleMapper for SetValues {
+    fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
+        if !param.is_require_grad() {
+            return param;
+        }
+        param.map(|value| {
+            let new = self.0.take(value.dims()).cast(value.dtype());
+            Tensor::from_inner(new).require_grad()
+        })
+    }
+}
+
+/// A vector that is taken apart from its beginning.
+struct Split {
+    values: Tensor<1>,
+    taken: usize,
+}
+
+impl Split {
+    fn new(values: Tensor<1>) -> Self {
+        Self { values, taken: 0 }
+    }
+
+    fn take<const D: usize>(&mut self, shape: [usize; D]) -> Tensor<D> {
+        let count = shape.iter().product();
+        let part = self.values.clone().narrow(0, self.taken, count);
+        self.taken += count;
+        part.reshape(shape)
+    }
+}
+
+fn flat<const D: usize>(values: Tensor<D>) -> Tensor<1> {
+    values.cast(DType::F32).flatten(0, D - 1)
+}
