@@ -1,33 +1,49 @@
-//! Whole LoRA training steps on a case that `vs_peft/case.py` made: a model, an adapter, and the
-//! same tokens that PEFT gets. Prints a JSON line with the losses, tokens, tokens/s (median step)
-//! and memory; `vs_peft/run.sh` compares it with PEFT's.
+//! Whole LoRA training steps: on a case that `vs_peft/case.py` made, a model, an adapter, and the
+//! same tokens that PEFT gets; or on a model of Llama 2's sizes with random weights, made on the
+//! device. Prints a JSON line with the losses, tokens, tokens/s (median step) and memory;
+//! `vs_peft/run.sh` compares it with PEFT's.
 //!
 //! ```text
 //! cargo bench --bench train_step -- --case DIR [--seq-len 256] [--dtype bf16] [--recompute]
 //! cargo bench --bench train_step -- --case DIR --alpaca --steps 12
+//! BURN_DEVICE=cuda cargo bench --features cuda --bench train_step -- \
+//!     --sizes llama2_7b --dtype bf16 --seq-len 2048 [--all-modules --rank 32]
 //! ```
 
 use std::path::PathBuf;
 use std::time::Instant;
 
-use burn::tensor::{DType, Device};
+use burn::module::{Module, ModuleMapper, Param};
+use burn::tensor::{DType, Device, Tensor};
 use burn_peft::Result;
+use burn_peft::adapter::initialize_params;
 use burn_peft::checkpoint::{
     SafetensorsFile, load_hf_as, load_peft, read_hf_config, read_peft_config,
 };
 use burn_peft::data::{Batch, Padding, Sample};
-use burn_peft::llama::TransformerDecoder;
+use burn_peft::llama::{LlamaConfig, TransformerDecoder};
+use burn_peft::lora::{AttnModule, LoRAConfig};
 use burn_peft::ops::{MatmulPrecision, set_matmul_precision};
 use burn_peft::training::{
     Activations, AdamWConfig, LrSchedule, ScheduleKind, Trainer, peak_memory_bytes,
 };
-use clap::Parser;
+use clap::{Parser, ValueEnum};
+use statistics::median;
 
 #[derive(Parser)]
 struct Args {
     /// The folder with `model`, `adapter`, `tokens.safetensors` and `alpaca.safetensors`.
+    #[arg(long, required_unless_present = "sizes")]
+    case: Option<PathBuf>,
+    /// In place of a case, a model of these sizes with random weights and random tokens.
+    #[arg(long, conflicts_with = "case")]
+    sizes: Option<Sizes>,
+    /// The rank of the adapters of such a model.
+    #[arg(long, default_value_t = 8)]
+    rank: usize,
+    /// Adapters on all seven linear layers of such a model, not on `q_proj` and `v_proj` alone.
     #[arg(long)]
-    case: PathBuf,
+    all_modules: bool,
     /// Tokens of a sequence.
     #[arg(long, default_value_t = 256)]
     seq_len: usize,
@@ -51,6 +67,32 @@ struct Args {
     bench: bool,
 }
 
+/// The sizes of a published model, or of one for trying out.
+#[derive(Clone, Copy, ValueEnum)]
+enum Sizes {
+    #[value(name = "llama2_7b")]
+    Llama2_7b,
+    #[value(name = "tiny")]
+    Tiny,
+}
+
+impl Sizes {
+    fn config(self) -> LlamaConfig {
+        match self {
+            Self::Llama2_7b => LlamaConfig::llama2_7b(),
+            Self::Tiny => LlamaConfig {
+                num_layers: 2,
+                num_heads: 4,
+                num_kv_heads: 4,
+                head_dim: 16,
+                embed_dim: 64,
+                intermediate_dim: 172,
+                ..LlamaConfig::llama2_7b()
+            },
+        }
+    }
+}
+
 const BATCH_SIZE: usize = 2;
 const ALPACA_BATCH_SIZE: usize = 8;
 /// No batch of this program is padded.
@@ -59,31 +101,85 @@ const WARMUP_STEPS: usize = 2;
 
 #[path = "../examples/support/allocator.rs"]
 mod allocator;
+#[path = "support/statistics.rs"]
+mod statistics;
 
 fn load(args: &Args) -> Result<TransformerDecoder> {
     let device = Device::default().autodiff();
-    let (base, adapter) = (args.case.join("model"), args.case.join("adapter"));
-    let lora = read_peft_config(&adapter)?;
-    let mut model = read_hf_config(&base)?.init_lora(&lora, &device)?;
     let dtype = match args.dtype.as_str() {
         "bf16" => DType::BF16,
         _ => DType::F32,
     };
+    let Some(case) = &args.case else {
+        return random_model(args, dtype, &device);
+    };
+    let (base, adapter) = (case.join("model"), case.join("adapter"));
+    let lora = read_peft_config(&adapter)?;
+    let mut model = read_hf_config(&base)?.init_lora(&lora, &device)?;
     load_hf_as(&mut model, &base, dtype)?;
     load_peft(&mut model, &adapter)?;
     Ok(model)
 }
 
+fn sizes(args: &Args) -> LlamaConfig {
+    args.sizes
+        .expect("there is a case or there are sizes")
+        .config()
+}
+
+fn random_model(args: &Args, dtype: DType, device: &Device) -> Result<TransformerDecoder> {
+    let lora = match args.all_modules {
+        true => LoRAConfig::new(AttnModule::ALL).with_mlp(true),
+        false => LoRAConfig::new([AttnModule::QProj, AttnModule::VProj]),
+    };
+    let lora = lora.with_rank(args.rank).with_alpha(2.0 * args.rank as f64);
+    let model = sizes(args).init_lora(&lora, device)?;
+    let model = model.map(&mut CastFrozen(dtype));
+    initialize_params(&model);
+    Ok(model)
+}
+
+/// Makes the frozen weights, one after the other, and brings each to a type.
+struct CastFrozen(DType);
+
+impl ModuleMapper for CastFrozen {
+    fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
+        match param.is_require_grad() {
+            true => param,
+            false => param.map(|weight| weight.cast(self.0)),
+        }
+    }
+}
+
+/// The samples of all steps, from a case or random.
+fn full_samples(args: &Args) -> Result<Vec<Sample>> {
+    if args.case.is_some() {
+        return random_samples(args);
+    }
+    let vocab_size = sizes(args).vocab_size as u64;
+    // Knuth's linear congruential generator, whose high bits are random enough for tokens.
+    let next = |state: &u64| Some(state.wrapping_mul(6364136223846793005).wrapping_add(1));
+    let tokens = std::iter::successors(Some(1), next).map(|state: u64| (state >> 33) % vocab_size);
+    let count = args.steps * BATCH_SIZE * args.seq_len;
+    let tokens: Vec<i64> = tokens.take(count).map(|id| id as i64).collect();
+    let samples = tokens.chunks(args.seq_len);
+    Ok(samples.map(|tokens| sample(tokens, tokens)).collect())
+}
+
+fn open(args: &Args, name: &str) -> Result<SafetensorsFile> {
+    SafetensorsFile::open(args.case.clone().unwrap_or_default().join(name))
+}
+
 /// Samples cut from one long sequence of tokens.
 fn random_samples(args: &Args) -> Result<Vec<Sample>> {
-    let file = SafetensorsFile::open(args.case.join("tokens.safetensors"))?;
+    let file = open(args, "tokens.safetensors")?;
     let tokens = file.read_ints("tokens")?;
     let samples = tokens.chunks_exact(args.seq_len);
     Ok(samples.map(|tokens| sample(tokens, tokens)).collect())
 }
 
 fn alpaca_samples(args: &Args) -> Result<Vec<Sample>> {
-    let file = SafetensorsFile::open(args.case.join("alpaca.safetensors"))?;
+    let file = open(args, "alpaca.safetensors")?;
     let (tokens, labels) = (file.read_ints("tokens")?, file.read_ints("labels")?);
     let lengths = file.read_ints("lengths")?;
     let ranges = lengths.iter().scan(0, |start, length| {
@@ -106,7 +202,7 @@ fn sample(tokens: &[i64], labels: &[i64]) -> Sample {
 fn batches(args: &Args) -> Result<Vec<Batch>> {
     let (samples, batch_size) = match args.alpaca {
         true => (alpaca_samples(args)?, ALPACA_BATCH_SIZE),
-        false => (random_samples(args)?, BATCH_SIZE),
+        false => (full_samples(args)?, BATCH_SIZE),
     };
     let batch = |samples: &[Sample]| {
         let samples: Vec<&Sample> = samples.iter().collect();
@@ -117,12 +213,6 @@ fn batches(args: &Args) -> Result<Vec<Batch>> {
     };
     let steps = samples.chunks_exact(batch_size);
     Ok(steps.take(args.steps).map(batch).collect())
-}
-
-fn median(mut values: Vec<f64>) -> f64 {
-    values.sort_by(f64::total_cmp);
-    let last = values.len() - 1;
-    (values[last / 2] + values[last.div_ceil(2)]) / 2.0
 }
 
 fn main() -> Result<()> {

@@ -9,21 +9,34 @@ import statistics
 import time
 
 import torch
-from peft import PeftModel
+from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
 from torch.nn.utils.rnn import pad_sequence
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 from transformers.utils.logging import disable_progress_bar
 
 WARMUP_STEPS = 2
 BATCH_SIZE = 2
 ALPACA_BATCH_SIZE = 8
 IGNORE_INDEX = -100
+ATTENTION = ["q_proj", "k_proj", "v_proj", "o_proj"]
+MLP = ["gate_proj", "up_proj", "down_proj"]
+# The sizes of benches/train_step.rs.
+SIZES = {
+    "llama2_7b": LlamaConfig(max_position_embeddings=4096, rms_norm_eps=1e-5),
+    "tiny": LlamaConfig(
+        hidden_size=64, intermediate_size=172, num_hidden_layers=2, num_attention_heads=4
+    ),
+}
 
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--case", type=pathlib.Path, required=True)
+    parser.add_argument("--case", type=pathlib.Path)
+    parser.add_argument("--sizes", choices=SIZES, help="random weights in place of a case")
+    parser.add_argument("--rank", type=int, default=8)
+    parser.add_argument("--all-modules", action="store_true")
+    parser.add_argument("--device", default="cpu")
     parser.add_argument("--seq-len", type=int, default=256)
     parser.add_argument("--dtype", choices=["f32", "bf16"], default="f32")
     parser.add_argument("--steps", type=int, default=7)
@@ -39,16 +52,40 @@ def peak_bytes() -> int:
 
 def load(args: argparse.Namespace) -> PeftModel:
     dtype = {"f32": torch.float32, "bf16": torch.bfloat16}[args.dtype]
+    if args.sizes:
+        return random_model(args, dtype).train()
     base = AutoModelForCausalLM.from_pretrained(args.case / "model", dtype=dtype)
-    if args.recompute:
-        base.gradient_checkpointing_enable({"use_reentrant": False})
-        base.enable_input_require_grads()
+    prepare(base, args)
     model = PeftModel.from_pretrained(base, args.case / "adapter", is_trainable=True)
     return model.train()
 
 
+def prepare(base: torch.nn.Module, args: argparse.Namespace) -> None:
+    if args.recompute:
+        base.gradient_checkpointing_enable({"use_reentrant": False})
+        base.enable_input_require_grads()
+
+
+def random_model(args: argparse.Namespace, dtype: torch.dtype) -> PeftModel:
+    """Made on the device; attention is PyTorch's scaled_dot_product_attention."""
+    torch.set_default_dtype(dtype)
+    with torch.device(args.device):
+        base = LlamaForCausalLM._from_config(SIZES[args.sizes], attn_implementation="sdpa")
+    torch.set_default_dtype(torch.float32)
+    prepare(base, args)
+    modules = ATTENTION + MLP if args.all_modules else ["q_proj", "v_proj"]
+    lora = LoraConfig(
+        r=args.rank, lora_alpha=2 * args.rank, target_modules=modules, task_type="CAUSAL_LM"
+    )
+    return get_peft_model(base, lora).to(args.device)
+
+
 def random_batches(args: argparse.Namespace) -> list[dict[str, torch.Tensor]]:
-    tokens = load_file(args.case / "tokens.safetensors")["tokens"]
+    if args.sizes:
+        count = args.steps * BATCH_SIZE * args.seq_len
+        tokens = torch.randint(0, SIZES[args.sizes].vocab_size, (count,))
+    else:
+        tokens = load_file(args.case / "tokens.safetensors")["tokens"]
     steps = tokens.split(BATCH_SIZE * args.seq_len)[: args.steps]
     rows = [step.view(BATCH_SIZE, args.seq_len) for step in steps]
     return [{"input_ids": ids, "labels": ids} for ids in rows]
@@ -91,13 +128,15 @@ def main(args: argparse.Namespace) -> None:
     optimizer = torch.optim.AdamW(trained, lr=1e-4)
     losses, tokens_per_s, tokens = [], [], 0
     for batch in alpaca_batches(args) if args.alpaca else random_batches(args):
+        batch = {name: tensor.to(args.device) for name, tensor in batch.items()}
         started = time.perf_counter()
         loss = model(**batch, use_cache=False).loss
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
-        seconds = time.perf_counter() - started
+        # Reading the loss waits for the device.
         losses.append(loss.item())
+        seconds = time.perf_counter() - started
         tokens_per_s.append(num_tokens(batch) / seconds)
         tokens += num_tokens(batch)
     line = {

@@ -2,12 +2,17 @@
 # Compares training steps with PEFT on PyTorch: same model, data and threads, side by side.
 #
 #     benches/vs_peft/run.sh [--quick] [--rounds N] [--only TEXT] [--threads N]
+#     benches/vs_peft/run.sh --gpu [--rounds N] [--only TEXT] [--peak-tflops N]
 #
 # --quick runs the first row alone, three times; --only those whose name contains TEXT. The
 # environment and the case stay in ~/.cache/burn-peft-vs-peft.
 #
 # The row with Alpaca data needs ALPACA_JSON, a JSON file of Alpaca records, and LLAMA2_TOKENIZER,
 # the tokenizer.json of Llama 2; both are looked for in $BURN_PEFT_SHARED/assets if they are unset.
+#
+# With --gpu both run on CUDA, on Llama 2 7B's sizes with random weights made on the device. CARGO_FEATURES
+# says what ours is built with (cuda unless set; cuda,fusion for Burn's kernel fusion). `--gpu --dry-run`
+# shows on the CPU, with a tiny model, that all of it runs.
 set -euo pipefail
 
 root="$(cd "$(dirname "$0")/../.." && pwd)"
@@ -20,15 +25,27 @@ python="$cache/venv/bin/python"
 mkdir -p "$cache"
 [ -x "$python" ] || python3 -m venv "$cache/venv"
 "$python" -m pip install --quiet -r "$root/tests/python/requirements.txt"
-"$python" "$root/benches/vs_peft/case.py" "$cache/case" \
-    --alpaca "$alpaca" --tokenizer "$tokenizer"
 
-built="$(cd "$root" && cargo bench --bench train_step --no-run --message-format=json |
-    "$python" -c 'import json, sys
+# The path of the bench, built with the given options of cargo.
+build() {
+    (cd "$root" && cargo bench --bench train_step --no-run --message-format=json "$@") |
+        "$python" -c 'import json, sys
 for line in sys.stdin:
     message = json.loads(line)
     if message.get("executable") and message["target"]["name"] == "train_step":
-        print(message["executable"])')"
+        print(message["executable"])'
+}
 
+if [ "${1:-}" = --gpu ]; then
+    shift
+    features="${CARGO_FEATURES:-cuda}"
+    case " $* " in *" --dry-run "*) features="" ;; esac
+    built="$(build --features "$features")"
+    exec "$python" "$root/benches/vs_peft/compare_gpu.py" --train-step "$built" "$@"
+fi
+
+"$python" "$root/benches/vs_peft/case.py" "$cache/case" \
+    --alpaca "$alpaca" --tokenizer "$tokenizer"
+built="$(build)"
 exec "$python" "$root/benches/vs_peft/compare.py" \
     --case "$cache/case" --train-step "$built" "$@"

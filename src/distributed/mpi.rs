@@ -12,7 +12,8 @@ use crate::Result;
 /// serves. A program that was started without one is a group of its own.
 ///
 /// What MPI itself reports as an error ends the program, by MPI's default. So does the death of
-/// another process: the launcher then sends `SIGTERM` to the rest.
+/// another process: the launcher then sends `SIGTERM` to the rest. A process that returns early for a
+/// reason of its own must [`abort`](Self::abort).
 pub struct MpiGroup {
     world: SimpleCommunicator,
     /// The rank among the processes of this machine.
@@ -52,6 +53,15 @@ impl MpiGroup {
     /// they would wait for ever.
     pub fn abort(&self) -> ! {
         self.world.abort(1)
+    }
+}
+
+/// A panic ends all processes: MPI's own end waits for the others, which wait for this one.
+impl Drop for MpiGroup {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.abort();
+        }
     }
 }
 

@@ -1,7 +1,7 @@
 use std::ops::Range;
 use std::sync::{Arc, OnceLock};
 
-use burn::tensor::{Bool, DType, Device, Tensor, TensorData};
+use burn::tensor::{Bool, DType, Device, Shape, Tensor, TensorData};
 
 #[cfg(feature = "flex")]
 use super::flex;
@@ -80,6 +80,38 @@ impl AttentionMask {
             Tensor::zeros(shape, (device, DType::F32)).mask_fill(hidden, f32::MIN)
         };
         self.0.additive.get_or_init(new).clone()
+    }
+}
+
+/// The sizes of `q`, `[batch, seq, heads, head_dim]`, and of `k` and `v`,
+/// `[batch, keys, kv_heads, head_dim]`.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Sizes {
+    pub batch: usize,
+    pub seq: usize,
+    pub heads: usize,
+    pub head_dim: usize,
+    pub keys: usize,
+    pub kv_heads: usize,
+}
+
+impl Sizes {
+    pub fn new(q: &Shape, k: &Shape) -> Self {
+        let [batch, seq, heads, head_dim] = q.dims();
+        let [_, keys, kv_heads, _] = k.dims();
+        Self {
+            batch,
+            seq,
+            heads,
+            head_dim,
+            keys,
+            kv_heads,
+        }
+    }
+
+    /// What scores are multiplied by.
+    pub fn scale(&self) -> f32 {
+        1.0 / (self.head_dim as f32).sqrt()
     }
 }
 

@@ -131,19 +131,36 @@ def a_death(recipe: Recipe, rank: int, unbroken: dict[int, float]) -> None:
         require_close(f"rank {rank} killed, resumed by {processes}", losses, unbroken)
 
 
+def ends_together(recipe: Recipe, name: str, *programs: list[str]) -> str:
+    """What processes print that were started with options of their own, and fail."""
+    command = MPIRUN.copy()
+    for index, options in enumerate(programs):
+        settings = [option for option in options if option.startswith("BURN_")]
+        overrides = [option for option in options if option not in settings]
+        command += [":"] * (index > 0) + ["-n", "1"]
+        command += [word for setting in settings for word in ("-x", setting)]
+        command += [recipe.program, *recipe.overrides(name, *overrides)]
+    run = subprocess.run(command, env=QUIET, capture_output=True, text=True, timeout=60)
+    assert run.returncode != 0, f"{name} did not fail"
+    return run.stderr
+
+
+def a_panic(recipe: Recipe) -> None:
+    errors = ends_together(recipe, "panic", ["BURN_DEVICE=flex"], ["BURN_DEVICE=nonsense"])
+    assert "panicked" in errors, errors
+    print("a panic of one process ends the other")
+
+
 def different_data(recipe: Recipe) -> None:
     """Each process reads its own file, as on machines that do not share a disk."""
     records = [{"instruction": "Say yes.", "input": "", "output": "yes"}] * 20
-    data = []
-    for rank, count in enumerate([20, 19]):
-        path = recipe.folder / f"records_{rank}.json"
+    files = [recipe.folder / f"records_{rank}.json" for rank in range(2)]
+    for path, count in zip(files, [20, 19], strict=True):
         path.write_text(json.dumps(records[:count]))
-        arguments = recipe.overrides("different_data", f"dataset={path}")
-        data.append(["-n", "1", recipe.program, *arguments])
-    command = [*MPIRUN, *data[0], ":", *data[1]]
-    run = subprocess.run(command, env=QUIET, capture_output=True, text=True)
+    options = [[f"dataset={path}"] for path in files]
+    errors = ends_together(recipe, "different_data", *options)
     message = "training data: rank 1 differs from rank 0; give all processes the same"
-    assert run.returncode != 0 and message in run.stderr, run.stderr
+    assert message in errors, errors
     assert not (recipe.folder / "different_data").exists()
     print("processes with different data are refused")
 
@@ -156,6 +173,7 @@ def main(program: str) -> None:
         a_death(recipe, 1, unbroken)
         a_death(recipe, 0, unbroken)
         different_data(recipe)
+        a_panic(recipe)
 
 
 if __name__ == "__main__":

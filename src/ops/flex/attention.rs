@@ -12,36 +12,12 @@ use super::gemm::{Mat, MatMut, Output, Scratch};
 use super::vector::{dot, exp, max, new_buffer, sum, vectorized};
 use super::{Primitive, Tracked, contiguous, primitive};
 use crate::ops::AttentionMask;
+use crate::ops::attention::Sizes;
 
 /// Queries whose scores exist at a time, in each thread.
 const QUERY_BLOCK: usize = 64;
 
-/// The sizes of `q`, `[batch, seq, heads, head_dim]`, and of `k` and `v`,
-/// `[batch, keys, kv_heads, head_dim]`.
-#[derive(Debug, Clone, Copy)]
-struct Sizes {
-    batch: usize,
-    seq: usize,
-    heads: usize,
-    head_dim: usize,
-    keys: usize,
-    kv_heads: usize,
-}
-
 impl Sizes {
-    fn new(q: &Primitive, k: &Primitive) -> Self {
-        let [batch, seq, heads, head_dim] = q.shape().dims();
-        let [_, keys, kv_heads, _] = k.shape().dims();
-        Self {
-            batch,
-            seq,
-            heads,
-            head_dim,
-            keys,
-            kv_heads,
-        }
-    }
-
     /// The rows of one head of `q` or of a tensor of its shape.
     fn queries<'a>(&self, q: &'a [f32], batch: usize, head: usize, rows: &Range<usize>) -> Mat<'a> {
         let row_stride = self.heads * self.head_dim;
@@ -62,10 +38,6 @@ impl Sizes {
         (0..seq)
             .step_by(QUERY_BLOCK)
             .map(move |start| start..(start + QUERY_BLOCK).min(seq))
-    }
-
-    fn scale(&self) -> f32 {
-        1.0 / (self.head_dim as f32).sqrt()
     }
 }
 
@@ -142,7 +114,7 @@ pub fn forward(
     mask: &AttentionMask,
 ) -> (Primitive, Primitive) {
     let (q, k, v) = (contiguous(q), contiguous(k), contiguous(v));
-    let sizes = Sizes::new(&q, &k);
+    let sizes = Sizes::new(&q.shape(), &k.shape());
     let Sizes {
         batch, heads, seq, ..
     } = sizes;
@@ -244,7 +216,7 @@ struct Saved {
 /// `dK = dSᵀ Q`. All keys of a query are at hand, so its output need not be kept.
 fn backward(grad: &Primitive, saved: &Saved) -> [Primitive; 3] {
     let [grad, q, k, v] = [grad, &saved.q, &saved.k, &saved.v].map(contiguous);
-    let sizes = Sizes::new(&q, &k);
+    let sizes = Sizes::new(&q.shape(), &k.shape());
     let shapes = [q.shape(), k.shape(), v.shape()];
     let [grad, q, k, v]: [&[f32]; 4] = [&grad, &q, &k, &v].map(|tensor| tensor.storage());
     let log_sums = saved.log_sums.storage();

@@ -10,22 +10,10 @@ use burn::tensor::{Shape, Slice};
 
 use super::{cast, to_f32};
 use crate::ops::AttentionMask;
+use crate::ops::attention::Sizes;
 
 /// Queries whose scores exist at a time.
 const QUERY_BLOCK: usize = 256;
-
-/// The sizes of `q`, `[batch, seq, heads, head_dim]`, and of `k` and `v`,
-/// `[batch, keys, kv_heads, head_dim]`.
-#[derive(Debug, Clone, Copy)]
-struct Sizes {
-    batch: usize,
-    seq: usize,
-    heads: usize,
-    head_dim: usize,
-    keys: usize,
-    kv_heads: usize,
-    dtype: FloatDType,
-}
 
 /// A block of queries and the keys from the first to the last that they see.
 struct Block {
@@ -34,45 +22,25 @@ struct Block {
     keys: Range<usize>,
 }
 
-impl Sizes {
-    fn new<B: Backend>(q: &FloatTensor<B>, k: &FloatTensor<B>) -> Self {
-        let [batch, seq, heads, head_dim] = q.shape().dims();
-        let [_, keys, kv_heads, _] = k.shape().dims();
-        Self {
-            batch,
-            seq,
-            heads,
-            head_dim,
+fn blocks(sizes: Sizes, mask: &AttentionMask) -> impl Iterator<Item = Block> {
+    let starts = (0..sizes.seq).step_by(QUERY_BLOCK);
+    starts.map(move |start| {
+        let queries = start..(start + QUERY_BLOCK).min(sizes.seq);
+        let rows = (0..sizes.batch).flat_map(|row| mask.visible(row, queries.clone()));
+        let first = rows.clone().map(|range| range.start).min().unwrap_or(0);
+        let end = rows.map(|range| range.end).max().unwrap_or(0);
+        // A query that sees nothing has a range to be masked all the same.
+        let keys = if first < end {
+            first..end
+        } else {
+            0..sizes.keys
+        };
+        Block {
+            sizes,
+            queries,
             keys,
-            kv_heads,
-            dtype: q.dtype().into(),
         }
-    }
-
-    fn blocks(self, mask: &AttentionMask) -> impl Iterator<Item = Block> {
-        let starts = (0..self.seq).step_by(QUERY_BLOCK);
-        starts.map(move |start| {
-            let queries = start..(start + QUERY_BLOCK).min(self.seq);
-            let rows = (0..self.batch).flat_map(|row| mask.visible(row, queries.clone()));
-            let first = rows.clone().map(|range| range.start).min().unwrap_or(0);
-            let end = rows.map(|range| range.end).max().unwrap_or(0);
-            // A query that sees nothing has a range to be masked all the same.
-            let keys = if first < end {
-                first..end
-            } else {
-                0..self.keys
-            };
-            Block {
-                sizes: self,
-                queries,
-                keys,
-            }
-        })
-    }
-
-    fn scale(&self) -> f64 {
-        1.0 / (self.head_dim as f64).sqrt()
-    }
+    })
 }
 
 impl Block {
@@ -157,11 +125,11 @@ pub fn forward<B: Backend>(
     additive: FloatTensor<B>,
     mask: &AttentionMask,
 ) -> FloatTensor<B> {
-    let sizes = Sizes::new::<B>(&q, &k);
+    let (sizes, dtype) = (Sizes::new(&q.shape(), &k.shape()), q.dtype().into());
     let (k, v) = (swap::<B>(k), swap::<B>(v));
-    let out = sizes.blocks(mask).map(|block| {
+    let out = blocks(sizes, mask).map(|block| {
         let (q, k) = (block.stacked::<B>(q.clone()), block.seen::<B>(&k));
-        let weights = cast::<B>(block.weights::<B>(q, k, additive.clone()), sizes.dtype);
+        let weights = cast::<B>(block.weights::<B>(q, k, additive.clone()), dtype);
         block.unstacked::<B>(B::float_matmul(weights, block.seen::<B>(&v)))
     });
     B::float_cat(out.collect(), 1)
@@ -196,31 +164,31 @@ fn backward<B: Backend>(
     [q, k, v, additive]: [FloatTensor<B>; 4],
     mask: &AttentionMask,
 ) -> [FloatTensor<B>; 3] {
-    let sizes = Sizes::new::<B>(&q, &k);
+    let (sizes, dtype) = (Sizes::new(&q.shape(), &k.shape()), q.dtype().into());
     let (k, v) = (swap::<B>(k), swap::<B>(v));
     let (mut k_grad, mut v_grad) = (Sum::<B>::zeros(&k), Sum::<B>::zeros(&v));
     let mut q_grads = Vec::new();
-    for block in sizes.blocks(mask) {
+    for block in blocks(sizes, mask) {
         let (q, grad) = (
             block.stacked::<B>(q.clone()),
             block.stacked::<B>(grad.clone()),
         );
         let (k, v) = (block.seen::<B>(&k), block.seen::<B>(&v));
         let weights = block.weights::<B>(q.clone(), k.clone(), additive.clone());
-        let transposed = B::float_swap_dims(cast::<B>(weights.clone(), sizes.dtype), 2, 3);
+        let transposed = B::float_swap_dims(cast::<B>(weights.clone(), dtype), 2, 3);
         v_grad = v_grad.add(&block.keys, B::float_matmul(transposed, grad.clone()));
 
         let weight_grads = to_f32::<B>(B::float_matmul(grad, B::float_swap_dims(v, 2, 3)));
         let along = B::float_sum_dim(B::float_mul(weights.clone(), weight_grads.clone()), 3);
         let score_grads = B::float_mul(weights, B::float_sub(weight_grads, along));
         let score_grads = B::float_mul_scalar(score_grads, sizes.scale().into());
-        let score_grads = cast::<B>(score_grads, sizes.dtype);
+        let score_grads = cast::<B>(score_grads, dtype);
         let q_grad = B::float_matmul(score_grads.clone(), k);
         q_grads.push(block.unstacked::<B>(q_grad));
         let transposed = B::float_swap_dims(score_grads, 2, 3);
         k_grad = k_grad.add(&block.keys, B::float_matmul(transposed, q));
     }
-    let [k_grad, v_grad] = [k_grad, v_grad].map(|sum| swap::<B>(cast::<B>(sum.0, sizes.dtype)));
+    let [k_grad, v_grad] = [k_grad, v_grad].map(|sum| swap::<B>(cast::<B>(sum.0, dtype)));
     [B::float_cat(q_grads, 1), k_grad, v_grad]
 }
 
