@@ -110,8 +110,8 @@ impl Sizes {
     }
 
     /// What scores are multiplied by.
-    pub fn scale(&self) -> f32 {
-        1.0 / (self.head_dim as f32).sqrt()
+    pub fn scale(&self) -> f64 {
+        1.0 / (self.head_dim as f64).sqrt()
     }
 }
 

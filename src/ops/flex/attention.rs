@@ -170,7 +170,7 @@ impl ForwardPass<'_> {
         let weights = Buffers::scores(&mut buffers.scratch, &mut buffers.weights, q, k);
         let by_row = weights.chunks_exact_mut(keys.len().max(1)).zip(seen);
         for (log_sum, (weights, seen)) in log_sums.iter_mut().zip(by_row) {
-            *log_sum = softmax(weights, within(seen, &keys), sizes.scale());
+            *log_sum = softmax(weights, within(seen, &keys), sizes.scale() as f32);
         }
         let weights = Mat::row_major(weights, [rows.len(), keys.len()]);
         // SAFETY: `out` has the shape of q; this task alone has this head.
@@ -302,7 +302,13 @@ impl BackwardPass<'_> {
             .chunks_exact_mut(row_len)
             .zip(grads.chunks_exact_mut(row_len));
         for ((weights, grads), (seen, log_sum)) in by_row.zip(seen.iter().zip(log_sums)) {
-            softmax_backward(weights, grads, within(seen, &keys), sizes.scale(), *log_sum);
+            softmax_backward(
+                weights,
+                grads,
+                within(seen, &keys),
+                sizes.scale() as f32,
+                *log_sum,
+            );
         }
         let weights = Mat::row_major(weights, [rows.len(), keys.len()]);
         let grads = Mat::row_major(grads, [rows.len(), keys.len()]);

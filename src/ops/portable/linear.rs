@@ -3,25 +3,21 @@ use burn::backend::autodiff::checkpoint::strategy::CheckpointStrategy;
 use burn::backend::autodiff::grads::Gradients;
 use burn::backend::autodiff::ops::{Backward, Ops, OpsKind};
 use burn::backend::tensor::FloatTensor;
-use burn::backend::{Autodiff, Backend, TensorMetadata};
+use burn::backend::{Autodiff, Backend, FloatDType, TensorMetadata};
 
-use super::{cast, rows, with_last};
+use super::cast;
 
 /// A weight of another type is brought to that of `x` here and again in the backward pass: no copy
 /// of it is kept.
 pub fn forward<B: Backend>(x: FloatTensor<B>, weight: FloatTensor<B>) -> FloatTensor<B> {
-    let [out_dim, _] = weight.shape().dims();
-    let shape = with_last(x.shape(), out_dim);
-    let weight = B::float_swap_dims(cast::<B>(weight, x.dtype().into()), 0, 1);
-    B::float_reshape(B::float_matmul(rows::<B>(x), weight), shape)
+    let weight = transposed::<B>(weight, x.dtype().into());
+    B::linear(x, weight, None)
 }
 
 /// `grad W`.
 fn x_grad<B: Backend>(grad: FloatTensor<B>, weight: FloatTensor<B>) -> FloatTensor<B> {
-    let [_, in_dim] = weight.shape().dims();
-    let shape = with_last(grad.shape(), in_dim);
-    let weight = cast::<B>(weight, grad.dtype().into());
-    B::float_reshape(B::float_matmul(rows::<B>(grad), weight), shape)
+    let weight = transposed::<B>(weight, grad.dtype().into());
+    B::linear_x_backward(weight, grad)
 }
 
 /// `gradᵀ x`, in the weight's type.
@@ -30,11 +26,13 @@ fn weight_grad<B: Backend>(
     x: FloatTensor<B>,
     weight: &FloatTensor<B>,
 ) -> FloatTensor<B> {
-    let transposed = B::float_swap_dims(rows::<B>(grad), 0, 1);
-    cast::<B>(
-        B::float_matmul(transposed, rows::<B>(x)),
-        weight.dtype().into(),
-    )
+    let grad = B::linear_weight_backward(x, grad);
+    transposed::<B>(grad, weight.dtype().into())
+}
+
+/// Burn's layout of a weight, `[in_dim, out_dim]`, or back.
+fn transposed<B: Backend>(weight: FloatTensor<B>, dtype: FloatDType) -> FloatTensor<B> {
+    B::float_swap_dims(cast::<B>(weight, dtype), 0, 1)
 }
 
 /// Keeps `x` for a trained weight only.

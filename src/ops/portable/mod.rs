@@ -134,13 +134,6 @@ fn rows<B: Backend>(x: FloatTensor<B>) -> FloatTensor<B> {
     B::float_reshape(x, Shape::new([shape.num_elements() / dim, dim]))
 }
 
-/// The shape with another last dimension.
-fn with_last(mut shape: Shape, dim: usize) -> Shape {
-    let last = shape.num_dims() - 1;
-    shape[last] = dim;
-    shape
-}
-
 fn to_f32<B: Backend>(x: FloatTensor<B>) -> FloatTensor<B> {
     cast::<B>(x, FloatDType::F32)
 }
