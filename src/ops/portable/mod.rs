@@ -4,6 +4,17 @@
     feature = "ndarray",
     allow(deprecated, reason = "NdArray serves until Burn drops it")
 )]
+#![cfg_attr(
+    not(any(
+        feature = "flex",
+        feature = "ndarray",
+        feature = "tch",
+        feature = "cuda",
+        feature = "rocm",
+        feature = "wgpu"
+    )),
+    allow(unused_variables, reason = "no backend, no call")
+)]
 
 mod attention;
 mod linear;
@@ -59,8 +70,8 @@ pub(super) fn attention(
 /// The operations; `super` has their equations.
 #[backend_extension(
     Cube: cfg(any(feature = "cuda", feature = "rocm", feature = "wgpu")),
-    Flex,
-    NdArray,
+    Flex: cfg(feature = "flex"),
+    NdArray: cfg(feature = "ndarray"),
     LibTorch: cfg(feature = "tch"),
     Autodiff,
     Fusion: cfg(feature = "fusion")
