@@ -80,10 +80,23 @@ fn in_this_process(config: &RecipeConfig, train: Train) -> Result<()> {
                 .into(),
         });
     }
-    let results: Vec<Result<()>> = thread::scope(|scope| {
+    let results = in_threads(devices, &last_step, train);
+    let is_lost = |error: &Error| matches!(error, Error::PeerLost);
+    let mut errors: Vec<Error> = results.into_iter().filter_map(Result::err).collect();
+    if errors.iter().any(is_lost) {
+        eprintln!("a device's thread has ended{}", last_step.save()?);
+    }
+    // The cause before its consequences.
+    errors.sort_by_key(is_lost);
+    errors.into_iter().next().map_or(Ok(()), Err)
+}
+
+/// What the threads came to, one a device; a panic counts as a lost one. The first keeps its steps in
+/// `last_step`.
+fn in_threads(devices: Vec<Device>, last_step: &LastStep, train: Train) -> Vec<Result<()>> {
+    thread::scope(|scope| {
         let members = DeviceGroup::new(devices).into_iter();
         let threads = members.map(|member| {
-            // One of them is enough.
             let last_step = match member.rank() {
                 0 => last_step.clone(),
                 _ => LastStep::default(),
@@ -97,20 +110,11 @@ fn in_this_process(config: &RecipeConfig, train: Train) -> Result<()> {
             })
         });
         let threads: Vec<_> = threads.collect();
-        let join =
-            |thread: thread::ScopedJoinHandle<_>| thread.join().unwrap_or(Err(Error::PeerLost));
-        threads.into_iter().map(join).collect()
-    });
-    if results
-        .iter()
-        .any(|result| matches!(result, Err(Error::PeerLost)))
-    {
-        eprintln!("a device's thread has ended{}", last_step.save()?);
-    }
-    // The cause before its consequences.
-    let mut errors: Vec<Error> = results.into_iter().filter_map(Result::err).collect();
-    errors.sort_by_key(|error| matches!(error, Error::PeerLost));
-    errors.into_iter().next().map_or(Ok(()), Err)
+        let results = threads.into_iter().map(|thread| thread.join());
+        results
+            .map(|result| result.unwrap_or(Err(Error::PeerLost)))
+            .collect()
+    })
 }
 
 /// Success, or failure with the error on the terminal.
