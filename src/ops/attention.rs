@@ -1,11 +1,10 @@
 use std::ops::Range;
 use std::sync::{Arc, OnceLock};
 
-use burn::tensor::{Bool, DType, Device, Shape, Tensor, TensorData};
+use burn::backend::Dispatch;
+use burn::tensor::{Device, Int, Shape, Tensor, TensorData};
 
-#[cfg(feature = "flex")]
-use super::flex;
-use super::portable;
+use super::backend::LlamaOps;
 
 /// Which keys each query sees: a range of them.
 #[derive(Debug, Clone)]
@@ -17,8 +16,8 @@ struct Ranges {
     visible: Vec<Range<usize>>,
     seq: usize,
     keys: usize,
-    /// For the portable body: 0 where visible, the least number where not.
-    additive: OnceLock<Tensor<4>>,
+    /// The same for bodies that run on a device, see [`AttentionMask::visible_tensor`].
+    on_device: OnceLock<Tensor<3, Int>>,
 }
 
 impl AttentionMask {
@@ -38,7 +37,7 @@ impl AttentionMask {
             visible,
             seq,
             keys,
-            additive: OnceLock::new(),
+            on_device: OnceLock::new(),
         }))
     }
 
@@ -65,21 +64,17 @@ impl AttentionMask {
         &visible[start + rows.start..start + rows.end]
     }
 
-    /// The mask to add to scores, `[batch or 1, 1, seq, keys]`, made once.
-    pub(super) fn additive(&self, device: &Device) -> Tensor<4> {
-        let Ranges {
-            visible, seq, keys, ..
-        } = &*self.0;
+    /// The first key that each query sees and the one after the last, `[batch or 1, seq, 2]`, made
+    /// once.
+    pub(super) fn visible_tensor(&self, device: &Device) -> Tensor<3, Int> {
+        let Ranges { visible, seq, .. } = &*self.0;
         let new = || {
-            let hidden = visible
-                .iter()
-                .flat_map(|range| (0..*keys).map(|key| !range.contains(&key)));
-            let shape = [visible.len() / seq, 1, *seq, *keys];
-            let hidden = TensorData::new(hidden.collect::<Vec<bool>>(), shape);
-            let hidden = Tensor::<4, Bool>::from_data(hidden, device);
-            Tensor::zeros(shape, (device, DType::F32)).mask_fill(hidden, f32::MIN)
+            let bounds = visible.iter().flat_map(|range| [range.start, range.end]);
+            let bounds: Vec<i32> = bounds.map(|bound| bound as i32).collect();
+            let shape = [visible.len() / seq, *seq, 2];
+            Tensor::from_data(TensorData::new(bounds, shape), device)
         };
-        self.0.additive.get_or_init(new).clone()
+        self.0.on_device.get_or_init(new).clone()
     }
 }
 
@@ -138,10 +133,12 @@ pub fn attention(q: Tensor<4>, k: Tensor<4>, v: Tensor<4>, mask: &AttentionMask)
         mask.fits(batch, seq, keys),
         "the mask does not fit the heads"
     );
-    #[cfg(feature = "flex")]
-    if flex::takes(&q) {
-        return flex::attention(q, k, v, mask.clone());
-    }
-    let additive = mask.additive(&q.device());
-    portable::attention(q, k, v, additive, mask.clone())
+    let visible = mask.visible_tensor(&q.device());
+    Tensor::from_dispatch(Dispatch::attention(
+        q.into_dispatch(),
+        k.into_dispatch(),
+        v.into_dispatch(),
+        visible.into_dispatch(),
+        mask.clone(),
+    ))
 }

@@ -1,8 +1,7 @@
-use burn::tensor::activation::log_softmax;
-use burn::tensor::{DType, Int, Tensor};
+use burn::backend::Dispatch;
+use burn::tensor::{Int, Tensor};
 
-#[cfg(feature = "flex")]
-use super::flex;
+use super::backend::LlamaOps;
 
 /// The sum of the cross entropies `-log softmax(logits)[target]` over all rows, in f32.
 ///
@@ -14,11 +13,6 @@ use super::flex;
 /// # Panics
 /// If a target is not below `classes`.
 pub fn cross_entropy_sum(logits: Tensor<2>, targets: Tensor<1, Int>) -> Tensor<1> {
-    #[cfg(feature = "flex")]
-    if flex::takes(&logits) {
-        return flex::cross_entropy_sum(logits, targets);
-    }
-    let [rows, _] = logits.dims();
-    let log_probs = log_softmax(logits.cast(DType::F32), 1);
-    log_probs.gather(1, targets.reshape([rows, 1])).sum().neg()
+    let (logits, targets) = (logits.into_dispatch(), targets.into_dispatch());
+    Tensor::from_dispatch(Dispatch::cross_entropy_sum(logits, targets))
 }

@@ -1,8 +1,9 @@
+use burn::backend::Dispatch;
 use burn::tensor::{DType, Device, Tensor};
 
+use super::backend::LlamaOps;
 #[cfg(feature = "flex")]
 use super::flex;
-use super::portable;
 
 /// `x Wᵀ`. A weight of another type than `x` is brought to that of `x`: as a whole, or, fused, a
 /// part at a time. Neither is kept: this is the place where a quantized weight would be widened.
@@ -17,11 +18,7 @@ use super::portable;
 pub fn linear<const D: usize>(x: Tensor<D>, weight: Tensor<2>) -> Tensor<D> {
     let ([_, in_dim], width) = (weight.dims(), x.dims()[D - 1]);
     assert_eq!(width, in_dim, "the input's width is not the weight's");
-    #[cfg(feature = "flex")]
-    if flex::takes(&x) {
-        return flex::linear(x, weight);
-    }
-    portable::linear(x, weight)
+    Tensor::from_dispatch(Dispatch::linear(x.into_dispatch(), weight.into_dispatch()))
 }
 
 /// The type that a model with weights of type `dtype` computes in: f32 in the fused bodies of Flex,

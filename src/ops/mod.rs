@@ -1,17 +1,20 @@
-//! The operations of a Llama as whole operations: each with its equation, a portable body of Burn's
-//! tensor operations that runs on every backend, and, with the feature `flex`, a fused body for the
-//! CPU. Those that would keep much for the backward pass have one of their own, in both bodies.
+//! The operations of a Llama as whole operations, each with its equation. `backend` lists what a backend
+//! does for them, forward and backward: the bodies of `portable`, in Burn's tensor operations, run on
+//! every backend; with the feature `flex` those of `flex` take their place on the CPU. `autodiff` says
+//! once, for all backends, what each operation keeps for the backward pass.
 //!
 //! | operation | equation | kept for the backward pass |
 //! |---|---|---|
 //! | [`linear`] | `x Wᵀ` | x, if W is trained |
 //! | [`rms_norm`] | `w · x / sqrt(mean(x²) + eps)` | x |
-//! | [`rotary`] | pairs turned by their angles | nothing |
-//! | [`attention`] | `softmax(q kᵀ / sqrt(d)) v` | q, k, v; fused, a number per query and head too |
+//! | [`rotary`] | pairs turned by their angles | the angles |
+//! | [`attention`] | `softmax(q kᵀ / sqrt(d)) v` | q, k, v |
 //! | [`swiglu`] | `silu(gate) · up` | gate, up |
-//! | [`cross_entropy_sum`] | `-Σ log softmax(logits)[target]` | its gradient, in the logits' place; portable, a copy of the logits |
+//! | [`cross_entropy_sum`] | `-Σ log softmax(logits)[target]` | its gradient, fused in the logits' place |
 
 mod attention;
+mod autodiff;
+mod backend;
 mod cross_entropy;
 #[cfg(feature = "flex")]
 mod flex;

@@ -1,8 +1,7 @@
+use burn::backend::Dispatch;
 use burn::tensor::{DType, Tensor};
 
-#[cfg(feature = "flex")]
-use super::flex;
-use super::portable;
+use super::backend::LlamaOps;
 
 /// `w · x / sqrt(mean(x²) + eps)` over the last dimension, computed in f32. Zhang and Sennrich,
 /// <https://arxiv.org/abs/1910.07467>.
@@ -16,10 +15,6 @@ use super::portable;
 pub fn rms_norm<const D: usize>(x: Tensor<D>, weight: Tensor<1>, eps: f64) -> Tensor<D> {
     let ([dim], width) = (weight.dims(), x.dims()[D - 1]);
     assert_eq!(width, dim, "the input's width is not the weight's");
-    let weight = weight.cast(DType::F32);
-    #[cfg(feature = "flex")]
-    if flex::takes(&x) {
-        return flex::rms_norm(x, weight, eps);
-    }
-    portable::rms_norm(x, weight, eps)
+    let weight = weight.cast(DType::F32).into_dispatch();
+    Tensor::from_dispatch(Dispatch::rms_norm(x.into_dispatch(), weight, eps))
 }

@@ -3,7 +3,7 @@
 use std::cell::Cell;
 
 use burn::tensor::activation::{silu, softmax};
-use burn::tensor::{DType, Device, Int, Tensor, TensorData};
+use burn::tensor::{Bool, DType, Device, Int, Tensor, TensorData};
 
 use super::*;
 
@@ -92,8 +92,22 @@ fn plain_attention(q: Tensor<4>, k: Tensor<4>, v: Tensor<4>, mask: &AttentionMas
         x.reshape([batch, keys, heads, head_dim]).swap_dims(1, 2)
     };
     let scores = q.swap_dims(1, 2).matmul(repeated(k).swap_dims(2, 3)) / (head_dim as f64).sqrt();
-    let scores = scores + mask.additive(&v.device());
+    let scores = scores.mask_fill(hidden(mask, &v.device()), f32::MIN);
     softmax(scores, 3).matmul(repeated(v)).swap_dims(1, 2)
+}
+
+/// Which keys a query does not see, `[batch or 1, 1, seq, keys]`.
+fn hidden(mask: &AttentionMask, device: &Device) -> Tensor<4, Bool> {
+    let bounds = mask.visible_tensor(device).into_data();
+    let bounds: Vec<i64> = bounds.iter::<i64>().collect();
+    let (bounds, _) = bounds.as_chunks::<2>();
+    let keys = 0..mask.keys() as i64;
+    let hidden = bounds
+        .iter()
+        .flat_map(|[start, end]| keys.clone().map(move |key| !(*start..*end).contains(&key)));
+    let shape = [bounds.len() / mask.seq(), 1, mask.seq(), mask.keys()];
+    let hidden = TensorData::new(hidden.collect::<Vec<bool>>(), shape);
+    Tensor::from_data(hidden, device)
 }
 
 /// One test: the switch is the process's.

@@ -1,16 +1,12 @@
 use std::mem::MaybeUninit;
 use std::ops::Range;
 
-use burn::backend::autodiff::checkpoint::base::Checkpointer;
-use burn::backend::autodiff::checkpoint::strategy::CheckpointStrategy;
-use burn::backend::autodiff::grads::Gradients;
-use burn::backend::autodiff::ops::{Backward, Ops, OpsKind};
-use burn::backend::{Flex, TensorMetadata};
+use burn::backend::TensorMetadata;
 use rayon::prelude::*;
 
 use super::gemm::{Mat, MatMut, Output, Scratch};
 use super::vector::{dot, exp, max, new_buffer, sum, vectorized};
-use super::{Primitive, Tracked, contiguous, primitive};
+use super::{Primitive, contiguous, primitive};
 use crate::ops::AttentionMask;
 use crate::ops::attention::Sizes;
 
@@ -106,19 +102,10 @@ impl Buffers {
     }
 }
 
-/// The attention, and of each query `log sum exp` of its scaled scores, `[batch, heads, seq]`.
-pub fn forward(
-    q: &Primitive,
-    k: &Primitive,
-    v: &Primitive,
-    mask: &AttentionMask,
-) -> (Primitive, Primitive) {
+pub fn forward(q: &Primitive, k: &Primitive, v: &Primitive, mask: &AttentionMask) -> Primitive {
     let (q, k, v) = (contiguous(q), contiguous(k), contiguous(v));
     let sizes = Sizes::new(&q.shape(), &k.shape());
-    let Sizes {
-        batch, heads, seq, ..
-    } = sizes;
-    let mut log_sums = vec![0.0; batch * heads * seq];
+    let Sizes { batch, heads, .. } = sizes;
     let fill = |out: &mut [MaybeUninit<f32>]| {
         let pass = ForwardPass {
             sizes,
@@ -128,18 +115,16 @@ pub fn forward(
             v: v.storage(),
             out: Shared(out.as_mut_ptr().cast()),
         };
-        let all_heads = log_sums.par_chunks_mut(seq.max(1)).enumerate();
-        all_heads.for_each_init(Buffers::default, |buffers, (index, log_sums)| {
+        let all_heads = (0..batch * heads).into_par_iter();
+        all_heads.for_each_init(Buffers::default, |buffers, index| {
             for rows in sizes.blocks() {
-                let log_sums = &mut log_sums[rows.clone()];
-                pass.block(index / heads, index % heads, rows, log_sums, buffers);
+                pass.block(index / heads, index % heads, rows, buffers);
             }
         });
     };
     // SAFETY: every row of every head is written.
     let values = unsafe { new_buffer(q.storage::<f32>().len(), fill) };
-    let log_sums = primitive(log_sums, &[batch, heads, seq]);
-    (primitive(values, &q.shape()), log_sums)
+    primitive(values, &q.shape())
 }
 
 struct ForwardPass<'a> {
@@ -152,14 +137,7 @@ struct ForwardPass<'a> {
 }
 
 impl ForwardPass<'_> {
-    fn block(
-        &self,
-        batch: usize,
-        head: usize,
-        rows: Range<usize>,
-        log_sums: &mut [f32],
-        buffers: &mut Buffers,
-    ) {
+    fn block(&self, batch: usize, head: usize, rows: Range<usize>, buffers: &mut Buffers) {
         let sizes = &self.sizes;
         let kv_head = head / (sizes.heads / sizes.kv_heads);
         let seen = self.mask.visible(batch, rows.clone());
@@ -169,8 +147,8 @@ impl ForwardPass<'_> {
         let v = sizes.keys(self.v, batch, kv_head, &keys);
         let weights = Buffers::scores(&mut buffers.scratch, &mut buffers.weights, q, k);
         let by_row = weights.chunks_exact_mut(keys.len().max(1)).zip(seen);
-        for (log_sum, (weights, seen)) in log_sums.iter_mut().zip(by_row) {
-            *log_sum = softmax(weights, within(seen, &keys), sizes.scale() as f32);
+        for (weights, seen) in by_row {
+            softmax(weights, within(seen, &keys), sizes.scale() as f32);
         }
         let weights = Mat::row_major(weights, [rows.len(), keys.len()]);
         // SAFETY: `out` has the shape of q; this task alone has this head.
@@ -179,9 +157,8 @@ impl ForwardPass<'_> {
     }
 }
 
-/// Replaces scores by `softmax(scale · scores)` within `seen` and by zero elsewhere; returns
-/// `log sum exp(scale · scores)`.
-fn softmax(scores: &mut [f32], seen: Range<usize>, scale: f32) -> f32 {
+/// Replaces scores by `softmax(scale · scores)` within `seen` and by zero elsewhere.
+fn softmax(scores: &mut [f32], seen: Range<usize>, scale: f32) {
     scores[..seen.start].fill(0.0);
     scores[seen.end..].fill(0.0);
     let scores = &mut scores[seen];
@@ -196,40 +173,31 @@ fn softmax(scores: &mut [f32], seen: Range<usize>, scale: f32) -> f32 {
             for score in scores.iter_mut() {
                 *score *= 1.0 / total;
             }
-            largest * scale + total.ln()
         },
     )
-}
-
-/// What the backward pass needs.
-#[derive(Debug, Clone)]
-struct Saved {
-    q: Primitive,
-    k: Primitive,
-    v: Primitive,
-    log_sums: Primitive,
-    mask: AttentionMask,
 }
 
 /// The gradients of q, k and v. The weights P are formed again from the scores, a block of queries
 /// at a time: `dP = dO Vᵀ`, `dV = Pᵀ dO`, `dS = P ∘ (dP - rowsum(P ∘ dP))`, `dQ = dS K`,
 /// `dK = dSᵀ Q`. All keys of a query are at hand, so its output need not be kept.
-fn backward(grad: &Primitive, saved: &Saved) -> [Primitive; 3] {
-    let [grad, q, k, v] = [grad, &saved.q, &saved.k, &saved.v].map(contiguous);
+pub fn backward(
+    grad: &Primitive,
+    [q, k, v]: [&Primitive; 3],
+    mask: &AttentionMask,
+) -> (Primitive, Primitive, Primitive) {
+    let [grad, q, k, v] = [grad, q, k, v].map(contiguous);
     let sizes = Sizes::new(&q.shape(), &k.shape());
     let shapes = [q.shape(), k.shape(), v.shape()];
     let [grad, q, k, v]: [&[f32]; 4] = [&grad, &q, &k, &v].map(|tensor| tensor.storage());
-    let log_sums = saved.log_sums.storage();
     let (mut k_grad, mut v_grad) = (vec![0.0; k.len()], vec![0.0; v.len()]);
     let fill = |q_grad: &mut [MaybeUninit<f32>]| {
         let pass = BackwardPass {
             sizes,
-            mask: &saved.mask,
+            mask,
             grad,
             q,
             k,
             v,
-            log_sums,
             q_grad: Shared(q_grad.as_mut_ptr().cast()),
             k_grad: Shared(k_grad.as_mut_ptr()),
             v_grad: Shared(v_grad.as_mut_ptr()),
@@ -242,11 +210,11 @@ fn backward(grad: &Primitive, saved: &Saved) -> [Primitive; 3] {
     // SAFETY: every row of every head is written.
     let q_grad = unsafe { new_buffer(q.len(), fill) };
     let [q_shape, k_shape, v_shape] = shapes;
-    [
+    (
         primitive(q_grad, &q_shape),
         primitive(k_grad, &k_shape),
         primitive(v_grad, &v_shape),
-    ]
+    )
 }
 
 struct BackwardPass<'a> {
@@ -256,7 +224,6 @@ struct BackwardPass<'a> {
     q: &'a [f32],
     k: &'a [f32],
     v: &'a [f32],
-    log_sums: &'a [f32],
     q_grad: Shared,
     k_grad: Shared,
     v_grad: Shared,
@@ -295,20 +262,13 @@ impl BackwardPass<'_> {
         let v = sizes.keys(self.v, batch, kv_head, &keys);
         let weights = Buffers::scores(scratch, weights, q, k);
         let grads = Buffers::scores(scratch, grads, grad, v);
-        let first = (batch * sizes.heads + head) * sizes.seq;
-        let log_sums = &self.log_sums[first + rows.start..first + rows.end];
         let row_len = keys.len().max(1);
         let by_row = weights
             .chunks_exact_mut(row_len)
             .zip(grads.chunks_exact_mut(row_len));
-        for ((weights, grads), (seen, log_sum)) in by_row.zip(seen.iter().zip(log_sums)) {
-            softmax_backward(
-                weights,
-                grads,
-                within(seen, &keys),
-                sizes.scale() as f32,
-                *log_sum,
-            );
+        for ((weights, grads), seen) in by_row.zip(seen) {
+            let seen = within(seen, &keys);
+            softmax_backward(weights, grads, seen, sizes.scale() as f32);
         }
         let weights = Mat::row_major(weights, [rows.len(), keys.len()]);
         let grads = Mat::row_major(grads, [rows.len(), keys.len()]);
@@ -328,74 +288,18 @@ impl BackwardPass<'_> {
 }
 
 /// Replaces a row of scores by the weights, and that of the weights' gradients by the scores'.
-fn softmax_backward(
-    scores: &mut [f32],
-    grads: &mut [f32],
-    seen: Range<usize>,
-    scale: f32,
-    log_sum: f32,
-) {
-    for row in [&mut *scores, &mut *grads] {
-        row[..seen.start].fill(0.0);
-        row[seen.end..].fill(0.0);
-    }
-    let (scores, grads) = (&mut scores[seen.clone()], &mut grads[seen]);
+fn softmax_backward(scores: &mut [f32], grads: &mut [f32], seen: Range<usize>, scale: f32) {
+    grads[..seen.start].fill(0.0);
+    grads[seen.end..].fill(0.0);
+    softmax(scores, seen.clone(), scale);
+    let (weights, grads) = (&scores[seen.clone()], &mut grads[seen]);
     vectorized(
         #[inline(always)]
         || {
-            for score in scores.iter_mut() {
-                *score = exp(*score * scale - log_sum);
-            }
-            let along = dot(scores, grads);
-            for (weight, grad) in scores.iter().zip(grads) {
+            let along = dot(weights, grads);
+            for (weight, grad) in weights.iter().zip(grads) {
                 *grad = weight * (*grad - along) * scale;
             }
         },
     );
-}
-
-pub fn tracked<C: CheckpointStrategy>(
-    q: Tracked,
-    k: Tracked,
-    v: Tracked,
-    mask: AttentionMask,
-) -> Tracked {
-    let backward = AttentionBackward.prepare::<C>([q.node(), k.node(), v.node()]);
-    let (q, k, v) = (q.into_primitive(), k.into_primitive(), v.into_primitive());
-    let (out, log_sums) = forward(&q, &k, &v, &mask);
-    match backward.compute_bound().stateful() {
-        OpsKind::Tracked(prep) => {
-            let saved = Saved {
-                q,
-                k,
-                v,
-                log_sums,
-                mask,
-            };
-            prep.finish(saved, out)
-        }
-        OpsKind::UnTracked(prep) => prep.finish(out),
-    }
-}
-
-#[derive(Debug)]
-struct AttentionBackward;
-
-impl Backward<Flex, 3> for AttentionBackward {
-    type State = Saved;
-
-    fn backward(
-        self,
-        ops: Ops<Self::State, 3>,
-        grads: &mut Gradients,
-        _checkpointer: &mut Checkpointer,
-    ) {
-        let grad = grads.consume::<Flex>(&ops.node);
-        let computed = backward(&grad, &ops.state);
-        for (node, grad) in ops.parents.into_iter().zip(computed) {
-            if let Some(node) = node {
-                grads.register::<Flex>(node.id, grad);
-            }
-        }
-    }
 }

@@ -1,14 +1,10 @@
-use burn::backend::autodiff::checkpoint::base::Checkpointer;
-use burn::backend::autodiff::checkpoint::strategy::CheckpointStrategy;
-use burn::backend::autodiff::grads::Gradients;
-use burn::backend::autodiff::ops::{Backward, Ops, OpsKind, unary};
-use burn::backend::ops::{FloatTensorOps, IntTensorOps};
+use burn::backend::ops::IntTensorOps;
 use burn::backend::tensor::IntTensor;
 use burn::backend::{Flex, IntDType, TensorMetadata};
 use rayon::prelude::*;
 
 use super::vector::{exp, max, sum, vectorized};
-use super::{Primitive, Tracked, contiguous, into_contiguous, primitive};
+use super::{Primitive, contiguous, into_contiguous, primitive};
 
 pub fn forward(logits: Primitive, targets: IntTensor<Flex>) -> Primitive {
     let logits = contiguous(&logits);
@@ -30,7 +26,7 @@ pub fn forward(logits: Primitive, targets: IntTensor<Flex>) -> Primitive {
 
 /// Forms the loss and, in the place of the logits, its gradient `softmax(logits) - onehot(target)`:
 /// the logits are read once and nothing else of their size exists.
-fn forward_with_grad(logits: Primitive, targets: IntTensor<Flex>) -> (Primitive, Primitive) {
+pub fn forward_with_grad(logits: Primitive, targets: IntTensor<Flex>) -> (Primitive, Primitive) {
     let mut logits = into_contiguous(logits);
     let [_, classes] = logits.shape().dims();
     let targets = indices(targets);
@@ -67,36 +63,4 @@ fn indices(targets: IntTensor<Flex>) -> Vec<usize> {
     let targets = targets.to_contiguous();
     let targets: &[i64] = targets.storage();
     targets.iter().map(|target| *target as usize).collect()
-}
-
-pub fn tracked<C: CheckpointStrategy>(logits: Tracked, targets: IntTensor<Flex>) -> Tracked {
-    let backward = CrossEntropyBackward.prepare::<C>([logits.node()]);
-    let logits = logits.into_primitive();
-    match backward.compute_bound().stateful() {
-        OpsKind::Tracked(prep) => {
-            let (loss, grad) = forward_with_grad(logits, targets);
-            prep.finish(grad, loss)
-        }
-        OpsKind::UnTracked(prep) => prep.finish(forward(logits, targets)),
-    }
-}
-
-#[derive(Debug)]
-struct CrossEntropyBackward;
-
-impl Backward<Flex, 1> for CrossEntropyBackward {
-    /// The gradient of the sum.
-    type State = Primitive;
-
-    fn backward(
-        self,
-        ops: Ops<Self::State, 1>,
-        grads: &mut Gradients,
-        _checkpointer: &mut Checkpointer,
-    ) {
-        unary::<Flex, _>(ops.parents, ops.node, grads, |grad| {
-            let factor = grad.storage::<f32>()[0];
-            Flex::float_mul_scalar(ops.state, factor.into())
-        });
-    }
 }

@@ -1,7 +1,3 @@
-use burn::backend::autodiff::checkpoint::base::Checkpointer;
-use burn::backend::autodiff::checkpoint::strategy::CheckpointStrategy;
-use burn::backend::autodiff::grads::Gradients;
-use burn::backend::autodiff::ops::{Backward, Ops, OpsKind};
 use burn::backend::ops::FloatTensorOps;
 use burn::backend::{Flex, TensorMetadata};
 use burn::tensor::DType;
@@ -9,7 +5,7 @@ use half::{bf16, f16};
 
 use super::gemm::{Mat, MatMut, Number, Output, matmul, matmul_bf16, multiplies_bf16};
 use super::vector::new_buffer;
-use super::{Primitive, Tracked, contiguous, primitive};
+use super::{Primitive, contiguous, primitive};
 use crate::ops::{MatmulPrecision, matmul_precision};
 
 /// Which way the weight, `[out_dim, in_dim]`, is applied.
@@ -23,6 +19,10 @@ enum Pass {
 
 pub fn forward(x: &Primitive, weight: &Primitive) -> Primitive {
     apply(x, weight, Pass::Forward)
+}
+
+pub fn x_grad(grad: &Primitive, weight: &Primitive) -> Primitive {
+    apply(grad, weight, Pass::Backward)
 }
 
 fn apply(x: &Primitive, weight: &Primitive, pass: Pass) -> Primitive {
@@ -68,7 +68,7 @@ fn multiply<T: Number>(
 }
 
 /// `gradᵀ x`, in the weight's type.
-fn weight_grad(grad: &Primitive, x: &Primitive, weight: &Primitive) -> Primitive {
+pub fn weight_grad(grad: &Primitive, x: &Primitive, weight: &Primitive) -> Primitive {
     let (grad, x) = (contiguous(grad), contiguous(x));
     let [out_dim, in_dim] = weight.shape().dims();
     let (grad, x): (&[f32], &[f32]) = (grad.storage(), x.storage());
@@ -83,41 +83,4 @@ fn weight_grad(grad: &Primitive, x: &Primitive, weight: &Primitive) -> Primitive
     let values = unsafe { new_buffer(out_dim * in_dim, fill) };
     let values = primitive(values, &[out_dim, in_dim]);
     Flex::float_cast(values, weight.dtype().into())
-}
-
-/// Keeps `x` for a trained weight only.
-pub fn tracked<C: CheckpointStrategy>(x: Tracked, weight: Tracked) -> Tracked {
-    let is_trained = weight.is_tracked();
-    let backward = LinearBackward.prepare::<C>([x.node(), weight.node()]);
-    let (x, weight) = (x.into_primitive(), weight.into_primitive());
-    let out = forward(&x, &weight);
-    match backward.compute_bound().stateful() {
-        OpsKind::Tracked(prep) => prep.finish((is_trained.then_some(x), weight), out),
-        OpsKind::UnTracked(prep) => prep.finish(out),
-    }
-}
-
-#[derive(Debug)]
-struct LinearBackward;
-
-impl Backward<Flex, 2> for LinearBackward {
-    /// x, if the weight is trained, and the weight.
-    type State = (Option<Primitive>, Primitive);
-
-    fn backward(
-        self,
-        ops: Ops<Self::State, 2>,
-        grads: &mut Gradients,
-        _checkpointer: &mut Checkpointer,
-    ) {
-        let grad = grads.consume::<Flex>(&ops.node);
-        let [x_node, weight_node] = ops.parents;
-        let (x, weight) = ops.state;
-        if let Some((node, x)) = weight_node.zip(x) {
-            grads.register::<Flex>(node.id, weight_grad(&grad, &x, &weight));
-        }
-        if let Some(node) = x_node {
-            grads.register::<Flex>(node.id, apply(&grad, &weight, Pass::Backward));
-        }
-    }
 }

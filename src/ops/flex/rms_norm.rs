@@ -1,12 +1,8 @@
-use burn::backend::autodiff::checkpoint::base::Checkpointer;
-use burn::backend::autodiff::checkpoint::strategy::CheckpointStrategy;
-use burn::backend::autodiff::grads::Gradients;
-use burn::backend::autodiff::ops::{Backward, Ops, OpsKind};
-use burn::backend::{Flex, TensorMetadata};
+use burn::backend::TensorMetadata;
 use rayon::prelude::*;
 
 use super::vector::{dot, map_rows};
-use super::{Primitive, Tracked, contiguous, primitive};
+use super::{Primitive, contiguous, primitive};
 
 pub fn forward(x: &Primitive, weight: &Primitive, eps: f64) -> Primitive {
     let (x, weight) = (contiguous(x), contiguous(weight));
@@ -21,7 +17,7 @@ pub fn forward(x: &Primitive, weight: &Primitive, eps: f64) -> Primitive {
 }
 
 /// With `n = 1 / sqrt(mean(x²) + eps)` and `h = w · grad`: `n h - n³ x mean(h · x)`.
-fn backward(grad: &Primitive, x: &Primitive, weight: &Primitive, eps: f64) -> Primitive {
+pub fn x_grad(grad: &Primitive, x: &Primitive, weight: &Primitive, eps: f64) -> Primitive {
     let (grad, x, weight) = (contiguous(grad), contiguous(x), contiguous(weight));
     let weight: &[f32] = weight.storage();
     let inputs = [grad.storage(), x.storage()];
@@ -44,7 +40,7 @@ fn inverse_norm(x: &[f32], eps: f64) -> f32 {
 }
 
 /// The sum over all rows of `grad · n x`, some rows at a time, always in the same order.
-fn weight_grad(grad: &Primitive, x: &Primitive, weight: &Primitive, eps: f64) -> Primitive {
+pub fn weight_grad(grad: &Primitive, x: &Primitive, weight: &Primitive, eps: f64) -> Primitive {
     const ROWS: usize = 64;
     let (grad, x) = (contiguous(grad), contiguous(x));
     let dim = weight.shape().num_elements();
@@ -63,39 +59,4 @@ fn weight_grad(grad: &Primitive, x: &Primitive, weight: &Primitive, eps: f64) ->
     let parts: Vec<Vec<f32>> = parts.map(part).collect();
     let sums = (0..dim).map(|i| parts.iter().map(|part| part[i]).sum());
     primitive(sums.collect(), &weight.shape())
-}
-
-pub fn tracked<C: CheckpointStrategy>(x: Tracked, weight: Tracked, eps: f64) -> Tracked {
-    let backward = RMSNormBackward.prepare::<C>([x.node(), weight.node()]);
-    let (x, weight) = (x.into_primitive(), weight.into_primitive());
-    let out = forward(&x, &weight, eps);
-    match backward.compute_bound().stateful() {
-        OpsKind::Tracked(prep) => prep.finish((x, weight, eps), out),
-        OpsKind::UnTracked(prep) => prep.finish(out),
-    }
-}
-
-#[derive(Debug)]
-struct RMSNormBackward;
-
-impl Backward<Flex, 2> for RMSNormBackward {
-    /// x, weight and eps.
-    type State = (Primitive, Primitive, f64);
-
-    fn backward(
-        self,
-        ops: Ops<Self::State, 2>,
-        grads: &mut Gradients,
-        _checkpointer: &mut Checkpointer,
-    ) {
-        let grad = grads.consume::<Flex>(&ops.node);
-        let (x, weight, eps) = ops.state;
-        let [x_node, weight_node] = ops.parents;
-        if let Some(node) = weight_node {
-            grads.register::<Flex>(node.id, weight_grad(&grad, &x, &weight, eps));
-        }
-        if let Some(node) = x_node {
-            grads.register::<Flex>(node.id, backward(&grad, &x, &weight, eps));
-        }
-    }
 }

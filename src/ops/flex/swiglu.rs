@@ -1,12 +1,8 @@
-use burn::backend::autodiff::checkpoint::base::Checkpointer;
-use burn::backend::autodiff::checkpoint::strategy::CheckpointStrategy;
-use burn::backend::autodiff::grads::Gradients;
-use burn::backend::autodiff::ops::{Backward, Ops, OpsKind};
-use burn::backend::{Flex, TensorMetadata};
+use burn::backend::TensorMetadata;
 use rayon::prelude::*;
 
 use super::vector::{CHUNK, map, sigmoid, vectorized};
-use super::{Primitive, Tracked, contiguous, into_contiguous, primitive};
+use super::{Primitive, contiguous, into_contiguous, primitive};
 
 pub fn forward(gate: &Primitive, up: &Primitive) -> Primitive {
     let (gate, up) = (contiguous(gate), contiguous(up));
@@ -15,42 +11,8 @@ pub fn forward(gate: &Primitive, up: &Primitive) -> Primitive {
     primitive(values, &gate.shape())
 }
 
-pub fn tracked<C: CheckpointStrategy>(gate: Tracked, up: Tracked) -> Tracked {
-    let backward = SwigluBackward.prepare::<C>([gate.node(), up.node()]);
-    let (gate, up) = (gate.into_primitive(), up.into_primitive());
-    let out = forward(&gate, &up);
-    match backward.compute_bound().stateful() {
-        OpsKind::Tracked(prep) => prep.finish((gate, up), out),
-        OpsKind::UnTracked(prep) => prep.finish(out),
-    }
-}
-
-#[derive(Debug)]
-struct SwigluBackward;
-
-impl Backward<Flex, 2> for SwigluBackward {
-    /// gate and up.
-    type State = (Primitive, Primitive);
-
-    fn backward(
-        self,
-        ops: Ops<Self::State, 2>,
-        grads: &mut Gradients,
-        _checkpointer: &mut Checkpointer,
-    ) {
-        let grad = grads.consume::<Flex>(&ops.node);
-        let (gate, up) = ops.state;
-        let (gate_grad, up_grad) = backward(&grad, gate, up);
-        for (node, grad) in ops.parents.into_iter().zip([gate_grad, up_grad]) {
-            if let Some(node) = node {
-                grads.register::<Flex>(node.id, grad);
-            }
-        }
-    }
-}
-
 /// The gradients of gate and up, in their places.
-fn backward(grad: &Primitive, gate: Primitive, up: Primitive) -> (Primitive, Primitive) {
+pub fn backward(grad: &Primitive, gate: Primitive, up: Primitive) -> (Primitive, Primitive) {
     let grad = contiguous(grad);
     let [mut gate, mut up] = [gate, up].map(into_contiguous);
     let pairs = gate.storage_mut::<f32>().par_chunks_mut(CHUNK);

@@ -1,11 +1,7 @@
 use std::ops::Range;
 
-use burn::backend::autodiff::checkpoint::base::Checkpointer;
-use burn::backend::autodiff::checkpoint::strategy::CheckpointStrategy;
-use burn::backend::autodiff::grads::Gradients;
-use burn::backend::autodiff::ops::{Backward, Ops, OpsKind};
-use burn::backend::tensor::FloatTensor;
-use burn::backend::{Autodiff, Backend, FloatDType, TensorMetadata};
+use burn::backend::tensor::{FloatTensor, IntTensor};
+use burn::backend::{Backend, FloatDType, IntDType, TensorMetadata};
 use burn::tensor::{Shape, Slice};
 
 use super::{cast, to_f32};
@@ -83,7 +79,7 @@ impl Block {
         &self,
         q: FloatTensor<B>,
         k: FloatTensor<B>,
-        additive: FloatTensor<B>,
+        visible: IntTensor<B>,
     ) -> FloatTensor<B> {
         // Scaling the queries instead of the scores touches fewer numbers.
         let q = B::float_mul_scalar(q, self.sizes.scale().into());
@@ -96,9 +92,33 @@ impl Block {
         } = self.sizes;
         let [queries, keys] = [&self.queries, &self.keys].map(|range| range.len());
         let scores = B::float_reshape(scores, Shape::new([batch, heads, queries, keys]));
-        let mask = part::<B>(part::<B>(additive, 2, &self.queries), 3, &self.keys);
-        let weights = B::softmax(B::float_add(scores, mask), 3);
+        let weights = B::softmax(B::float_add(scores, self.mask::<B>(visible)), 3);
         B::float_reshape(weights, Shape::new([batch, kv_heads, self.stack(), keys]))
+    }
+
+    /// What to add to scores, `[batch or 1, 1, queries, keys]`: nothing where a key is in sight, and
+    /// elsewhere a number so low that its exponential is zero.
+    fn mask<B: Backend>(&self, visible: IntTensor<B>) -> FloatTensor<B> {
+        const OUT_OF_SIGHT: f64 = 1e30;
+        let device = visible.device();
+        let visible = B::int_into_float(visible, FloatDType::F32);
+        let [rows, _, _] = visible.shape().dims();
+        let bound = |index: usize| {
+            let queries = Slice::from(self.queries.clone());
+            let bound = Slice::from(index..index + 1);
+            let bounds = B::float_slice(visible.clone(), &[Slice::from(..), queries, bound]);
+            B::float_reshape(bounds, Shape::new([rows, 1, self.queries.len(), 1]))
+        };
+        let keys = self.keys.start as i64..self.keys.end as i64;
+        let keys = B::int_arange(keys, &device, IntDType::I32);
+        let keys = B::int_into_float(keys, FloatDType::F32);
+        let keys = B::float_reshape(keys, Shape::new([1, 1, 1, self.keys.len()]));
+        let after_first = B::float_sub(keys.clone(), bound(0));
+        let before_end = B::float_sub(B::float_add_scalar(bound(1), (-1.0).into()), keys);
+        let [after_first, before_end] =
+            [after_first, before_end].map(|x| B::float_clamp_max(x, 0.0.into()));
+        let outside = B::float_add(after_first, before_end);
+        B::float_mul_scalar(outside, OUT_OF_SIGHT.into())
     }
 }
 
@@ -122,14 +142,14 @@ pub fn forward<B: Backend>(
     q: FloatTensor<B>,
     k: FloatTensor<B>,
     v: FloatTensor<B>,
-    additive: FloatTensor<B>,
+    visible: IntTensor<B>,
     mask: &AttentionMask,
 ) -> FloatTensor<B> {
     let (sizes, dtype) = (Sizes::new(&q.shape(), &k.shape()), q.dtype().into());
     let (k, v) = (swap::<B>(k), swap::<B>(v));
     let out = blocks(sizes, mask).map(|block| {
         let (q, k) = (block.stacked::<B>(q.clone()), block.seen::<B>(&k));
-        let weights = cast::<B>(block.weights::<B>(q, k, additive.clone()), dtype);
+        let weights = cast::<B>(block.weights::<B>(q, k, visible.clone()), dtype);
         block.unstacked::<B>(B::float_matmul(weights, block.seen::<B>(&v)))
     });
     B::float_cat(out.collect(), 1)
@@ -159,11 +179,12 @@ impl<B: Backend> Sum<B> {
 /// ∂v = wᵀ ∂out      ∂w = ∂out vᵀ      ∂scores = w · (∂w - Σ w ∂w)
 /// ∂q = scale · ∂scores k              ∂k = scale · ∂scoresᵀ q
 /// ```
-fn backward<B: Backend>(
+pub fn backward<B: Backend>(
     grad: FloatTensor<B>,
-    [q, k, v, additive]: [FloatTensor<B>; 4],
+    [q, k, v]: [FloatTensor<B>; 3],
+    visible: IntTensor<B>,
     mask: &AttentionMask,
-) -> [FloatTensor<B>; 3] {
+) -> (FloatTensor<B>, FloatTensor<B>, FloatTensor<B>) {
     let (sizes, dtype) = (Sizes::new(&q.shape(), &k.shape()), q.dtype().into());
     let (k, v) = (swap::<B>(k), swap::<B>(v));
     let (mut k_grad, mut v_grad) = (Sum::<B>::zeros(&k), Sum::<B>::zeros(&v));
@@ -174,7 +195,7 @@ fn backward<B: Backend>(
             block.stacked::<B>(grad.clone()),
         );
         let (k, v) = (block.seen::<B>(&k), block.seen::<B>(&v));
-        let weights = block.weights::<B>(q.clone(), k.clone(), additive.clone());
+        let weights = block.weights::<B>(q.clone(), k.clone(), visible.clone());
         let transposed = B::float_swap_dims(cast::<B>(weights.clone(), dtype), 2, 3);
         v_grad = v_grad.add(&block.keys, B::float_matmul(transposed, grad.clone()));
 
@@ -189,46 +210,5 @@ fn backward<B: Backend>(
         k_grad = k_grad.add(&block.keys, B::float_matmul(transposed, q));
     }
     let [k_grad, v_grad] = [k_grad, v_grad].map(|sum| swap::<B>(cast::<B>(sum.0, dtype)));
-    [B::float_cat(q_grads, 1), k_grad, v_grad]
-}
-
-pub fn tracked<B: Backend, C: CheckpointStrategy>(
-    q: FloatTensor<Autodiff<B, C>>,
-    k: FloatTensor<Autodiff<B, C>>,
-    v: FloatTensor<Autodiff<B, C>>,
-    additive: FloatTensor<Autodiff<B, C>>,
-    mask: AttentionMask,
-) -> FloatTensor<Autodiff<B, C>> {
-    let backward = AttentionBackward.prepare::<C>([q.node(), k.node(), v.node()]);
-    let inputs = [q, k, v, additive].map(|input| input.into_primitive());
-    let [q, k, v, additive] = inputs.clone();
-    let out = forward::<B>(q, k, v, additive, &mask);
-    match backward.compute_bound().stateful() {
-        OpsKind::Tracked(prep) => prep.finish((inputs, mask), out),
-        OpsKind::UnTracked(prep) => prep.finish(out),
-    }
-}
-
-#[derive(Debug)]
-struct AttentionBackward;
-
-impl<B: Backend> Backward<B, 3> for AttentionBackward {
-    /// q, k, v, and the mask as a tensor and as ranges.
-    type State = ([FloatTensor<B>; 4], AttentionMask);
-
-    fn backward(
-        self,
-        ops: Ops<Self::State, 3>,
-        grads: &mut Gradients,
-        _checkpointer: &mut Checkpointer,
-    ) {
-        let grad = grads.consume::<B>(&ops.node);
-        let (inputs, mask) = ops.state;
-        let gradients = backward::<B>(grad, inputs, &mask);
-        for (node, grad) in ops.parents.into_iter().zip(gradients) {
-            if let Some(node) = node {
-                grads.register::<B>(node.id, grad);
-            }
-        }
-    }
+    (B::float_cat(q_grads, 1), k_grad, v_grad)
 }

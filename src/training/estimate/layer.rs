@@ -179,7 +179,6 @@ pub struct Layer {
     /// In the order of the forward pass: q, k, v, output, gate (w1), up (w3), down (w2).
     linears: [Linear; 7],
     embed_dim: usize,
-    num_heads: usize,
     input_is_tracked: bool,
     trains_norms: bool,
     dtype: DType,
@@ -192,7 +191,6 @@ impl Layer {
         Self {
             linears: [q, k, v, o, w1, w3, w2],
             embed_dim: config.model.embed_dim,
-            num_heads: config.model.num_heads,
             input_is_tracked,
             trains_norms: config.lora.is_none(),
             dtype: config.dtype,
@@ -276,7 +274,6 @@ impl Layer {
             tape.linear(linear, self.input_is_tracked);
             tape.keep(heads_tracked, linear.out_dim);
         }
-        tape.keep(heads_tracked, self.num_heads); // log sum exp of the scores
         tape.keep(output.keeps_input(), output.in_dim);
         tape.linear(output, heads_tracked);
         tape.keep(hidden_tracked, self.embed_dim);

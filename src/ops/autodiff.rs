@@ -1,0 +1,231 @@
+//! The backward passes of the operations, on every backend: which inputs each keeps, and which of the
+//! backend's bodies it then calls. Autodiff alone would keep the inputs of every step of a body.
+
+use burn::backend::autodiff::checkpoint::base::Checkpointer;
+use burn::backend::autodiff::checkpoint::strategy::CheckpointStrategy;
+use burn::backend::autodiff::grads::Gradients;
+use burn::backend::autodiff::ops::{Backward, Ops, OpsKind, unary};
+use burn::backend::tensor::{FloatTensor, IntTensor};
+use burn::backend::{Autodiff, TensorMetadata};
+use burn::tensor::Shape;
+
+use super::AttentionMask;
+use super::backend::LlamaOps;
+
+impl<B: LlamaOps, C: CheckpointStrategy> LlamaOps for Autodiff<B, C> {
+    /// Keeps `x` for a trained weight only.
+    fn linear(x: FloatTensor<Self>, weight: FloatTensor<Self>) -> FloatTensor<Self> {
+        let is_trained = weight.is_tracked();
+        let prep = LinearBackward.prepare::<C>([x.node(), weight.node()]);
+        let (x, weight) = (x.into_primitive(), weight.into_primitive());
+        let out = <B as LlamaOps>::linear(x.clone(), weight.clone());
+        match prep.compute_bound().stateful() {
+            OpsKind::Tracked(prep) => prep.finish((is_trained.then_some(x), weight), out),
+            OpsKind::UnTracked(prep) => prep.finish(out),
+        }
+    }
+
+    fn swiglu(gate: FloatTensor<Self>, up: FloatTensor<Self>) -> FloatTensor<Self> {
+        let prep = SwigluBackward.prepare::<C>([gate.node(), up.node()]);
+        let (gate, up) = (gate.into_primitive(), up.into_primitive());
+        let out = B::swiglu(gate.clone(), up.clone());
+        match prep.compute_bound().stateful() {
+            OpsKind::Tracked(prep) => prep.finish((gate, up), out),
+            OpsKind::UnTracked(prep) => prep.finish(out),
+        }
+    }
+
+    fn rms_norm(x: FloatTensor<Self>, weight: FloatTensor<Self>, eps: f64) -> FloatTensor<Self> {
+        let prep = RMSNormBackward.prepare::<C>([x.node(), weight.node()]);
+        let (x, weight) = (x.into_primitive(), weight.into_primitive());
+        let out = B::rms_norm(x.clone(), weight.clone(), eps);
+        match prep.compute_bound().stateful() {
+            OpsKind::Tracked(prep) => prep.finish((x, weight, eps), out),
+            OpsKind::UnTracked(prep) => prep.finish(out),
+        }
+    }
+
+    fn rotary(
+        x: FloatTensor<Self>,
+        cos: FloatTensor<Self>,
+        sin: FloatTensor<Self>,
+    ) -> FloatTensor<Self> {
+        let prep = RotaryBackward.prepare::<C>([x.node()]);
+        let [x, cos, sin] = [x, cos, sin].map(|tensor| tensor.into_primitive());
+        let out = B::rotary(x, cos.clone(), sin.clone());
+        match prep.compute_bound().stateful() {
+            OpsKind::Tracked(prep) => prep.finish((cos, sin), out),
+            OpsKind::UnTracked(prep) => prep.finish(out),
+        }
+    }
+
+    fn attention(
+        q: FloatTensor<Self>,
+        k: FloatTensor<Self>,
+        v: FloatTensor<Self>,
+        visible: IntTensor<Self>,
+        mask: AttentionMask,
+    ) -> FloatTensor<Self> {
+        let prep = AttentionBackward.prepare::<C>([q.node(), k.node(), v.node()]);
+        let inputs @ [q, k, v] = &[q, k, v].map(|input| input.into_primitive());
+        let (q, k, v) = (q.clone(), k.clone(), v.clone());
+        let out = <B as LlamaOps>::attention(q, k, v, visible.clone(), mask.clone());
+        match prep.compute_bound().stateful() {
+            OpsKind::Tracked(prep) => prep.finish((inputs.clone(), visible, mask), out),
+            OpsKind::UnTracked(prep) => prep.finish(out),
+        }
+    }
+
+    /// Keeps the gradient, which takes the place of the logits where the backend can write there.
+    fn cross_entropy_sum(logits: FloatTensor<Self>, targets: IntTensor<Self>) -> FloatTensor<Self> {
+        let prep = CrossEntropyBackward.prepare::<C>([logits.node()]);
+        let logits = logits.into_primitive();
+        match prep.compute_bound().stateful() {
+            OpsKind::Tracked(prep) => {
+                let (loss, grad) = B::cross_entropy_with_grad(logits, targets);
+                prep.finish(grad, loss)
+            }
+            OpsKind::UnTracked(prep) => prep.finish(B::cross_entropy_sum(logits, targets)),
+        }
+    }
+}
+
+#[derive(Debug)]
+struct LinearBackward;
+
+impl<B: LlamaOps> Backward<B, 2> for LinearBackward {
+    /// x, if the weight is trained, and the weight.
+    type State = (Option<FloatTensor<B>>, FloatTensor<B>);
+
+    fn backward(
+        self,
+        ops: Ops<Self::State, 2>,
+        grads: &mut Gradients,
+        _checkpointer: &mut Checkpointer,
+    ) {
+        let grad = grads.consume::<B>(&ops.node);
+        let [x_node, weight_node] = ops.parents;
+        let (x, weight) = ops.state;
+        if let Some((node, x)) = weight_node.zip(x) {
+            let weight_grad = B::linear_weight_grad(grad.clone(), x, weight.clone());
+            grads.register::<B>(node.id, weight_grad);
+        }
+        if let Some(node) = x_node {
+            grads.register::<B>(node.id, B::linear_x_grad(grad, weight));
+        }
+    }
+}
+
+#[derive(Debug)]
+struct SwigluBackward;
+
+impl<B: LlamaOps> Backward<B, 2> for SwigluBackward {
+    /// gate and up.
+    type State = (FloatTensor<B>, FloatTensor<B>);
+
+    fn backward(
+        self,
+        ops: Ops<Self::State, 2>,
+        grads: &mut Gradients,
+        _checkpointer: &mut Checkpointer,
+    ) {
+        let grad = grads.consume::<B>(&ops.node);
+        let (gate, up) = ops.state;
+        let (gate_grad, up_grad) = B::swiglu_backward(grad, gate, up);
+        for (node, grad) in ops.parents.into_iter().zip([gate_grad, up_grad]) {
+            if let Some(node) = node {
+                grads.register::<B>(node.id, grad);
+            }
+        }
+    }
+}
+
+#[derive(Debug)]
+struct RMSNormBackward;
+
+impl<B: LlamaOps> Backward<B, 2> for RMSNormBackward {
+    /// x, weight and eps.
+    type State = (FloatTensor<B>, FloatTensor<B>, f64);
+
+    fn backward(
+        self,
+        ops: Ops<Self::State, 2>,
+        grads: &mut Gradients,
+        _checkpointer: &mut Checkpointer,
+    ) {
+        let grad = grads.consume::<B>(&ops.node);
+        let [x_node, weight_node] = ops.parents;
+        let (x, weight, eps) = ops.state;
+        if let Some(node) = weight_node {
+            let weight_grad = B::rms_norm_weight_grad(grad.clone(), x.clone(), weight.clone(), eps);
+            grads.register::<B>(node.id, weight_grad);
+        }
+        if let Some(node) = x_node {
+            grads.register::<B>(node.id, B::rms_norm_x_grad(grad, x, weight, eps));
+        }
+    }
+}
+
+#[derive(Debug)]
+struct RotaryBackward;
+
+impl<B: LlamaOps> Backward<B, 1> for RotaryBackward {
+    /// cos and sin.
+    type State = (FloatTensor<B>, FloatTensor<B>);
+
+    fn backward(
+        self,
+        ops: Ops<Self::State, 1>,
+        grads: &mut Gradients,
+        _checkpointer: &mut Checkpointer,
+    ) {
+        let (cos, sin) = ops.state;
+        unary::<B, _>(ops.parents, ops.node, grads, |grad| {
+            B::rotary(grad, cos, B::float_neg(sin))
+        });
+    }
+}
+
+#[derive(Debug)]
+struct AttentionBackward;
+
+impl<B: LlamaOps> Backward<B, 3> for AttentionBackward {
+    /// q, k, v, and the mask as a tensor and as ranges.
+    type State = ([FloatTensor<B>; 3], IntTensor<B>, AttentionMask);
+
+    fn backward(
+        self,
+        ops: Ops<Self::State, 3>,
+        grads: &mut Gradients,
+        _checkpointer: &mut Checkpointer,
+    ) {
+        let grad = grads.consume::<B>(&ops.node);
+        let ([q, k, v], visible, mask) = ops.state;
+        let (q_grad, k_grad, v_grad) = B::attention_backward(grad, q, k, v, visible, mask);
+        for (node, grad) in ops.parents.into_iter().zip([q_grad, k_grad, v_grad]) {
+            if let Some(node) = node {
+                grads.register::<B>(node.id, grad);
+            }
+        }
+    }
+}
+
+#[derive(Debug)]
+struct CrossEntropyBackward;
+
+impl<B: LlamaOps> Backward<B, 1> for CrossEntropyBackward {
+    /// The gradient of the sum.
+    type State = FloatTensor<B>;
+
+    fn backward(
+        self,
+        ops: Ops<Self::State, 1>,
+        grads: &mut Gradients,
+        _checkpointer: &mut Checkpointer,
+    ) {
+        unary::<B, _>(ops.parents, ops.node, grads, |grad| {
+            let factor = B::float_cast(grad, ops.state.dtype().into());
+            B::float_mul(ops.state, B::float_reshape(factor, Shape::new([1, 1])))
+        });
+    }
+}
