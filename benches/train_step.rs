@@ -14,7 +14,7 @@ use std::path::PathBuf;
 use std::time::Instant;
 
 use burn::module::{Module, ModuleMapper, Param};
-use burn::tensor::{DType, Device, Tensor};
+use burn::tensor::{DType, Device, Distribution, Tensor};
 use burn_peft::Result;
 use burn_peft::adapter::initialize_params;
 use burn_peft::checkpoint::{
@@ -134,20 +134,27 @@ fn random_model(args: &Args, dtype: DType, device: &Device) -> Result<Transforme
     };
     let lora = lora.with_rank(args.rank).with_alpha(2.0 * args.rank as f64);
     let model = sizes(args).init_lora(&lora, device)?;
-    let model = model.map(&mut CastFrozen(dtype));
+    let model = model.map(&mut RandomFrozen(dtype));
     initialize_params(&model);
     Ok(model)
 }
 
-/// Makes the frozen weights, one after the other, and brings each to a type.
-struct CastFrozen(DType);
+/// Draws the frozen weights, each in the type that it is to have: a model that fits is made even if it
+/// would not fit in f32. Norms are ones.
+struct RandomFrozen(DType);
 
-impl ModuleMapper for CastFrozen {
+impl ModuleMapper for RandomFrozen {
     fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
-        match param.is_require_grad() {
-            true => param,
-            false => param.map(|weight| weight.cast(self.0)),
+        if param.is_require_grad() {
+            return param;
         }
+        let (device, shape) = (param.lazy_device(), param.lazy_shape());
+        let weight = device.memory_persistent_allocations(shape, |shape| match D {
+            1 => Tensor::ones(shape, (&device, self.0)),
+            _ => Tensor::random(shape, Distribution::Uniform(-0.03, 0.03), (&device, self.0)),
+        });
+        let id = param.id;
+        param.transform_for_load(weight, id)
     }
 }
 

@@ -32,6 +32,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
+use burn::tensor::Device;
 use burn_peft::adapter::{ParamCount, initialize_params, validate_state_dict_for_lora};
 use burn_peft::checkpoint::{load_hf_as, save_hf, save_peft_with_base};
 use burn_peft::data::{
@@ -87,7 +88,8 @@ fn finetune(config: &RecipeConfig, member: &Member) -> Result<()> {
     set_matmul_precision(config.matmul_precision);
     let is_first = member.group.rank() == 0;
     if is_first {
-        print_memory(&config.estimate_config(&llama, data.longest_row()));
+        let estimate = config.estimate_config(&llama, data.longest_row(), member.device);
+        print_memory(&estimate, member.device);
     }
     let mut model = load_model(config, &llama, &base_dir, member)?;
 
@@ -113,12 +115,14 @@ fn finetune(config: &RecipeConfig, member: &Member) -> Result<()> {
     })
 }
 
-/// The memory that the run will take on the CPU and, if there is not as much, what takes less.
-fn print_memory(config: &EstimateConfig) {
+/// The memory that the run will take on the device and, if the CPU has not as much, what takes less.
+fn print_memory(config: &EstimateConfig, device: &Device) {
     let memory = estimate(config);
-    println!("Estimated memory on the CPU:\n{memory}");
-    let Some(available) = available_memory_bytes() else {
-        return;
+    println!("Estimated memory of the training:\n{memory}");
+    // A GPU does not tell what is available.
+    let has_own_memory = device.memory_pool_usage().is_some();
+    let Some(available) = available_memory_bytes().filter(|_| !has_own_memory) else {
+        return println!();
     };
     println!("{:<12}{:>9}", "available", Bytes(available));
     if memory.total() > available {
@@ -256,7 +260,10 @@ impl<'a> Run<'a> {
     }
 
     fn step_metrics(&self, step: usize, epoch: usize, output: &StepOutput) -> serde_json::Value {
-        let memory = peak_memory_bytes().filter(|_| self.config.log_peak_memory_stats);
+        let is_asked = self.config.log_peak_memory_stats;
+        let memory = peak_memory_bytes().filter(|_| is_asked);
+        let pools = || self.member.device.memory_pool_usage();
+        let device_memory = is_asked.then(pools).flatten();
         json!({
             "step": step,
             "epoch": epoch,
@@ -265,6 +272,7 @@ impl<'a> Run<'a> {
             "grad_norm": output.grad_norm,
             "tokens_per_second": self.speed.last,
             "peak_memory_bytes": memory,
+            "device_memory_bytes": device_memory.map(|usage| usage.bytes_reserved),
         })
     }
 

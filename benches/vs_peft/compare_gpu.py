@@ -7,6 +7,7 @@ import itertools
 import json
 import os
 import pathlib
+import re
 import statistics
 import subprocess
 import sys
@@ -32,6 +33,8 @@ PEAK_TFLOPS = {
     "NVIDIA A100 80GB PCIe": 312.0,
 }
 POLL_SECONDS = 0.05
+# PyTorch's and CubeCL's words.
+OUT_OF_MEMORY = "out of (device )?memory|OutOfMemory"
 
 HEADER = """
 | work | tokens/s | PEFT | ratio | MFU | PEFT | peak GB | PEFT | ratio |
@@ -89,8 +92,7 @@ def run(command: list[str], on_gpu: bool) -> dict | None:
     with MemoryWatch() as watch:
         output = subprocess.run(command, capture_output=True, text=True, env=environment)
     if output.returncode != 0:
-        text = output.stderr.lower()
-        if "out of memory" in text or "outofmemory" in text or "out_of_memory" in text:
+        if re.search(OUT_OF_MEMORY, output.stderr, re.IGNORECASE):
             return None
         raise SystemExit(f"{' '.join(command)} failed:\n{output.stderr}")
     return json.loads(output.stdout.splitlines()[-1]) | {"peak_bytes": watch.bytes()}

@@ -1,9 +1,11 @@
 //! The device that a name means.
 
 use burn::tensor::Device;
+#[cfg(feature = "cuda")]
+use burn::tensor::DeviceType;
 use burn_peft::{Error, Result};
 
-/// `auto` (what Burn finds best, or what `BURN_DEVICE` names), `flex`, `cuda` or `cuda:N`. `local_rank`
+/// `auto` (what `BURN_DEVICE` names, or else a GPU if there is one, or else the CPU), `flex`, `cuda` or `cuda:N`. `local_rank`
 /// is the number of this process on its machine: `auto` and `cuda` give each its own GPU.
 pub fn from_name(name: &str, local_rank: usize) -> Result<Device> {
     match name {
@@ -15,6 +17,11 @@ pub fn from_name(name: &str, local_rank: usize) -> Result<Device> {
 
 #[cfg(feature = "cuda")]
 fn auto(local_rank: usize) -> Device {
+    let is_chosen = std::env::var_os("BURN_DEVICE").is_some();
+    // Burn's default is the GPU that the program was built for, whether there is one or not.
+    if !is_chosen && Device::enumerate(DeviceType::Cuda).is_empty() {
+        return Device::flex();
+    }
     let device = Device::default();
     match device == Device::cuda(0) {
         true => Device::cuda(local_rank),

@@ -267,8 +267,11 @@ impl<F: FnMut(&str) -> Result<TensorData>> Loader<'_, F> {
         };
         let shape = param.lazy_shape();
         assert_eq!(*data.shape(), shape, "`{key}` has another shape");
-        let dtype = data.dtype();
-        let value = Tensor::<D>::from_data(data, (&param.lazy_device(), dtype));
+        let (device, dtype) = (param.lazy_device(), data.dtype());
+        // Weights stay; on a GPU they should not lie between what comes and goes in each step.
+        let value = device.memory_persistent_allocations(data, |data| {
+            Tensor::<D>::from_data(data, (&device, dtype))
+        });
         if let [rows, columns] = shape[..] {
             self.last_weight = Some((key.to_owned(), value.clone().reshape([rows, columns])));
         }

@@ -337,7 +337,7 @@ fn config_json(config: &LoRAConfig, base_model: Option<&str>) -> Value {
 
 /// PEFT writes a whole alpha without a decimal point, and some readers take only that.
 fn whole(alpha: f64) -> Value {
-    if alpha.fract() == 0.0 && alpha < u32::MAX.into() {
+    if alpha.fract() == 0.0 && alpha < f64::from(u32::MAX) {
         json!(alpha as u32)
     } else {
         json!(alpha)

@@ -96,24 +96,15 @@ impl SafetensorsFile {
         let stored = self.dtype(key)?;
         let shape = self.info(key).shape.clone();
         let bytes = self.bytes(key);
-        let data = match stored {
-            DType::F16 => {
-                let halves = bytes
-                    .chunks_exact(2)
-                    .map(|c| f16::from_le_bytes([c[0], c[1]]));
-                encode(halves.map(f16::to_f32), shape, dtype)
-            }
-            DType::BF16 => {
-                let halves = bytes
-                    .chunks_exact(2)
-                    .map(|c| bf16::from_le_bytes([c[0], c[1]]));
-                encode(halves.map(bf16::to_f32), shape, dtype)
-            }
-            _ => {
-                let words = bytes.chunks_exact(4);
-                let floats = words.map(|c| f32::from_le_bytes([c[0], c[1], c[2], c[3]]));
-                encode(floats, shape, dtype)
-            }
+        let f16s = || words(bytes).map(f16::from_le_bytes);
+        let bf16s = || words(bytes).map(bf16::from_le_bytes);
+        let data = match (stored, dtype) {
+            // Most of a model, as it is.
+            (DType::F16, DType::F16) => TensorData::new(f16s().collect::<Vec<_>>(), shape),
+            (DType::BF16, DType::BF16) => TensorData::new(bf16s().collect::<Vec<_>>(), shape),
+            (DType::F16, _) => encode(f16s().map(f16::to_f32), shape, dtype),
+            (DType::BF16, _) => encode(bf16s().map(bf16::to_f32), shape, dtype),
+            _ => encode(words(bytes).map(f32::from_le_bytes), shape, dtype),
         };
         self.release(key);
         Ok(data)
@@ -148,16 +139,10 @@ impl SafetensorsFile {
     pub fn read_ints(&self, key: &str) -> Result<Vec<i64>> {
         let bytes = self.bytes(key);
         match self.info(key).dtype {
-            Dtype::I64 => {
-                let (words, _) = bytes.as_chunks::<8>();
-                Ok(words.iter().map(|w| i64::from_le_bytes(*w)).collect())
-            }
+            Dtype::I64 => Ok(words(bytes).map(i64::from_le_bytes).collect()),
             Dtype::I32 => {
-                let (words, _) = bytes.as_chunks::<4>();
-                Ok(words
-                    .iter()
-                    .map(|w| i32::from_le_bytes(*w).into())
-                    .collect())
+                let ints = words(bytes).map(i32::from_le_bytes);
+                Ok(ints.map(i64::from).collect())
             }
             other => Err(Error::format(
                 &self.path,
@@ -171,8 +156,7 @@ impl SafetensorsFile {
         if self.info(key).dtype != Dtype::I32 {
             return self.read(key, self.dtype(key)?);
         }
-        let (words, _) = self.bytes(key).as_chunks::<4>();
-        let ints: Vec<i32> = words.iter().map(|w| i32::from_le_bytes(*w)).collect();
+        let ints: Vec<i32> = words(self.bytes(key)).map(i32::from_le_bytes).collect();
         Ok(TensorData::new(ints, self.info(key).shape.clone()))
     }
 
@@ -187,6 +171,12 @@ impl SafetensorsFile {
         let (start, end) = self.info(key).data_offsets;
         &self.map[self.data_start + start..self.data_start + end]
     }
+}
+
+/// The numbers of `N` bytes each.
+fn words<const N: usize>(bytes: &[u8]) -> impl ExactSizeIterator<Item = [u8; N]> {
+    let (words, _) = bytes.as_chunks::<N>();
+    words.iter().copied()
 }
 
 /// f16 and bf16 pass through f32 without loss, so three sources and three targets are enough.

@@ -126,6 +126,12 @@ impl Batch {
         self.segments.iter().any(|row| row.len() > 1)
     }
 
+    /// Whether some row is shorter than the batch.
+    pub fn is_padded(&self) -> bool {
+        let mut lengths = self.segments.iter().map(|row| row.iter().sum::<usize>());
+        lengths.any(|length| length < self.seq_len)
+    }
+
     /// The positions with a label, counted over all rows, but for the first of each sample, which
     /// nothing predicts.
     fn labelled(&self) -> impl Iterator<Item = (usize, i32)> {
@@ -160,10 +166,10 @@ impl Batch {
     ///
     /// - output: `[batch_size, seq_len]`
     pub fn attention_mask(&self, device: &Device) -> Option<Tensor<2, Bool>> {
-        let lengths = self.segments.iter().map(|row| row.iter().sum::<usize>());
-        if lengths.clone().all(|length| length == self.seq_len) {
+        if !self.is_padded() {
             return None;
         }
+        let lengths = self.segments.iter().map(|row| row.iter().sum::<usize>());
         let real: Vec<bool> = lengths
             .flat_map(|length| (0..self.seq_len).map(move |t| t < length))
             .collect();

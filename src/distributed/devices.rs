@@ -6,7 +6,8 @@ use super::ProcessGroup;
 use crate::{Error, Result};
 
 /// Threads of one process that train together, each on a device of its own. CUDA devices add up
-/// through NCCL, others through main memory.
+/// through NCCL, if its library `libnccl.so` is found when the program starts, others through main
+/// memory.
 ///
 /// NCCL is reached by Burn's `all_reduce`, without Burn's `DistributedContext`: that waits for all
 /// devices at every backward pass, of which members with uneven shares do unequally many.
@@ -53,7 +54,7 @@ impl ProcessGroup for DeviceGroup {
 
     fn all_reduce(&self, values: Tensor<1>) -> Result<Tensor<1>> {
         #[cfg(feature = "cuda")]
-        if is_cuda(&self.devices) {
+        if have_nccl(&self.devices) {
             // Whoever waits in NCCL waits for ever: make sure that all members come.
             self.all_gather(&[])?;
             return Ok(nccl_all_reduce(values, &self.devices));
@@ -81,17 +82,22 @@ impl Drop for DeviceGroup {
     }
 }
 
+/// Whether NCCL is installed and serves these devices: different CUDA devices. With one of them twice it
+/// would wait for ever.
 #[cfg(feature = "cuda")]
-fn is_cuda(devices: &[Device]) -> bool {
+fn have_nccl(devices: &[Device]) -> bool {
     use burn::backend::{CubeDevice, DispatchDevice};
-    let is_cuda = |device: &Device| {
+    let are_different = (1..devices.len()).all(|i| !devices[..i].contains(&devices[i]));
+    let serves = |device: &Device| {
         let device = device.clone().without_autodiff();
-        matches!(
-            device.as_dispatch(),
-            DispatchDevice::Cube(CubeDevice::Cuda(_))
-        )
+        match device.as_dispatch() {
+            DispatchDevice::Cube(cuda @ CubeDevice::Cuda(_)) => {
+                cuda.client().has_device_transport()
+            }
+            _ => false,
+        }
     };
-    devices.iter().all(is_cuda)
+    are_different && devices.iter().all(serves)
 }
 
 #[cfg(feature = "cuda")]

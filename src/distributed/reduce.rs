@@ -7,16 +7,16 @@ use burn::tensor::{DType, Tensor};
 use super::ProcessGroup;
 use crate::Result;
 
-/// The sums of all members' gradients and of their losses. Zeros stand for a gradient that a member
+/// The sums of all members' gradients and of the parts of their losses. Zeros stand for what a member
 /// does not have.
 pub(crate) fn reduce_gradients<M: Module>(
     group: &dyn ProcessGroup,
     model: &M,
     mut grads: GradientsParams,
-    loss: f64,
-) -> Result<(GradientsParams, f64)> {
+    losses: Vec<Tensor<1>>,
+) -> Result<(GradientsParams, Vec<Tensor<1>>)> {
     if group.size() == 1 {
-        return Ok((grads, loss));
+        return Ok((grads, losses));
     }
     let mut parts = GradientParts {
         grads: &mut grads,
@@ -25,10 +25,11 @@ pub(crate) fn reduce_gradients<M: Module>(
     model.visit(&mut parts);
     let mut parts = parts.parts;
     let Some(first) = parts.first() else {
-        return Ok((grads, loss));
+        return Ok((grads, losses));
     };
-    let loss = Tensor::from_floats([loss as f32], &first.device());
-    parts.push(loss);
+    let none = Tensor::zeros([1], (&first.device(), DType::F32));
+    let losses = [losses, vec![none]].concat();
+    parts.push(Tensor::cat(losses, 0).sum());
     let sums = group.all_reduce(Tensor::cat(parts, 0))?;
 
     let mut split = SplitGradients {
@@ -37,8 +38,7 @@ pub(crate) fn reduce_gradients<M: Module>(
     };
     model.visit(&mut split);
     let SplitGradients { mut rest, grads } = split;
-    let loss = rest.take([1]).into_scalar::<f32>();
-    Ok((grads, f64::from(loss)))
+    Ok((grads, vec![rest.take([1])]))
 }
 
 /// The model with rank 0's values of all trained parameters.

@@ -4,6 +4,7 @@ use burn::tensor::{DType, Device, Tensor};
 
 use super::plain::untracked;
 use super::{Linear, LoRAConfig, dora};
+use crate::ops::linear;
 
 /// A linear layer with an optional low-rank adapter: `y = W x + b + s·B(A·dropout(x))`.
 ///
@@ -171,7 +172,7 @@ impl LoRAAdapter {
         let f32 = |tensor: Tensor<2>| untracked(tensor).cast(DType::F32);
         let a = f32(self.lora_a.weight.val());
         let b = f32(self.lora_b.weight.val());
-        f32(weight) + b.matmul(a) * self.scale
+        f32(weight) + linear(b, a.transpose()) * self.scale
     }
 
     fn merged_weight(&self, weight: Tensor<2>) -> Tensor<2> {

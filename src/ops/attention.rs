@@ -4,7 +4,7 @@ use std::sync::{Arc, OnceLock};
 use burn::backend::Dispatch;
 use burn::tensor::{Device, Int, Shape, Tensor, TensorData};
 
-use super::backend::LlamaOps;
+use super::backend::StepOps;
 
 /// Which keys each query sees: a range of them.
 #[derive(Debug, Clone)]

@@ -10,15 +10,15 @@ use burn::backend::{Autodiff, TensorMetadata};
 use burn::tensor::Shape;
 
 use super::AttentionMask;
-use super::backend::LlamaOps;
+use super::backend::StepOps;
 
-impl<B: LlamaOps, C: CheckpointStrategy> LlamaOps for Autodiff<B, C> {
+impl<B: StepOps, C: CheckpointStrategy> StepOps for Autodiff<B, C> {
     /// Keeps `x` for a trained weight only.
     fn linear(x: FloatTensor<Self>, weight: FloatTensor<Self>) -> FloatTensor<Self> {
         let is_trained = weight.is_tracked();
         let prep = LinearBackward.prepare::<C>([x.node(), weight.node()]);
         let (x, weight) = (x.into_primitive(), weight.into_primitive());
-        let out = <B as LlamaOps>::linear(x.clone(), weight.clone());
+        let out = <B as StepOps>::linear(x.clone(), weight.clone());
         match prep.compute_bound().stateful() {
             OpsKind::Tracked(prep) => prep.finish((is_trained.then_some(x), weight), out),
             OpsKind::UnTracked(prep) => prep.finish(out),
@@ -69,7 +69,7 @@ impl<B: LlamaOps, C: CheckpointStrategy> LlamaOps for Autodiff<B, C> {
         let prep = AttentionBackward.prepare::<C>([q.node(), k.node(), v.node()]);
         let inputs @ [q, k, v] = &[q, k, v].map(|input| input.into_primitive());
         let (q, k, v) = (q.clone(), k.clone(), v.clone());
-        let out = <B as LlamaOps>::attention(q, k, v, visible.clone(), mask.clone());
+        let out = <B as StepOps>::attention(q, k, v, visible.clone(), mask.clone());
         match prep.compute_bound().stateful() {
             OpsKind::Tracked(prep) => prep.finish((inputs.clone(), visible, mask), out),
             OpsKind::UnTracked(prep) => prep.finish(out),
@@ -93,7 +93,7 @@ impl<B: LlamaOps, C: CheckpointStrategy> LlamaOps for Autodiff<B, C> {
 #[derive(Debug)]
 struct LinearBackward;
 
-impl<B: LlamaOps> Backward<B, 2> for LinearBackward {
+impl<B: StepOps> Backward<B, 2> for LinearBackward {
     /// x, if the weight is trained, and the weight.
     type State = (Option<FloatTensor<B>>, FloatTensor<B>);
 
@@ -119,7 +119,7 @@ impl<B: LlamaOps> Backward<B, 2> for LinearBackward {
 #[derive(Debug)]
 struct SwigluBackward;
 
-impl<B: LlamaOps> Backward<B, 2> for SwigluBackward {
+impl<B: StepOps> Backward<B, 2> for SwigluBackward {
     /// gate and up.
     type State = (FloatTensor<B>, FloatTensor<B>);
 
@@ -143,7 +143,7 @@ impl<B: LlamaOps> Backward<B, 2> for SwigluBackward {
 #[derive(Debug)]
 struct RMSNormBackward;
 
-impl<B: LlamaOps> Backward<B, 2> for RMSNormBackward {
+impl<B: StepOps> Backward<B, 2> for RMSNormBackward {
     /// x, weight and eps.
     type State = (FloatTensor<B>, FloatTensor<B>, f64);
 
@@ -169,7 +169,7 @@ impl<B: LlamaOps> Backward<B, 2> for RMSNormBackward {
 #[derive(Debug)]
 struct RotaryBackward;
 
-impl<B: LlamaOps> Backward<B, 1> for RotaryBackward {
+impl<B: StepOps> Backward<B, 1> for RotaryBackward {
     /// cos and sin.
     type State = (FloatTensor<B>, FloatTensor<B>);
 
@@ -189,7 +189,7 @@ impl<B: LlamaOps> Backward<B, 1> for RotaryBackward {
 #[derive(Debug)]
 struct AttentionBackward;
 
-impl<B: LlamaOps> Backward<B, 3> for AttentionBackward {
+impl<B: StepOps> Backward<B, 3> for AttentionBackward {
     /// q, k, v, and the mask as a tensor and as ranges.
     type State = ([FloatTensor<B>; 3], IntTensor<B>, AttentionMask);
 
@@ -213,7 +213,7 @@ impl<B: LlamaOps> Backward<B, 3> for AttentionBackward {
 #[derive(Debug)]
 struct CrossEntropyBackward;
 
-impl<B: LlamaOps> Backward<B, 1> for CrossEntropyBackward {
+impl<B: StepOps> Backward<B, 1> for CrossEntropyBackward {
     /// The gradient of the sum.
     type State = FloatTensor<B>;
 

@@ -1,4 +1,4 @@
-//! What a backend does for the operations of a Llama.
+//! What a backend does for the operations of a training step.
 
 #![cfg_attr(
     feature = "ndarray",
@@ -9,16 +9,12 @@
         feature = "flex",
         feature = "ndarray",
         feature = "tch",
-        feature = "cuda",
-        feature = "rocm",
-        feature = "wgpu"
+        feature = "cube"
     )),
     allow(unused_variables, reason = "no backend, no call")
 )]
 
 use burn::backend::Backend;
-#[cfg(any(feature = "cuda", feature = "rocm", feature = "wgpu"))]
-use burn::backend::Cube;
 #[cfg(feature = "tch")]
 use burn::backend::LibTorch;
 #[cfg(feature = "ndarray")]
@@ -26,35 +22,46 @@ use burn::backend::NdArray;
 use burn::backend::backend_extension;
 use burn::backend::tensor::{FloatTensor, IntTensor};
 
+#[cfg(feature = "fusion")]
+use burn::tensor::Shape;
+
 use super::AttentionMask;
-use super::portable::{attention, cross_entropy, linear, rms_norm, rotary, swiglu};
+use super::adamw::AdamWStep;
+use super::portable::{adamw, attention, cross_entropy, linear, rms_norm, rotary, swiglu};
 
 /// The operations, whose equations are in `super`, and their backward passes. The bodies here are the
 /// portable ones; a backend overrides those for which it has a better one. None of them knows of a
-/// graph: `autodiff` gives every backend its backward passes.
+/// graph: `autodiff` gives every backend its backward passes. Burn's fusion takes a portable body
+/// apart (`default`) and runs a kernel of `cube` in one piece, whose outputs the attribute describes.
 #[backend_extension(
-    Cube: cfg(any(feature = "cuda", feature = "rocm", feature = "wgpu")),
+    Cube: cfg(feature = "cube"),
     Flex: cfg(feature = "flex"),
     NdArray: cfg(feature = "ndarray"),
     LibTorch: cfg(feature = "tch"),
     Autodiff,
     Fusion: cfg(feature = "fusion")
 )]
-pub trait LlamaOps: Backend {
+pub trait StepOps: Backend {
+    /// `a b` of the last two dimensions. Burn's fusion would take a product of f32 that is rounded.
+    #[fusion(dtype = a, shape = product_shape(a, b))]
+    fn product(a: FloatTensor<Self>, b: FloatTensor<Self>) -> FloatTensor<Self> {
+        Self::float_matmul(a, b)
+    }
+
     /// `x Wᵀ`.
-    #[fusion(default)]
+    #[fusion(dtype = x, shape = linear_shape(x, weight[0]))]
     fn linear(x: FloatTensor<Self>, weight: FloatTensor<Self>) -> FloatTensor<Self> {
         linear::forward::<Self>(x, weight)
     }
 
     /// `grad W`.
-    #[fusion(default)]
+    #[fusion(dtype = grad, shape = linear_shape(grad, weight[1]))]
     fn linear_x_grad(grad: FloatTensor<Self>, weight: FloatTensor<Self>) -> FloatTensor<Self> {
         linear::x_grad::<Self>(grad, weight)
     }
 
     /// `gradᵀ x`, in the weight's type.
-    #[fusion(default)]
+    #[fusion(dtype = weight, shape = weight)]
     fn linear_weight_grad(
         grad: FloatTensor<Self>,
         x: FloatTensor<Self>,
@@ -64,13 +71,13 @@ pub trait LlamaOps: Backend {
     }
 
     /// `silu(gate) · up`.
-    #[fusion(default)]
+    #[fusion(dtype = gate, shape = gate)]
     fn swiglu(gate: FloatTensor<Self>, up: FloatTensor<Self>) -> FloatTensor<Self> {
         swiglu::forward::<Self>(gate, up)
     }
 
     /// The gradients of gate and up.
-    #[fusion(default)]
+    #[fusion(meta = |_, gate, up| (gate.clone(), up.clone()))]
     fn swiglu_backward(
         grad: FloatTensor<Self>,
         gate: FloatTensor<Self>,
@@ -80,13 +87,13 @@ pub trait LlamaOps: Backend {
     }
 
     /// The norm; `weight` is f32.
-    #[fusion(default)]
+    #[fusion(dtype = x, shape = x)]
     fn rms_norm(x: FloatTensor<Self>, weight: FloatTensor<Self>, eps: f64) -> FloatTensor<Self> {
         rms_norm::forward::<Self>(x, weight, eps)
     }
 
     /// The gradient of x.
-    #[fusion(default)]
+    #[fusion(dtype = x, shape = x)]
     fn rms_norm_x_grad(
         grad: FloatTensor<Self>,
         x: FloatTensor<Self>,
@@ -108,7 +115,7 @@ pub trait LlamaOps: Backend {
     }
 
     /// The rotation; that by the opposite angles is its backward pass.
-    #[fusion(default)]
+    #[fusion(dtype = x, shape = x)]
     fn rotary(
         x: FloatTensor<Self>,
         cos: FloatTensor<Self>,
@@ -118,7 +125,7 @@ pub trait LlamaOps: Backend {
     }
 
     /// The attention. `visible` is what the mask says as a tensor, see [`AttentionMask::visible_tensor`].
-    #[fusion(default)]
+    #[fusion(dtype = q, shape = q)]
     fn attention(
         q: FloatTensor<Self>,
         k: FloatTensor<Self>,
@@ -130,7 +137,7 @@ pub trait LlamaOps: Backend {
     }
 
     /// The gradients of q, k and v.
-    #[fusion(default)]
+    #[fusion(meta = |_, q, k, v, _, _| (q.clone(), k.clone(), v.clone()))]
     fn attention_backward(
         grad: FloatTensor<Self>,
         q: FloatTensor<Self>,
@@ -143,27 +150,55 @@ pub trait LlamaOps: Backend {
     }
 
     /// The sum of the rows' cross entropies, `[1]`, f32.
-    #[fusion(default)]
+    #[fusion(meta = |_, _| loss_spec())]
     fn cross_entropy_sum(logits: FloatTensor<Self>, targets: IntTensor<Self>) -> FloatTensor<Self> {
         cross_entropy::forward::<Self>(logits, targets)
     }
 
     /// The sum, and its gradient `softmax(logits) - onehot(targets)` in the type of the logits.
-    #[fusion(default)]
+    #[fusion(meta = |logits, _| (loss_spec(), logits.clone()))]
     fn cross_entropy_with_grad(
         logits: FloatTensor<Self>,
         targets: IntTensor<Self>,
     ) -> (FloatTensor<Self>, FloatTensor<Self>) {
         cross_entropy::forward_with_grad::<Self>(logits, targets)
     }
+
+    /// AdamW's update: the new value and the new moments.
+    #[fusion(meta = |value, _, exp_avg, exp_avg_sq, _| {
+        (value.clone(), exp_avg.clone(), exp_avg_sq.clone())
+    })]
+    fn adamw(
+        value: FloatTensor<Self>,
+        grad: FloatTensor<Self>,
+        exp_avg: FloatTensor<Self>,
+        exp_avg_sq: FloatTensor<Self>,
+        step: AdamWStep,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>) {
+        adamw::update::<Self>(value, grad, exp_avg, exp_avg_sq, step)
+    }
 }
 
-#[cfg(all(
-    any(feature = "cuda", feature = "rocm", feature = "wgpu"),
-    not(feature = "fusion")
-))]
-impl LlamaOps for Cube {}
 #[cfg(feature = "ndarray")]
-impl LlamaOps for NdArray {}
+impl StepOps for NdArray {}
 #[cfg(feature = "tch")]
-impl LlamaOps for LibTorch {}
+impl StepOps for LibTorch {}
+
+// What Burn's fusion must know of outputs before they are computed.
+
+#[cfg(feature = "fusion")]
+fn linear_shape(x: &Shape, out_dim: usize) -> Shape {
+    let (mut shape, last) = (x.clone(), x.num_dims() - 1);
+    shape[last] = out_dim;
+    shape
+}
+
+#[cfg(feature = "fusion")]
+fn product_shape(a: &Shape, b: &Shape) -> Shape {
+    linear_shape(a, b[b.num_dims() - 1])
+}
+
+#[cfg(feature = "fusion")]
+fn loss_spec() -> burn::backend::fusion::custom::TensorSpec {
+    burn::backend::fusion::custom::TensorSpec::new([1].into(), burn::tensor::DType::F32)
+}

@@ -1,7 +1,7 @@
 use burn::backend::Dispatch;
 use burn::tensor::{Int, Tensor};
 
-use super::backend::LlamaOps;
+use super::backend::StepOps;
 
 /// The sum of the cross entropies `-log softmax(logits)[target]` over all rows, in f32.
 ///

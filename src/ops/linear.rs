@@ -1,7 +1,7 @@
 use burn::backend::Dispatch;
 use burn::tensor::{DType, Device, Tensor};
 
-use super::backend::LlamaOps;
+use super::backend::StepOps;
 #[cfg(feature = "flex")]
 use super::flex;
 
@@ -30,10 +30,19 @@ pub fn linear<const D: usize>(x: Tensor<D>, weight: Tensor<2>) -> Tensor<D> {
 /// to that of its input. The norms, the softmax, the loss and sums over gradients are computed in
 /// f32; adapters, their gradients and the optimizer's moments are f32.
 pub fn compute_dtype(device: &Device, dtype: DType) -> DType {
-    #[cfg(feature = "flex")]
-    if flex::fuses(device) {
-        return DType::F32;
+    match is_fused_cpu(device) {
+        true => DType::F32,
+        false => dtype,
     }
+}
+
+/// Whether f32 operations of a device have the fused bodies of Flex.
+pub(crate) fn is_fused_cpu(device: &Device) -> bool {
+    #[cfg(feature = "flex")]
+    let is_fused = flex::fuses(device);
+    #[cfg(not(feature = "flex"))]
+    let is_fused = false;
+    #[cfg(not(feature = "flex"))]
     let _ = device;
-    dtype
+    is_fused
 }

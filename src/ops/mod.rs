@@ -1,7 +1,8 @@
-//! The operations of a Llama as whole operations, each with its equation. `backend` lists what a backend
-//! does for them, forward and backward: the bodies of `portable`, in Burn's tensor operations, run on
-//! every backend; with the feature `flex` those of `flex` take their place on the CPU. `autodiff` says
-//! once, for all backends, what each operation keeps for the backward pass.
+//! The operations of a training step as whole operations, each with its equation. `backend` lists what
+//! a backend does for them, forward and backward: the bodies of `portable`, in Burn's tensor
+//! operations, run on every backend; `flex` has better ones for the CPU (feature `flex`), `cube`
+//! kernels for GPUs (the features of their backends). `autodiff` says once, for all backends, what
+//! each operation keeps for the backward pass.
 //!
 //! | operation | equation | kept for the backward pass |
 //! |---|---|---|
@@ -12,10 +13,13 @@
 //! | [`swiglu`] | `silu(gate) · up` | gate, up |
 //! | [`cross_entropy_sum`] | `-Σ log softmax(logits)[target]` | its gradient, fused in the logits' place |
 
+mod adamw;
 mod attention;
 mod autodiff;
 mod backend;
 mod cross_entropy;
+#[cfg(feature = "cube")]
+mod cube;
 #[cfg(feature = "flex")]
 mod flex;
 mod linear;
@@ -28,9 +32,12 @@ mod tests;
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
+pub(crate) use adamw::{AdamWStep, adamw};
 pub use attention::{AttentionMask, attention};
 pub use cross_entropy::cross_entropy_sum;
+pub(crate) use linear::is_fused_cpu;
 pub use linear::{compute_dtype, linear};
+pub(crate) use portable::attention::QUERY_BLOCK;
 pub use rms_norm::rms_norm;
 pub use rotary::rotary;
 use serde::{Deserialize, Serialize};
@@ -44,16 +51,18 @@ pub fn set_fused(fused: bool) {
     FUSED.store(fused, Ordering::Relaxed);
 }
 
-/// How products with frozen bf16 weights are computed where activations are f32.
+/// How products are computed where activations are f32: on the CPU those with frozen bf16 weights, on
+/// GPUs all.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum MatmulPrecision {
     /// In f32, as if the weights were f32.
     #[default]
     Highest,
-    /// With activations rounded to bf16 and sums in f32, as PyTorch computes a bf16 model; where the
-    /// processor multiplies bf16 (AVX512-BF16), otherwise as `Highest`. Twice as fast on processors
-    /// whose bf16 unit is twice as wide as their f32 unit, slower than f32 on others: measure.
+    /// With inputs rounded and sums in f32. On the CPU activations are rounded to bf16, as PyTorch
+    /// computes a bf16 model, where the processor multiplies bf16 (AVX512-BF16), otherwise as
+    /// `Highest`: twice as fast on processors whose bf16 unit is twice as wide as their f32 unit,
+    /// slower than f32 on others, so measure. On a GPU both inputs are rounded to TF32, if it has it.
     Medium,
 }
 

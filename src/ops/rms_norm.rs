@@ -1,7 +1,7 @@
 use burn::backend::Dispatch;
 use burn::tensor::{DType, Tensor};
 
-use super::backend::LlamaOps;
+use super::backend::StepOps;
 
 /// `w · x / sqrt(mean(x²) + eps)` over the last dimension, computed in f32. Zhang and Sennrich,
 /// <https://arxiv.org/abs/1910.07467>.

@@ -1,7 +1,7 @@
 use burn::backend::Dispatch;
 use burn::tensor::Tensor;
 
-use super::backend::LlamaOps;
+use super::backend::StepOps;
 
 /// Turns the pair of the elements i and `i + head_dim / 2` of each head by an angle: `(x₁ cos - x₂
 /// sin, x₂ cos + x₁ sin)`. Su et al., <https://arxiv.org/abs/2104.09864>.

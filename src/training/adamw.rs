@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::adapter::{ParamSet, StateDict, get_params};
 use crate::error::nearest;
+use crate::ops::{AdamWStep, adamw};
 use crate::{Error, Result};
 
 /// The constants of [`AdamW`], with PyTorch's defaults.
@@ -233,12 +234,15 @@ impl AdamW {
             Some(state) => (state.step, state.exp_avg, state.exp_avg_sq),
         };
         let step = step + 1;
-        let exp_avg = exp_avg * beta1 + grad.clone() * (1.0 - beta1);
-        let exp_avg_sq = exp_avg_sq * beta2 + grad.square() * (1.0 - beta2);
-        let step_size = lr / (1.0 - beta1.powi(step));
-        let correction2 = (1.0 - beta2.powi(step)).sqrt();
-        let denominator = exp_avg_sq.clone().sqrt() / correction2 + eps;
-        let updated = value * (1.0 - lr * weight_decay) - exp_avg.clone() / denominator * step_size;
+        let numbers = AdamWStep {
+            beta1,
+            beta2,
+            eps,
+            decay: 1.0 - lr * weight_decay,
+            step_size: lr / (1.0 - beta1.powi(step)),
+            correction2: (1.0 - beta2.powi(step)).sqrt(),
+        };
+        let (updated, [exp_avg, exp_avg_sq]) = adamw(value, grad, [exp_avg, exp_avg_sq], numbers);
         let state = State {
             step,
             exp_avg,

@@ -4,18 +4,19 @@ use burn::tensor::{DType, Tensor};
 
 /// The Euclidean norm of all gradients of a model taken as one vector.
 pub fn grad_norm<M: Module>(model: &M, grads: &GradientsParams) -> f64 {
+    let square = squared_norm(model, grads);
+    square.map_or(0.0, |square| f64::from(square.into_scalar::<f32>()).sqrt())
+}
+
+/// Its square, still on the device; none if there is no gradient.
+pub(super) fn squared_norm<M: Module>(model: &M, grads: &GradientsParams) -> Option<Tensor<1>> {
     let mut squares = Squares {
         grads,
         sums: Vec::new(),
     };
     model.visit(&mut squares);
-    match squares.sums.is_empty() {
-        true => 0.0,
-        false => {
-            let total = Tensor::cat(squares.sums, 0).sum();
-            f64::from(total.into_scalar::<f32>()).sqrt()
-        }
-    }
+    let sums = Some(squares.sums).filter(|sums| !sums.is_empty());
+    sums.map(|sums| Tensor::cat(sums, 0).sum())
 }
 
 /// Scales all gradients by `max_norm / norm` if their [`grad_norm`] is above `max_norm`, like

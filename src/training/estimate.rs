@@ -6,7 +6,7 @@ mod suggest;
 use std::fmt;
 use std::ops::Range;
 
-use burn::tensor::DType;
+use burn::tensor::{DType, Device};
 
 use self::layer::{Layer, Linear};
 use super::Activations;
@@ -14,10 +14,11 @@ use super::gradients::LOSS_CHUNK_ROWS;
 use super::recipe::RecipeConfig;
 use crate::llama::LlamaConfig;
 use crate::lora::LoRAConfig;
+use crate::ops::{QUERY_BLOCK, compute_dtype, is_fused_cpu};
 
 pub use suggest::{Change, Suggestion, suggestions};
 
-/// The bytes of a number in activations, adapters, moments.
+/// The bytes of a number in adapters and moments.
 const F32: usize = size_of::<f32>();
 
 /// A training, as far as its memory depends on it.
@@ -35,6 +36,11 @@ pub struct EstimateConfig {
     pub micro_batches: usize,
     /// The type of the base weights.
     pub dtype: DType,
+    /// The type of activations, see [`compute_dtype`].
+    pub compute_dtype: DType,
+    /// Whether the attention scores of a block of queries, those of all rows and heads, exist at a
+    /// time: everywhere but on the fused CPU path.
+    pub has_score_blocks: bool,
     /// Where the backward pass gets activations from.
     pub activations: Activations,
     /// The rows of logits that exist at a time.
@@ -42,7 +48,7 @@ pub struct EstimateConfig {
 }
 
 impl EstimateConfig {
-    /// One micro-batch a step, a base in f32, all activations kept.
+    /// One micro-batch a step, a base in f32, all activations kept, on the fused CPU path.
     pub fn new(
         model: LlamaConfig,
         lora: Option<LoRAConfig>,
@@ -56,6 +62,8 @@ impl EstimateConfig {
             seq_len,
             micro_batches: 1,
             dtype: DType::F32,
+            compute_dtype: DType::F32,
+            has_score_blocks: false,
             activations: Activations::Keep,
             loss_chunk_rows: LOSS_CHUNK_ROWS,
         }
@@ -64,6 +72,13 @@ impl EstimateConfig {
     /// Another type of the base weights.
     pub fn with_dtype(mut self, dtype: DType) -> Self {
         self.dtype = dtype;
+        self
+    }
+
+    /// What a device computes such a base in, and how.
+    pub fn on_device(mut self, device: &Device) -> Self {
+        self.compute_dtype = compute_dtype(device, self.dtype);
+        self.has_score_blocks = !is_fused_cpu(device);
         self
     }
 
@@ -76,15 +91,21 @@ impl EstimateConfig {
 
 impl RecipeConfig {
     /// The training that this recipe asks for, on rows of up to `seq_len` tokens.
-    pub fn estimate_config(&self, model: &LlamaConfig, seq_len: usize) -> EstimateConfig {
+    pub fn estimate_config(
+        &self,
+        model: &LlamaConfig,
+        seq_len: usize,
+        device: &Device,
+    ) -> EstimateConfig {
         let trainer = self.trainer(1);
-        EstimateConfig {
+        let config = EstimateConfig {
             micro_batches: self.gradient_accumulation_steps,
             dtype: self.dtype.into(),
             activations: trainer.activations,
             loss_chunk_rows: trainer.loss_chunk_rows,
             ..EstimateConfig::new(model.clone(), Some(self.lora()), self.batch_size, seq_len)
-        }
+        };
+        config.on_device(device)
     }
 }
 
@@ -151,12 +172,13 @@ impl MemoryEstimate {
 /// The moments of a step are compared, each with the gradients and activations that exist then; the
 /// largest counts. All tokens of a batch are taken to have a label.
 ///
-/// The estimate is of the tensors on the fused CPU path (the feature `flex`): what an operation keeps
-/// for the backward pass is in the table of [`ops`](crate::ops). Other backends keep the same, in the
-/// type that they compute in (see [`compute_dtype`](crate::ops::compute_dtype)), but need more while
-/// an operation runs, and keep the loss's rows of logits more than once.
+/// The estimate is of the tensors: what an operation keeps for the backward pass is in the table of
+/// [`ops`](crate::ops), the same on every backend but for the type of activations
+/// ([`EstimateConfig::on_device`]). What an operation forms and drops while it runs is that of the fused
+/// CPU path and, but for the scores of a block of queries, of the kernels for GPUs; portable bodies
+/// form more.
 ///
-/// Not in it: the program and its data; what threads hold for matrix products, about 1 MB each, and
+/// Not in it: the program and its data; the pages of a GPU's memory pool that are not full; what threads hold for matrix products, about 1 MB each, and
 /// the activations that [`MatmulPrecision::Medium`](crate::ops::MatmulPrecision) rounds; freed memory
 /// that an allocator keeps; loading; merged weights, which exist beside those of the base when
 /// [`merge_lora`](crate::llama::TransformerDecoder::merge_lora) forms them.
@@ -177,7 +199,15 @@ pub fn estimate(config: &EstimateConfig) -> MemoryEstimate {
 /// trained): nothing is kept for what lies below the lowest adapter.
 pub fn saved_bytes_per_layer(config: &EstimateConfig, input_is_tracked: bool) -> u64 {
     let tokens = config.batch_size * config.seq_len;
-    bytes(tokens * Layer::new(config, input_is_tracked).saved())
+    activation_bytes(
+        config,
+        tokens * Layer::new(config, input_is_tracked).saved(),
+    )
+}
+
+/// The bytes of so many numbers in activations.
+fn activation_bytes(config: &EstimateConfig, numbers: usize) -> u64 {
+    (numbers * config.compute_dtype.size()) as u64
 }
 
 /// The bytes of so many f32 numbers.
@@ -239,12 +269,16 @@ impl<'a> Step<'a> {
     /// What some layers keep.
     fn saved(&self, indices: Range<usize>) -> u64 {
         let numbers: usize = indices.map(|index| self.layer(index).saved()).sum();
-        bytes(self.tokens * numbers)
+        self.activations(self.tokens * numbers)
+    }
+
+    fn activations(&self, numbers: usize) -> u64 {
+        activation_bytes(self.config, numbers)
     }
 
     /// A hidden state.
     fn hidden(&self) -> u64 {
-        bytes(self.tokens * self.config.model.embed_dim)
+        self.activations(self.tokens * self.config.model.embed_dim)
     }
 
     /// The hidden states that are kept beside the activations of a group of layers.
@@ -280,7 +314,13 @@ impl<'a> Step<'a> {
 
     /// The forward and the backward pass of every layer.
     fn layers(&self) -> impl Iterator<Item = MemoryEstimate> {
-        (0..self.num_layers).flat_map(|index| [self.forward(index), self.backward(index)])
+        (0..self.num_layers).flat_map(|index| {
+            [
+                self.forward(index),
+                self.backward(index),
+                self.attention_backward(index),
+            ]
+        })
     }
 
     /// The forward pass of a layer; if it is computed again, with the gradient of its group's output.
@@ -301,8 +341,25 @@ impl<'a> Step<'a> {
         let layer = self.layer(index);
         let with_gradient = self.trained_from(index + 1) + layer.num_trained_down();
         MemoryEstimate {
-            activations: self.held(index) + bytes(self.tokens * layer.backward_peak()),
+            activations: self.held(index) + self.activations(self.tokens * layer.backward_peak()),
             ..self.moment(Moment::Backward, with_gradient)
+        }
+    }
+
+    /// When the scores of a block of queries, the weights' gradients (both f32), the weights and the
+    /// scores' gradients exist beside what the attention keeps, the gradients of its keys and values,
+    /// and those of its output and of its queries.
+    fn attention_backward(&self, index: usize) -> MemoryEstimate {
+        let (config, layer) = (self.config, self.layer(index));
+        let queries = config.seq_len.min(QUERY_BLOCK) * usize::from(config.has_score_blocks);
+        let scores = config.batch_size * config.model.num_heads * queries * config.seq_len;
+        let scores = 2 * bytes(scores) + 2 * self.activations(scores);
+        let saved = self.activations(self.tokens * layer.attention_saved());
+        let grads = 2 * bytes(self.tokens * config.model.kv_dim()) + 3 * self.hidden();
+        let is_needed = u64::from(layer.has_attention_backward() && config.has_score_blocks);
+        MemoryEstimate {
+            activations: is_needed * (self.held(index) + saved + grads + scores),
+            ..self.moment(Moment::Backward, self.trained_from(index))
         }
     }
 
@@ -330,14 +387,14 @@ impl<'a> Step<'a> {
             ..
         } = self.config;
         let rows = self.tokens.min(*loss_chunk_rows);
-        let logits = bytes(rows * model.vocab_size * self.head.outputs_at_once());
+        let logits = self.activations(rows * model.vocab_size * self.head.outputs_at_once());
         let weight = self.head.combined_bytes(*dtype);
-        bytes((self.tokens + rows) * model.embed_dim) + logits.max(weight)
+        self.activations((self.tokens + rows) * model.embed_dim) + logits.max(weight)
     }
 
-    /// The rows' gradients one after another, zeros, and their sum.
+    /// The rows' gradients one after another, and at their places.
     fn gathered_gradients(&self) -> u64 {
-        3 * self.hidden()
+        2 * self.hidden()
     }
 
     /// All gradients, and what the update of the largest parameter forms in f32: its square or its

@@ -11,7 +11,7 @@ use std::ops::Range;
 
 use burn::module::{Module, ModuleVisitor, Param};
 use burn::optim::{GradientsAccumulator, GradientsParams};
-use burn::tensor::{Device, IndexingUpdateOp, Int, Tensor};
+use burn::tensor::{Device, Int, Tensor};
 
 use super::GradientOptions;
 use crate::adapter::initialize_params;
@@ -38,8 +38,9 @@ pub enum Activations {
     },
 }
 
-/// The loss of a micro-batch, `sum of cross entropies / divisor`; its gradients are added to
-/// `accumulator`. None if no token of the batch has a label.
+/// The loss of a micro-batch, `sum of cross entropies / divisor`, in parts that are still on the
+/// device, so that nothing waits for it; none if no token of the batch has a label. The gradients are
+/// added to `accumulator`.
 ///
 /// Each layer's dropout follows from the seed and the layer's index, so that a layer that is computed
 /// again drops the same elements.
@@ -49,7 +50,7 @@ pub(super) fn micro_batch_gradients(
     divisor: f64,
     options: GradientOptions,
     accumulator: &mut GradientsAccumulator<TransformerDecoder>,
-) -> Option<f64> {
+) -> Vec<Tensor<1>> {
     let mut pass = Backward {
         forward: Forward::new(model, batch, options.seed),
         divisor,
@@ -59,6 +60,15 @@ pub(super) fn micro_batch_gradients(
     match options.activations {
         Activations::Keep => pass.keep(batch),
         Activations::Recompute { layers } => pass.recompute(batch, layers),
+    }
+    .unwrap_or_default()
+}
+
+/// The sum of a loss's parts. This waits for the device.
+pub(super) fn read_sum(parts: Vec<Tensor<1>>) -> f64 {
+    match parts.is_empty() {
+        true => 0.0,
+        false => Tensor::cat(parts, 0).into_data().iter::<f64>().sum(),
     }
 }
 
@@ -72,7 +82,7 @@ pub fn lm_loss_sum(model: &TransformerDecoder, batch: &Batch) -> Option<f64> {
     let losses = predictions
         .chunks(LOSS_CHUNK_ROWS)
         .map(|(rows, targets)| head_loss(&model, rows, targets));
-    Some(losses.map(scalar).sum())
+    Some(read_sum(losses.collect()))
 }
 
 /// The parts of a forward pass over one batch.
@@ -82,6 +92,7 @@ struct Forward<'a> {
     rope: RotaryEmbedding,
     mask: AttentionMask,
     device: Device,
+    has_dropout: bool,
     seed: u64,
 }
 
@@ -89,13 +100,15 @@ impl<'a> Forward<'a> {
     fn new(model: &'a TransformerDecoder, batch: &Batch, seed: u64) -> Self {
         let device = model.norm.weight.lazy_device();
         let ids = batch.input_tensor(&device);
-        let (rope, mask) = positions(model, batch, &ids);
+        let (rope, mask) = positions(model, batch, &device);
+        let mut adapters = model.adapters().into_iter();
         Self {
             model,
             ids,
             rope,
             mask,
             device,
+            has_dropout: adapters.any(|(_, adapter)| adapter.dropout.prob > 0.0),
             seed,
         }
     }
@@ -111,24 +124,29 @@ impl<'a> Forward<'a> {
     }
 
     fn layer(&self, index: usize, layer: &TransformerDecoderLayer, x: Tensor<3>) -> Tensor<3> {
-        self.device.seed(mix(self.seed, index as u64));
+        // Seeding makes Burn's fusion run all that it has gathered.
+        if self.has_dropout {
+            self.device.seed(mix(self.seed, index as u64));
+        }
         layer.forward(x, &self.rope, &self.mask, None)
     }
 }
 
-/// Rotations and mask of a batch, packed or not.
+/// Rotations and mask of a batch, from what is known of it without reading from the device.
 fn positions(
     model: &TransformerDecoder,
     batch: &Batch,
-    ids: &Tensor<2, Int>,
+    device: &Device,
 ) -> (RotaryEmbedding, AttentionMask) {
-    let device = ids.device();
-    if !batch.is_packed() {
-        return model.positions(0, ids, batch.attention_mask(&device));
-    }
     let (segments, seq_len) = (&batch.segments, batch.seq_len);
-    let rope = RotaryEmbedding::within_segments(&model.config, segments, seq_len, &device);
-    let mask = AttentionMask::within_segments(segments, seq_len);
+    let rope = match batch.is_packed() {
+        true => RotaryEmbedding::within_segments(&model.config, segments, seq_len, device),
+        false => RotaryEmbedding::new(&model.config, 0, seq_len, device),
+    };
+    let mask = match batch.is_packed() || batch.is_padded() {
+        true => AttentionMask::within_segments(segments, seq_len),
+        false => AttentionMask::causal(0, seq_len),
+    };
     (rope, mask)
 }
 
@@ -141,15 +159,15 @@ struct Backward<'a> {
 }
 
 impl Backward<'_> {
-    fn keep(&mut self, batch: &Batch) -> Option<f64> {
+    fn keep(&mut self, batch: &Batch) -> Option<Vec<Tensor<1>>> {
         let all = 0..self.forward.model.layers.len();
         let top = self.forward.layers(all, self.forward.embed());
-        let (loss, grad) = self.head(batch, top.clone())?;
+        let (losses, grad) = self.head(batch, top.clone())?;
         self.backward(top, grad, None);
-        Some(loss)
+        Some(losses)
     }
 
-    fn recompute(&mut self, batch: &Batch, group: usize) -> Option<f64> {
+    fn recompute(&mut self, batch: &Batch, group: usize) -> Option<Vec<Tensor<1>>> {
         assert!(
             group > 0,
             "at least one layer must be computed again at a time"
@@ -165,36 +183,36 @@ impl Backward<'_> {
             }
             x = self.forward.layer(index, &layer.clone().no_grad(), x);
         }
-        let (loss, mut grad) = self.head(batch, x)?;
+        let (losses, mut grad) = self.head(batch, x)?;
         for (indices, input) in inputs.into_iter().rev() {
             let is_lowest = !self.trains_below(indices.start);
             let input = input.set_require_grad(!is_lowest);
             let output = self.forward.layers(indices, input.clone());
             match self.backward(output, grad, Some(input).filter(|_| !is_lowest)) {
                 Some(input_grad) => grad = input_grad,
-                None => return Some(loss),
+                None => return Some(losses),
             }
         }
         self.backward(self.forward.embed(), grad, None);
-        Some(loss)
+        Some(losses)
     }
 
-    /// The loss and its gradient for the hidden states after the last layer. The gradients of the
-    /// head's own parameters are accumulated.
-    fn head(&mut self, batch: &Batch, top: Tensor<3>) -> Option<(f64, Tensor<3>)> {
+    /// The loss, chunk by chunk, and its gradient for the hidden states after the last layer. The
+    /// gradients of the head's own parameters are accumulated.
+    fn head(&mut self, batch: &Batch, top: Tensor<3>) -> Option<(Vec<Tensor<1>>, Tensor<3>)> {
         let model = self.forward.model;
         let predictions = Predictions::new(batch, top)?;
-        let (mut loss, mut row_grads) = (0.0, Vec::new());
+        let (mut losses, mut row_grads) = (Vec::new(), Vec::new());
         for (rows, targets) in predictions.chunks(self.loss_chunk_rows) {
             let rows = rows.require_grad();
             let chunk = head_loss(model, rows.clone(), targets) / self.divisor;
             let mut grads = chunk.backward();
-            loss += scalar(chunk);
+            losses.push(chunk.inner());
             let grad = rows.grad_remove(&mut grads);
             row_grads.push(grad.expect("the rows are leaves of the graph"));
             self.accumulate(GradientsParams::from_module(&mut grads, model));
         }
-        Some((loss, predictions.scatter(row_grads)))
+        Some((losses, predictions.scatter(row_grads)))
     }
 
     /// Sends `grad` back from `output`, accumulates the gradients of the parameters on the way, and
@@ -260,15 +278,21 @@ impl Predictions {
             })
     }
 
-    /// The gradients of the rows at their places, zero elsewhere.
-    fn scatter(&self, row_grads: Vec<Tensor<2>>) -> Tensor<3> {
+    /// The gradients of the rows at their places, zero elsewhere: each place takes its row, or a row
+    /// of zeros after the last. Adding rows to their places is slow on a GPU, which cannot know that
+    /// no two have the same.
+    fn scatter(&self, mut row_grads: Vec<Tensor<2>>) -> Tensor<3> {
         let [batch, seq, dim] = self.shape;
-        let grads = Tensor::cat(row_grads, 0);
-        let device = grads.device();
-        let rows = Tensor::<1, Int>::from_ints(&self.rows[..], &device);
-        let zeros = Tensor::<2>::zeros([batch * seq, dim], (&device, grads.dtype()));
-        let all = zeros.select_assign(0, rows, grads, IndexingUpdateOp::Add);
-        all.reshape(self.shape)
+        let (device, dtype) = (row_grads[0].device(), row_grads[0].dtype());
+        row_grads.push(Tensor::zeros([1, dim], (&device, dtype)));
+        let mut sources = vec![self.rows.len() as i32; batch * seq];
+        for (source, row) in (0..).zip(&self.rows) {
+            sources[*row as usize] = source;
+        }
+        let sources = Tensor::<1, Int>::from_ints(&sources[..], &device);
+        Tensor::cat(row_grads, 0)
+            .select(0, sources)
+            .reshape(self.shape)
     }
 }
 
@@ -276,10 +300,6 @@ impl Predictions {
 fn head_loss(model: &TransformerDecoder, rows: Tensor<2>, targets: Tensor<1, Int>) -> Tensor<1> {
     let normed = model.norm.forward(rows.unsqueeze());
     cross_entropy_sum(model.project(normed).squeeze_dim(0), targets)
-}
-
-fn scalar(loss: Tensor<1>) -> f64 {
-    f64::from(loss.into_scalar::<f32>())
 }
 
 /// Whether a module whose parameters have values has one to train.

@@ -107,7 +107,7 @@ pub struct RecipeConfig {
 
     /// The type of number that the base model's weights are kept in.
     pub dtype: Precision,
-    /// How products with a bf16 base are computed on the CPU, see
+    /// Whether products of f32 may round their inputs, see
     /// [`set_matmul_precision`](crate::ops::set_matmul_precision).
     pub matmul_precision: MatmulPrecision,
     /// The device: `auto`, or a backend's name with a number where there are several (`cuda:1`); or

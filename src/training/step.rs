@@ -1,7 +1,10 @@
 use burn::optim::{GradientsAccumulator, GradientsParams};
+use burn::tensor::Tensor;
 
-use super::clip::{clip_from, grad_norm};
-use super::gradients::{Activations, LOSS_CHUNK_ROWS, lm_loss_sum, micro_batch_gradients, mix};
+use super::clip::{clip_from, squared_norm};
+use super::gradients::{
+    Activations, LOSS_CHUNK_ROWS, lm_loss_sum, micro_batch_gradients, mix, read_sum,
+};
 use super::{AdamW, AdamWConfig, LrSchedule};
 use crate::Result;
 use crate::data::Batch;
@@ -120,10 +123,12 @@ pub fn accumulate_gradients(
     options: GradientOptions,
 ) -> (f64, GradientsParams) {
     let counts = StepCounts::gather(&SingleProcess, batches).expect(ALONE);
-    gradients_of(model, batches, counts, options)
+    let (losses, grads) = gradients_of(model, batches, counts, options);
+    (read_sum(losses), grads)
 }
 
-/// The part of a step's loss and gradients that some of its micro-batches make.
+/// The part of a step's loss and gradients that some of its micro-batches make, the loss as parts to
+/// add up.
 ///
 /// Dropout follows from the micro-batch's number in the step, whoever makes it.
 fn gradients_of(
@@ -131,10 +136,10 @@ fn gradients_of(
     batches: &[Batch],
     counts: StepCounts,
     options: GradientOptions,
-) -> (f64, GradientsParams) {
+) -> (Vec<Tensor<1>>, GradientsParams) {
     let mut accumulator = GradientsAccumulator::new();
     let micro_batches = (counts.micro_batches_before..).zip(batches);
-    let losses = micro_batches.filter_map(|(index, batch)| {
+    let losses = micro_batches.flat_map(|(index, batch)| {
         let divisor = options.normalization.divisor(batch, &counts);
         let options = GradientOptions {
             seed: mix(options.seed, index as u64),
@@ -142,8 +147,7 @@ fn gradients_of(
         };
         micro_batch_gradients(model, batch, divisor, options, &mut accumulator)
     });
-    let loss = losses.sum();
-    (loss, accumulator.grads())
+    (losses.collect(), accumulator.grads())
 }
 
 const ALONE: &str = "a single process loses no other";
@@ -273,15 +277,17 @@ impl Trainer {
             seed: mix(self.seed, self.step as u64),
         };
         let counts = StepCounts::gather(group, batches)?;
-        let (loss, grads) = gradients_of(model, batches, counts, options);
-        let (grads, loss) = match counts.labels > 0.0 {
-            true => reduce_gradients(group, model, grads, loss)?,
+        let (losses, grads) = gradients_of(model, batches, counts, options);
+        let (grads, losses) = match counts.labels > 0.0 {
+            true => reduce_gradients(group, model, grads, losses)?,
             // Nobody has a gradient.
-            false => (grads, loss),
+            false => (grads, losses),
         };
+        // All is on its way before the first number is waited for.
+        let squared_norm = squared_norm(model, &grads);
         Ok(StepGradients {
-            loss,
-            grad_norm: grad_norm(model, &grads),
+            loss: read_sum(losses),
+            grad_norm: read_sum(squared_norm.into_iter().collect()).sqrt(),
             grads,
             num_tokens: counts.tokens as usize,
         })

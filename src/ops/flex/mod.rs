@@ -18,7 +18,7 @@ use burn::tensor::{DType, Device, TensorData};
 #[cfg(test)]
 pub(super) use gemm::multiplies_bf16;
 
-use super::backend::LlamaOps;
+use super::backend::StepOps;
 use super::{AttentionMask, portable};
 
 /// Whether operations on f32 tensors of `device` are fused.
@@ -35,7 +35,7 @@ fn takes(tensor: &Primitive) -> bool {
 
 type Primitive = FloatTensor<Flex>;
 
-impl LlamaOps for Flex {
+impl StepOps for Flex {
     fn linear(x: Primitive, weight: Primitive) -> Primitive {
         match takes(&x) {
             true => linear::forward(&x, &weight),

@@ -7,15 +7,16 @@ use burn::tensor::{Shape, Slice};
 use super::{cast, to_f32};
 use crate::ops::AttentionMask;
 use crate::ops::attention::Sizes;
+use crate::ops::backend::StepOps;
 
 /// Queries whose scores exist at a time.
-const QUERY_BLOCK: usize = 256;
+pub const QUERY_BLOCK: usize = 256;
 
 /// A block of queries and the keys from the first to the last that they see.
-struct Block {
-    sizes: Sizes,
-    queries: Range<usize>,
-    keys: Range<usize>,
+pub struct Block {
+    pub sizes: Sizes,
+    pub queries: Range<usize>,
+    pub keys: Range<usize>,
 }
 
 fn blocks(sizes: Sizes, mask: &AttentionMask) -> impl Iterator<Item = Block> {
@@ -42,7 +43,7 @@ fn blocks(sizes: Sizes, mask: &AttentionMask) -> impl Iterator<Item = Block> {
 impl Block {
     /// The queries of a tensor like `q`: `[batch, kv_heads, group · queries, head_dim]`. Those of the
     /// heads that share a key head are stacked, so that keys and values are never repeated.
-    fn stacked<B: Backend>(&self, q: FloatTensor<B>) -> FloatTensor<B> {
+    fn stacked<B: StepOps>(&self, q: FloatTensor<B>) -> FloatTensor<B> {
         let q = B::float_swap_dims(part::<B>(q, 1, &self.queries), 1, 2);
         let Sizes {
             batch,
@@ -54,7 +55,7 @@ impl Block {
     }
 
     /// Undoes [`stacked`](Self::stacked): `[batch, queries, heads, head_dim]`.
-    fn unstacked<B: Backend>(&self, out: FloatTensor<B>) -> FloatTensor<B> {
+    fn unstacked<B: StepOps>(&self, out: FloatTensor<B>) -> FloatTensor<B> {
         let Sizes {
             batch,
             heads,
@@ -69,13 +70,18 @@ impl Block {
         self.sizes.heads / self.sizes.kv_heads * self.queries.len()
     }
 
+    /// What scores are multiplied by.
+    pub fn scale(&self) -> f64 {
+        self.sizes.scale()
+    }
+
     /// The keys of a tensor `[batch, kv_heads, keys, head_dim]`.
-    fn seen<B: Backend>(&self, k: &FloatTensor<B>) -> FloatTensor<B> {
+    fn seen<B: StepOps>(&self, k: &FloatTensor<B>) -> FloatTensor<B> {
         part::<B>(k.clone(), 2, &self.keys)
     }
 
     /// The softmax of the scores in f32, `[batch, kv_heads, group · queries, keys]`.
-    fn weights<B: Backend>(
+    fn weights<B: StepOps>(
         &self,
         q: FloatTensor<B>,
         k: FloatTensor<B>,
@@ -83,7 +89,7 @@ impl Block {
     ) -> FloatTensor<B> {
         // Scaling the queries instead of the scores touches fewer numbers.
         let q = B::float_mul_scalar(q, self.sizes.scale().into());
-        let scores = to_f32::<B>(B::float_matmul(q, B::float_swap_dims(k, 2, 3)));
+        let scores = to_f32::<B>(B::product(q, B::float_swap_dims(k, 2, 3)));
         let Sizes {
             batch,
             heads,
@@ -98,7 +104,7 @@ impl Block {
 
     /// What to add to scores, `[batch or 1, 1, queries, keys]`: nothing where a key is in sight, and
     /// elsewhere a number so low that its exponential is zero.
-    fn mask<B: Backend>(&self, visible: IntTensor<B>) -> FloatTensor<B> {
+    fn mask<B: StepOps>(&self, visible: IntTensor<B>) -> FloatTensor<B> {
         const OUT_OF_SIGHT: f64 = 1e30;
         let device = visible.device();
         let visible = B::int_into_float(visible, FloatDType::F32);
@@ -122,13 +128,22 @@ impl Block {
     }
 }
 
+/// `[batch, length, heads, head_dim]` as `[batch, heads, length, head_dim]`, one head after the other
+/// in memory: else every block's products might copy it.
+fn by_head<B: StepOps>(x: FloatTensor<B>) -> FloatTensor<B> {
+    let x = swap::<B>(x);
+    let shape = x.shape();
+    let numbers = Shape::new([shape.num_elements()]);
+    B::float_reshape(B::float_reshape(x, numbers), shape)
+}
+
 /// `[batch, length, heads, head_dim]` as `[batch, heads, length, head_dim]`, or back.
-fn swap<B: Backend>(x: FloatTensor<B>) -> FloatTensor<B> {
+fn swap<B: StepOps>(x: FloatTensor<B>) -> FloatTensor<B> {
     B::float_swap_dims(x, 1, 2)
 }
 
 /// A range of one of four dimensions.
-fn part<B: Backend>(x: FloatTensor<B>, dim: usize, range: &Range<usize>) -> FloatTensor<B> {
+fn part<B: StepOps>(x: FloatTensor<B>, dim: usize, range: &Range<usize>) -> FloatTensor<B> {
     B::float_slice(x, &slices(dim, range))
 }
 
@@ -138,19 +153,31 @@ fn slices(dim: usize, range: &Range<usize>) -> [Slice; 4] {
     slices
 }
 
-pub fn forward<B: Backend>(
+pub fn forward<B: StepOps>(
     q: FloatTensor<B>,
     k: FloatTensor<B>,
     v: FloatTensor<B>,
     visible: IntTensor<B>,
     mask: &AttentionMask,
 ) -> FloatTensor<B> {
-    let (sizes, dtype) = (Sizes::new(&q.shape(), &k.shape()), q.dtype().into());
-    let (k, v) = (swap::<B>(k), swap::<B>(v));
+    let dtype = q.dtype().into();
+    forward_by_block::<B>([q, k, v], mask, |block, q, k| {
+        cast::<B>(block.weights::<B>(q, k, visible.clone()), dtype)
+    })
+}
+
+/// The attention, block by block. `weights` gives those of a block, `[batch, kv_heads, group ·
+/// queries, keys]`, in the type of the queries that it gets.
+pub fn forward_by_block<B: StepOps>(
+    [q, k, v]: [FloatTensor<B>; 3],
+    mask: &AttentionMask,
+    weights: impl Fn(&Block, FloatTensor<B>, FloatTensor<B>) -> FloatTensor<B>,
+) -> FloatTensor<B> {
+    let sizes = Sizes::new(&q.shape(), &k.shape());
+    let (k, v) = (by_head::<B>(k), by_head::<B>(v));
     let out = blocks(sizes, mask).map(|block| {
-        let (q, k) = (block.stacked::<B>(q.clone()), block.seen::<B>(&k));
-        let weights = cast::<B>(block.weights::<B>(q, k, visible.clone()), dtype);
-        block.unstacked::<B>(B::float_matmul(weights, block.seen::<B>(&v)))
+        let weights = weights(&block, block.stacked::<B>(q.clone()), block.seen::<B>(&k));
+        block.unstacked::<B>(B::product(weights, block.seen::<B>(&v)))
     });
     B::float_cat(out.collect(), 1)
 }
@@ -158,7 +185,7 @@ pub fn forward<B: Backend>(
 /// What a block sees of keys or values, added up over the blocks in f32.
 struct Sum<B: Backend>(FloatTensor<B>);
 
-impl<B: Backend> Sum<B> {
+impl<B: StepOps> Sum<B> {
     fn zeros(like: &FloatTensor<B>) -> Self {
         Self(B::float_zeros(
             like.shape(),
@@ -173,41 +200,51 @@ impl<B: Backend> Sum<B> {
     }
 }
 
-/// The gradients of q, k and v, with the weights w of a block formed again:
-///
-/// ```text
-/// ∂v = wᵀ ∂out      ∂w = ∂out vᵀ      ∂scores = w · (∂w - Σ w ∂w)
-/// ∂q = scale · ∂scores k              ∂k = scale · ∂scoresᵀ q
-/// ```
-pub fn backward<B: Backend>(
+pub fn backward<B: StepOps>(
     grad: FloatTensor<B>,
-    [q, k, v]: [FloatTensor<B>; 3],
+    qkv: [FloatTensor<B>; 3],
     visible: IntTensor<B>,
     mask: &AttentionMask,
 ) -> (FloatTensor<B>, FloatTensor<B>, FloatTensor<B>) {
+    let dtype = grad.dtype().into();
+    backward_by_block::<B>(grad, qkv, mask, |block, [q, k, v, grad]| {
+        let weights = block.weights::<B>(q, k, visible.clone());
+        let weight_grads = to_f32::<B>(B::product(grad, B::float_swap_dims(v, 2, 3)));
+        let along = B::float_sum_dim(B::float_mul(weights.clone(), weight_grads.clone()), 3);
+        let score_grads = B::float_mul(weights.clone(), B::float_sub(weight_grads, along));
+        let score_grads = B::float_mul_scalar(score_grads, block.scale().into());
+        (cast::<B>(weights, dtype), cast::<B>(score_grads, dtype))
+    })
+}
+
+/// The gradients of q, k and v, with the weights w of a block formed again:
+///
+/// ```text
+/// ∂v = wᵀ ∂out      ∂w = ∂out vᵀ      ∂scores = scale · w · (∂w - Σ w ∂w)
+/// ∂q = ∂scores k    ∂k = ∂scoresᵀ q
+/// ```
+///
+/// `weights` gives w and ∂scores of a block from its queries, keys, values and ∂out, in their type.
+pub fn backward_by_block<B: StepOps>(
+    grad: FloatTensor<B>,
+    [q, k, v]: [FloatTensor<B>; 3],
+    mask: &AttentionMask,
+    weights: impl Fn(&Block, [FloatTensor<B>; 4]) -> (FloatTensor<B>, FloatTensor<B>),
+) -> (FloatTensor<B>, FloatTensor<B>, FloatTensor<B>) {
     let (sizes, dtype) = (Sizes::new(&q.shape(), &k.shape()), q.dtype().into());
-    let (k, v) = (swap::<B>(k), swap::<B>(v));
+    let (k, v) = (by_head::<B>(k), by_head::<B>(v));
     let (mut k_grad, mut v_grad) = (Sum::<B>::zeros(&k), Sum::<B>::zeros(&v));
     let mut q_grads = Vec::new();
     for block in blocks(sizes, mask) {
-        let (q, grad) = (
-            block.stacked::<B>(q.clone()),
-            block.stacked::<B>(grad.clone()),
-        );
-        let (k, v) = (block.seen::<B>(&k), block.seen::<B>(&v));
-        let weights = block.weights::<B>(q.clone(), k.clone(), visible.clone());
-        let transposed = B::float_swap_dims(cast::<B>(weights.clone(), dtype), 2, 3);
-        v_grad = v_grad.add(&block.keys, B::float_matmul(transposed, grad.clone()));
-
-        let weight_grads = to_f32::<B>(B::float_matmul(grad, B::float_swap_dims(v, 2, 3)));
-        let along = B::float_sum_dim(B::float_mul(weights.clone(), weight_grads.clone()), 3);
-        let score_grads = B::float_mul(weights, B::float_sub(weight_grads, along));
-        let score_grads = B::float_mul_scalar(score_grads, sizes.scale().into());
-        let score_grads = cast::<B>(score_grads, dtype);
-        let q_grad = B::float_matmul(score_grads.clone(), k);
-        q_grads.push(block.unstacked::<B>(q_grad));
-        let transposed = B::float_swap_dims(score_grads, 2, 3);
-        k_grad = k_grad.add(&block.keys, B::float_matmul(transposed, q));
+        let [q, grad] = [&q, &grad].map(|tensor| block.stacked::<B>(tensor.clone()));
+        let [k, v] = [&k, &v].map(|tensor| block.seen::<B>(tensor));
+        let inputs = [q.clone(), k.clone(), v, grad.clone()];
+        let (weights, score_grads) = weights(&block, inputs);
+        let [weights_t, score_grads_t] =
+            [weights, score_grads.clone()].map(|tensor| B::float_swap_dims(tensor, 2, 3));
+        v_grad = v_grad.add(&block.keys, B::product(weights_t, grad));
+        q_grads.push(block.unstacked::<B>(B::product(score_grads, k)));
+        k_grad = k_grad.add(&block.keys, B::product(score_grads_t, q));
     }
     let [k_grad, v_grad] = [k_grad, v_grad].map(|sum| swap::<B>(cast::<B>(sum.0, dtype)));
     (B::float_cat(q_grads, 1), k_grad, v_grad)

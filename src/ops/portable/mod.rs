@@ -1,6 +1,7 @@
 //! The bodies for every backend, in Burn's tensor operations. The backward passes form again what the
 //! forward passes did not keep.
 
+pub mod adamw;
 pub mod attention;
 pub mod cross_entropy;
 pub mod linear;

@@ -1,4 +1,4 @@
-//! What the layers keep for the backward pass, in f32 numbers per token.
+//! What the layers keep for the backward pass, in numbers per token.
 
 use burn::tensor::DType;
 
@@ -182,6 +182,8 @@ pub struct Layer {
     input_is_tracked: bool,
     trains_norms: bool,
     dtype: DType,
+    /// The bytes of a number in activations.
+    number_size: usize,
 }
 
 impl Layer {
@@ -194,6 +196,7 @@ impl Layer {
             input_is_tracked,
             trains_norms: config.lora.is_none(),
             dtype: config.dtype,
+            number_size: config.compute_dtype.size(),
         }
     }
 
@@ -241,8 +244,19 @@ impl Layer {
     /// The bytes at the largest moment of the forward pass of so many tokens.
     pub fn forward_peak(&self, tokens: usize) -> u64 {
         let moments = self.forward().moments.into_iter();
-        let bytes = moments.map(|(numbers, combined)| bytes(tokens * numbers) + combined);
+        let size = self.number_size * tokens;
+        let bytes = moments.map(|(numbers, combined)| (size * numbers) as u64 + combined);
         bytes.max().unwrap_or(0)
+    }
+
+    /// Whether there is a backward pass of the attention itself.
+    pub fn has_attention_backward(&self) -> bool {
+        self.is_tracked_after(3)
+    }
+
+    /// What the forward pass keeps per token up to the attention's output.
+    pub fn attention_saved(&self) -> usize {
+        self.forward().attention_saved
     }
 
     /// What exists per token at the largest moment of the backward pass: when it reaches the
@@ -275,6 +289,7 @@ impl Layer {
             tape.keep(heads_tracked, linear.out_dim);
         }
         tape.keep(output.keeps_input(), output.in_dim);
+        tape.attention_saved = tape.saved;
         tape.linear(output, heads_tracked);
         tape.keep(hidden_tracked, self.embed_dim);
         tape.keep(gate.keeps_input() || up.keeps_input(), self.embed_dim); // normed
@@ -294,6 +309,8 @@ impl Layer {
 struct Tape {
     /// What is kept so far, per token.
     saved: usize,
+    /// What is kept up to the attention's output.
+    attention_saved: usize,
     /// What exists per token at some moments, and the bytes of a combined weight.
     moments: Vec<(usize, u64)>,
     dtype: DType,
@@ -303,6 +320,7 @@ impl Tape {
     fn new(dtype: DType) -> Self {
         Self {
             saved: 0,
+            attention_saved: 0,
             moments: Vec::new(),
             dtype,
         }

@@ -197,7 +197,9 @@ pub(super) const KEYS: &[RecipeKey] = &[
     key(
         "matmul_precision",
         Word(&["highest", "medium"]),
-        "On the CPU, `medium` rounds activations to bf16 in products with a bf16 base, for speed where the processor multiplies bf16 (AVX512-BF16).",
+        "For speed, `medium` rounds the inputs of f32 products: on the CPU activations to bf16 in \
+         products with a bf16 base, where the processor multiplies bf16 (AVX512-BF16); on NVIDIA's GPUs \
+         to TF32.",
     ),
     key(
         "device",

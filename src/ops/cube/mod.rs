@@ -1,0 +1,187 @@
+//! The bodies on every CubeCL runtime (CUDA, ROCm, Metal, Vulkan, WebGPU): kernels that read their
+//! inputs once and write their output once, where Burn's tensor operations launch a kernel a step.
+//! Numbers are read and written in the tensors' type and computed in f32.
+//!
+//! Products are CubeCL's. The gradients of norms, which LoRA does not ask for, are the portable ones.
+
+mod adamw;
+mod attention;
+mod cross_entropy;
+mod product;
+mod rms_norm;
+mod rotary;
+mod row;
+mod swiglu;
+
+use std::sync::atomic::Ordering;
+
+use burn::backend::tensor::IntTensor;
+use burn::tensor::{DType, Shape};
+use burn_cubecl::CubeBackend;
+use burn_cubecl::kernel::into_contiguous;
+use burn_cubecl::ops::numeric::empty_device_contiguous_dtype;
+use burn_cubecl::tensor::CubeTensor;
+use cubecl::prelude::*;
+use cubecl::{calculate_cube_count_elemwise, ir::ElemType};
+
+use super::adamw::AdamWStep;
+use super::backend::StepOps;
+use super::{AttentionMask, portable};
+
+/// Whether operations on `tensor` have a kernel here.
+fn takes(tensor: &CubeTensor) -> bool {
+    let is_float = matches!(tensor.dtype, DType::F32 | DType::BF16 | DType::F16);
+    is_float && super::FUSED.load(Ordering::Relaxed)
+}
+
+impl StepOps for CubeBackend {
+    fn linear(x: CubeTensor, weight: CubeTensor) -> CubeTensor {
+        product::linear(x, weight)
+    }
+
+    fn linear_x_grad(grad: CubeTensor, weight: CubeTensor) -> CubeTensor {
+        product::linear_x_grad(grad, weight)
+    }
+
+    fn linear_weight_grad(grad: CubeTensor, x: CubeTensor, weight: CubeTensor) -> CubeTensor {
+        product::linear_weight_grad(grad, x, weight)
+    }
+
+    fn product(a: CubeTensor, b: CubeTensor) -> CubeTensor {
+        let dtype = a.dtype;
+        product::product(a, b, dtype)
+    }
+
+    fn swiglu(gate: CubeTensor, up: CubeTensor) -> CubeTensor {
+        match takes(&gate) {
+            true => swiglu::forward(gate, up),
+            false => portable::swiglu::forward::<Self>(gate, up),
+        }
+    }
+
+    fn swiglu_backward(
+        grad: CubeTensor,
+        gate: CubeTensor,
+        up: CubeTensor,
+    ) -> (CubeTensor, CubeTensor) {
+        match takes(&grad) {
+            true => swiglu::backward(grad, gate, up),
+            false => portable::swiglu::backward::<Self>(grad, gate, up),
+        }
+    }
+
+    fn rms_norm(x: CubeTensor, weight: CubeTensor, eps: f64) -> CubeTensor {
+        match takes(&x) {
+            true => rms_norm::forward(x, weight, eps),
+            false => portable::rms_norm::forward::<Self>(x, weight, eps),
+        }
+    }
+
+    fn rms_norm_x_grad(
+        grad: CubeTensor,
+        x: CubeTensor,
+        weight: CubeTensor,
+        eps: f64,
+    ) -> CubeTensor {
+        match takes(&grad) {
+            true => rms_norm::x_grad(grad, x, weight, eps),
+            false => portable::rms_norm::x_grad::<Self>(grad, x, weight, eps),
+        }
+    }
+
+    fn rotary(x: CubeTensor, cos: CubeTensor, sin: CubeTensor) -> CubeTensor {
+        match takes(&x) {
+            true => rotary::forward(x, cos, sin),
+            false => portable::rotary::forward::<Self>(x, cos, sin),
+        }
+    }
+
+    fn attention(
+        q: CubeTensor,
+        k: CubeTensor,
+        v: CubeTensor,
+        visible: IntTensor<Self>,
+        mask: AttentionMask,
+    ) -> CubeTensor {
+        match takes(&q) {
+            true => attention::forward(q, k, v, visible, &mask),
+            false => portable::attention::forward::<Self>(q, k, v, visible, &mask),
+        }
+    }
+
+    fn attention_backward(
+        grad: CubeTensor,
+        q: CubeTensor,
+        k: CubeTensor,
+        v: CubeTensor,
+        visible: IntTensor<Self>,
+        mask: AttentionMask,
+    ) -> (CubeTensor, CubeTensor, CubeTensor) {
+        match takes(&grad) {
+            true => attention::backward(grad, [q, k, v], visible, &mask),
+            false => portable::attention::backward::<Self>(grad, [q, k, v], visible, &mask),
+        }
+    }
+
+    fn cross_entropy_sum(logits: CubeTensor, targets: IntTensor<Self>) -> CubeTensor {
+        match takes(&logits) {
+            true => cross_entropy::forward(logits, targets),
+            false => portable::cross_entropy::forward::<Self>(logits, targets),
+        }
+    }
+
+    fn cross_entropy_with_grad(
+        logits: CubeTensor,
+        targets: IntTensor<Self>,
+    ) -> (CubeTensor, CubeTensor) {
+        match takes(&logits) {
+            true => cross_entropy::forward_with_grad(logits, targets),
+            false => portable::cross_entropy::forward_with_grad::<Self>(logits, targets),
+        }
+    }
+
+    fn adamw(
+        value: CubeTensor,
+        grad: CubeTensor,
+        exp_avg: CubeTensor,
+        exp_avg_sq: CubeTensor,
+        step: AdamWStep,
+    ) -> (CubeTensor, CubeTensor, CubeTensor) {
+        match takes(&value) {
+            true => adamw::update(value, grad, exp_avg, exp_avg_sq, step),
+            false => portable::adamw::update::<Self>(value, grad, exp_avg, exp_avg_sq, step),
+        }
+    }
+}
+
+/// A new tensor on the device of `like`, whose numbers the caller writes.
+fn empty(like: &CubeTensor, shape: Shape, dtype: DType) -> CubeTensor {
+    empty_device_contiguous_dtype(like.client.clone(), like.device.clone(), shape, dtype)
+}
+
+/// A tensor whose numbers lie one after another and that nobody else reads: it can be overwritten.
+fn into_owned(tensor: CubeTensor) -> CubeTensor {
+    let tensor = into_contiguous(tensor);
+    match tensor.can_mut() {
+        true => tensor,
+        false => tensor.copy(),
+    }
+}
+
+/// How many neighbouring numbers a unit takes at a time from rows of `len` numbers, so that f32 and
+/// half precision can be read in one piece.
+fn vector_size(tensor: &CubeTensor, len: usize) -> usize {
+    let sizes = tensor.client.io_optimized_vector_sizes(size_of::<f32>());
+    let fitting = sizes.filter(|size| len.is_multiple_of(*size));
+    fitting.max().unwrap_or(1)
+}
+
+/// Cubes for so many units that each take one element.
+fn elementwise(client: &Client, units: usize) -> (CubeCount, CubeDim) {
+    let dim = CubeDim::new(client, units);
+    (calculate_cube_count_elemwise(client, units, dim), dim)
+}
+
+fn elem(dtype: DType) -> ElemType {
+    burn::backend::cubecl::dtype_to_storage_type(dtype)
+}
