@@ -23,7 +23,7 @@ use burn_peft::checkpoint::{
 use burn_peft::data::{Batch, Padding, Sample};
 use burn_peft::llama::{LlamaConfig, TransformerDecoder};
 use burn_peft::lora::{AttnModule, LoRAConfig};
-use burn_peft::ops::{MatmulPrecision, set_matmul_precision};
+use burn_peft::ops::{MatmulPrecision, set_fused, set_matmul_precision};
 use burn_peft::training::{
     Activations, AdamWConfig, LrSchedule, ScheduleKind, Trainer, peak_memory_bytes,
 };
@@ -56,6 +56,9 @@ struct Args {
     /// Steps, the first two of which are not timed.
     #[arg(long, default_value_t = 7)]
     steps: usize,
+    /// Take the portable bodies of all operations.
+    #[arg(long)]
+    portable: bool,
     /// Compute activations again in the backward pass.
     #[arg(long)]
     recompute: bool,
@@ -228,6 +231,7 @@ fn main() -> Result<()> {
     if args.bf16_products {
         set_matmul_precision(MatmulPrecision::Medium);
     }
+    set_fused(!args.portable);
     let started_bytes = peak_memory_bytes();
     let mut model = load(&args)?;
     let schedule = LrSchedule {

@@ -89,6 +89,7 @@ fn measured_saved_bytes(config: &EstimateConfig, input_is_tracked: bool) -> usiz
     initialize_params(&model);
     let shape = [config.batch_size, config.seq_len, config.model.embed_dim];
     let x = Tensor::<3>::random(shape, Distribution::Default, &device());
+    let x = x.cast(config.compute_dtype).detach();
     let x = x.set_require_grad(input_is_tracked);
     let rope = RotaryEmbedding::new(&config.model, 0, config.seq_len, &device());
     let mask = AttentionMask::causal(0, config.seq_len);
@@ -103,6 +104,7 @@ fn measured_saved_bytes(config: &EstimateConfig, input_is_tracked: bool) -> usiz
 
 #[test]
 fn a_layer_keeps_what_the_formula_says() {
+    use DType::{BF16, F32};
     let _alone = alone();
     let grouped = llama(1, 256, 2, 1000);
     let mut mlp_only = all(8);
@@ -125,14 +127,17 @@ fn a_layer_keeps_what_the_formula_says() {
     for model in [llama(1, 256, 8, 1000), grouped] {
         for lora in &loras {
             for is_tracked in [true, false] {
-                let config = EstimateConfig::new(model.clone(), Some(lora.clone()), 2, 1024);
-                let expected = saved_bytes_per_layer(&config, is_tracked);
-                for fused in [false, true] {
+                let mut config = EstimateConfig::new(model.clone(), Some(lora.clone()), 2, 1024);
+                // Half precision is computed by the portable bodies.
+                for (dtype, fused) in [(BF16, false), (F32, false), (F32, true)] {
+                    config.compute_dtype = dtype;
+                    let expected = saved_bytes_per_layer(&config, is_tracked);
                     set_fused(fused);
                     let found = measured_saved_bytes(&config, is_tracked);
                     assert!(
                         found.abs_diff(expected as usize) <= found / 100,
-                        "{found} bytes, not {expected}: fused {fused}, tracked {is_tracked}, {lora:?}"
+                        "{found} bytes, not {expected}: {dtype:?}, fused {fused}, tracked \
+                         {is_tracked}, {lora:?}"
                     );
                 }
             }

@@ -55,7 +55,8 @@ impl AttentionMask {
     /// If a token follows padding, or the numbers of keys differ.
     pub fn with_padding(self, is_token: Tensor<2, Bool>) -> Self {
         let [_, keys] = is_token.dims();
-        assert_eq!(keys, self.keys(), "the mask has another number of keys");
+        let ranges = self.ranges();
+        assert_eq!(keys, ranges.keys(), "the mask has another number of keys");
         let is_token: Vec<bool> = is_token.into_data().iter::<bool>().collect();
         let rows = is_token
             .chunks(keys)
@@ -67,10 +68,10 @@ impl AttentionMask {
                     !follows,
                     "padding must be on the right: row {row} has it elsewhere"
                 );
-                let visible = self.visible(row, 0..self.seq()).iter();
+                let visible = ranges.visible(row, 0..ranges.seq()).iter();
                 visible.map(move |range| range.start.min(tokens)..range.end.min(tokens))
             });
-        Self::new(self.seq(), keys, rows.collect())
+        Self::new(ranges.seq(), keys, rows.collect())
     }
 }
 

@@ -8,7 +8,16 @@ use super::backend::StepOps;
 
 /// Which keys each query sees: a range of them.
 #[derive(Debug, Clone)]
-pub struct AttentionMask(Arc<Ranges>);
+pub struct AttentionMask {
+    ranges: KeyRanges,
+    /// The same for bodies that run on a device, see [`AttentionMask::visible_tensor`].
+    on_device: Arc<OnceLock<Tensor<3, Int>>>,
+}
+
+/// The ranges of a mask without the tensor. They go with an operation that Burn's fusion runs later, on
+/// a thread on which no tensor may be dropped.
+#[derive(Debug, Clone)]
+pub struct KeyRanges(Arc<Ranges>);
 
 #[derive(Debug)]
 struct Ranges {
@@ -16,8 +25,6 @@ struct Ranges {
     visible: Vec<Range<usize>>,
     seq: usize,
     keys: usize,
-    /// The same for bodies that run on a device, see [`AttentionMask::visible_tensor`].
-    on_device: OnceLock<Tensor<3, Int>>,
 }
 
 impl AttentionMask {
@@ -33,21 +40,38 @@ impl AttentionMask {
         );
         let is_inside = |range: &Range<usize>| range.start <= range.end && range.end <= keys;
         assert!(visible.iter().all(is_inside), "a range ends after the keys");
-        Self(Arc::new(Ranges {
-            visible,
-            seq,
-            keys,
-            on_device: OnceLock::new(),
-        }))
+        Self {
+            ranges: KeyRanges(Arc::new(Ranges { visible, seq, keys })),
+            on_device: Arc::default(),
+        }
     }
 
+    pub(crate) fn ranges(&self) -> &KeyRanges {
+        &self.ranges
+    }
+
+    /// The first key that each query sees and the one after the last, `[batch or 1, seq, 2]`, made
+    /// once.
+    pub(super) fn visible_tensor(&self, device: &Device) -> Tensor<3, Int> {
+        let Ranges { visible, seq, .. } = &*self.ranges.0;
+        let new = || {
+            let bounds = visible.iter().flat_map(|range| [range.start, range.end]);
+            let bounds: Vec<i32> = bounds.map(|bound| bound as i32).collect();
+            let shape = [visible.len() / seq, *seq, 2];
+            Tensor::from_data(TensorData::new(bounds, shape), device)
+        };
+        self.on_device.get_or_init(new).clone()
+    }
+}
+
+impl KeyRanges {
     /// The queries of a row.
-    pub(crate) fn seq(&self) -> usize {
+    pub fn seq(&self) -> usize {
         self.0.seq
     }
 
     /// The keys of a row.
-    pub(crate) fn keys(&self) -> usize {
+    pub fn keys(&self) -> usize {
         self.0.keys
     }
 
@@ -58,23 +82,10 @@ impl AttentionMask {
     }
 
     /// What the queries `rows` of the row `batch` see.
-    pub(crate) fn visible(&self, batch: usize, rows: Range<usize>) -> &[Range<usize>] {
+    pub fn visible(&self, batch: usize, rows: Range<usize>) -> &[Range<usize>] {
         let Ranges { visible, seq, .. } = &*self.0;
         let start = (batch * seq) % visible.len();
         &visible[start + rows.start..start + rows.end]
-    }
-
-    /// The first key that each query sees and the one after the last, `[batch or 1, seq, 2]`, made
-    /// once.
-    pub(super) fn visible_tensor(&self, device: &Device) -> Tensor<3, Int> {
-        let Ranges { visible, seq, .. } = &*self.0;
-        let new = || {
-            let bounds = visible.iter().flat_map(|range| [range.start, range.end]);
-            let bounds: Vec<i32> = bounds.map(|bound| bound as i32).collect();
-            let shape = [visible.len() / seq, *seq, 2];
-            Tensor::from_data(TensorData::new(bounds, shape), device)
-        };
-        self.0.on_device.get_or_init(new).clone()
     }
 }
 
@@ -130,7 +141,7 @@ pub fn attention(q: Tensor<4>, k: Tensor<4>, v: Tensor<4>, mask: &AttentionMask)
         "the heads do not fit each other"
     );
     assert!(
-        mask.fits(batch, seq, keys),
+        mask.ranges.fits(batch, seq, keys),
         "the mask does not fit the heads"
     );
     let visible = mask.visible_tensor(&q.device());
@@ -139,6 +150,6 @@ pub fn attention(q: Tensor<4>, k: Tensor<4>, v: Tensor<4>, mask: &AttentionMask)
         k.into_dispatch(),
         v.into_dispatch(),
         visible.into_dispatch(),
-        mask.clone(),
+        mask.ranges.clone(),
     ))
 }

@@ -9,7 +9,7 @@ use burn::backend::tensor::{FloatTensor, IntTensor};
 use burn::backend::{Autodiff, TensorMetadata};
 use burn::tensor::Shape;
 
-use super::AttentionMask;
+use super::attention::KeyRanges;
 use super::backend::StepOps;
 
 impl<B: StepOps, C: CheckpointStrategy> StepOps for Autodiff<B, C> {
@@ -64,7 +64,7 @@ impl<B: StepOps, C: CheckpointStrategy> StepOps for Autodiff<B, C> {
         k: FloatTensor<Self>,
         v: FloatTensor<Self>,
         visible: IntTensor<Self>,
-        mask: AttentionMask,
+        mask: KeyRanges,
     ) -> FloatTensor<Self> {
         let prep = AttentionBackward.prepare::<C>([q.node(), k.node(), v.node()]);
         let inputs @ [q, k, v] = &[q, k, v].map(|input| input.into_primitive());
@@ -191,7 +191,7 @@ struct AttentionBackward;
 
 impl<B: StepOps> Backward<B, 3> for AttentionBackward {
     /// q, k, v, and the mask as a tensor and as ranges.
-    type State = ([FloatTensor<B>; 3], IntTensor<B>, AttentionMask);
+    type State = ([FloatTensor<B>; 3], IntTensor<B>, KeyRanges);
 
     fn backward(
         self,

@@ -25,8 +25,8 @@ use burn::backend::tensor::{FloatTensor, IntTensor};
 #[cfg(feature = "fusion")]
 use burn::tensor::Shape;
 
-use super::AttentionMask;
 use super::adamw::AdamWStep;
+use super::attention::KeyRanges;
 use super::portable::{adamw, attention, cross_entropy, linear, rms_norm, rotary, swiglu};
 
 /// The operations, whose equations are in `super`, and their backward passes. The bodies here are the
@@ -131,7 +131,7 @@ pub trait StepOps: Backend {
         k: FloatTensor<Self>,
         v: FloatTensor<Self>,
         visible: IntTensor<Self>,
-        mask: AttentionMask,
+        mask: KeyRanges,
     ) -> FloatTensor<Self> {
         attention::forward::<Self>(q, k, v, visible, &mask)
     }
@@ -144,7 +144,7 @@ pub trait StepOps: Backend {
         k: FloatTensor<Self>,
         v: FloatTensor<Self>,
         visible: IntTensor<Self>,
-        mask: AttentionMask,
+        mask: KeyRanges,
     ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>) {
         attention::backward::<Self>(grad, [q, k, v], visible, &mask)
     }

@@ -104,11 +104,16 @@ fn hidden(mask: &AttentionMask, device: &Device) -> Tensor<4, Bool> {
     let bounds = mask.visible_tensor(device).into_data();
     let bounds: Vec<i64> = bounds.iter::<i64>().collect();
     let (bounds, _) = bounds.as_chunks::<2>();
-    let keys = 0..mask.keys() as i64;
+    let keys = 0..mask.ranges().keys() as i64;
     let hidden = bounds
         .iter()
         .flat_map(|[start, end]| keys.clone().map(move |key| !(*start..*end).contains(&key)));
-    let shape = [bounds.len() / mask.seq(), 1, mask.seq(), mask.keys()];
+    let shape = [
+        bounds.len() / mask.ranges().seq(),
+        1,
+        mask.ranges().seq(),
+        mask.ranges().keys(),
+    ];
     let hidden = TensorData::new(hidden.collect::<Vec<bool>>(), shape);
     Tensor::from_data(hidden, device)
 }
@@ -193,9 +198,9 @@ fn attention_is_the_same() {
     a_query_that_sees_nothing_gives_zero();
     for (batch, heads, kv_heads, head_dim, mask) in cases {
         // One input of one shape each: queries, keys and values side by side.
-        let q = random([batch, mask.seq(), heads, head_dim]);
-        let k = random([batch, mask.keys(), kv_heads, head_dim]);
-        let v = random([batch, mask.keys(), kv_heads, head_dim]);
+        let q = random([batch, mask.ranges().seq(), heads, head_dim]);
+        let k = random([batch, mask.ranges().keys(), kv_heads, head_dim]);
+        let v = random([batch, mask.ranges().keys(), kv_heads, head_dim]);
         assert_equals_plain(
             [k.clone(), v.clone()],
             |[k, v]| attention(q.clone(), k, v, &mask),

@@ -75,7 +75,7 @@ impl EstimateConfig {
         self
     }
 
-    /// What a device computes such a base in, and how.
+    /// On a device: in what type it computes with a base of this type, and how.
     pub fn on_device(mut self, device: &Device) -> Self {
         self.compute_dtype = compute_dtype(device, self.dtype);
         self.has_score_blocks = !is_fused_cpu(device);
@@ -178,9 +178,10 @@ impl MemoryEstimate {
 /// CPU path and, but for the scores of a block of queries, of the kernels for GPUs; portable bodies
 /// form more.
 ///
-/// Not in it: the program and its data; the pages of a GPU's memory pool that are not full; what threads hold for matrix products, about 1 MB each, and
+/// Not in it: the program and its data; what threads hold for matrix products, about 1 MB each, and
 /// the activations that [`MatmulPrecision::Medium`](crate::ops::MatmulPrecision) rounds; freed memory
-/// that an allocator keeps; loading; merged weights, which exist beside those of the base when
+/// that an allocator keeps, and what is unused in the pages of a GPU's memory pool; loading; merged
+/// weights, which exist beside those of the base when
 /// [`merge_lora`](crate::llama::TransformerDecoder::merge_lora) forms them.
 ///
 /// # Panics
@@ -199,10 +200,8 @@ pub fn estimate(config: &EstimateConfig) -> MemoryEstimate {
 /// trained): nothing is kept for what lies below the lowest adapter.
 pub fn saved_bytes_per_layer(config: &EstimateConfig, input_is_tracked: bool) -> u64 {
     let tokens = config.batch_size * config.seq_len;
-    activation_bytes(
-        config,
-        tokens * Layer::new(config, input_is_tracked).saved(),
-    )
+    let saved = Layer::new(config, input_is_tracked).saved();
+    activation_bytes(config, tokens * saved)
 }
 
 /// The bytes of so many numbers in activations.

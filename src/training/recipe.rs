@@ -409,6 +409,21 @@ impl RecipeConfig {
             .collect()
     }
 
+    /// The same without the places of files and without the device: what processes on machines of
+    /// their own must agree on.
+    pub fn without_places(&self) -> Self {
+        let default = Self::default();
+        Self {
+            tokenizer: None,
+            checkpoint_dir: None,
+            dataset: None,
+            validation_dataset: None,
+            output_dir: default.output_dir,
+            device: default.device,
+            ..self.clone()
+        }
+    }
+
     fn apply(mut self, settings: &[Setting]) -> Result<Self> {
         for setting in settings {
             self = self.set(setting)?;

@@ -165,6 +165,13 @@ def different_data(recipe: Recipe) -> None:
     print("processes with different data are refused")
 
 
+def different_configurations(recipe: Recipe) -> None:
+    errors = ends_together(recipe, "different_rates", ["optimizer.lr=1e-3"], ["optimizer.lr=1e-4"])
+    message = "configuration: rank 1 differs from rank 0; give all processes the same"
+    assert message in errors, errors
+    print("processes with different configurations are refused")
+
+
 def main(program: str) -> None:
     with tempfile.TemporaryDirectory() as folder:
         recipe = Recipe(program, folder)
@@ -173,6 +180,7 @@ def main(program: str) -> None:
         a_death(recipe, 1, unbroken)
         a_death(recipe, 0, unbroken)
         different_data(recipe)
+        different_configurations(recipe)
         a_panic(recipe)
 
 

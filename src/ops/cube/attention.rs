@@ -8,7 +8,7 @@ use cubecl::prelude::*;
 
 use super::product::product;
 use super::{elem, empty, row};
-use crate::ops::AttentionMask;
+use crate::ops::attention::KeyRanges;
 use crate::ops::portable::attention::{Block, backward_by_block, forward_by_block};
 
 /// Where the scores of a block lie: row after row, `[batch, heads, queries, keys]`.
@@ -148,7 +148,7 @@ pub fn forward(
     k: CubeTensor,
     v: CubeTensor,
     visible: CubeTensor,
-    mask: &AttentionMask,
+    mask: &KeyRanges,
 ) -> CubeTensor {
     let visible = into_contiguous(visible);
     forward_by_block::<CubeBackend>([q, k, v], mask, |block, q, k| {
@@ -177,7 +177,7 @@ pub fn backward(
     grad: CubeTensor,
     qkv: [CubeTensor; 3],
     visible: CubeTensor,
-    mask: &AttentionMask,
+    mask: &KeyRanges,
 ) -> (CubeTensor, CubeTensor, CubeTensor) {
     let visible = into_contiguous(visible);
     backward_by_block::<CubeBackend>(grad, qkv, mask, |block, [q, k, v, grad]| {

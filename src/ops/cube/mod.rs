@@ -1,6 +1,6 @@
-//! The bodies on every CubeCL runtime (CUDA, ROCm, Metal, Vulkan, WebGPU): kernels that read their
-//! inputs once and write their output once, where Burn's tensor operations launch a kernel a step.
-//! Numbers are read and written in the tensors' type and computed in f32.
+//! The bodies on every CubeCL runtime (CUDA, ROCm, Metal, Vulkan, WebGPU): one kernel an operation, or
+//! one between two products, where Burn's tensor operations launch a kernel a step and leave what is
+//! between in memory. Numbers are read and written in the tensors' type and computed in f32.
 //!
 //! Products are CubeCL's. The gradients of norms, which LoRA does not ask for, are the portable ones.
 
@@ -25,8 +25,9 @@ use cubecl::prelude::*;
 use cubecl::{calculate_cube_count_elemwise, ir::ElemType};
 
 use super::adamw::AdamWStep;
+use super::attention::KeyRanges;
 use super::backend::StepOps;
-use super::{AttentionMask, portable};
+use super::portable;
 
 /// Whether operations on `tensor` have a kernel here.
 fn takes(tensor: &CubeTensor) -> bool {
@@ -101,7 +102,7 @@ impl StepOps for CubeBackend {
         k: CubeTensor,
         v: CubeTensor,
         visible: IntTensor<Self>,
-        mask: AttentionMask,
+        mask: KeyRanges,
     ) -> CubeTensor {
         match takes(&q) {
             true => attention::forward(q, k, v, visible, &mask),
@@ -115,7 +116,7 @@ impl StepOps for CubeBackend {
         k: CubeTensor,
         v: CubeTensor,
         visible: IntTensor<Self>,
-        mask: AttentionMask,
+        mask: KeyRanges,
     ) -> (CubeTensor, CubeTensor, CubeTensor) {
         match takes(&grad) {
             true => attention::backward(grad, [q, k, v], visible, &mask),

@@ -7,7 +7,7 @@ use rayon::prelude::*;
 use super::gemm::{Mat, MatMut, Output, Scratch};
 use super::vector::{dot, exp, max, new_buffer, sum, vectorized};
 use super::{Primitive, contiguous, primitive};
-use crate::ops::AttentionMask;
+use crate::ops::attention::KeyRanges;
 use crate::ops::attention::Sizes;
 
 /// Queries whose scores exist at a time, in each thread.
@@ -102,7 +102,7 @@ impl Buffers {
     }
 }
 
-pub fn forward(q: &Primitive, k: &Primitive, v: &Primitive, mask: &AttentionMask) -> Primitive {
+pub fn forward(q: &Primitive, k: &Primitive, v: &Primitive, mask: &KeyRanges) -> Primitive {
     let (q, k, v) = (contiguous(q), contiguous(k), contiguous(v));
     let sizes = Sizes::new(&q.shape(), &k.shape());
     let Sizes { batch, heads, .. } = sizes;
@@ -129,7 +129,7 @@ pub fn forward(q: &Primitive, k: &Primitive, v: &Primitive, mask: &AttentionMask
 
 struct ForwardPass<'a> {
     sizes: Sizes,
-    mask: &'a AttentionMask,
+    mask: &'a KeyRanges,
     q: &'a [f32],
     k: &'a [f32],
     v: &'a [f32],
@@ -183,7 +183,7 @@ fn softmax(scores: &mut [f32], seen: Range<usize>, scale: f32) {
 pub fn backward(
     grad: &Primitive,
     [q, k, v]: [&Primitive; 3],
-    mask: &AttentionMask,
+    mask: &KeyRanges,
 ) -> (Primitive, Primitive, Primitive) {
     let [grad, q, k, v] = [grad, q, k, v].map(contiguous);
     let sizes = Sizes::new(&q.shape(), &k.shape());
@@ -219,7 +219,7 @@ pub fn backward(
 
 struct BackwardPass<'a> {
     sizes: Sizes,
-    mask: &'a AttentionMask,
+    mask: &'a KeyRanges,
     grad: &'a [f32],
     q: &'a [f32],
     k: &'a [f32],

@@ -18,8 +18,9 @@ use burn::tensor::{DType, Device, TensorData};
 #[cfg(test)]
 pub(super) use gemm::multiplies_bf16;
 
+use super::attention::KeyRanges;
 use super::backend::StepOps;
-use super::{AttentionMask, portable};
+use super::portable;
 
 /// Whether operations on f32 tensors of `device` are fused.
 pub(super) fn fuses(device: &Device) -> bool {
@@ -109,7 +110,7 @@ impl StepOps for Flex {
         k: Primitive,
         v: Primitive,
         visible: IntTensor<Self>,
-        mask: AttentionMask,
+        mask: KeyRanges,
     ) -> Primitive {
         match takes(&q) {
             true => attention::forward(&q, &k, &v, &mask),
@@ -123,7 +124,7 @@ impl StepOps for Flex {
         k: Primitive,
         v: Primitive,
         visible: IntTensor<Self>,
-        mask: AttentionMask,
+        mask: KeyRanges,
     ) -> (Primitive, Primitive, Primitive) {
         match takes(&grad) {
             true => attention::backward(&grad, [&q, &k, &v], &mask),

@@ -5,7 +5,7 @@ use burn::backend::{Backend, FloatDType, IntDType, TensorMetadata};
 use burn::tensor::{Shape, Slice};
 
 use super::{cast, to_f32};
-use crate::ops::AttentionMask;
+use crate::ops::attention::KeyRanges;
 use crate::ops::attention::Sizes;
 use crate::ops::backend::StepOps;
 
@@ -19,7 +19,7 @@ pub struct Block {
     pub keys: Range<usize>,
 }
 
-fn blocks(sizes: Sizes, mask: &AttentionMask) -> impl Iterator<Item = Block> {
+fn blocks(sizes: Sizes, mask: &KeyRanges) -> impl DoubleEndedIterator<Item = Block> {
     let starts = (0..sizes.seq).step_by(QUERY_BLOCK);
     starts.map(move |start| {
         let queries = start..(start + QUERY_BLOCK).min(sizes.seq);
@@ -158,7 +158,7 @@ pub fn forward<B: StepOps>(
     k: FloatTensor<B>,
     v: FloatTensor<B>,
     visible: IntTensor<B>,
-    mask: &AttentionMask,
+    mask: &KeyRanges,
 ) -> FloatTensor<B> {
     let dtype = q.dtype().into();
     forward_by_block::<B>([q, k, v], mask, |block, q, k| {
@@ -170,7 +170,7 @@ pub fn forward<B: StepOps>(
 /// queries, keys]`, in the type of the queries that it gets.
 pub fn forward_by_block<B: StepOps>(
     [q, k, v]: [FloatTensor<B>; 3],
-    mask: &AttentionMask,
+    mask: &KeyRanges,
     weights: impl Fn(&Block, FloatTensor<B>, FloatTensor<B>) -> FloatTensor<B>,
 ) -> FloatTensor<B> {
     let sizes = Sizes::new(&q.shape(), &k.shape());
@@ -179,24 +179,49 @@ pub fn forward_by_block<B: StepOps>(
         let weights = weights(&block, block.stacked::<B>(q.clone()), block.seen::<B>(&k));
         block.unstacked::<B>(B::product(weights, block.seen::<B>(&v)))
     });
-    B::float_cat(out.collect(), 1)
+    joined::<B>(out.collect())
 }
 
-/// What a block sees of keys or values, added up over the blocks in f32.
-struct Sum<B: Backend>(FloatTensor<B>);
+/// The gradient of keys or values, `[batch, kv_heads, keys, head_dim]`: what blocks see of them, added
+/// up in f32.
+struct Sum<B: Backend> {
+    shape: Shape,
+    total: Option<FloatTensor<B>>,
+}
 
 impl<B: StepOps> Sum<B> {
-    fn zeros(like: &FloatTensor<B>) -> Self {
-        Self(B::float_zeros(
-            like.shape(),
-            &like.device(),
-            FloatDType::F32,
-        ))
+    fn of_none(like: &FloatTensor<B>) -> Self {
+        let shape = like.shape();
+        Self { shape, total: None }
     }
 
-    fn add(self, keys: &Range<usize>, term: FloatTensor<B>) -> Self {
-        let sum = B::float_add(part::<B>(self.0.clone(), 2, keys), to_f32::<B>(term));
-        Self(B::float_slice_assign(self.0, &slices(2, keys), sum))
+    fn add(&mut self, keys: &Range<usize>, term: FloatTensor<B>) {
+        let term = to_f32::<B>(term);
+        let is_whole = *keys == (0..self.shape[2]);
+        self.total = Some(match self.total.take() {
+            None if is_whole => term,
+            total => {
+                let device = term.device();
+                let zeros = || B::float_zeros(self.shape.clone(), &device, FloatDType::F32);
+                let total = total.unwrap_or_else(zeros);
+                let sum = B::float_add(part::<B>(total.clone(), 2, keys), term);
+                B::float_slice_assign(total, &slices(2, keys), sum)
+            }
+        });
+    }
+
+    /// The sum by position, `[batch, keys, kv_heads, head_dim]`.
+    fn finish(self, dtype: FloatDType) -> FloatTensor<B> {
+        let total = self.total.expect("a sequence has a block");
+        swap::<B>(cast::<B>(total, dtype))
+    }
+}
+
+/// The parts of a sequence, one after the other.
+fn joined<B: Backend>(mut parts: Vec<FloatTensor<B>>) -> FloatTensor<B> {
+    match parts.len() {
+        1 => parts.remove(0),
+        _ => B::float_cat(parts, 1),
     }
 }
 
@@ -204,7 +229,7 @@ pub fn backward<B: StepOps>(
     grad: FloatTensor<B>,
     qkv: [FloatTensor<B>; 3],
     visible: IntTensor<B>,
-    mask: &AttentionMask,
+    mask: &KeyRanges,
 ) -> (FloatTensor<B>, FloatTensor<B>, FloatTensor<B>) {
     let dtype = grad.dtype().into();
     backward_by_block::<B>(grad, qkv, mask, |block, [q, k, v, grad]| {
@@ -228,24 +253,26 @@ pub fn backward<B: StepOps>(
 pub fn backward_by_block<B: StepOps>(
     grad: FloatTensor<B>,
     [q, k, v]: [FloatTensor<B>; 3],
-    mask: &AttentionMask,
+    mask: &KeyRanges,
     weights: impl Fn(&Block, [FloatTensor<B>; 4]) -> (FloatTensor<B>, FloatTensor<B>),
 ) -> (FloatTensor<B>, FloatTensor<B>, FloatTensor<B>) {
     let (sizes, dtype) = (Sizes::new(&q.shape(), &k.shape()), q.dtype().into());
     let (k, v) = (by_head::<B>(k), by_head::<B>(v));
-    let (mut k_grad, mut v_grad) = (Sum::<B>::zeros(&k), Sum::<B>::zeros(&v));
+    let [mut k_grad, mut v_grad] = [&k, &v].map(|like| Sum::<B>::of_none(like));
     let mut q_grads = Vec::new();
-    for block in blocks(sizes, mask) {
+    // The last block of a causal mask sees all keys: what the others add needs no zeros to begin with.
+    for block in blocks(sizes, mask).rev() {
         let [q, grad] = [&q, &grad].map(|tensor| block.stacked::<B>(tensor.clone()));
         let [k, v] = [&k, &v].map(|tensor| block.seen::<B>(tensor));
         let inputs = [q.clone(), k.clone(), v, grad.clone()];
         let (weights, score_grads) = weights(&block, inputs);
         let [weights_t, score_grads_t] =
             [weights, score_grads.clone()].map(|tensor| B::float_swap_dims(tensor, 2, 3));
-        v_grad = v_grad.add(&block.keys, B::product(weights_t, grad));
+        v_grad.add(&block.keys, B::product(weights_t, grad));
         q_grads.push(block.unstacked::<B>(B::product(score_grads, k)));
-        k_grad = k_grad.add(&block.keys, B::product(score_grads_t, q));
+        k_grad.add(&block.keys, B::product(score_grads_t, q));
     }
-    let [k_grad, v_grad] = [k_grad, v_grad].map(|sum| swap::<B>(cast::<B>(sum.0, dtype)));
-    (B::float_cat(q_grads, 1), k_grad, v_grad)
+    q_grads.reverse();
+    let [k_grad, v_grad] = [k_grad, v_grad].map(|sum| sum.finish(dtype));
+    (joined::<B>(q_grads), k_grad, v_grad)
 }

@@ -47,6 +47,11 @@ impl Change {
             Self::SeqLen(seq_len) => EstimateConfig { seq_len, ..config },
             Self::Bf16 => EstimateConfig {
                 dtype: DType::BF16,
+                // The fused CPU path alone computes in another type than that of the base.
+                compute_dtype: match config.has_score_blocks {
+                    true => DType::BF16,
+                    false => config.compute_dtype,
+                },
                 ..config
             },
         }
