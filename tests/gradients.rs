@@ -1,7 +1,5 @@
 //! A step's gradients are the same, to the bit, whether activations are kept or computed again, and
 //! those of a loss over all logits at once.
-//!
-//! A program of its own: dropout draws from a generator that all threads share.
 
 use std::collections::BTreeMap;
 
@@ -151,6 +149,7 @@ fn gradients(
     (loss, by_name(model, &grads))
 }
 
+#[test]
 fn recomputing_changes_no_bit() {
     let batches = [batch(&[40, 33]), batch(&[9])];
     for (name, model) in models() {
@@ -167,6 +166,7 @@ fn recomputing_changes_no_bit() {
     }
 }
 
+#[test]
 fn dropout_is_drawn_anew_for_each_seed() {
     let model = with_adapters(&config(), &qv().with_dropout(0.2));
     let loss = |seed| {
@@ -181,6 +181,7 @@ fn dropout_is_drawn_anew_for_each_seed() {
 }
 
 /// More rows than a chunk of logits has, against the loss over all of them at once.
+#[test]
 fn chunks_equal_the_whole() {
     let model = with_adapters(&config(), &qv().with_output(true));
     let batch = batch(&[300, 211]);
@@ -207,6 +208,7 @@ fn chunks_equal_the_whole() {
 }
 
 /// Samples that share a row give the loss and gradients that they give in rows of their own.
+#[test]
 fn packing_equals_rows_of_their_own() {
     let samples: Vec<Sample> = [17, 30, 9, 24].map(sample).to_vec();
     let alone: Vec<&Sample> = samples.iter().collect();
@@ -268,13 +270,4 @@ fn largest_difference(a: &TensorData, b: &TensorData) -> f32 {
 fn no_layer_at_a_time_is_a_bug() {
     let model = config().init(&device());
     gradients(&model, &[batch(&[5])], Activations::Recompute { layers: 0 });
-}
-
-/// One test, since the parts share the generator that dropout draws from.
-#[test]
-fn gradients_of_a_step() {
-    recomputing_changes_no_bit();
-    dropout_is_drawn_anew_for_each_seed();
-    chunks_equal_the_whole();
-    packing_equals_rows_of_their_own();
 }

@@ -72,14 +72,6 @@ fn in_this_process(config: &RecipeConfig, train: Train) -> Result<()> {
             last_step,
         });
     }
-    if config.lora_dropout > 0.0 {
-        return Err(Error::InvalidArgument {
-            name: "lora_dropout",
-            message: "the devices of one process share a generator of random numbers; start a \
-                      process for each (mpirun), or set lora_dropout=0"
-                .into(),
-        });
-    }
     let results = in_threads(devices, &last_step, train);
     let is_lost = |error: &Error| matches!(error, Error::PeerLost);
     let mut errors: Vec<Error> = results.into_iter().filter_map(Result::err).collect();

@@ -12,9 +12,6 @@ use crate::{Error, Result};
 /// NCCL is reached by Burn's `all_reduce`, without Burn's `DistributedContext`: that waits for all
 /// devices at every backward pass, of which members with uneven shares do unequally many.
 ///
-/// Burn's devices of one kind share a generator of random numbers, so that members that draw from it
-/// in a step, as dropout does, disturb each other: train with dropout in processes.
-///
 /// A member that is dropped, by an error or a panic of its thread say, ends the waiting of the
 /// others with [`Error::PeerLost`].
 #[derive(Debug)]

@@ -57,11 +57,11 @@ impl From<&LoraAdapter> for LoRAAdapter {
             bias: None,
         };
         Self {
-            dropout: nn::DropoutConfig::new(0.0).init(),
             lora_a: linear(&adapter.a),
             lora_b: linear(&adapter.b),
             magnitude: None,
             scale: adapter.scale,
+            dropout: 0.0,
         }
     }
 }
@@ -71,7 +71,7 @@ impl From<LoRAAdapter> for LoraAdapter {
     /// For an adapter with DoRA's magnitude or with dropout, which Burn's adapter does not have.
     fn from(adapter: LoRAAdapter) -> Self {
         assert!(
-            adapter.magnitude.is_none() && adapter.dropout.prob == 0.0,
+            adapter.magnitude.is_none() && adapter.dropout == 0.0,
             "Burn's LoraAdapter has neither DoRA nor dropout"
         );
         Self {

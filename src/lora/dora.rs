@@ -2,10 +2,10 @@
 //! Liu et al., *DoRA: Weight-Decomposed Low-Rank Adaptation*, <https://arxiv.org/abs/2402.09353>.
 
 use burn::module::{Param, ParamId};
-use burn::nn::Dropout;
 use burn::tensor::{DType, Device, Tensor};
 
 use super::Linear;
+use crate::ops::{DropoutMask, dropout};
 
 /// The magnitude of a new adapter: the norm of each row of the base weight, since `B` is zero.
 ///
@@ -31,10 +31,10 @@ pub(super) fn magnitude_param(base: &Linear) -> Param<Tensor<1>> {
 /// paper). With dropout the base sees the whole input: `W x + (m/‖·‖ - 1)·W x' + m/‖·‖·s·B(A x')`
 /// with `x'` the dropped input, as PEFT computes it.
 ///
-/// `combined` is `W + s·B·A` in f32 and outside of the graph.
+/// `combined` is `W + s·B·A` in f32 and outside of the graph; `update` drops what `mask` says.
 pub(super) fn forward<const D: usize>(
     base: &Linear,
-    dropout: &Dropout,
+    mask: Option<DropoutMask>,
     magnitude: &Param<Tensor<1>>,
     combined: Tensor<2>,
     x: Tensor<D>,
@@ -48,13 +48,12 @@ pub(super) fn forward<const D: usize>(
         .cast(x.dtype())
         .unsqueeze::<D>();
     let base_out = without_bias.forward(x.clone());
-    let y = if dropout.prob > 0.0 && x.device().is_autodiff() {
-        let dropped = dropout.forward(x);
-        base_out
-            + without_bias.forward(dropped.clone()) * (ratio.clone() - 1.0)
-            + update(dropped) * ratio
-    } else {
-        (base_out + update(x)) * ratio
+    let y = match mask {
+        Some(mask) => {
+            let dropped_out = without_bias.forward(dropout(x.clone(), mask));
+            base_out + dropped_out * (ratio.clone() - 1.0) + update(x) * ratio
+        }
+        None => (base_out + update(x)) * ratio,
     };
     match &base.bias {
         None => y,

@@ -1,10 +1,9 @@
 use burn::module::{Content, DisplaySettings, Module, ModuleDisplay, Param};
-use burn::nn::{Dropout, DropoutConfig};
 use burn::tensor::{DType, Device, Tensor};
 
 use super::plain::untracked;
 use super::{Linear, LoRAConfig, dora};
-use crate::ops::linear;
+use crate::ops::{DropoutMask, dropped_linear, linear};
 
 /// A linear layer with an optional low-rank adapter: `y = W x + b + s·B(A·dropout(x))`.
 ///
@@ -34,8 +33,6 @@ pub struct LoRALinear {
 #[derive(Module, Debug)]
 #[module(custom_display)]
 pub struct LoRAAdapter {
-    /// Dropout on the adapter's input, active in training only.
-    pub dropout: Dropout,
     /// `A`, `[rank, in_dim]`.
     pub lora_a: Linear,
     /// `B`, `[out_dim, rank]`.
@@ -45,6 +42,10 @@ pub struct LoRAAdapter {
     /// The factor s of the update.
     #[module(skip)]
     pub scale: f64,
+    /// The probability of dropping an element of the adapter's input, in training only. Which ones
+    /// follows from [`seed_dropout`](crate::ops::seed_dropout).
+    #[module(skip)]
+    pub dropout: f64,
 }
 
 impl LoRALinear {
@@ -142,11 +143,11 @@ impl LoRAAdapter {
         let [out_dim, in_dim] = base.shape();
         let device = base.weight.lazy_device();
         Self {
-            dropout: DropoutConfig::new(config.dropout).init(),
             lora_a: Linear::new(in_dim, config.rank, false, &device),
             lora_b: Linear::zeros(config.rank, out_dim, &device),
             magnitude: config.use_dora.then(|| dora::magnitude_param(base)),
             scale: config.scale(),
+            dropout: config.dropout,
         }
     }
 
@@ -157,14 +158,24 @@ impl LoRAAdapter {
     }
 
     fn forward<const D: usize>(&self, base: &Linear, x: Tensor<D>) -> Tensor<D> {
-        let update = |x| self.lora_b.forward(self.lora_a.forward(x) * self.scale);
+        let is_dropped = self.dropout > 0.0 && x.device().is_autodiff();
+        let mask = is_dropped.then(|| DropoutMask::draw(self.dropout));
         match &self.magnitude {
-            None => base.forward(x.clone()) + update(self.dropout.forward(x)),
+            None => base.forward(x.clone()) + self.update(x, mask),
             Some(magnitude) => {
                 let weight = self.combined_weight(base.weight.val());
-                dora::forward(base, &self.dropout, magnitude, weight, x, update)
+                dora::forward(base, mask, magnitude, weight, x, |x| self.update(x, mask))
             }
         }
+    }
+
+    /// `s·B(A·dropout(x))`.
+    fn update<const D: usize>(&self, x: Tensor<D>, mask: Option<DropoutMask>) -> Tensor<D> {
+        let down = match mask {
+            None => self.lora_a.forward(x),
+            Some(mask) => dropped_linear(x, self.lora_a.weight.val(), mask),
+        };
+        self.lora_b.forward(down * self.scale)
     }
 
     /// `W + s·B·A` in f32, without a graph.
@@ -219,10 +230,10 @@ impl ModuleDisplay for LoRALinear {
 impl LoRAAdapter {
     fn add_content(&self, content: Content) -> Content {
         let content = content
-            .add("dropout", &self.dropout)
             .add("lora_a", &self.lora_a)
             .add("lora_b", &self.lora_b)
-            .add("scale", &self.scale);
+            .add("scale", &self.scale)
+            .add("dropout", &self.dropout);
         match &self.magnitude {
             None => content,
             Some(m) => content.add("magnitude", &format!("{:?}", m.lazy_shape().to_vec())),

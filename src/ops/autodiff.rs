@@ -9,20 +9,30 @@ use burn::backend::tensor::{FloatTensor, IntTensor};
 use burn::backend::{Autodiff, TensorMetadata};
 use burn::tensor::Shape;
 
+use super::DropoutMask;
 use super::attention::KeyRanges;
 use super::backend::StepOps;
 
 impl<B: StepOps, C: CheckpointStrategy> StepOps for Autodiff<B, C> {
-    /// Keeps `x` for a trained weight only.
     fn linear(x: FloatTensor<Self>, weight: FloatTensor<Self>) -> FloatTensor<Self> {
-        let is_trained = weight.is_tracked();
-        let prep = LinearBackward.prepare::<C>([x.node(), weight.node()]);
-        let (x, weight) = (x.into_primitive(), weight.into_primitive());
-        let out = <B as StepOps>::linear(x.clone(), weight.clone());
+        maybe_dropped_linear::<B, C>(x, weight, None)
+    }
+
+    fn dropout(x: FloatTensor<Self>, mask: DropoutMask) -> FloatTensor<Self> {
+        let prep = DropoutBackward.prepare::<C>([x.node()]);
+        let out = B::dropout(x.into_primitive(), mask);
         match prep.compute_bound().stateful() {
-            OpsKind::Tracked(prep) => prep.finish((is_trained.then_some(x), weight), out),
+            OpsKind::Tracked(prep) => prep.finish(mask, out),
             OpsKind::UnTracked(prep) => prep.finish(out),
         }
+    }
+
+    fn dropped_linear(
+        x: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        mask: DropoutMask,
+    ) -> FloatTensor<Self> {
+        maybe_dropped_linear::<B, C>(x, weight, Some(mask))
     }
 
     fn swiglu(gate: FloatTensor<Self>, up: FloatTensor<Self>) -> FloatTensor<Self> {
@@ -90,12 +100,35 @@ impl<B: StepOps, C: CheckpointStrategy> StepOps for Autodiff<B, C> {
     }
 }
 
+/// Keeps `x` for a trained weight only.
+fn maybe_dropped_linear<B: StepOps, C: CheckpointStrategy>(
+    x: FloatTensor<Autodiff<B, C>>,
+    weight: FloatTensor<Autodiff<B, C>>,
+    mask: Option<DropoutMask>,
+) -> FloatTensor<Autodiff<B, C>> {
+    let is_trained = weight.is_tracked();
+    let prep = LinearBackward.prepare::<C>([x.node(), weight.node()]);
+    let (x, weight) = (x.into_primitive(), weight.into_primitive());
+    let out = <B as StepOps>::linear(maybe_dropped::<B>(x.clone(), mask), weight.clone());
+    match prep.compute_bound().stateful() {
+        OpsKind::Tracked(prep) => prep.finish((is_trained.then_some(x), weight, mask), out),
+        OpsKind::UnTracked(prep) => prep.finish(out),
+    }
+}
+
+fn maybe_dropped<B: StepOps>(x: FloatTensor<B>, mask: Option<DropoutMask>) -> FloatTensor<B> {
+    match mask {
+        Some(mask) => B::dropout(x, mask),
+        None => x,
+    }
+}
+
 #[derive(Debug)]
 struct LinearBackward;
 
 impl<B: StepOps> Backward<B, 2> for LinearBackward {
-    /// x, if the weight is trained, and the weight.
-    type State = (Option<FloatTensor<B>>, FloatTensor<B>);
+    /// x, if the weight is trained, the weight, and what is dropped of x.
+    type State = (Option<FloatTensor<B>>, FloatTensor<B>, Option<DropoutMask>);
 
     fn backward(
         self,
@@ -105,14 +138,34 @@ impl<B: StepOps> Backward<B, 2> for LinearBackward {
     ) {
         let grad = grads.consume::<B>(&ops.node);
         let [x_node, weight_node] = ops.parents;
-        let (x, weight) = ops.state;
+        let (x, weight, mask) = ops.state;
         if let Some((node, x)) = weight_node.zip(x) {
+            let x = maybe_dropped::<B>(x, mask);
             let weight_grad = B::linear_weight_grad(grad.clone(), x, weight.clone());
             grads.register::<B>(node.id, weight_grad);
         }
         if let Some(node) = x_node {
-            grads.register::<B>(node.id, B::linear_x_grad(grad, weight));
+            let x_grad = B::linear_x_grad(grad, weight);
+            grads.register::<B>(node.id, maybe_dropped::<B>(x_grad, mask));
         }
+    }
+}
+
+#[derive(Debug)]
+struct DropoutBackward;
+
+impl<B: StepOps> Backward<B, 1> for DropoutBackward {
+    type State = DropoutMask;
+
+    fn backward(
+        self,
+        ops: Ops<Self::State, 1>,
+        grads: &mut Gradients,
+        _checkpointer: &mut Checkpointer,
+    ) {
+        unary::<B, _>(ops.parents, ops.node, grads, |grad| {
+            B::dropout(grad, ops.state)
+        });
     }
 }
 

@@ -25,9 +25,10 @@ use burn::backend::tensor::{FloatTensor, IntTensor};
 #[cfg(feature = "fusion")]
 use burn::tensor::Shape;
 
+use super::DropoutMask;
 use super::adamw::AdamWStep;
 use super::attention::KeyRanges;
-use super::portable::{adamw, attention, cross_entropy, linear, rms_norm, rotary, swiglu};
+use super::portable::{adamw, attention, cross_entropy, dropout, linear, rms_norm, rotary, swiglu};
 
 /// The operations, whose equations are in `super`, and their backward passes. The bodies here are the
 /// portable ones; a backend overrides those for which it has a better one. None of them knows of a
@@ -68,6 +69,22 @@ pub trait StepOps: Backend {
         weight: FloatTensor<Self>,
     ) -> FloatTensor<Self> {
         linear::weight_grad::<Self>(grad, x, weight)
+    }
+
+    /// Dropout, which is its own backward pass.
+    #[fusion(dtype = x, shape = x)]
+    fn dropout(x: FloatTensor<Self>, mask: DropoutMask) -> FloatTensor<Self> {
+        dropout::forward::<Self>(x, mask)
+    }
+
+    /// `dropout(x) Wᵀ`.
+    #[fusion(default)]
+    fn dropped_linear(
+        x: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        mask: DropoutMask,
+    ) -> FloatTensor<Self> {
+        <Self as StepOps>::linear(Self::dropout(x, mask), weight)
     }
 
     /// `silu(gate) · up`.

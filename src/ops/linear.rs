@@ -16,9 +16,13 @@ use super::flex;
 /// # Panics
 /// If the last dimension of `x` is not `in_dim`.
 pub fn linear<const D: usize>(x: Tensor<D>, weight: Tensor<2>) -> Tensor<D> {
+    assert_fits(&x, &weight);
+    Tensor::from_dispatch(Dispatch::linear(x.into_dispatch(), weight.into_dispatch()))
+}
+
+pub(super) fn assert_fits<const D: usize>(x: &Tensor<D>, weight: &Tensor<2>) {
     let ([_, in_dim], width) = (weight.dims(), x.dims()[D - 1]);
     assert_eq!(width, in_dim, "the input's width is not the weight's");
-    Tensor::from_dispatch(Dispatch::linear(x.into_dispatch(), weight.into_dispatch()))
 }
 
 /// The type that a model with weights of type `dtype` computes in: f32 in the fused bodies of Flex,

@@ -7,6 +7,8 @@
 //! | operation | equation | kept for the backward pass |
 //! |---|---|---|
 //! | [`linear`] | `x Wᵀ` | x, if W is trained |
+//! | [`dropout`] | `x` or zero, by chance | the seed of the chance |
+//! | [`dropped_linear`] | `dropout(x) Wᵀ` | x, if W is trained, and the seed |
 //! | [`rms_norm`] | `w · x / sqrt(mean(x²) + eps)` | x |
 //! | [`rotary`] | pairs turned by their angles | the angles |
 //! | [`attention`] | `softmax(q kᵀ / sqrt(d)) v` | q, k, v |
@@ -20,6 +22,7 @@ mod backend;
 mod cross_entropy;
 #[cfg(feature = "cube")]
 mod cube;
+mod dropout;
 #[cfg(feature = "flex")]
 mod flex;
 mod linear;
@@ -35,6 +38,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 pub(crate) use adamw::{AdamWStep, adamw};
 pub use attention::{AttentionMask, attention};
 pub use cross_entropy::cross_entropy_sum;
+pub(crate) use dropout::mix;
+pub use dropout::{DropoutMask, dropout, dropped_linear, seed_dropout};
 pub(crate) use linear::is_fused_cpu;
 pub use linear::{compute_dtype, linear};
 pub(crate) use portable::attention::QUERY_BLOCK;

@@ -17,7 +17,7 @@ use super::GradientOptions;
 use crate::adapter::initialize_params;
 use crate::data::Batch;
 use crate::llama::{AttentionMask, RotaryEmbedding, TransformerDecoder, TransformerDecoderLayer};
-use crate::ops::cross_entropy_sum;
+use crate::ops::{cross_entropy_sum, mix, seed_dropout};
 
 /// How many rows of logits exist at a time, unless a step says otherwise: enough for each row of
 /// the output weight to be read from memory once for many products.
@@ -91,8 +91,6 @@ struct Forward<'a> {
     ids: Tensor<2, Int>,
     rope: RotaryEmbedding,
     mask: AttentionMask,
-    device: Device,
-    has_dropout: bool,
     seed: u64,
 }
 
@@ -101,14 +99,11 @@ impl<'a> Forward<'a> {
         let device = model.norm.weight.lazy_device();
         let ids = batch.input_tensor(&device);
         let (rope, mask) = positions(model, batch, &device);
-        let mut adapters = model.adapters().into_iter();
         Self {
             model,
             ids,
             rope,
             mask,
-            device,
-            has_dropout: adapters.any(|(_, adapter)| adapter.dropout.prob > 0.0),
             seed,
         }
     }
@@ -124,10 +119,7 @@ impl<'a> Forward<'a> {
     }
 
     fn layer(&self, index: usize, layer: &TransformerDecoderLayer, x: Tensor<3>) -> Tensor<3> {
-        // Seeding makes Burn's fusion run all that it has gathered.
-        if self.has_dropout {
-            self.device.seed(mix(self.seed, index as u64));
-        }
+        seed_dropout(mix(self.seed, index as u64));
         layer.forward(x, &self.rope, &self.mask, None)
     }
 }
@@ -315,13 +307,4 @@ impl ModuleVisitor for AnyTrained {
     fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
         self.0 |= param.is_require_grad();
     }
-}
-
-/// The `index`-th number of the sequence that begins at `seed`: SplitMix64 (Steele et al.,
-/// <https://doi.org/10.1145/2714064.2660195>), whose sequences for neighbouring seeds do not meet.
-pub(super) fn mix(seed: u64, index: u64) -> u64 {
-    let mut z = seed.wrapping_add((index + 1).wrapping_mul(0x9E37_79B9_7F4A_7C15));
-    z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-    z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-    z ^ (z >> 31)
 }

@@ -3,13 +3,14 @@ use burn::tensor::Tensor;
 
 use super::clip::{clip_from, squared_norm};
 use super::gradients::{
-    Activations, LOSS_CHUNK_ROWS, lm_loss_sum, micro_batch_gradients, mix, read_sum,
+    Activations, LOSS_CHUNK_ROWS, lm_loss_sum, micro_batch_gradients, read_sum,
 };
 use super::{AdamW, AdamWConfig, LrSchedule};
 use crate::Result;
 use crate::data::Batch;
 use crate::distributed::{ProcessGroup, SingleProcess, reduce_gradients};
 use crate::llama::TransformerDecoder;
+use crate::ops::mix;
 
 /// What a step's summed loss is divided by.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]

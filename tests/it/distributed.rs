@@ -24,8 +24,12 @@ use crate::common::{assert_floats_close, device, floats, golden};
 const STEPS: usize = 50;
 
 fn model() -> TransformerDecoder {
+    model_with_dropout(0.0)
+}
+
+fn model_with_dropout(dropout: f64) -> TransformerDecoder {
     let (dir, adapter) = (golden("gqa"), golden("gqa/lora_qv_r8"));
-    let lora = read_peft_config(&adapter).unwrap();
+    let lora = read_peft_config(&adapter).unwrap().with_dropout(dropout);
     let llama = read_hf_config(&dir).unwrap();
     let mut model = llama.init_lora(&lora, &device()).unwrap();
     load_hf(&mut model, &dir).unwrap();
@@ -126,6 +130,25 @@ fn members_equal_one_process_with_all_their_samples() {
             assert_floats_close(key, &floats(value), &floats(&adapter[key]), 1e-4);
         }
     }
+}
+
+/// Threads draw what one process draws for as many micro-batches.
+#[test]
+fn members_drop_what_one_process_drops() {
+    let (samples, model) = (samples(), model_with_dropout(0.3));
+    let all = batches(&samples, &[vec![0, 1, 2], vec![3, 4]]);
+    let loss = |seed| {
+        let trainer = trainer().with_seed(seed);
+        let gradients = trainer.gradients(&SingleProcess, &model, &all).unwrap();
+        gradients.loss
+    };
+    let shared = in_threads(2, |member| {
+        let mine = &all[member.rank()..][..1];
+        let trainer = trainer().with_seed(5);
+        trainer.gradients(&member, &model, mine).unwrap().loss
+    });
+    assert!(shared.iter().all(|shared| (shared - loss(5)).abs() < 1e-6));
+    assert!((loss(5) - loss(6)).abs() > 1e-4);
 }
 
 /// A run that two began and one or three go on with has the same steps.

@@ -7,6 +7,7 @@
 mod adamw;
 mod attention;
 mod cross_entropy;
+mod dropout;
 mod product;
 mod rms_norm;
 mod rotary;
@@ -24,6 +25,7 @@ use burn_cubecl::tensor::CubeTensor;
 use cubecl::prelude::*;
 use cubecl::{calculate_cube_count_elemwise, ir::ElemType};
 
+use super::DropoutMask;
 use super::adamw::AdamWStep;
 use super::attention::KeyRanges;
 use super::backend::StepOps;
@@ -51,6 +53,13 @@ impl StepOps for CubeBackend {
     fn product(a: CubeTensor, b: CubeTensor) -> CubeTensor {
         let dtype = a.dtype;
         product::product(a, b, dtype)
+    }
+
+    fn dropout(x: CubeTensor, mask: DropoutMask) -> CubeTensor {
+        match takes(&x) {
+            true => dropout::forward(x, mask),
+            false => portable::dropout::forward::<Self>(x, mask),
+        }
     }
 
     fn swiglu(gate: CubeTensor, up: CubeTensor) -> CubeTensor {

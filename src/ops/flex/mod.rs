@@ -2,6 +2,7 @@
 
 mod attention;
 mod cross_entropy;
+mod dropout;
 mod gemm;
 mod linear;
 mod rms_norm;
@@ -18,6 +19,7 @@ use burn::tensor::{DType, Device, TensorData};
 #[cfg(test)]
 pub(super) use gemm::multiplies_bf16;
 
+use super::DropoutMask;
 use super::attention::KeyRanges;
 use super::backend::StepOps;
 use super::portable;
@@ -55,6 +57,13 @@ impl StepOps for Flex {
         match takes(&grad) {
             true => linear::weight_grad(&grad, &x, &weight),
             false => portable::linear::weight_grad::<Self>(grad, x, weight),
+        }
+    }
+
+    fn dropout(x: Primitive, mask: DropoutMask) -> Primitive {
+        match takes(&x) {
+            true => dropout::forward(&x, mask),
+            false => portable::dropout::forward::<Self>(x, mask),
         }
     }
 

@@ -50,6 +50,25 @@ pub fn map<const N: usize>(inputs: [&[f32]; N], f: impl Fn([f32; N]) -> f32 + Sy
     unsafe { new_buffer(len, fill) }
 }
 
+/// `f` of the index and the number at each place of a slice, on all threads.
+pub fn map_indexed(input: &[f32], f: impl Fn(usize, f32) -> f32 + Sync) -> Vec<f32> {
+    let fill = |out: &mut [MaybeUninit<f32>]| {
+        let chunks = out.par_chunks_mut(CHUNK).zip(input.par_chunks(CHUNK));
+        chunks.enumerate().for_each(|(index, (out, input))| {
+            vectorized(
+                #[inline(always)]
+                || {
+                    for (i, (out, input)) in out.iter_mut().zip(input).enumerate() {
+                        out.write(f(index * CHUNK + i, *input));
+                    }
+                },
+            );
+        });
+    };
+    // SAFETY: the chunks are all of the buffer.
+    unsafe { new_buffer(input.len(), fill) }
+}
+
 /// `f` of each row of some slices and its index, on all threads; `f` gets a row of zeros to write.
 ///
 /// # Panics

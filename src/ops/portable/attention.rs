@@ -17,6 +17,8 @@ pub struct Block {
     pub sizes: Sizes,
     pub queries: Range<usize>,
     pub keys: Range<usize>,
+    /// Whether a query sees nothing.
+    has_blind: bool,
 }
 
 fn blocks(sizes: Sizes, mask: &KeyRanges) -> impl DoubleEndedIterator<Item = Block> {
@@ -24,9 +26,10 @@ fn blocks(sizes: Sizes, mask: &KeyRanges) -> impl DoubleEndedIterator<Item = Blo
     starts.map(move |start| {
         let queries = start..(start + QUERY_BLOCK).min(sizes.seq);
         let rows = (0..sizes.batch).flat_map(|row| mask.visible(row, queries.clone()));
+        let has_blind = rows.clone().any(|range| range.is_empty());
         let first = rows.clone().map(|range| range.start).min().unwrap_or(0);
         let end = rows.map(|range| range.end).max().unwrap_or(0);
-        // A query that sees nothing has a range to be masked all the same.
+        // Queries that see nothing have a range to be masked all the same.
         let keys = if first < end {
             first..end
         } else {
@@ -36,6 +39,7 @@ fn blocks(sizes: Sizes, mask: &KeyRanges) -> impl DoubleEndedIterator<Item = Blo
             sizes,
             queries,
             keys,
+            has_blind,
         }
     })
 }
@@ -98,7 +102,11 @@ impl Block {
         } = self.sizes;
         let [queries, keys] = [&self.queries, &self.keys].map(|range| range.len());
         let scores = B::float_reshape(scores, Shape::new([batch, heads, queries, keys]));
-        let weights = B::softmax(B::float_add(scores, self.mask::<B>(visible)), 3);
+        let mask = self.mask::<B>(visible.clone());
+        let mut weights = B::softmax(B::float_add(scores, mask), 3);
+        if self.has_blind {
+            weights = B::float_mul(weights, self.sighted::<B>(visible));
+        }
         B::float_reshape(weights, Shape::new([batch, kv_heads, self.stack(), keys]))
     }
 
@@ -107,24 +115,35 @@ impl Block {
     fn mask<B: StepOps>(&self, visible: IntTensor<B>) -> FloatTensor<B> {
         const OUT_OF_SIGHT: f64 = 1e30;
         let device = visible.device();
-        let visible = B::int_into_float(visible, FloatDType::F32);
-        let [rows, _, _] = visible.shape().dims();
-        let bound = |index: usize| {
-            let queries = Slice::from(self.queries.clone());
-            let bound = Slice::from(index..index + 1);
-            let bounds = B::float_slice(visible.clone(), &[Slice::from(..), queries, bound]);
-            B::float_reshape(bounds, Shape::new([rows, 1, self.queries.len(), 1]))
-        };
+        let [first, end] = self.bounds::<B>(visible);
         let keys = self.keys.start as i64..self.keys.end as i64;
         let keys = B::int_arange(keys, &device, IntDType::I32);
         let keys = B::int_into_float(keys, FloatDType::F32);
         let keys = B::float_reshape(keys, Shape::new([1, 1, 1, self.keys.len()]));
-        let after_first = B::float_sub(keys.clone(), bound(0));
-        let before_end = B::float_sub(B::float_add_scalar(bound(1), (-1.0).into()), keys);
+        let after_first = B::float_sub(keys.clone(), first);
+        let before_end = B::float_sub(B::float_add_scalar(end, (-1.0).into()), keys);
         let [after_first, before_end] =
             [after_first, before_end].map(|x| B::float_clamp_max(x, 0.0.into()));
         let outside = B::float_add(after_first, before_end);
         B::float_mul_scalar(outside, OUT_OF_SIGHT.into())
+    }
+
+    /// One for queries that see a key, zero for others, `[batch or 1, 1, queries, 1]`.
+    fn sighted<B: StepOps>(&self, visible: IntTensor<B>) -> FloatTensor<B> {
+        let [first, end] = self.bounds::<B>(visible);
+        B::float_clamp(B::float_sub(end, first), 0.0.into(), 1.0.into())
+    }
+
+    /// The first key that each query sees and the one after the last, `[batch or 1, 1, queries, 1]`.
+    fn bounds<B: StepOps>(&self, visible: IntTensor<B>) -> [FloatTensor<B>; 2] {
+        let visible = B::int_into_float(visible, FloatDType::F32);
+        let [rows, _, _] = visible.shape().dims();
+        [0, 1].map(|index| {
+            let queries = Slice::from(self.queries.clone());
+            let bound = Slice::from(index..index + 1);
+            let bounds = B::float_slice(visible.clone(), &[Slice::from(..), queries, bound]);
+            B::float_reshape(bounds, Shape::new([rows, 1, self.queries.len(), 1]))
+        })
     }
 }
 

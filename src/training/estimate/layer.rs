@@ -121,14 +121,12 @@ impl Linear {
     fn keeps_input(&self) -> bool {
         match self.trained {
             Trained::Nothing => false,
-            Trained::Weight => true,
-            Trained::Adapter { has_dropout, .. } => !has_dropout,
+            Trained::Weight | Trained::Adapter { .. } => true,
         }
     }
 
-    /// What it alone keeps: `A x`; with dropout the dropped input, and for its gradient the mask;
-    /// with DoRA the outputs that the magnitude scales.
-    fn saved(&self, input_is_tracked: bool) -> usize {
+    /// What it alone keeps: `A x`, and with DoRA the outputs that the magnitude scales.
+    fn saved(&self) -> usize {
         let Trained::Adapter {
             rank,
             has_dropout,
@@ -137,11 +135,9 @@ impl Linear {
         else {
             return 0;
         };
-        let dropped = self.in_dim * (1 + usize::from(input_is_tracked));
         let scaled = self.out_dim * (1 + usize::from(has_dropout));
-        let dropped = if has_dropout { dropped } else { 0 };
         let scaled = if has_magnitude { scaled } else { 0 };
-        rank + dropped + scaled
+        rank + scaled
     }
 
     /// The bytes of the weight with its update that DoRA takes the norm of: beside it exists its
@@ -285,20 +281,20 @@ impl Layer {
         let mut tape = Tape::new(self.dtype);
         tape.keep(attn.iter().any(Linear::keeps_input), self.embed_dim); // normed
         for linear in attn {
-            tape.linear(linear, self.input_is_tracked);
+            tape.linear(linear);
             tape.keep(heads_tracked, linear.out_dim);
         }
         tape.keep(output.keeps_input(), output.in_dim);
         tape.attention_saved = tape.saved;
-        tape.linear(output, heads_tracked);
+        tape.linear(output);
         tape.keep(hidden_tracked, self.embed_dim);
         tape.keep(gate.keeps_input() || up.keeps_input(), self.embed_dim); // normed
         for linear in [gate, up] {
-            tape.linear(linear, hidden_tracked);
+            tape.linear(linear);
             tape.keep(product_tracked, linear.out_dim);
         }
         tape.keep(down.keeps_input(), down.in_dim);
-        tape.linear(down, product_tracked);
+        tape.linear(down);
         tape.keep(self.output_is_tracked(), self.embed_dim);
         tape.exists_too(usize::from(!down.is_trained()) * down.in_dim);
         tape
@@ -330,10 +326,10 @@ impl Tape {
         self.saved += usize::from(is_kept) * numbers;
     }
 
-    fn linear(&mut self, linear: &Linear, input_is_tracked: bool) {
+    fn linear(&mut self, linear: &Linear) {
         self.moments
             .push((self.saved, linear.combined_bytes(self.dtype)));
-        self.saved += linear.saved(input_is_tracked);
+        self.saved += linear.saved();
     }
 
     /// Something that is not kept exists for a moment.
