@@ -2,7 +2,7 @@ use std::ops::Range;
 use std::sync::{Arc, OnceLock};
 
 use burn::backend::Dispatch;
-use burn::tensor::{Device, Int, Shape, Tensor, TensorData};
+use burn::tensor::{DType, Device, Int, Shape, Tensor, TensorData};
 
 use super::backend::StepOps;
 
@@ -87,6 +87,18 @@ impl KeyRanges {
         let start = (batch * seq) % visible.len();
         &visible[start + rows.start..start + rows.end]
     }
+}
+
+/// Whether the attention forms the scores of a block of queries in memory, those of all rows and heads
+/// at a time: for heads of `head_dim` numbers of type `dtype`.
+pub(crate) fn forms_scores(device: &Device, dtype: DType, head_dim: usize) -> bool {
+    #[cfg(feature = "cube")]
+    if let Some(forms_scores) = super::cube::forms_scores(device, dtype, head_dim) {
+        return forms_scores;
+    }
+    #[cfg(not(feature = "cube"))]
+    let _ = (dtype, head_dim);
+    !super::is_fused_cpu(device)
 }
 
 /// The sizes of `q`, `[batch, seq, heads, head_dim]`, and of `k` and `v`,

@@ -36,6 +36,7 @@ mod tests;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 pub(crate) use adamw::{AdamWStep, adamw};
+pub(crate) use attention::forms_scores;
 pub use attention::{AttentionMask, attention};
 pub use cross_entropy::cross_entropy_sum;
 pub(crate) use dropout::mix;

@@ -94,9 +94,16 @@ fn plain_attention(q: Tensor<4>, k: Tensor<4>, v: Tensor<4>, mask: &AttentionMas
         let x: Tensor<5> = x.unsqueeze_dim::<5>(3).repeat_dim(3, heads / kv_heads);
         x.reshape([batch, keys, heads, head_dim]).swap_dims(1, 2)
     };
-    let scores = q.swap_dims(1, 2).matmul(repeated(k).swap_dims(2, 3)) / (head_dim as f64).sqrt();
+    let scores = sums_of_products(q.swap_dims(1, 2), repeated(k).swap_dims(2, 3));
+    let scores = scores / (head_dim as f64).sqrt();
     let scores = scores.mask_fill(hidden(mask, &v.device()), f32::MIN);
-    softmax(scores, 3).matmul(repeated(v)).swap_dims(1, 2)
+    sums_of_products(softmax(scores, 3), repeated(v)).swap_dims(1, 2)
+}
+
+/// `a b`, which a backend's product of f32 may round to TF32.
+fn sums_of_products(a: Tensor<4>, b: Tensor<4>) -> Tensor<4> {
+    let products = a.unsqueeze_dim::<5>(4) * b.unsqueeze_dim::<5>(2);
+    products.sum_dim(3).squeeze_dim(3)
 }
 
 /// Which keys a query does not see, `[batch or 1, 1, seq, keys]`.

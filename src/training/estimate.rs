@@ -14,7 +14,7 @@ use super::gradients::LOSS_CHUNK_ROWS;
 use super::recipe::RecipeConfig;
 use crate::llama::LlamaConfig;
 use crate::lora::LoRAConfig;
-use crate::ops::{QUERY_BLOCK, compute_dtype, is_fused_cpu};
+use crate::ops::{QUERY_BLOCK, compute_dtype, forms_scores};
 
 pub use suggest::{Change, Suggestion, suggestions};
 
@@ -39,7 +39,7 @@ pub struct EstimateConfig {
     /// The type of activations, see [`compute_dtype`].
     pub compute_dtype: DType,
     /// Whether the attention scores of a block of queries, those of all rows and heads, exist at a
-    /// time: everywhere but on the fused CPU path.
+    /// time: everywhere but on the fused CPU path and in half precision on NVIDIA's GPUs.
     pub has_score_blocks: bool,
     /// Where the backward pass gets activations from.
     pub activations: Activations,
@@ -78,7 +78,7 @@ impl EstimateConfig {
     /// On a device: in what type it computes with a base of this type, and how.
     pub fn on_device(mut self, device: &Device) -> Self {
         self.compute_dtype = compute_dtype(device, self.dtype);
-        self.has_score_blocks = !is_fused_cpu(device);
+        self.has_score_blocks = forms_scores(device, self.compute_dtype, self.model.head_dim);
         self
     }
 

@@ -7,7 +7,10 @@
 mod adamw;
 mod attention;
 mod cross_entropy;
+#[cfg(feature = "cuda")]
+mod cublas;
 mod dropout;
+mod flash;
 mod product;
 mod rms_norm;
 mod rotary;
@@ -17,7 +20,8 @@ mod swiglu;
 use std::sync::atomic::Ordering;
 
 use burn::backend::tensor::IntTensor;
-use burn::tensor::{DType, Shape};
+use burn::backend::{DispatchDevice, TensorMetadata};
+use burn::tensor::{DType, Device, Shape};
 use burn_cubecl::CubeBackend;
 use burn_cubecl::kernel::into_contiguous;
 use burn_cubecl::ops::numeric::empty_device_contiguous_dtype;
@@ -35,6 +39,22 @@ use super::portable;
 fn takes(tensor: &CubeTensor) -> bool {
     let is_float = matches!(tensor.dtype, DType::F32 | DType::BF16 | DType::F16);
     is_float && super::FUSED.load(Ordering::Relaxed)
+}
+
+/// Whether the attention of queries `q` forms no scores in memory.
+fn is_flash(q: &CubeTensor) -> bool {
+    flash::takes(&q.client, q.dtype, q.shape()[3])
+}
+
+/// Whether the attention of heads of `head_dim` numbers of type `dtype` forms scores in memory on
+/// `device`; none if it is no device of CubeCL.
+pub(super) fn forms_scores(device: &Device, dtype: DType, head_dim: usize) -> Option<bool> {
+    let device = device.clone().without_autodiff();
+    let DispatchDevice::Cube(device) = device.as_dispatch() else {
+        return None;
+    };
+    let is_fused = super::FUSED.load(Ordering::Relaxed);
+    Some(!(is_fused && flash::takes(&device.client(), dtype, head_dim)))
 }
 
 impl StepOps for CubeBackend {
@@ -114,6 +134,7 @@ impl StepOps for CubeBackend {
         mask: KeyRanges,
     ) -> CubeTensor {
         match takes(&q) {
+            true if is_flash(&q) => flash::forward(q, k, v, visible),
             true => attention::forward(q, k, v, visible, &mask),
             false => portable::attention::forward::<Self>(q, k, v, visible, &mask),
         }
@@ -128,6 +149,7 @@ impl StepOps for CubeBackend {
         mask: KeyRanges,
     ) -> (CubeTensor, CubeTensor, CubeTensor) {
         match takes(&grad) {
+            true if is_flash(&q) => flash::backward(grad, [q, k, v], visible),
             true => attention::backward(grad, [q, k, v], visible, &mask),
             false => portable::attention::backward::<Self>(grad, [q, k, v], visible, &mask),
         }

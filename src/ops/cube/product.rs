@@ -20,6 +20,12 @@ use crate::ops::{MatmulPrecision, matmul_precision};
 /// The fastest products of f32 on some devices round their inputs to the eleven bits of TF32; they are
 /// taken for [`MatmulPrecision::Medium`] only. It is PyTorch's default too not to.
 pub fn product(a: CubeTensor, b: CubeTensor, dtype: DType) -> CubeTensor {
+    #[cfg(feature = "cuda")]
+    if super::takes(&a)
+        && let Some(out) = super::cublas::product(&a, &b, dtype)
+    {
+        return out;
+    }
     let tf32 = ElemType::Float(FloatKind::TF32);
     let has_tf32 = a.client.properties().supports_type(tf32);
     if a.dtype == DType::F32 && has_tf32 && matmul_precision() == MatmulPrecision::Highest {
