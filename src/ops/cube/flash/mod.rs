@@ -95,6 +95,8 @@ pub fn backward(
     let [q_grad, k_grad, v_grad] = [&q, &k, &v].map(|like| empty(like, like.shape(), like.dtype));
     let totals = Shape::new([sizes.batch, sizes.heads, sizes.seq, 2]);
     let totals = empty(&q, totals, DType::F32);
+    let (blocks, masks) = (sizes.keys.div_ceil(BLOCK), visible.shape()[0]);
+    let seeing = empty(&q, Shape::new([masks, blocks, 2]), DType::U32);
     let (client, dtypes) = (q.client.clone(), [elem(q.dtype), elem(visible.dtype)]);
     let scale = sizes.scale() as f32;
     backward::q_grad_kernel::launch(
@@ -113,6 +115,15 @@ pub fn backward(
         sizes.head_dim,
         dtypes,
     );
+    backward::seeing_kernel::launch(
+        &client,
+        CubeCount::Static(blocks as u32, masks as u32, 1),
+        CubeDim::new_1d(PLANE as u32),
+        visible.clone().into_tensor_arg(),
+        seeing.clone().into_tensor_arg(),
+        layout(sizes),
+        elem(visible.dtype),
+    );
     backward::kv_grad_kernel::launch(
         &client,
         cubes(sizes.keys, sizes.kv_heads, sizes.batch),
@@ -123,6 +134,7 @@ pub fn backward(
         v.into_tensor_arg(),
         visible.into_tensor_arg(),
         totals.into_tensor_arg(),
+        seeing.into_tensor_arg(),
         k_grad.clone().into_tensor_arg(),
         v_grad.clone().into_tensor_arg(),
         layout(sizes),

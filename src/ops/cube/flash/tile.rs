@@ -9,6 +9,8 @@ pub const PLANES: usize = 4;
 pub const ROWS: usize = 16;
 /// The rows of a cube.
 pub const BLOCK: usize = PLANES * ROWS;
+/// The rows that go through shared memory at a time.
+pub const STREAMED: usize = PLANE;
 
 /// Eight neighbouring numbers, as much as a unit reads in one piece.
 pub type Eight = Const<8>;
@@ -25,7 +27,7 @@ pub type Tile<F> = Shared<[Vector<F, Eight>]>;
 
 /// A tile's memory.
 #[cube]
-pub fn new_tile<F: Float>(#[comptime] rows: usize, #[comptime] head_dim: usize) -> Tile<F> {
+fn new_tile<F: Float>(#[comptime] rows: usize, #[comptime] head_dim: usize) -> Tile<F> {
     Shared::new_aligned_slice(comptime!(rows * (head_dim / 8 + 1)), 16usize)
 }
 
@@ -57,30 +59,143 @@ pub fn head_rows(
     }
 }
 
-/// Brings the rows from `first` on into a tile, with zeros after the last. All units of a cube take part.
+/// How many pieces of a tile of so many rows each unit brings; the last may be of some units alone.
+fn pieces(rows: usize, head_dim: usize) -> usize {
+    (rows * head_dim / 8).div_ceil(PLANES * PLANE)
+}
+
+/// Reads a unit's pieces of the rows from `first` on, with zeros after the last row.
 #[cube]
-pub fn load<F: Float>(
+fn fetch<F: Float>(
     from: &Tensor<Vector<F, Eight>>,
     at: &HeadRows,
     first: usize,
+    coming: &mut Array<Vector<F, Eight>>,
+    #[comptime] rows: usize,
+    #[comptime] head_dim: usize,
+) {
+    let width = comptime!(head_dim / 8);
+    #[unroll]
+    for i in 0..comptime!(pieces(rows, head_dim)) {
+        let piece = UNIT_POS as usize + i * PLANES * PLANE;
+        let (row, column) = (piece / width, piece % width);
+        let mut numbers = Vector::<F, Eight>::new(F::new(0.0));
+        if row < rows && first + row < at.len {
+            numbers = from[at.start + (first + row) * at.stride + column];
+        }
+        coming[i] = numbers;
+    }
+}
+
+/// Writes a unit's pieces into a tile.
+#[cube]
+fn put<F: Float>(
+    coming: &Array<Vector<F, Eight>>,
     tile: &mut Tile<F>,
     #[comptime] rows: usize,
     #[comptime] head_dim: usize,
 ) {
     let width = comptime!(head_dim / 8);
-    let pieces = comptime!(rows * width);
     #[unroll]
-    for i in 0..comptime!(pieces.div_ceil(PLANE * PLANES)) {
-        let piece = UNIT_POS as usize + i * PLANE * PLANES;
-        if piece < pieces {
-            let (row, column) = (piece / width, piece % width);
-            let mut numbers = Vector::<F, Eight>::new(F::new(0.0));
-            if first + row < at.len {
-                numbers = from[at.start + (first + row) * at.stride + column];
-            }
-            tile[row * comptime!(width + 1) + column] = numbers;
+    for i in 0..comptime!(pieces(rows, head_dim)) {
+        let piece = UNIT_POS as usize + i * PLANES * PLANE;
+        if piece < comptime!(rows * width) {
+            tile[piece / width * comptime!(width + 1) + piece % width] = coming[i];
         }
     }
+}
+
+/// A tile of a cube's rows from `first` on.
+#[cube]
+pub fn block_tile<F: Float>(
+    from: &Tensor<Vector<F, Eight>>,
+    at: &HeadRows,
+    first: usize,
+    #[comptime] head_dim: usize,
+) -> Tile<F> {
+    let mut coming = Array::<Vector<F, Eight>>::new(comptime!(pieces(BLOCK, head_dim)));
+    let mut tile = new_tile::<F>(BLOCK, head_dim);
+    fetch::<F>(from, at, first, &mut coming, BLOCK, head_dim);
+    put::<F>(&coming, &mut tile, BLOCK, head_dim);
+    tile
+}
+
+/// Rows of two tensors on their way through shared memory, in turn: while one tile is multiplied by, the
+/// other's rows are coming.
+#[derive(CubeType)]
+pub struct Stream<F: Float> {
+    pub first: Tile<F>,
+    pub second: Tile<F>,
+    coming: Array<Vector<F, Eight>>,
+}
+
+#[cube]
+pub fn new_stream<F: Float>(#[comptime] head_dim: usize) -> Stream<F> {
+    let coming = Array::<Vector<F, Eight>>::new(comptime!(pieces(STREAMED, head_dim)));
+    Stream::<F> {
+        first: new_tile::<F>(STREAMED, head_dim),
+        second: new_tile::<F>(STREAMED, head_dim),
+        coming,
+    }
+}
+
+/// Sends for rows of the first tensor.
+#[cube]
+pub fn send_first<F: Float>(
+    stream: &mut Stream<F>,
+    first: &Tensor<Vector<F, Eight>>,
+    at: &HeadRows,
+    row: usize,
+    #[comptime] head_dim: usize,
+) {
+    fetch::<F>(first, at, row, &mut stream.coming, STREAMED, head_dim);
+}
+
+/// Takes what is coming as the first tile, and sends for rows of the second tensor. All units of a cube
+/// take part, as in [`take_second`].
+#[cube]
+pub fn take_first<F: Float>(
+    stream: &mut Stream<F>,
+    second: &Tensor<Vector<F, Eight>>,
+    at: &HeadRows,
+    row: usize,
+    #[comptime] head_dim: usize,
+) {
+    // What both tiles held must have been read.
+    sync_cube();
+    put::<F>(&stream.coming, &mut stream.first, STREAMED, head_dim);
+    fetch::<F>(second, at, row, &mut stream.coming, STREAMED, head_dim);
+    sync_cube();
+}
+
+/// Takes what is coming as the second tile, and sends for the next rows of the first tensor.
+#[cube]
+pub fn take_second<F: Float>(
+    stream: &mut Stream<F>,
+    first: &Tensor<Vector<F, Eight>>,
+    at: &HeadRows,
+    next_row: usize,
+    #[comptime] head_dim: usize,
+) {
+    put::<F>(&stream.coming, &mut stream.second, STREAMED, head_dim);
+    send_first::<F>(stream, first, at, next_row, head_dim);
+    sync_cube();
+}
+
+/// Reads four matrices of eight rows and columns as a fragment; each unit names one row of one of them, by
+/// its row in the tile and its piece of eight columns.
+#[cube]
+fn matrices<F: Float>(
+    tile: &Tile<F>,
+    row: usize,
+    piece: usize,
+    #[comptime] ident: MatrixIdent,
+    #[comptime] transposed: bool,
+    #[comptime] head_dim: usize,
+) -> Fragment<F> {
+    let def = MmaDefinition::<F, F, f32>::new(16usize, 8usize, 16usize);
+    let at = row * comptime!(head_dim / 8 + 1) + piece;
+    def.load_matrix::<Vector<F, Eight>, Pair>(&tile[at..at + 1], ident, 4usize, transposed)
 }
 
 /// The fragment of columns `16 step` and on, of the plane's rows in a tile.
@@ -91,10 +206,9 @@ pub fn left<F: Float>(
     #[comptime] step: usize,
     #[comptime] head_dim: usize,
 ) -> Fragment<F> {
-    let def = MmaDefinition::<F, F, f32>::new(16usize, 8usize, 16usize);
     let unit = UNIT_POS_PLANE as usize;
-    let at = (first + unit % 16) * comptime!(head_dim / 8 + 1) + 2 * step + unit / 16;
-    def.load_matrix::<Vector<F, Eight>, Pair>(&tile[at..at + 1], MatrixIdent::A, 4usize, false)
+    let (row, piece) = (first + unit % 16, 2 * step + unit / 16);
+    matrices::<F>(tile, row, piece, MatrixIdent::A, false, head_dim)
 }
 
 /// The fragments of all columns of the plane's rows in a tile.
@@ -112,7 +226,22 @@ pub fn lefts<F: Float>(
     fragments
 }
 
-/// Adds `a tᵀ` to sums, of columns `16 step` and on of the tile t; its rows become columns.
+/// `a tᵀ` for a streamed tile t: its rows become columns.
+#[cube]
+pub fn by_rows<F: Float>(
+    a: &Sequence<Fragment<F>>,
+    tile: &Tile<F>,
+    #[comptime] head_dim: usize,
+) -> Sums {
+    let mut sums = zeros(comptime!(STREAMED / 8));
+    #[unroll]
+    for step in 0..comptime!(head_dim / 16) {
+        add_by_rows::<F>(a.index(step), tile, step, &mut sums, head_dim);
+    }
+    sums
+}
+
+/// Adds the part of `a tᵀ` that is of columns `16 step` and on of both.
 #[cube]
 pub fn add_by_rows<F: Float>(
     a: &Fragment<F>,
@@ -121,43 +250,35 @@ pub fn add_by_rows<F: Float>(
     sums: &mut Sums,
     #[comptime] head_dim: usize,
 ) {
-    let def = MmaDefinition::<F, F, f32>::new(16usize, 8usize, 16usize);
     let unit = UNIT_POS_PLANE as usize;
-    let (row, piece) = (unit % 8 + unit / 16 * 8, unit / 8 % 2);
+    let (row, piece) = (unit % 8 + unit / 16 * 8, 2 * step + unit / 8 % 2);
     #[unroll]
     for pair in 0..comptime!(sums.len() / 2) {
-        let at = (16 * pair + row) * comptime!(head_dim / 8 + 1) + 2 * step + piece;
-        let b = def.load_matrix::<Vector<F, Eight>, Pair>(
-            &tile[at..at + 1],
-            MatrixIdent::B,
-            4usize,
-            false,
-        );
+        let row = 16 * pair + row;
+        let b = matrices::<F>(tile, row, piece, MatrixIdent::B, false, head_dim);
         add_pair::<F>(a, &b, pair, sums);
     }
 }
 
-/// Adds `a t` to sums, of rows `16 step` and on of the tile t.
+/// Adds `a t` for a streamed tile t, with `a` rounded.
 #[cube]
 pub fn add_by_columns<F: Float>(
-    a: &Fragment<F>,
+    a: &Sums,
     tile: &Tile<F>,
-    #[comptime] step: usize,
     sums: &mut Sums,
     #[comptime] head_dim: usize,
 ) {
-    let def = MmaDefinition::<F, F, f32>::new(16usize, 8usize, 16usize);
     let unit = UNIT_POS_PLANE as usize;
     #[unroll]
-    for pair in 0..comptime!(sums.len() / 2) {
-        let at = (16 * step + unit % 16) * comptime!(head_dim / 8 + 1) + 2 * pair + unit / 16;
-        let b = def.load_matrix::<Vector<F, Eight>, Pair>(
-            &tile[at..at + 1],
-            MatrixIdent::B,
-            4usize,
-            true,
-        );
-        add_pair::<F>(a, &b, pair, sums);
+    for step in 0..comptime!(STREAMED / 16) {
+        let a = rounded::<F>(a, step);
+        let row = 16 * step + unit % 16;
+        #[unroll]
+        for pair in 0..comptime!(sums.len() / 2) {
+            let piece = 2 * pair + unit / 16;
+            let b = matrices::<F>(tile, row, piece, MatrixIdent::B, true, head_dim);
+            add_pair::<F>(&a, &b, pair, sums);
+        }
     }
 }
 
@@ -190,7 +311,7 @@ pub fn zeros(#[comptime] fragments: usize) -> Sums {
 
 /// Columns `16 step` and on of sums, as a left-hand side.
 #[cube]
-pub fn rounded<F: Float>(sums: &Sums, #[comptime] step: usize) -> Fragment<F> {
+fn rounded<F: Float>(sums: &Sums, #[comptime] step: usize) -> Fragment<F> {
     let mut fragment = Fragment::<F>::new(4usize);
     #[unroll]
     for i in 0..4usize {
