@@ -328,3 +328,38 @@ fn data_type(dtype: DType) -> Option<sys::cudaDataType> {
         _ => None,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn matrices(by_columns: bool, leading: usize, count: usize, stride: usize) -> Option<Matrices> {
+        Some(Matrices {
+            rows: 3,
+            columns: 5,
+            by_columns,
+            leading,
+            count,
+            stride,
+        })
+    }
+
+    #[test]
+    fn strides_say_how_matrices_lie() {
+        assert_eq!(Matrices::new(&[3, 5], &[5, 1]), matrices(false, 5, 1, 0));
+        assert_eq!(Matrices::new(&[3, 5], &[1, 3]), matrices(true, 3, 1, 0));
+        // Columns of a wider matrix.
+        assert_eq!(Matrices::new(&[3, 5], &[8, 1]), matrices(false, 8, 1, 0));
+        let batch = Matrices::new(&[2, 4, 3, 5], &[60, 15, 5, 1]);
+        assert_eq!(batch, matrices(false, 5, 8, 15));
+        // One stride does not serve heads that lie between the rows of others, unless there is one row.
+        assert_eq!(Matrices::new(&[2, 4, 3, 5], &[60, 5, 20, 1]), None);
+        let heads = Matrices::new(&[1, 4, 3, 5], &[60, 5, 20, 1]);
+        assert_eq!(heads, matrices(false, 20, 4, 5));
+        // Neither numbers of a row nor of a column are neighbours.
+        assert_eq!(Matrices::new(&[3, 5], &[10, 2]), None);
+        // The same row three times.
+        assert_eq!(Matrices::new(&[3, 5], &[0, 1]), None);
+        assert_eq!(Matrices::new(&[5], &[1]), None);
+    }
+}

@@ -383,7 +383,7 @@ pub fn differentiate_columns(
 
 /// The sum over the four units that share a row.
 #[cube]
-pub fn row_sum(value: f32) -> f32 {
+fn row_sum(value: f32) -> f32 {
     let value = value + plane_shuffle_xor(value, 1);
     value + plane_shuffle_xor(value, 2)
 }

@@ -129,6 +129,7 @@ pub struct Stream<F: Float> {
     coming: Array<Vector<F, Eight>>,
 }
 
+/// Of which nothing has been sent for.
 #[cube]
 pub fn new_stream<F: Float>(#[comptime] head_dim: usize) -> Stream<F> {
     let coming = Array::<Vector<F, Eight>>::new(comptime!(pieces(STREAMED, head_dim)));
