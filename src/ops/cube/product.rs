@@ -15,7 +15,8 @@ use cubek::std::InputBinding;
 use super::{elem, empty};
 use crate::ops::{MatmulPrecision, matmul_precision};
 
-/// `a b` of the last two dimensions, with sums in f32, written as `dtype`.
+/// `a b` of the last two dimensions, with sums in f32, written as `dtype`: by cuBLAS where it is, or else by
+/// CubeCL.
 ///
 /// The fastest products of f32 on some devices round their inputs to the eleven bits of TF32; they are
 /// taken for [`MatmulPrecision::Medium`] only. It is PyTorch's default too not to.
