@@ -254,6 +254,13 @@ fn trainings() -> Vec<(&'static str, EstimateConfig)> {
             recompute(2, lora(llama(5, 256, 8, 4000), qv(8), 2, 512)),
         ),
         ("dropout", lora(small(), all(8).with_dropout(0.1), 2, 256)),
+        (
+            "recomputed, dropout",
+            recompute(
+                1,
+                lora(llama(6, 256, 8, 1000), all(8).with_dropout(0.1), 2, 512),
+            ),
+        ),
         ("dora", lora(small(), all(8).with_dora(true), 2, 256)),
         (
             "dora, short, bf16",

@@ -226,6 +226,14 @@ fn collect<M: Module>(model: &M, keep: impl Fn(&StateReader) -> bool) -> StateDi
     readers.map(|r| (r.key.clone(), r.read())).collect()
 }
 
+/// A tensor that stays, such as a weight: on a GPU it should not lie between what comes and goes in each
+/// step.
+pub(crate) fn lasting_tensor<const D: usize>(data: TensorData, device: &Device) -> Tensor<D> {
+    let dtype = data.dtype();
+    let new = |data| Tensor::from_data(data, (device, dtype));
+    device.memory_persistent_allocations(data, new)
+}
+
 #[derive(Default)]
 struct Collector {
     path: Path,
@@ -267,11 +275,7 @@ impl<F: FnMut(&str) -> Result<TensorData>> Loader<'_, F> {
         };
         let shape = param.lazy_shape();
         assert_eq!(*data.shape(), shape, "`{key}` has another shape");
-        let (device, dtype) = (param.lazy_device(), data.dtype());
-        // Weights stay; on a GPU they should not lie between what comes and goes in each step.
-        let value = device.memory_persistent_allocations(data, |data| {
-            Tensor::<D>::from_data(data, (&device, dtype))
-        });
+        let value: Tensor<D> = lasting_tensor(data, &param.lazy_device());
         if let [rows, columns] = shape[..] {
             self.last_weight = Some((key.to_owned(), value.clone().reshape([rows, columns])));
         }

@@ -115,6 +115,9 @@ impl ModuleMapper for SetValues {
         }
         param.map(|value| {
             let new = self.0.take(value.dims()).cast(value.dtype());
+            // In memory of its own, not as a part of all values.
+            let copy = |new: Tensor<D>| new * 1.0;
+            let new = new.device().memory_persistent_allocations(new, copy);
             Tensor::from_inner(new).require_grad()
         })
     }

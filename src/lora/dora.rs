@@ -5,7 +5,7 @@ use burn::module::{Param, ParamId};
 use burn::tensor::{DType, Device, Tensor};
 
 use super::Linear;
-use crate::ops::{DropoutMask, dropout};
+use crate::ops::{DropoutMask, dropout, linear};
 
 /// The magnitude of a new adapter: the norm of each row of the base weight, since `B` is zero.
 ///
@@ -27,39 +27,25 @@ pub(super) fn magnitude_param(base: &Linear) -> Param<Tensor<1>> {
     )
 }
 
-/// `y = (m / ‖W + s·B·A‖)·(W x + s·B(A x)) + b`, the norm taken as a constant (section 4.3 of the
-/// paper). With dropout the base sees the whole input: `W x + (m/‖·‖ - 1)·W x' + m/‖·‖·s·B(A x')`
-/// with `x'` the dropped input, as PEFT computes it.
+/// DoRA's output without bias, `ratio·(W x + s·B(A x))` with `ratio = m / ‖W + s·B·A‖`, the norm taken as
+/// a constant (section 4.3 of the paper). `y` is LoRA's.
 ///
-/// `combined` is `W + s·B·A` in f32 and outside of the graph; `update` drops what `mask` says.
-pub(super) fn forward<const D: usize>(
-    base: &Linear,
-    mask: Option<DropoutMask>,
-    magnitude: &Param<Tensor<1>>,
-    combined: Tensor<2>,
+/// With dropout the base sees the whole input, as in PEFT: with `x'` what is left of it,
+/// `W x + (ratio - 1)·W x' + ratio·s·B(A x')`, which is `ratio·y + (ratio - 1)·W (x' - x)`.
+pub(super) fn rescale<const D: usize>(
+    y: Tensor<D>,
+    ratio: Tensor<1>,
     x: Tensor<D>,
-    update: impl Fn(Tensor<D>) -> Tensor<D>,
+    weight: Tensor<2>,
+    mask: Option<DropoutMask>,
 ) -> Tensor<D> {
-    let without_bias = Linear {
-        weight: base.weight.clone(),
-        bias: None,
-    };
-    let ratio = (magnitude.val() / row_norm(combined))
-        .cast(x.dtype())
-        .unsqueeze::<D>();
-    let base_out = without_bias.forward(x.clone());
-    let y = match mask {
+    let ratio = ratio.cast(y.dtype()).unsqueeze::<D>();
+    let rescaled = y * ratio.clone();
+    match mask {
+        None => rescaled,
         Some(mask) => {
-            let dropped_out = without_bias.forward(dropout(x.clone(), mask));
-            base_out + dropped_out * (ratio.clone() - 1.0) + update(x) * ratio
-        }
-        None => (base_out + update(x)) * ratio,
-    };
-    match &base.bias {
-        None => y,
-        Some(bias) => {
-            let dtype = y.dtype();
-            y + bias.val().cast(dtype).unsqueeze()
+            let dropped = dropout(x.clone(), mask) - x;
+            rescaled + linear(dropped, weight) * (ratio - 1.0)
         }
     }
 }

@@ -3,7 +3,7 @@ use burn::tensor::{DType, Device, Tensor};
 
 use super::plain::untracked;
 use super::{Linear, LoRAConfig, dora};
-use crate::ops::{DropoutMask, dropped_linear, linear};
+use crate::ops::{DropoutMask, linear, lora_linear};
 
 /// A linear layer with an optional low-rank adapter: `y = W x + b + s·B(A·dropout(x))`.
 ///
@@ -160,22 +160,16 @@ impl LoRAAdapter {
     fn forward<const D: usize>(&self, base: &Linear, x: Tensor<D>) -> Tensor<D> {
         let is_dropped = self.dropout > 0.0 && x.device().is_autodiff();
         let mask = is_dropped.then(|| DropoutMask::draw(self.dropout));
-        match &self.magnitude {
-            None => base.forward(x.clone()) + self.update(x, mask),
+        let weight = base.weight.val();
+        let update = [self.lora_a.weight.val(), self.lora_b.weight.val()];
+        let y = lora_linear(x.clone(), weight.clone(), update, self.scale, mask);
+        base.add_bias(match &self.magnitude {
+            None => y,
             Some(magnitude) => {
-                let weight = self.combined_weight(base.weight.val());
-                dora::forward(base, mask, magnitude, weight, x, |x| self.update(x, mask))
+                let norm = dora::row_norm(self.combined_weight(weight.clone()));
+                dora::rescale(y, magnitude.val() / norm, x, weight, mask)
             }
-        }
-    }
-
-    /// `s·B(A·dropout(x))`.
-    fn update<const D: usize>(&self, x: Tensor<D>, mask: Option<DropoutMask>) -> Tensor<D> {
-        let down = match mask {
-            None => self.lora_a.forward(x),
-            Some(mask) => dropped_linear(x, self.lora_a.weight.val(), mask),
-        };
-        self.lora_b.forward(down * self.scale)
+        })
     }
 
     /// `W + s·B·A` in f32, without a graph.

@@ -38,7 +38,9 @@ impl Linear {
     pub fn zeros(in_dim: usize, out_dim: usize, device: &Device) -> Self {
         let shape = [out_dim, in_dim];
         let init = move |device: &Device, require_grad| {
-            Tensor::zeros(shape, device).set_require_grad(require_grad)
+            let zeros = |shape| Tensor::zeros(shape, device);
+            let weight = device.memory_persistent_allocations(shape, zeros);
+            weight.set_require_grad(require_grad)
         };
         Self {
             weight: Param::uninitialized(ParamId::new(), init, device.clone(), true, shape.into()),
@@ -61,7 +63,10 @@ impl Linear {
     /// # Panics
     /// If the last dimension of `x` is not `in_dim`.
     pub fn forward<const D: usize>(&self, x: Tensor<D>) -> Tensor<D> {
-        let y = linear(x, self.weight.val());
+        self.add_bias(linear(x, self.weight.val()))
+    }
+
+    pub(super) fn add_bias<const D: usize>(&self, y: Tensor<D>) -> Tensor<D> {
         match &self.bias {
             None => y,
             Some(bias) => {
@@ -90,7 +95,9 @@ fn random_param<const D: usize>(
     device: &Device,
 ) -> Param<Tensor<D>> {
     let init = move |device: &Device, require_grad| {
-        Tensor::random(shape, distribution, device).set_require_grad(require_grad)
+        let random = |shape| Tensor::random(shape, distribution, device);
+        let values = device.memory_persistent_allocations(shape, random);
+        values.set_require_grad(require_grad)
     };
     Param::uninitialized(ParamId::new(), init, device.clone(), true, shape.into())
 }

@@ -6,6 +6,8 @@ use super::backend::StepOps;
 /// The numbers of one of AdamW's updates, see [`AdamW`](crate::training::AdamW) for their names.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct AdamWStep {
+    /// What the gradient is multiplied by before all else.
+    pub grad_scale: f64,
     /// `β₁`.
     pub beta1: f64,
     /// `β₂`.

@@ -2,7 +2,7 @@ use std::ops::Range;
 use std::sync::{Arc, OnceLock};
 
 use burn::backend::Dispatch;
-use burn::tensor::{DType, Device, Int, Shape, Tensor, TensorData};
+use burn::tensor::{DType, Device, Int, Shape, Tensor};
 
 use super::backend::StepOps;
 
@@ -58,7 +58,8 @@ impl AttentionMask {
             let bounds = visible.iter().flat_map(|range| [range.start, range.end]);
             let bounds: Vec<i32> = bounds.map(|bound| bound as i32).collect();
             let shape = [visible.len() / seq, *seq, 2];
-            Tensor::from_data(TensorData::new(bounds, shape), device)
+            // Rows of two numbers would not lie one after another on every device.
+            Tensor::<1, Int>::from_ints(&bounds[..], device).reshape(shape)
         };
         self.on_device.get_or_init(new).clone()
     }

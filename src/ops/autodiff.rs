@@ -11,11 +11,19 @@ use burn::tensor::Shape;
 
 use super::DropoutMask;
 use super::attention::KeyRanges;
-use super::backend::StepOps;
+use super::backend::{StepOps, maybe_dropped};
 
 impl<B: StepOps, C: CheckpointStrategy> StepOps for Autodiff<B, C> {
+    /// Keeps `x` for a trained weight only.
     fn linear(x: FloatTensor<Self>, weight: FloatTensor<Self>) -> FloatTensor<Self> {
-        maybe_dropped_linear::<B, C>(x, weight, None)
+        let is_trained = weight.is_tracked();
+        let prep = LinearBackward.prepare::<C>([x.node(), weight.node()]);
+        let (x, weight) = (x.into_primitive(), weight.into_primitive());
+        let out = <B as StepOps>::linear(x.clone(), weight.clone());
+        match prep.compute_bound().stateful() {
+            OpsKind::Tracked(prep) => prep.finish((is_trained.then_some(x), weight), out),
+            OpsKind::UnTracked(prep) => prep.finish(out),
+        }
     }
 
     fn dropout(x: FloatTensor<Self>, mask: DropoutMask) -> FloatTensor<Self> {
@@ -27,12 +35,33 @@ impl<B: StepOps, C: CheckpointStrategy> StepOps for Autodiff<B, C> {
         }
     }
 
-    fn dropped_linear(
+    fn lora_linear(
         x: FloatTensor<Self>,
         weight: FloatTensor<Self>,
-        mask: DropoutMask,
+        a: FloatTensor<Self>,
+        b: FloatTensor<Self>,
+        scale: f64,
+        mask: Option<DropoutMask>,
     ) -> FloatTensor<Self> {
-        maybe_dropped_linear::<B, C>(x, weight, Some(mask))
+        let (needs_x, needs_down) = (weight.is_tracked() || a.is_tracked(), b.is_tracked());
+        let nodes = [x.node(), weight.node(), a.node(), b.node()];
+        let prep = LoRALinearBackward.prepare::<C>(nodes);
+        let [x, weight, a, b] = [x, weight, a, b].map(|tensor| tensor.into_primitive());
+        let dropped = maybe_dropped::<B>(x.clone(), mask);
+        let down = B::scaled_linear(dropped, a.clone(), scale);
+        let base = <B as StepOps>::linear(x.clone(), weight.clone());
+        let out = B::add_linear(base, down.clone(), b.clone());
+        let state = LoRALinearState {
+            x: needs_x.then_some(x),
+            down: needs_down.then_some(down),
+            weights: [weight, a, b],
+            scale,
+            mask,
+        };
+        match prep.compute_bound().stateful() {
+            OpsKind::Tracked(prep) => prep.finish(state, out),
+            OpsKind::UnTracked(prep) => prep.finish(out),
+        }
     }
 
     fn swiglu(gate: FloatTensor<Self>, up: FloatTensor<Self>) -> FloatTensor<Self> {
@@ -100,35 +129,12 @@ impl<B: StepOps, C: CheckpointStrategy> StepOps for Autodiff<B, C> {
     }
 }
 
-/// Keeps `x` for a trained weight only.
-fn maybe_dropped_linear<B: StepOps, C: CheckpointStrategy>(
-    x: FloatTensor<Autodiff<B, C>>,
-    weight: FloatTensor<Autodiff<B, C>>,
-    mask: Option<DropoutMask>,
-) -> FloatTensor<Autodiff<B, C>> {
-    let is_trained = weight.is_tracked();
-    let prep = LinearBackward.prepare::<C>([x.node(), weight.node()]);
-    let (x, weight) = (x.into_primitive(), weight.into_primitive());
-    let out = <B as StepOps>::linear(maybe_dropped::<B>(x.clone(), mask), weight.clone());
-    match prep.compute_bound().stateful() {
-        OpsKind::Tracked(prep) => prep.finish((is_trained.then_some(x), weight, mask), out),
-        OpsKind::UnTracked(prep) => prep.finish(out),
-    }
-}
-
-fn maybe_dropped<B: StepOps>(x: FloatTensor<B>, mask: Option<DropoutMask>) -> FloatTensor<B> {
-    match mask {
-        Some(mask) => B::dropout(x, mask),
-        None => x,
-    }
-}
-
 #[derive(Debug)]
 struct LinearBackward;
 
 impl<B: StepOps> Backward<B, 2> for LinearBackward {
-    /// x, if the weight is trained, the weight, and what is dropped of x.
-    type State = (Option<FloatTensor<B>>, FloatTensor<B>, Option<DropoutMask>);
+    /// x, if the weight is trained, and the weight.
+    type State = (Option<FloatTensor<B>>, FloatTensor<B>);
 
     fn backward(
         self,
@@ -138,15 +144,72 @@ impl<B: StepOps> Backward<B, 2> for LinearBackward {
     ) {
         let grad = grads.consume::<B>(&ops.node);
         let [x_node, weight_node] = ops.parents;
-        let (x, weight, mask) = ops.state;
+        let (x, weight) = ops.state;
         if let Some((node, x)) = weight_node.zip(x) {
-            let x = maybe_dropped::<B>(x, mask);
             let weight_grad = B::linear_weight_grad(grad.clone(), x, weight.clone());
             grads.register::<B>(node.id, weight_grad);
         }
         if let Some(node) = x_node {
+            grads.register::<B>(node.id, B::linear_x_grad(grad, weight));
+        }
+    }
+}
+
+#[derive(Debug)]
+struct LoRALinearBackward;
+
+#[derive(Debug, Clone)]
+struct LoRALinearState<T> {
+    /// If W or A is trained.
+    x: Option<T>,
+    /// `s·A dropout(x)`, if B is trained.
+    down: Option<T>,
+    /// W, A and B.
+    weights: [T; 3],
+    scale: f64,
+    mask: Option<DropoutMask>,
+}
+
+impl<B: StepOps> Backward<B, 4> for LoRALinearBackward {
+    type State = LoRALinearState<FloatTensor<B>>;
+
+    fn backward(
+        self,
+        ops: Ops<Self::State, 4>,
+        grads: &mut Gradients,
+        _checkpointer: &mut Checkpointer,
+    ) {
+        let grad = grads.consume::<B>(&ops.node);
+        let [x_node, weight_node, a_node, b_node] = ops.parents;
+        let state = ops.state;
+        let [weight, a, b] = state.weights;
+        if let Some((node, down)) = b_node.zip(state.down) {
+            let b_grad = B::linear_weight_grad(grad.clone(), down, b.clone());
+            grads.register::<B>(node.id, b_grad);
+        }
+        if let Some((node, x)) = weight_node.zip(state.x.clone()) {
+            let weight_grad = B::linear_weight_grad(grad.clone(), x, weight.clone());
+            grads.register::<B>(node.id, weight_grad);
+        }
+        if a_node.is_none() && x_node.is_none() {
+            return;
+        }
+        let down_grad = B::scaled_linear_x_grad(grad.clone(), b, state.scale);
+        if let Some((node, x)) = a_node.zip(state.x) {
+            let x = maybe_dropped::<B>(x, state.mask);
+            let a_grad = B::linear_weight_grad(down_grad.clone(), x, a.clone());
+            grads.register::<B>(node.id, a_grad);
+        }
+        if let Some(node) = x_node {
             let x_grad = B::linear_x_grad(grad, weight);
-            grads.register::<B>(node.id, maybe_dropped::<B>(x_grad, mask));
+            let x_grad = match state.mask {
+                None => B::add_linear_x_grad(x_grad, down_grad, a),
+                Some(mask) => {
+                    let update_grad = B::dropout(B::linear_x_grad(down_grad, a), mask);
+                    B::float_add(x_grad, update_grad)
+                }
+            };
+            grads.register::<B>(node.id, x_grad);
         }
     }
 }

@@ -28,7 +28,9 @@ use burn::tensor::Shape;
 use super::DropoutMask;
 use super::adamw::AdamWStep;
 use super::attention::KeyRanges;
-use super::portable::{adamw, attention, cross_entropy, dropout, linear, rms_norm, rotary, swiglu};
+use super::portable::{
+    adamw, attention, cross_entropy, dropout, linear, rms_norm, rotary, squares, swiglu,
+};
 
 /// The operations, whose equations are in `super`, and their backward passes. The bodies here are the
 /// portable ones; a backend overrides those for which it has a better one. None of them knows of a
@@ -61,6 +63,46 @@ pub trait StepOps: Backend {
         linear::x_grad::<Self>(grad, weight)
     }
 
+    /// `s·x Wᵀ`.
+    #[fusion(dtype = x, shape = linear_shape(x, weight[0]))]
+    fn scaled_linear(
+        x: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        scale: f64,
+    ) -> FloatTensor<Self> {
+        Self::float_mul_scalar(<Self as StepOps>::linear(x, weight), scale.into())
+    }
+
+    /// `s·grad W`.
+    #[fusion(dtype = grad, shape = linear_shape(grad, weight[1]))]
+    fn scaled_linear_x_grad(
+        grad: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        scale: f64,
+    ) -> FloatTensor<Self> {
+        Self::float_mul_scalar(Self::linear_x_grad(grad, weight), scale.into())
+    }
+
+    /// `sum + x Wᵀ`.
+    #[fusion(dtype = sum, shape = sum)]
+    fn add_linear(
+        sum: FloatTensor<Self>,
+        x: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+    ) -> FloatTensor<Self> {
+        Self::float_add(sum, <Self as StepOps>::linear(x, weight))
+    }
+
+    /// `sum + grad W`.
+    #[fusion(dtype = sum, shape = sum)]
+    fn add_linear_x_grad(
+        sum: FloatTensor<Self>,
+        grad: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+    ) -> FloatTensor<Self> {
+        Self::float_add(sum, Self::linear_x_grad(grad, weight))
+    }
+
     /// `gradᵀ x`, in the weight's type.
     #[fusion(dtype = weight, shape = weight)]
     fn linear_weight_grad(
@@ -77,14 +119,18 @@ pub trait StepOps: Backend {
         dropout::forward::<Self>(x, mask)
     }
 
-    /// `dropout(x) Wᵀ`.
+    /// `x Wᵀ + s·(dropout(x) Aᵀ) Bᵀ`.
     #[fusion(default)]
-    fn dropped_linear(
+    fn lora_linear(
         x: FloatTensor<Self>,
         weight: FloatTensor<Self>,
-        mask: DropoutMask,
+        a: FloatTensor<Self>,
+        b: FloatTensor<Self>,
+        scale: f64,
+        mask: Option<DropoutMask>,
     ) -> FloatTensor<Self> {
-        <Self as StepOps>::linear(Self::dropout(x, mask), weight)
+        let down = Self::scaled_linear(maybe_dropped::<Self>(x.clone(), mask), a, scale);
+        Self::add_linear(<Self as StepOps>::linear(x, weight), down, b)
     }
 
     /// `silu(gate) · up`.
@@ -181,6 +227,12 @@ pub trait StepOps: Backend {
         cross_entropy::forward_with_grad::<Self>(logits, targets)
     }
 
+    /// `parts`, f32, with numbers added whose sum is that of the squares of `values`.
+    #[fusion(dtype = parts, shape = parts)]
+    fn add_squares(parts: FloatTensor<Self>, values: FloatTensor<Self>) -> FloatTensor<Self> {
+        squares::add::<Self>(parts, values)
+    }
+
     /// AdamW's update: the new value and the new moments.
     #[fusion(meta = |value, _, exp_avg, exp_avg_sq, _| {
         (value.clone(), exp_avg.clone(), exp_avg_sq.clone())
@@ -193,6 +245,14 @@ pub trait StepOps: Backend {
         step: AdamWStep,
     ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>) {
         adamw::update::<Self>(value, grad, exp_avg, exp_avg_sq, step)
+    }
+}
+
+/// What `mask` leaves of `x`.
+pub fn maybe_dropped<B: StepOps>(x: FloatTensor<B>, mask: Option<DropoutMask>) -> FloatTensor<B> {
+    match mask {
+        Some(mask) => B::dropout(x, mask),
+        None => x,
     }
 }
 

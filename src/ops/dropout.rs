@@ -101,21 +101,6 @@ pub fn dropout<const D: usize>(x: Tensor<D>, mask: DropoutMask) -> Tensor<D> {
     Tensor::from_dispatch(Dispatch::dropout(x.into_dispatch(), mask))
 }
 
-/// [`linear`](super::linear) of what a dropout leaves of `x`. For the gradient of a trained weight `x` is
-/// kept, which others may share, and not what was left of it.
-///
-/// # Panics
-/// If the last dimension of `x` is not the weight's.
-pub fn dropped_linear<const D: usize>(
-    x: Tensor<D>,
-    weight: Tensor<2>,
-    mask: DropoutMask,
-) -> Tensor<D> {
-    super::linear::assert_fits(&x, &weight);
-    let (x, weight) = (x.into_dispatch(), weight.into_dispatch());
-    Tensor::from_dispatch(Dispatch::dropped_linear(x, weight, mask))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -1,6 +1,7 @@
 use burn::backend::Dispatch;
 use burn::tensor::{DType, Device, Tensor};
 
+use super::DropoutMask;
 use super::backend::StepOps;
 #[cfg(feature = "flex")]
 use super::flex;
@@ -18,6 +19,35 @@ use super::flex;
 pub fn linear<const D: usize>(x: Tensor<D>, weight: Tensor<2>) -> Tensor<D> {
     assert_fits(&x, &weight);
     Tensor::from_dispatch(Dispatch::linear(x.into_dispatch(), weight.into_dispatch()))
+}
+
+/// A linear layer with a low-rank adapter, `x Wᵀ + s·(dropout(x) Aᵀ) Bᵀ`. Hu et al.,
+/// <https://arxiv.org/abs/2106.09685>, equation 3. `scale` is s, `mask` what is dropped, if anything.
+///
+/// For the backward pass it keeps `x`, which others may share, and the product of rank r.
+///
+/// # Shapes
+/// - `x`: `[..., in_dim]`
+/// - `weight`: `[out_dim, in_dim]`
+/// - `a`: `[rank, in_dim]`, `b`: `[out_dim, rank]`
+/// - output: `[..., out_dim]`
+///
+/// # Panics
+/// If the shapes do not fit each other.
+pub fn lora_linear<const D: usize>(
+    x: Tensor<D>,
+    weight: Tensor<2>,
+    [a, b]: [Tensor<2>; 2],
+    scale: f64,
+    mask: Option<DropoutMask>,
+) -> Tensor<D> {
+    assert_fits(&x, &weight);
+    let ([out_dim, in_dim], [rank, _]) = (weight.dims(), a.dims());
+    assert_eq!(a.dims(), [rank, in_dim], "A does not fit the weight");
+    assert_eq!(b.dims(), [out_dim, rank], "B does not fit A and the weight");
+    let [weight, a, b] = [weight, a, b].map(Tensor::into_dispatch);
+    let out = Dispatch::lora_linear(x.into_dispatch(), weight, a, b, scale, mask);
+    Tensor::from_dispatch(out)
 }
 
 pub(super) fn assert_fits<const D: usize>(x: &Tensor<D>, weight: &Tensor<2>) {
@@ -38,6 +68,18 @@ pub fn compute_dtype(device: &Device, dtype: DType) -> DType {
         true => DType::F32,
         false => dtype,
     }
+}
+
+/// Whether products on `device`, of CUDA, are CubeCL's, which take several times longer, because
+/// cuBLAS cannot be used: the loader finds no `libcublas.so`, or the driver is older than CUDA 12.5.
+pub fn lacks_cublas(device: &Device) -> bool {
+    #[cfg(feature = "cuda")]
+    let lacks = super::cube::lacks_cublas(device);
+    #[cfg(not(feature = "cuda"))]
+    let lacks = false;
+    #[cfg(not(feature = "cuda"))]
+    let _ = device;
+    lacks
 }
 
 /// Whether f32 operations of a device have the fused bodies of Flex.

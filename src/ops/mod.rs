@@ -8,7 +8,7 @@
 //! |---|---|---|
 //! | [`linear`] | `x Wᵀ` | x, if W is trained |
 //! | [`dropout`] | `x` or zero, by chance | the seed of the chance |
-//! | [`dropped_linear`] | `dropout(x) Wᵀ` | x, if W is trained, and the seed |
+//! | [`lora_linear`] | `x Wᵀ + s·(dropout(x) Aᵀ) Bᵀ` | x, if A or W is trained, `s·dropout(x) Aᵀ` and the seed |
 //! | [`rms_norm`] | `w · x / sqrt(mean(x²) + eps)` | x |
 //! | [`rotary`] | pairs turned by their angles | the angles |
 //! | [`attention`] | `softmax(q kᵀ / sqrt(d)) v` | q, k, v |
@@ -29,6 +29,7 @@ mod linear;
 mod portable;
 mod rms_norm;
 mod rotary;
+mod squares;
 mod swiglu;
 #[cfg(all(test, feature = "flex"))]
 mod tests;
@@ -40,13 +41,14 @@ pub(crate) use attention::forms_scores;
 pub use attention::{AttentionMask, attention};
 pub use cross_entropy::cross_entropy_sum;
 pub(crate) use dropout::mix;
-pub use dropout::{DropoutMask, dropout, dropped_linear, seed_dropout};
+pub use dropout::{DropoutMask, dropout, seed_dropout};
 pub(crate) use linear::is_fused_cpu;
-pub use linear::{compute_dtype, linear};
+pub use linear::{compute_dtype, lacks_cublas, linear, lora_linear};
 pub(crate) use portable::attention::QUERY_BLOCK;
 pub use rms_norm::rms_norm;
 pub use rotary::rotary;
 use serde::{Deserialize, Serialize};
+pub(crate) use squares::SumOfSquares;
 pub use swiglu::swiglu;
 
 static FUSED: AtomicBool = AtomicBool::new(true);

@@ -130,7 +130,6 @@ fn hidden(mask: &AttentionMask, device: &Device) -> Tensor<4, Bool> {
 /// One test: the switch is the process's.
 #[test]
 fn bodies_equal_each_other() {
-    attention_in_half_precision_is_that_of_f32();
     for shape in [[1, 1, 1], [2, 3, 17], [3, 700, 33]] {
         assert_equals_plain(
             [random(shape), random(shape)],
@@ -152,9 +151,12 @@ fn bodies_equal_each_other() {
     losses_are_the_same();
     attention_is_the_same();
     dropouts_are_the_same();
+    adapted_linears_are_the_same();
     updates_are_the_same();
+    sums_of_squares_are_the_same();
     half_precision_weights_are_widened();
     medium_precision_rounds_activations();
+    attention_in_half_precision_is_that_of_f32();
 }
 
 /// What is not contiguous, or not all of its buffer.
@@ -286,19 +288,53 @@ fn dropouts_are_the_same() {
         probability: 0.3,
     };
     for shape in [[1, 1, 1], [2, 3, 17], [3, 700, 33]] {
-        let [_, _, dim] = shape;
         assert_fused_equals_portable([random(shape)], |[x]| dropout(x, mask));
-        // The same elements are dropped.
-        assert_equals_plain(
-            [random(shape), random([1, 5, dim])],
-            |[x, weight]| dropped_linear(x, weight.reshape([5, dim]), mask) / dim as f32,
-            |[x, weight]| linear(dropout(x, mask), weight.reshape([5, dim])) / dim as f32,
-        );
+    }
+}
+
+/// With all, and with only some, of the inputs tracked.
+fn adapted_linears_are_the_same() {
+    const SCALE: f64 = 1.7;
+    let mask = DropoutMask {
+        seed: 5,
+        probability: 0.3,
+    };
+    for (shape, out_dim, rank) in [([1, 1, 1], 1, 1), ([2, 3, 17], 5, 2), ([3, 70, 33], 70, 8)] {
+        let [_, _, dim] = shape;
+        let x = random(shape);
+        let weights = [[1, out_dim, dim], [1, rank, dim], [1, out_dim, rank]].map(random);
+        let matrix = |weight: Tensor<3>| weight.squeeze_dim::<2>(0);
+        for mask in [None, Some(mask)] {
+            let fused = |[x, weight, a, b]: [Tensor<3>; 4]| {
+                let out = lora_linear(x, matrix(weight), [a, b].map(matrix), SCALE, mask);
+                out / (dim * rank) as f32
+            };
+            let plain = |[x, weight, a, b]: [Tensor<3>; 4]| {
+                let dropped = mask.map_or(x.clone(), |mask| dropout(x.clone(), mask));
+                let update = linear(linear(dropped, matrix(a)), matrix(b)) * SCALE;
+                (linear(x, matrix(weight)) + update) / (dim * rank) as f32
+            };
+            let [weight, a, b] = weights.clone();
+            let frozen = weight.clone().detach();
+            assert_equals_plain([x.clone(), weight, a.clone(), b.clone()], fused, plain);
+            assert_equals_plain(
+                [x.clone(), a.clone(), b.clone()],
+                |[x, a, b]| fused([x, frozen.clone(), a, b]),
+                |[x, a, b]| plain([x, frozen.clone(), a, b]),
+            );
+            let constant = x.clone().detach();
+            assert_equals_plain(
+                [a, b],
+                |[a, b]| fused([constant.clone(), frozen.clone(), a, b]),
+                |[a, b]| plain([constant.clone(), frozen.clone(), a, b]),
+            );
+        }
     }
 }
 
 fn updates_are_the_same() {
     let step = AdamWStep {
+        grad_scale: 0.7,
         beta1: 0.9,
         beta2: 0.999,
         eps: 1e-8,
@@ -319,6 +355,22 @@ fn updates_are_the_same() {
         }
         assert_close(value, old, "what others read stays as it was");
     }
+}
+
+fn sums_of_squares_are_the_same() {
+    let tensors: Vec<Tensor<1>> = [1, 7, 1000, 70_000].map(|len| random([len]).inner()).into();
+    let squares = tensors.iter().map(|tensor| tensor.clone().square().sum());
+    let expected = squares.reduce(|sum, square| sum + square).expect("four");
+    let sum = || {
+        let zero = SumOfSquares::zero(&device().inner());
+        tensors
+            .iter()
+            .cloned()
+            .fold(zero, SumOfSquares::add)
+            .total()
+    };
+    assert_close(sum(), expected.clone(), "sum of squares");
+    assert_close(portable(sum), expected, "sum of squares");
 }
 
 fn a_query_that_sees_nothing_gives_zero() {

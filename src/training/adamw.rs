@@ -5,7 +5,7 @@ use burn::optim::GradientsParams;
 use burn::tensor::{DType, Tensor, TensorData};
 use serde::{Deserialize, Serialize};
 
-use crate::adapter::{ParamSet, StateDict, get_params};
+use crate::adapter::{ParamSet, StateDict, get_params, lasting_tensor};
 use crate::error::nearest;
 use crate::ops::{AdamWStep, adamw};
 use crate::{Error, Result};
@@ -79,9 +79,21 @@ impl AdamW {
 
     /// Updates every parameter that has a gradient.
     pub fn step<M: Module>(&mut self, lr: f64, model: M, grads: GradientsParams) -> M {
+        self.step_scaled(lr, 1.0, model, grads)
+    }
+
+    /// The same with gradients that are multiplied by `grad_scale` first.
+    pub(super) fn step_scaled<M: Module>(
+        &mut self,
+        lr: f64,
+        grad_scale: f64,
+        model: M,
+        grads: GradientsParams,
+    ) -> M {
         model.map(&mut Updater {
             optimizer: self,
             lr,
+            grad_scale,
             grads,
         })
     }
@@ -130,8 +142,8 @@ impl AdamW {
                 id,
                 State {
                     step: read_step(values, name)?,
-                    exp_avg: Tensor::from_data(moment("exp_avg")?, (&device, DType::F32)),
-                    exp_avg_sq: Tensor::from_data(moment("exp_avg_sq")?, (&device, DType::F32)),
+                    exp_avg: lasting_tensor(moment("exp_avg")?, &device),
+                    exp_avg_sq: lasting_tensor(moment("exp_avg_sq")?, &device),
                 },
             );
         }
@@ -180,7 +192,7 @@ fn read_moment(
     let value = values.get(&key).ok_or_else(|| missing(key.clone()))?;
     let expected = params.get(name).map_or(0, |info| info.num_elements());
     if value.num_elements() == expected {
-        Ok(value.clone())
+        Ok(value.clone().convert_dtype(DType::F32))
     } else {
         Err(Error::Shape {
             origin: ORIGIN.into(),
@@ -201,6 +213,7 @@ fn read_step(values: &StateDict, name: &str) -> Result<i32> {
 struct Updater<'a> {
     optimizer: &'a mut AdamW,
     lr: f64,
+    grad_scale: f64,
     grads: GradientsParams,
 }
 
@@ -213,16 +226,24 @@ impl ModuleMapper for Updater<'_> {
         let require_grad = value.is_require_grad();
         let (shape, dtype) = (value.shape(), value.dtype());
         let flat = |tensor: Tensor<D>| tensor.cast(DType::F32).flatten::<1>(0, D - 1);
+        let (value, grad) = (flat(value.inner()), flat(grad));
         let updated = self
             .optimizer
-            .update(id, self.lr, flat(value.inner()), flat(grad));
+            .update(id, self.lr, self.grad_scale, value, grad);
         let updated = Tensor::from_inner(updated.reshape(shape).cast(dtype));
         Param::from_mapped_value(id, updated.set_require_grad(require_grad), mapper)
     }
 }
 
 impl AdamW {
-    fn update(&mut self, id: ParamId, lr: f64, value: Tensor<1>, grad: Tensor<1>) -> Tensor<1> {
+    fn update(
+        &mut self,
+        id: ParamId,
+        lr: f64,
+        grad_scale: f64,
+        value: Tensor<1>,
+        grad: Tensor<1>,
+    ) -> Tensor<1> {
         let AdamWConfig {
             betas: (beta1, beta2),
             eps,
@@ -230,11 +251,16 @@ impl AdamW {
         } = self.config;
         let state = self.states.remove(&id);
         let (step, exp_avg, exp_avg_sq) = match state {
-            None => (0, grad.zeros_like(), grad.zeros_like()),
+            None => {
+                let zeros = |_| [grad.zeros_like(), grad.zeros_like()];
+                let [exp_avg, exp_avg_sq] = grad.device().memory_persistent_allocations((), zeros);
+                (0, exp_avg, exp_avg_sq)
+            }
             Some(state) => (state.step, state.exp_avg, state.exp_avg_sq),
         };
         let step = step + 1;
         let numbers = AdamWStep {
+            grad_scale,
             beta1,
             beta2,
             eps,

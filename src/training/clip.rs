@@ -1,6 +1,8 @@
 use burn::module::{Module, ModuleVisitor, Param};
 use burn::optim::GradientsParams;
-use burn::tensor::{DType, Tensor};
+use burn::tensor::Tensor;
+
+use crate::ops::SumOfSquares;
 
 /// The Euclidean norm of all gradients of a model taken as one vector.
 pub fn grad_norm<M: Module>(model: &M, grads: &GradientsParams) -> f64 {
@@ -10,46 +12,39 @@ pub fn grad_norm<M: Module>(model: &M, grads: &GradientsParams) -> f64 {
 
 /// Its square, still on the device; none if there is no gradient.
 pub(super) fn squared_norm<M: Module>(model: &M, grads: &GradientsParams) -> Option<Tensor<1>> {
-    let mut squares = Squares {
-        grads,
-        sums: Vec::new(),
-    };
+    let mut squares = Squares { grads, sum: None };
     model.visit(&mut squares);
-    let sums = Some(squares.sums).filter(|sums| !sums.is_empty());
-    sums.map(|sums| Tensor::cat(sums, 0).sum())
+    squares.sum.map(SumOfSquares::total)
 }
 
 /// Scales all gradients by `max_norm / norm` if their [`grad_norm`] is above `max_norm`, like
 /// `torch.nn.utils.clip_grad_norm_`. Returns the norm before clipping.
 pub fn clip_grad_norm<M: Module>(model: &M, grads: &mut GradientsParams, max_norm: f64) -> f64 {
     let norm = grad_norm(model, grads);
-    clip_from(norm, model, grads, max_norm);
-    norm
-}
-
-/// Clips gradients whose norm is known.
-pub(super) fn clip_from<M: Module>(
-    norm: f64,
-    model: &M,
-    grads: &mut GradientsParams,
-    max_norm: f64,
-) {
-    // PyTorch adds the same small number.
-    let factor = max_norm / (norm + 1e-6);
+    let factor = clip_factor(norm, max_norm);
     if factor < 1.0 {
         model.visit(&mut Scale { grads, factor });
     }
+    norm
+}
+
+/// What clipping multiplies gradients of this norm by, at most 1.
+pub(super) fn clip_factor(norm: f64, max_norm: f64) -> f64 {
+    // PyTorch adds the same small number.
+    (max_norm / (norm + 1e-6)).min(1.0)
 }
 
 struct Squares<'a> {
     grads: &'a GradientsParams,
-    sums: Vec<Tensor<1>>,
+    sum: Option<SumOfSquares>,
 }
 
 impl ModuleVisitor for Squares<'_> {
     fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
         if let Some(grad) = self.grads.get::<D>(param.id) {
-            self.sums.push(grad.cast(DType::F32).square().sum());
+            let sum = self.sum.take();
+            let sum = sum.unwrap_or_else(|| SumOfSquares::zero(&grad.device()));
+            self.sum = Some(sum.add(grad));
         }
     }
 }

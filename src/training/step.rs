@@ -1,7 +1,7 @@
 use burn::optim::{GradientsAccumulator, GradientsParams};
 use burn::tensor::Tensor;
 
-use super::clip::{clip_from, squared_norm};
+use super::clip::{clip_factor, squared_norm};
 use super::gradients::{
     Activations, LOSS_CHUNK_ROWS, lm_loss_sum, micro_batch_gradients, read_sum,
 };
@@ -303,14 +303,13 @@ impl Trainer {
         let StepGradients {
             loss,
             grad_norm,
-            mut grads,
+            grads,
             num_tokens,
         } = gradients;
-        if let Some(max_norm) = self.max_grad_norm {
-            clip_from(grad_norm, &model, &mut grads, max_norm);
-        }
+        let clipped = |max_norm| clip_factor(grad_norm, max_norm);
+        let grad_scale = self.max_grad_norm.map_or(1.0, clipped);
         let lr = self.schedule.lr_at(self.step);
-        let model = self.optimizer.step(lr, model, grads);
+        let model = self.optimizer.step_scaled(lr, grad_scale, model, grads);
         self.step += 1;
         self.last_loss = Some(loss);
         let output = StepOutput {

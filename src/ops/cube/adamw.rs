@@ -8,6 +8,7 @@ use crate::ops::adamw::AdamWStep;
 
 #[derive(CubeType, CubeLaunch, Clone, Copy)]
 struct Numbers {
+    grad_scale: f32,
     beta1: f32,
     /// `1 - β₁` and `1 - β₂` are formed in f64: near 1, f32 has few digits left.
     rest1: f32,
@@ -30,7 +31,7 @@ fn adamw_kernel<N: Size>(
     if ABSOLUTE_POS >= value.len() {
         terminate!();
     }
-    let grad = grad[ABSOLUTE_POS];
+    let grad = grad[ABSOLUTE_POS] * Vector::new(numbers.grad_scale);
     let m = exp_avg[ABSOLUTE_POS] * Vector::new(numbers.beta1) + grad * Vector::new(numbers.rest1);
     let v = exp_avg_sq[ABSOLUTE_POS] * Vector::new(numbers.beta2)
         + grad * grad * Vector::new(numbers.rest2);
@@ -65,6 +66,7 @@ pub fn update(
         exp_avg.clone().into_tensor_arg(),
         exp_avg_sq.clone().into_tensor_arg(),
         NumbersLaunch::new(
+            step.grad_scale as f32,
             step.beta1 as f32,
             (1.0 - step.beta1) as f32,
             step.beta2 as f32,

@@ -206,7 +206,7 @@ pub fn backward(
 /// `a bᵀ` in f32, without a rounding to the type of `a` and `b` between.
 fn scores(a: CubeTensor, b: CubeTensor) -> CubeTensor {
     let b = CubeBackend::float_swap_dims(b, 2, 3);
-    into_contiguous(product(a, b, DType::F32))
+    into_contiguous(product(a, b, 1.0, DType::F32))
 }
 
 /// The rows of scores of a block.

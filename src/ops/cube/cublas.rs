@@ -14,11 +14,14 @@ use burn_cubecl::tensor::CubeTensor;
 use cubecl::cuda::CudaRuntime;
 use cubecl::device::DeviceId;
 use cubecl::device_handle::DeviceHandle;
-use cubecl::server::{BufferBinding, ServerStorage};
-use cubecl_runtime::runtime::Runtime;
-use cudarc::cublas::{result as cublas, sys};
+use cubecl::server::{BufferBinding, ServerError, ServerStorage};
+use cubecl_environment::backtrace::BackTrace;
+use cubecl_server::runtime::Runtime;
+use cubecl_server::stream::failed_writing;
+use cudarc::cublas::result::{self as cublas, CublasError};
+use cudarc::cublas::sys;
 use cudarc::driver::result::{ctx, event, stream};
-use cudarc::driver::sys as driver;
+use cudarc::driver::{DriverError, sys as driver};
 
 use super::empty;
 use crate::ops::{MatmulPrecision, matmul_precision};
@@ -28,26 +31,27 @@ type Server = <CudaRuntime as Runtime>::Server;
 /// The first version of the driver, 12.5, with events of a context.
 const CONTEXT_EVENTS: i32 = 12050;
 
-/// `a b` of the last two dimensions, with sums in f32, written as `dtype`; none if cuBLAS is not there, or
-/// does not take such tensors.
-pub fn product(a: &CubeTensor, b: &CubeTensor, dtype: DType) -> Option<CubeTensor> {
+/// `scale · a b` of the last two dimensions, with sums in f32, written as `dtype`; none if cuBLAS is not
+/// there, or does not take such tensors.
+pub fn product(a: &CubeTensor, b: &CubeTensor, scale: f32, dtype: DType) -> Option<CubeTensor> {
     let gemm = Gemm::new(a, b, dtype)?;
     let device = device(a)?;
     let mut shape = a.shape();
     shape[a.shape().num_dims() - 1] = gemm.n as usize;
     let out = empty(a, shape, dtype);
-    let operands = [a, b, &out].map(|tensor| tensor.handle.clone().binding());
-    device.server.submit(move |server| {
-        let done = run(server, operands, &device.cublas, &gemm);
-        if let Err(message) = done {
-            *FAILURE.lock().expect("no panic while it is held") = Some(message);
-        }
-    });
+    device.submit(Gemm { scale, ..gemm }, [a, b, &out]);
     Some(out)
 }
 
-/// A product that failed after its call had returned: the next call tells.
-static FAILURE: Mutex<Option<String>> = Mutex::new(None);
+/// Adds `a b` to `sum`, whose numbers lie one after another and are nobody else's. Whether it did.
+pub fn add_product(sum: &CubeTensor, a: &CubeTensor, b: &CubeTensor) -> bool {
+    let added = Gemm::new(a, b, sum.dtype).zip(device(a));
+    let is_added = added.is_some();
+    if let Some((gemm, device)) = added {
+        device.submit(Gemm { kept: 1.0, ..gemm }, [a, b, sum]);
+    }
+    is_added
+}
 
 /// What is known of each device: none if products are not cuBLAS's there.
 static DEVICES: Mutex<Vec<(DeviceId, Option<Device>)>> = Mutex::new(Vec::new());
@@ -58,15 +62,34 @@ struct Device {
     cublas: Cublas,
 }
 
+/// Whether products of tensors on the device of `tensor` are cuBLAS's; none if it is no CUDA device.
+pub fn is_used(tensor: &CubeTensor) -> Option<bool> {
+    is_cuda(tensor).then(|| device(tensor).is_some())
+}
+
+fn is_cuda(tensor: &CubeTensor) -> bool {
+    tensor.client.service_id().service == TypeId::of::<Server>()
+}
+
+impl Device {
+    /// Submits a product of the first two operands to the third. If it fails, reading the third will.
+    fn submit(self, gemm: Gemm, operands: [&CubeTensor; 3]) {
+        let operands = operands.map(|tensor| tensor.handle.clone().binding());
+        self.server.submit(move |server| {
+            let out = operands[2].clone();
+            if let Err(error) = run(server, operands, &self.cublas, &gemm) {
+                failed_writing(server, out.stream, vec![out], error);
+            }
+        });
+    }
+}
+
 /// The device of `tensor`, if products are cuBLAS's there.
 fn device(tensor: &CubeTensor) -> Option<Device> {
-    if let Some(message) = &*FAILURE.lock().expect("no panic while it is held") {
-        panic!("a product by cuBLAS failed: {message}");
-    }
-    let service = tensor.client.service_id();
-    if service.service != TypeId::of::<Server>() {
+    if !is_cuda(tensor) {
         return None;
     }
+    let service = tensor.client.service_id();
     let mut devices = DEVICES.lock().expect("no panic while it is held");
     if let Some((_, device)) = devices.iter().find(|(id, _)| *id == service.device) {
         return device.clone();
@@ -131,7 +154,7 @@ impl Cublas {
     }
 
     /// Makes the stream wait for all that was submitted to the device.
-    fn enter(&self) -> Result<(), cudarc::driver::DriverError> {
+    fn enter(&self) -> Result<(), DriverError> {
         // SAFETY: all of one context, and alive.
         unsafe {
             driver::cuCtxRecordEvent(self.context, self.event).result()?;
@@ -141,7 +164,7 @@ impl Cublas {
     }
 
     /// Makes all that will be submitted to the device wait for the stream.
-    fn leave(&self) -> Result<(), cudarc::driver::DriverError> {
+    fn leave(&self) -> Result<(), DriverError> {
         // SAFETY: all of one context, and alive.
         unsafe {
             event::record(self.event, self.stream)?;
@@ -156,20 +179,26 @@ fn run(
     operands: [BufferBinding; 3],
     cublas: &Cublas,
     gemm: &Gemm,
-) -> Result<(), String> {
+) -> Result<(), ServerError> {
     // The output was made on the stream of now.
     let stream = operands[2].stream;
     // While these live, nothing else gets their memory.
     let mut resources = Vec::new();
     for binding in operands {
-        let resource = server.get_resource(binding, stream);
-        resources.push(resource.map_err(|err| format!("{err:?}"))?);
+        resources.push(server.get_resource(binding, stream)?);
     }
     let at = |i: usize| resources[i].resource().ptr as *mut c_void;
-    cublas.enter().map_err(|err| err.to_string())?;
+    cublas.enter().map_err(failed)?;
     gemm.run(cublas.handle, at(0), at(1), at(2))
-        .map_err(|err| err.to_string())?;
-    cublas.leave().map_err(|err| err.to_string())
+        .map_err(failed)?;
+    cublas.leave().map_err(failed)
+}
+
+fn failed(cause: impl std::error::Error) -> ServerError {
+    ServerError::Generic {
+        reason: format!("a product by cuBLAS failed: {cause}"),
+        backtrace: BackTrace::capture(),
+    }
 }
 
 /// A batch of matrices `[rows, columns]` that lie row after row, or column after column.
@@ -179,10 +208,10 @@ struct Matrices {
     columns: usize,
     by_columns: bool,
     /// From one row (or column) to the next.
-    leading: usize,
-    count: usize,
+    leading: i32,
+    count: i32,
     /// From one matrix to the next.
-    stride: usize,
+    stride: i64,
 }
 
 impl Matrices {
@@ -221,9 +250,9 @@ impl Matrices {
             rows,
             columns,
             by_columns,
-            leading,
-            count,
-            stride,
+            leading: leading.try_into().ok()?,
+            count: count.try_into().ok()?,
+            stride: stride.try_into().ok()?,
         })
     }
 
@@ -236,7 +265,7 @@ impl Matrices {
     }
 }
 
-/// What cuBLAS is asked for: `out = a b` with `[m, k]` and `[k, n]`.
+/// What cuBLAS is asked for: `out = scale · a b + kept · out` with `[m, k]` and `[k, n]`.
 struct Gemm {
     m: i32,
     n: i32,
@@ -246,9 +275,12 @@ struct Gemm {
     dtype: sys::cudaDataType,
     out_dtype: sys::cudaDataType,
     compute: sys::cublasComputeType_t,
+    scale: f32,
+    kept: f32,
 }
 
 impl Gemm {
+    /// `out = a b`.
     fn new(a: &CubeTensor, b: &CubeTensor, dtype: DType) -> Option<Self> {
         let known = a.dtype == b.dtype && [a.dtype, DType::F32].contains(&dtype);
         let batch = |shape: &Shape| shape[..shape.num_dims().saturating_sub(2)].to_vec();
@@ -261,7 +293,7 @@ impl Gemm {
         };
         let (a_matrices, b_matrices) = (matrices(a)?, matrices(b)?);
         let [m, n, k] = [a_matrices.rows, b_matrices.columns, a_matrices.columns];
-        if [m, n, k, a_matrices.count].contains(&0) {
+        if [m, n, k].contains(&0) || a_matrices.count == 0 {
             return None;
         }
         let medium = a.dtype == DType::F32 && matmul_precision() == MatmulPrecision::Medium;
@@ -277,6 +309,8 @@ impl Gemm {
                 true => sys::cublasComputeType_t::CUBLAS_COMPUTE_32F_FAST_TF32,
                 false => sys::cublasComputeType_t::CUBLAS_COMPUTE_32F,
             },
+            scale: 1.0,
+            kept: 0.0,
         })
     }
 
@@ -287,8 +321,7 @@ impl Gemm {
         a: *mut c_void,
         b: *mut c_void,
         out: *mut c_void,
-    ) -> Result<(), cublas::CublasError> {
-        let (one, zero) = (1.0f32, 0.0f32);
+    ) -> Result<(), CublasError> {
         // SAFETY: the caller's buffers have the sizes that the tensors had.
         unsafe {
             cublas::gemm_strided_batched_ex(
@@ -298,21 +331,21 @@ impl Gemm {
                 self.n,
                 self.m,
                 self.k,
-                (&raw const one).cast(),
+                (&raw const self.scale).cast(),
                 b,
                 self.dtype,
-                self.b.leading as i32,
-                self.b.stride as i64,
+                self.b.leading,
+                self.b.stride,
                 a,
                 self.dtype,
-                self.a.leading as i32,
-                self.a.stride as i64,
-                (&raw const zero).cast(),
+                self.a.leading,
+                self.a.stride,
+                (&raw const self.kept).cast(),
                 out,
                 self.out_dtype,
                 self.n,
                 i64::from(self.m) * i64::from(self.n),
-                self.a.count as i32,
+                self.a.count,
                 self.compute,
                 sys::cublasGemmAlgo_t::CUBLAS_GEMM_DEFAULT,
             )
@@ -333,7 +366,7 @@ fn data_type(dtype: DType) -> Option<sys::cudaDataType> {
 mod tests {
     use super::*;
 
-    fn matrices(by_columns: bool, leading: usize, count: usize, stride: usize) -> Option<Matrices> {
+    fn matrices(by_columns: bool, leading: i32, count: i32, stride: i64) -> Option<Matrices> {
         Some(Matrices {
             rows: 3,
             columns: 5,
@@ -358,6 +391,9 @@ mod tests {
         assert_eq!(heads, matrices(false, 20, 4, 5));
         // Neither numbers of a row nor of a column are neighbours.
         assert_eq!(Matrices::new(&[3, 5], &[10, 2]), None);
+        // More than cuBLAS counts.
+        assert_eq!(Matrices::new(&[3, 5], &[1 << 31, 1]), None);
+        assert_eq!(Matrices::new(&[1 << 31, 1, 1], &[1, 1, 1]), None);
         // The same row three times.
         assert_eq!(Matrices::new(&[3, 5], &[0, 1]), None);
         assert_eq!(Matrices::new(&[5], &[1]), None);

@@ -16,10 +16,15 @@ mod product;
 mod rms_norm;
 mod rotary;
 mod row;
+mod squares;
 mod swiglu;
 
 use std::sync::atomic::Ordering;
 
+#[cfg(feature = "cuda")]
+use burn::backend::FloatDType;
+#[cfg(feature = "cuda")]
+use burn::backend::ops::FloatTensorOps;
 use burn::backend::tensor::IntTensor;
 use burn::backend::{DispatchDevice, TensorMetadata};
 use burn::tensor::{DType, Device, Shape};
@@ -58,13 +63,40 @@ pub(super) fn forms_scores(device: &Device, dtype: DType, head_dim: usize) -> Op
     Some(!(is_fused && flash::takes(&device.client(), dtype, head_dim)))
 }
 
+/// Whether products on `device` are CubeCL's for want of cuBLAS.
+#[cfg(feature = "cuda")]
+pub(super) fn lacks_cublas(device: &Device) -> bool {
+    let device = device.clone().without_autodiff();
+    let DispatchDevice::Cube(device) = device.as_dispatch() else {
+        return false;
+    };
+    let tensor = CubeBackend::float_zeros(Shape::new([1]), device, FloatDType::F32);
+    cublas::is_used(&tensor) == Some(false)
+}
+
 impl StepOps for CubeBackend {
     fn linear(x: CubeTensor, weight: CubeTensor) -> CubeTensor {
-        product::linear(x, weight)
+        product::linear(x, weight, 1.0)
     }
 
     fn linear_x_grad(grad: CubeTensor, weight: CubeTensor) -> CubeTensor {
-        product::linear_x_grad(grad, weight)
+        product::linear_x_grad(grad, weight, 1.0)
+    }
+
+    fn scaled_linear(x: CubeTensor, weight: CubeTensor, scale: f64) -> CubeTensor {
+        product::linear(x, weight, scale)
+    }
+
+    fn scaled_linear_x_grad(grad: CubeTensor, weight: CubeTensor, scale: f64) -> CubeTensor {
+        product::linear_x_grad(grad, weight, scale)
+    }
+
+    fn add_linear(sum: CubeTensor, x: CubeTensor, weight: CubeTensor) -> CubeTensor {
+        product::add_linear(sum, x, weight)
+    }
+
+    fn add_linear_x_grad(sum: CubeTensor, grad: CubeTensor, weight: CubeTensor) -> CubeTensor {
+        product::add_linear_x_grad(sum, grad, weight)
     }
 
     fn linear_weight_grad(grad: CubeTensor, x: CubeTensor, weight: CubeTensor) -> CubeTensor {
@@ -73,7 +105,7 @@ impl StepOps for CubeBackend {
 
     fn product(a: CubeTensor, b: CubeTensor) -> CubeTensor {
         let dtype = a.dtype;
-        product::product(a, b, dtype)
+        product::product(a, b, 1.0, dtype)
     }
 
     fn dropout(x: CubeTensor, mask: DropoutMask) -> CubeTensor {
@@ -170,6 +202,13 @@ impl StepOps for CubeBackend {
         match takes(&logits) {
             true => cross_entropy::forward_with_grad(logits, targets),
             false => portable::cross_entropy::forward_with_grad::<Self>(logits, targets),
+        }
+    }
+
+    fn add_squares(parts: CubeTensor, values: CubeTensor) -> CubeTensor {
+        match takes(&values) {
+            true => squares::add(parts, values),
+            false => portable::squares::add::<Self>(parts, values),
         }
     }
 

@@ -12,28 +12,33 @@ use cubek::matmul::multi_level::Strategy as MultiLevel;
 use cubek::matmul::strategy::Strategy;
 use cubek::std::InputBinding;
 
-use super::{elem, empty};
+use super::{elem, empty, into_owned};
 use crate::ops::{MatmulPrecision, matmul_precision};
 
-/// `a b` of the last two dimensions, with sums in f32, written as `dtype`: by cuBLAS where it is, or else by
-/// CubeCL.
+/// `scale · a b` of the last two dimensions, with sums in f32, written as `dtype`: by cuBLAS where it is, or
+/// else by CubeCL.
 ///
 /// The fastest products of f32 on some devices round their inputs to the eleven bits of TF32; they are
 /// taken for [`MatmulPrecision::Medium`] only. It is PyTorch's default too not to.
-pub fn product(a: CubeTensor, b: CubeTensor, dtype: DType) -> CubeTensor {
+pub fn product(a: CubeTensor, b: CubeTensor, scale: f64, dtype: DType) -> CubeTensor {
     #[cfg(feature = "cuda")]
     if super::takes(&a)
-        && let Some(out) = super::cublas::product(&a, &b, dtype)
+        && let Some(out) = super::cublas::product(&a, &b, scale as f32, dtype)
     {
         return out;
     }
     let tf32 = ElemType::Float(FloatKind::TF32);
     let has_tf32 = a.client.properties().supports_type(tf32);
-    if a.dtype == DType::F32 && has_tf32 && matmul_precision() == MatmulPrecision::Highest {
-        return product_without_rounding(a, b);
+    let out =
+        match a.dtype == DType::F32 && has_tf32 && matmul_precision() == MatmulPrecision::Highest {
+            true => product_without_rounding(a, b),
+            false => matmul(a, b, None, MatmulStrategy::default(), dtype)
+                .expect("some kernel multiplies these"),
+        };
+    match scale == 1.0 {
+        true => out,
+        false => CubeBackend::float_mul_scalar(out, scale.into()),
     }
-    let product = matmul(a, b, None, MatmulStrategy::default(), dtype);
-    product.expect("some kernel multiplies these")
 }
 
 /// Of f32, without the matrix units.
@@ -60,27 +65,53 @@ fn product_without_rounding(a: CubeTensor, b: CubeTensor) -> CubeTensor {
     out
 }
 
-/// `x Wᵀ`, all rows of `x` in one product.
-pub fn linear(x: CubeTensor, weight: CubeTensor) -> CubeTensor {
-    apply(x, |dtype| transposed(cast(weight, dtype)))
+/// `s·x Wᵀ`, all rows of `x` in one product.
+pub fn linear(x: CubeTensor, weight: CubeTensor, scale: f64) -> CubeTensor {
+    let weight = transposed(cast(weight, x.dtype));
+    apply(x, weight, scale)
 }
 
-/// `grad W`.
-pub fn linear_x_grad(grad: CubeTensor, weight: CubeTensor) -> CubeTensor {
-    apply(grad, |dtype| cast(weight, dtype))
+/// `s·grad W`.
+pub fn linear_x_grad(grad: CubeTensor, weight: CubeTensor, scale: f64) -> CubeTensor {
+    let weight = cast(weight, grad.dtype);
+    apply(grad, weight, scale)
+}
+
+/// `sum + x Wᵀ`.
+pub fn add_linear(sum: CubeTensor, x: CubeTensor, weight: CubeTensor) -> CubeTensor {
+    let weight = transposed(cast(weight, x.dtype));
+    add(sum, x, weight)
+}
+
+/// `sum + grad W`.
+pub fn add_linear_x_grad(sum: CubeTensor, grad: CubeTensor, weight: CubeTensor) -> CubeTensor {
+    let weight = cast(weight, grad.dtype);
+    add(sum, grad, weight)
 }
 
 /// `gradᵀ x`, in the weight's type.
 pub fn linear_weight_grad(grad: CubeTensor, x: CubeTensor, weight: CubeTensor) -> CubeTensor {
-    product(transposed(rows(grad)), rows(x), weight.dtype)
+    product(transposed(rows(grad)), rows(x), 1.0, weight.dtype)
 }
 
 /// The product of the rows of `x` and a matrix.
-fn apply(x: CubeTensor, matrix: impl FnOnce(DType) -> CubeTensor) -> CubeTensor {
+fn apply(x: CubeTensor, matrix: CubeTensor, scale: f64) -> CubeTensor {
     let (dtype, mut shape, last) = (x.dtype, x.shape(), x.shape().num_dims() - 1);
-    let out = product(rows(x), matrix(dtype), dtype);
+    let out = product(rows(x), matrix, scale, dtype);
     shape[last] = out.shape()[1];
     CubeBackend::float_reshape(out, shape)
+}
+
+/// `sum` and the product of the rows of `x` and a matrix, in the place of `sum`.
+fn add(sum: CubeTensor, x: CubeTensor, matrix: CubeTensor) -> CubeTensor {
+    let (shape, sum, x) = (sum.shape(), into_owned(rows(sum)), rows(x));
+    #[cfg(feature = "cuda")]
+    if super::takes(&sum) && super::cublas::add_product(&sum, &x, &matrix) {
+        return CubeBackend::float_reshape(sum, shape);
+    }
+    let dtype = sum.dtype;
+    let sum = CubeBackend::float_add(sum, product(x, matrix, 1.0, dtype));
+    CubeBackend::float_reshape(sum, shape)
 }
 
 /// `[..., dim]` as a matrix.

@@ -5,7 +5,7 @@ use half::{bf16, f16};
 
 use super::gemm::{Mat, MatMut, Number, Output, matmul, matmul_bf16, multiplies_bf16};
 use super::vector::new_buffer;
-use super::{Primitive, contiguous, primitive};
+use super::{Primitive, contiguous, into_contiguous, primitive};
 use crate::ops::{MatmulPrecision, matmul_precision};
 
 /// Which way the weight, `[out_dim, in_dim]`, is applied.
@@ -42,6 +42,24 @@ fn write<T: Number>(out: MatMut, x: Mat, weight: Mat<T>) {
     matmul(out, Output::Write, x, weight);
 }
 
+/// `sum + x Wᵀ` with an f32 weight, in the place of `sum`.
+pub fn add_forward(sum: Primitive, x: &Primitive, weight: &Primitive) -> Primitive {
+    add(sum, x, weight, Pass::Forward)
+}
+
+/// `sum + grad W` with an f32 weight, in the place of `sum`.
+pub fn add_x_grad(sum: Primitive, grad: &Primitive, weight: &Primitive) -> Primitive {
+    add(sum, grad, weight, Pass::Backward)
+}
+
+fn add(sum: Primitive, x: &Primitive, weight: &Primitive, pass: Pass) -> Primitive {
+    let (mut sum, x, weight) = (into_contiguous(sum), contiguous(x), contiguous(weight));
+    let (x, weight) = matrices::<f32>(&x, weight.storage(), &weight, pass);
+    let out = MatMut::row_major_of(sum.storage_mut(), [x.shape()[0], weight.shape()[1]]);
+    matmul(out, Output::Add, x, weight);
+    sum
+}
+
 fn multiply<T: Number>(
     x: &Primitive,
     values: &[T],
@@ -49,15 +67,8 @@ fn multiply<T: Number>(
     pass: Pass,
     matmul: impl Fn(MatMut, Mat, Mat<T>),
 ) -> Primitive {
-    let weight = Mat::row_major(values, weight.shape().dims());
-    let weight = match pass {
-        Pass::Forward => weight.transpose(),
-        Pass::Backward => weight,
-    };
-    let [in_dim, out_dim] = weight.shape();
-    let x_values: &[f32] = x.storage();
-    let rows = x_values.len() / in_dim;
-    let x_matrix = Mat::row_major(x_values, [rows, in_dim]);
+    let (x_matrix, weight) = matrices(x, values, weight, pass);
+    let ([rows, _], [_, out_dim]) = (x_matrix.shape(), weight.shape());
     let fill = |out: &mut [_]| matmul(MatMut::row_major(out, [rows, out_dim]), x_matrix, weight);
     // SAFETY: the product writes all of its numbers.
     let values = unsafe { new_buffer(rows * out_dim, fill) };
@@ -65,6 +76,23 @@ fn multiply<T: Number>(
     let last = shape.num_dims() - 1;
     shape[last] = out_dim;
     primitive(values, &shape)
+}
+
+/// The rows of `x`, and the matrix that they are multiplied by.
+fn matrices<'a, T>(
+    x: &'a Primitive,
+    values: &'a [T],
+    weight: &Primitive,
+    pass: Pass,
+) -> (Mat<'a>, Mat<'a, T>) {
+    let weight = Mat::row_major(values, weight.shape().dims());
+    let weight = match pass {
+        Pass::Forward => weight.transpose(),
+        Pass::Backward => weight,
+    };
+    let [in_dim, _] = weight.shape();
+    let x: &[f32] = x.storage();
+    (Mat::row_major(x, [x.len() / in_dim, in_dim]), weight)
 }
 
 /// `gradᵀ x`, in the weight's type.

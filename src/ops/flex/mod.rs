@@ -12,6 +12,7 @@ mod vector;
 
 use std::sync::atomic::Ordering;
 
+use burn::backend::ops::FloatTensorOps;
 use burn::backend::tensor::{FloatTensor, IntTensor};
 use burn::backend::{DispatchDevice, Flex};
 use burn::tensor::{DType, Device, TensorData};
@@ -50,6 +51,20 @@ impl StepOps for Flex {
         match takes(&grad) {
             true => linear::x_grad(&grad, &weight),
             false => portable::linear::x_grad::<Self>(grad, weight),
+        }
+    }
+
+    fn add_linear(sum: Primitive, x: Primitive, weight: Primitive) -> Primitive {
+        match takes(&sum) && takes(&weight) {
+            true => linear::add_forward(sum, &x, &weight),
+            false => Self::float_add(sum, <Self as StepOps>::linear(x, weight)),
+        }
+    }
+
+    fn add_linear_x_grad(sum: Primitive, grad: Primitive, weight: Primitive) -> Primitive {
+        match takes(&sum) && takes(&weight) {
+            true => linear::add_x_grad(sum, &grad, &weight),
+            false => Self::float_add(sum, Self::linear_x_grad(grad, weight)),
         }
     }
 

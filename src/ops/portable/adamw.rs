@@ -11,6 +11,10 @@ pub fn update<B: Backend>(
     step: AdamWStep,
 ) -> (FloatTensor<B>, FloatTensor<B>, FloatTensor<B>) {
     let times = |x, factor: f64| B::float_mul_scalar(x, factor.into());
+    let grad = match step.grad_scale == 1.0 {
+        true => grad,
+        false => times(grad, step.grad_scale),
+    };
     let square = B::float_mul(grad.clone(), grad.clone());
     let exp_avg = B::float_add(times(exp_avg, step.beta1), times(grad, 1.0 - step.beta1));
     let exp_avg_sq = B::float_add(

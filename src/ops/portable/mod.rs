@@ -8,6 +8,7 @@ pub mod dropout;
 pub mod linear;
 pub mod rms_norm;
 pub mod rotary;
+pub mod squares;
 pub mod swiglu;
 
 use burn::backend::tensor::FloatTensor;

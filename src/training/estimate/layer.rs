@@ -156,11 +156,12 @@ impl Linear {
     /// How many tensors of the output's size exist at a time until the loss has its gradient.
     pub fn outputs_at_once(&self) -> usize {
         match self.trained {
-            Trained::Nothing | Trained::Weight => 1,
-            Trained::Adapter {
+            Trained::Nothing
+            | Trained::Weight
+            | Trained::Adapter {
                 has_magnitude: false,
                 ..
-            } => 2,
+            } => 1,
             Trained::Adapter {
                 has_dropout: false, ..
             } => 3,
@@ -267,8 +268,8 @@ impl Layer {
         let widest = match down.trained {
             // Its gradient takes the place of the input that it kept.
             Trained::Weight => 0,
-            // One of two gradients, by way of the weight and of the adapter, does.
-            Trained::Adapter { has_dropout, .. } => usize::from(!has_dropout) * down.in_dim,
+            // With dropout the adapter's part of it exists for itself, before and after.
+            Trained::Adapter { has_dropout, .. } => 2 * usize::from(has_dropout) * down.in_dim,
             Trained::Nothing => down.in_dim,
         };
         self.saved() + widest.max(self.embed_dim)

@@ -81,6 +81,16 @@ impl MatMut {
         }
     }
 
+    /// The same, of numbers that a product can be added to.
+    pub fn row_major_of(data: &mut [f32], shape: [usize; 2]) -> Self {
+        assert_inside(data.len(), shape, [shape[1], 1]);
+        Self {
+            data: data.as_mut_ptr(),
+            shape,
+            row_stride: shape[1],
+        }
+    }
+
     /// # Safety
     /// All elements must lie in one allocation, and nothing else may read or write them while the
     /// matrix is in use.

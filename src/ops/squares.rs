@@ -1,0 +1,26 @@
+use burn::backend::Dispatch;
+use burn::tensor::{DType, Device, Tensor};
+
+use super::backend::StepOps;
+
+/// How many parts a sum has: on a GPU each is another cube's, so that none waits for another.
+const PARTS: usize = 128;
+
+/// The sum of the squares of many tensors' numbers, in f32.
+pub(crate) struct SumOfSquares(Tensor<1>);
+
+impl SumOfSquares {
+    pub(crate) fn zero(device: &Device) -> Self {
+        Self(Tensor::zeros([PARTS], (device, DType::F32)))
+    }
+
+    pub(crate) fn add<const D: usize>(self, values: Tensor<D>) -> Self {
+        let parts = Dispatch::add_squares(self.0.into_dispatch(), values.into_dispatch());
+        Self(Tensor::from_dispatch(parts))
+    }
+
+    /// `[1]`.
+    pub(crate) fn total(self) -> Tensor<1> {
+        self.0.sum()
+    }
+}
