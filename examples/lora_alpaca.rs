@@ -33,15 +33,17 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use burn::tensor::Device;
-use burn_peft::adapter::{ParamCount, initialize_params, validate_state_dict_for_lora};
+use burn_peft::adapter::{
+    ParamCount, initialize_adapters, initialize_params, validate_state_dict_for_lora,
+};
 use burn_peft::checkpoint::{load_hf_as, save_hf, save_peft_with_base};
 use burn_peft::data::{
     AlpacaRecord, Batch, DataOrder, Padding, Sample, check_vocab, load_alpaca, pack,
     split_validation, tokenize_records,
 };
-use burn_peft::distributed::{ProcessGroup, broadcast_params, in_turn, require_same};
+use burn_peft::distributed::{ProcessGroup, broadcast_params, require_same};
 use burn_peft::llama::{LlamaConfig, TransformerDecoder};
-use burn_peft::ops::set_matmul_precision;
+use burn_peft::ops::{lacks_cublas, set_matmul_precision};
 use burn_peft::tokenizer::Tokenizer;
 use burn_peft::training::recipe::RecipeConfig;
 use burn_peft::training::{
@@ -95,6 +97,9 @@ fn finetune(config: &RecipeConfig, member: &Member) -> Result<()> {
     if is_first {
         let estimate = config.estimate_config(&llama, data.longest_row(), member.device);
         print_memory(&estimate, member.device);
+        if lacks_cublas(member.device) {
+            println!("{WITHOUT_CUBLAS}\n");
+        }
     }
     let mut model = load_model(config, &llama, &base_dir, member)?;
 
@@ -119,6 +124,11 @@ fn finetune(config: &RecipeConfig, member: &Member) -> Result<()> {
         ..summary
     })
 }
+
+const WITHOUT_CUBLAS: &str = "\
+Matrices are not multiplied by cuBLAS, and a step takes several times as long: put the folder with
+libcublas.so (of a CUDA toolkit, or of PyPI's nvidia-cublas) into LD_LIBRARY_PATH, and use a driver
+of CUDA 12.5 or newer.";
 
 /// The memory that the run will take on the device and, if the CPU has not as much, what takes less.
 fn print_memory(config: &EstimateConfig, device: &Device) {
@@ -151,11 +161,8 @@ fn load_model(
     let mut model = llama.init_lora(&lora, &device)?;
     let report = load_hf_as(&mut model, base_dir, config.dtype.into())?;
     validate_state_dict_for_lora(&lora, &report)?;
-    // Members that share a process share a generator too.
-    in_turn(member.group, || {
-        device.seed(config.seed);
-        initialize_params(&model);
-    })?;
+    let model = initialize_adapters(model, config.seed);
+    initialize_params(&model);
     Ok(model)
 }
 

@@ -4,7 +4,7 @@
 use std::path::{Path, PathBuf};
 
 use burn::tensor::Device;
-use burn_peft::adapter::{StateDict, adapter_state_dict, initialize_params};
+use burn_peft::adapter::{StateDict, adapter_state_dict, initialize_adapters, initialize_params};
 use burn_peft::checkpoint::{load_hf, read_hf_config};
 use burn_peft::data::{Batch, IGNORE_INDEX};
 use burn_peft::llama::TransformerDecoder;
@@ -40,10 +40,10 @@ fn config(output_dir: &Path) -> RecipeConfig {
 /// The model at the start of a run, made anew with the run's seed.
 fn new_model(config: &RecipeConfig) -> TransformerDecoder {
     let device = Device::default().autodiff();
-    device.seed(config.seed);
     let llama = read_hf_config(golden()).unwrap();
     let mut model = llama.init_lora(&config.lora(), &device).unwrap();
     load_hf(&mut model, golden()).unwrap();
+    let model = initialize_adapters(model, config.seed);
     initialize_params(&model);
     model
 }

@@ -1,11 +1,13 @@
 //! Verbs over any Burn module that holds [`LoRALinear`](crate::lora::LoRALinear)s: list, count and
 //! freeze parameters, take and load state dicts, check them. No Llama, no file.
 
+mod init;
 mod params;
 mod path;
 mod state_dict;
 mod validate;
 
+pub use init::initialize_adapters;
 pub use params::{
     ParamCount, ParamInfo, ParamSet, get_adapter_params, get_params, initialize_params,
     set_trainable_params,

@@ -103,7 +103,8 @@ pub fn set_trainable_params<M: Module>(model: M, params: &ParamSet) -> M {
 }
 
 /// Gives every parameter that is still lazy its value, in the model's order, so that a device's seed
-/// determines the values.
+/// determines the values. [`initialize_adapters`](super::initialize_adapters) gives adapters values that
+/// depend on no device.
 pub fn initialize_params<M: Module>(model: &M) {
     model.visit(&mut Initializer);
 }

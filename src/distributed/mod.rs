@@ -83,21 +83,6 @@ impl ProcessGroup for SingleProcess {
     }
 }
 
-/// Runs something at one member after the other, in the order of ranks.
-///
-/// # Errors
-/// [`Error::PeerLost`] if a member has ended.
-pub fn in_turn<T>(group: &dyn ProcessGroup, run: impl FnOnce() -> T) -> Result<T> {
-    for _ in 0..group.rank() {
-        group.all_gather(&[])?;
-    }
-    let result = run();
-    for _ in group.rank()..group.size() {
-        group.all_gather(&[])?;
-    }
-    Ok(result)
-}
-
 /// Checks that all members have the same `value`, such as the same data or the same configuration;
 /// `what` names it.
 ///

@@ -1,8 +1,6 @@
 //! Threads that train together give what one process with all their samples gives.
 
-use std::sync::Mutex;
 use std::thread;
-use std::time::Duration;
 
 use burn::tensor::{Tensor, TensorData};
 use burn_peft::Error;
@@ -10,7 +8,7 @@ use burn_peft::adapter::{StateDict, adapter_state_dict, initialize_params};
 use burn_peft::checkpoint::{load_hf, load_peft, read_hf_config, read_peft_config};
 use burn_peft::data::{Batch, DataOrder, IGNORE_INDEX, Sample};
 use burn_peft::distributed::{
-    DeviceGroup, ProcessGroup, SingleProcess, broadcast_params, in_turn, require_same,
+    DeviceGroup, ProcessGroup, SingleProcess, broadcast_params, require_same,
 };
 use burn_peft::llama::TransformerDecoder;
 use burn_peft::lora::{AttnModule, LoRAConfig};
@@ -273,18 +271,6 @@ fn a_member_that_ends_ends_the_waiting_of_the_others() {
     for result in waiting {
         assert!(matches!(result, Err(Error::PeerLost)));
     }
-}
-
-#[test]
-fn members_take_turns() {
-    let taken = Mutex::new(Vec::new());
-    in_threads(4, |member| {
-        // The later ones would be first.
-        thread::sleep(Duration::from_millis(20 * (4 - member.rank() as u64)));
-        in_turn(&member, || taken.lock().unwrap().push(member.rank())).unwrap();
-        assert!(taken.lock().unwrap().len() == 4);
-    });
-    assert_eq!(taken.into_inner().unwrap(), [0, 1, 2, 3]);
 }
 
 #[test]

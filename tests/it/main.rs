@@ -7,4 +7,5 @@ mod counts;
 mod distributed;
 mod golden;
 mod golden_cases;
+mod initialize;
 mod stories;

@@ -1,0 +1,62 @@
+use burn::module::{Module, ModuleMapper, Param};
+use burn::tensor::{Tensor, TensorData};
+use rand_chacha::ChaCha8Rng;
+use rand_chacha::rand_core::{Rng, SeedableRng};
+
+use super::lasting_tensor;
+use super::path::{Path, follow_path};
+use crate::ops::mix;
+
+/// Gives every adapter its first values anew: `A` from Kaiming's uniform distribution, `B` zero. A DoRA
+/// magnitude stays what it is.
+///
+/// The numbers follow from `seed` and the parameter's name alone. So a seed gives the same adapter on
+/// every device, and that of a layer does not depend on which other layers have one.
+pub fn initialize_adapters<M: Module>(model: M, seed: u64) -> M {
+    model.map(&mut Initializer {
+        path: Path::default(),
+        seed,
+    })
+}
+
+struct Initializer {
+    path: Path,
+    seed: u64,
+}
+
+impl ModuleMapper for Initializer {
+    follow_path!();
+
+    fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
+        if !self.path.in_adapter() {
+            return param;
+        }
+        let (name, shape) = (self.path.key(), param.lazy_shape());
+        let count = shape.num_elements();
+        let values = match name.rsplit('.').nth(1) {
+            Some("lora_a") => uniform(seed_of(&name, self.seed), count, shape[D - 1]),
+            Some("lora_b") => vec![0.0; count],
+            _ => return param,
+        };
+        let values = TensorData::new(values, shape);
+        let (id, values) = (param.id, lasting_tensor(values, &param.lazy_device()));
+        param.transform_for_load(values, id)
+    }
+}
+
+fn seed_of(name: &str, seed: u64) -> u64 {
+    name.bytes()
+        .fold(seed, |seed, byte| mix(seed, u64::from(byte)))
+}
+
+/// Numbers of `U(-k, k)`, `k = 1 / sqrt(in_dim)`.
+fn uniform(seed: u64, count: usize, in_dim: usize) -> Vec<f32> {
+    let k = 1.0 / (in_dim as f32).sqrt();
+    let mut rng = ChaCha8Rng::seed_from_u64(seed);
+    // The 24 bits that an f32 holds.
+    let number = || (rng.next_u32() >> 8) as f32 / 2f32.powi(23) - 1.0;
+    std::iter::repeat_with(number)
+        .take(count)
+        .map(|x| k * x)
+        .collect()
+}
