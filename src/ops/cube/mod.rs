@@ -35,6 +35,7 @@ use burn_cubecl::tensor::CubeTensor;
 use cubecl::prelude::*;
 use cubecl::{calculate_cube_count_elemwise, ir::ElemType};
 
+use self::product::{add_rows_by, rows_by, transposed};
 use super::DropoutMask;
 use super::adamw::AdamWStep;
 use super::attention::KeyRanges;
@@ -76,27 +77,27 @@ pub(super) fn lacks_cublas(device: &Device) -> bool {
 
 impl StepOps for CubeBackend {
     fn linear(x: CubeTensor, weight: CubeTensor) -> CubeTensor {
-        product::linear(x, weight, 1.0)
+        rows_by(x, transposed(weight), 1.0)
     }
 
     fn linear_x_grad(grad: CubeTensor, weight: CubeTensor) -> CubeTensor {
-        product::linear_x_grad(grad, weight, 1.0)
+        rows_by(grad, weight, 1.0)
     }
 
     fn scaled_linear(x: CubeTensor, weight: CubeTensor, scale: f64) -> CubeTensor {
-        product::linear(x, weight, scale)
+        rows_by(x, transposed(weight), scale)
     }
 
     fn scaled_linear_x_grad(grad: CubeTensor, weight: CubeTensor, scale: f64) -> CubeTensor {
-        product::linear_x_grad(grad, weight, scale)
+        rows_by(grad, weight, scale)
     }
 
     fn add_linear(sum: CubeTensor, x: CubeTensor, weight: CubeTensor) -> CubeTensor {
-        product::add_linear(sum, x, weight)
+        add_rows_by(sum, x, transposed(weight))
     }
 
     fn add_linear_x_grad(sum: CubeTensor, grad: CubeTensor, weight: CubeTensor) -> CubeTensor {
-        product::add_linear_x_grad(sum, grad, weight)
+        add_rows_by(sum, grad, weight)
     }
 
     fn linear_weight_grad(grad: CubeTensor, x: CubeTensor, weight: CubeTensor) -> CubeTensor {

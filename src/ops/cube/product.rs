@@ -65,45 +65,17 @@ fn product_without_rounding(a: CubeTensor, b: CubeTensor) -> CubeTensor {
     out
 }
 
-/// `s·x Wᵀ`, all rows of `x` in one product.
-pub fn linear(x: CubeTensor, weight: CubeTensor, scale: f64) -> CubeTensor {
-    let weight = transposed(cast(weight, x.dtype));
-    apply(x, weight, scale)
-}
-
-/// `s·grad W`.
-pub fn linear_x_grad(grad: CubeTensor, weight: CubeTensor, scale: f64) -> CubeTensor {
-    let weight = cast(weight, grad.dtype);
-    apply(grad, weight, scale)
-}
-
-/// `sum + x Wᵀ`.
-pub fn add_linear(sum: CubeTensor, x: CubeTensor, weight: CubeTensor) -> CubeTensor {
-    let weight = transposed(cast(weight, x.dtype));
-    add(sum, x, weight)
-}
-
-/// `sum + grad W`.
-pub fn add_linear_x_grad(sum: CubeTensor, grad: CubeTensor, weight: CubeTensor) -> CubeTensor {
-    let weight = cast(weight, grad.dtype);
-    add(sum, grad, weight)
-}
-
-/// `gradᵀ x`, in the weight's type.
-pub fn linear_weight_grad(grad: CubeTensor, x: CubeTensor, weight: CubeTensor) -> CubeTensor {
-    product(transposed(rows(grad)), rows(x), 1.0, weight.dtype)
-}
-
-/// The product of the rows of `x` and a matrix.
-fn apply(x: CubeTensor, matrix: CubeTensor, scale: f64) -> CubeTensor {
+/// `scale` times the product of all rows of `x`, taken as one matrix, and `matrix`.
+pub fn rows_by(x: CubeTensor, matrix: CubeTensor, scale: f64) -> CubeTensor {
     let (dtype, mut shape, last) = (x.dtype, x.shape(), x.shape().num_dims() - 1);
-    let out = product(rows(x), matrix, scale, dtype);
+    let out = product(rows(x), cast(matrix, dtype), scale, dtype);
     shape[last] = out.shape()[1];
     CubeBackend::float_reshape(out, shape)
 }
 
-/// `sum` and the product of the rows of `x` and a matrix, in the place of `sum`.
-fn add(sum: CubeTensor, x: CubeTensor, matrix: CubeTensor) -> CubeTensor {
+/// `sum` and the product of all rows of `x` and `matrix`, in the place of `sum`.
+pub fn add_rows_by(sum: CubeTensor, x: CubeTensor, matrix: CubeTensor) -> CubeTensor {
+    let matrix = cast(matrix, x.dtype);
     let (shape, sum, x) = (sum.shape(), into_owned(rows(sum)), rows(x));
     #[cfg(feature = "cuda")]
     if super::takes(&sum) && super::cublas::add_product(&sum, &x, &matrix) {
@@ -114,6 +86,11 @@ fn add(sum: CubeTensor, x: CubeTensor, matrix: CubeTensor) -> CubeTensor {
     CubeBackend::float_reshape(sum, shape)
 }
 
+/// `gradᵀ x`, in the weight's type.
+pub fn linear_weight_grad(grad: CubeTensor, x: CubeTensor, weight: CubeTensor) -> CubeTensor {
+    product(transposed(rows(grad)), rows(x), 1.0, weight.dtype)
+}
+
 /// `[..., dim]` as a matrix.
 fn rows(x: CubeTensor) -> CubeTensor {
     let x = into_contiguous(x);
@@ -122,7 +99,7 @@ fn rows(x: CubeTensor) -> CubeTensor {
     CubeBackend::float_reshape(x, Shape::new([shape.num_elements() / dim, dim]))
 }
 
-fn transposed(matrix: CubeTensor) -> CubeTensor {
+pub fn transposed(matrix: CubeTensor) -> CubeTensor {
     CubeBackend::float_swap_dims(matrix, 0, 1)
 }
 
