@@ -33,9 +33,9 @@ pub struct LoRALinear {
 #[derive(Module, Debug)]
 #[module(custom_display)]
 pub struct LoRAAdapter {
-    /// `A`, `[rank, in_dim]`.
+    /// `A`, `[rank, in_dim]`, without a bias.
     pub lora_a: Linear,
-    /// `B`, `[out_dim, rank]`.
+    /// `B`, `[out_dim, rank]`, without a bias.
     pub lora_b: Linear,
     /// DoRA's magnitude m, `[out_dim]`.
     pub magnitude: Option<Param<Tensor<1>>>,
