@@ -11,7 +11,7 @@ use burn::tensor::Shape;
 
 use super::DropoutMask;
 use super::attention::KeyRanges;
-use super::backend::{StepOps, maybe_dropped};
+use super::backend::{StepOps, lora_forward, maybe_dropped};
 
 impl<B: StepOps, C: CheckpointStrategy> StepOps for Autodiff<B, C> {
     /// Keeps `x` for a trained weight only.
@@ -46,15 +46,13 @@ impl<B: StepOps, C: CheckpointStrategy> StepOps for Autodiff<B, C> {
         let (needs_x, needs_down) = (weight.is_tracked() || a.is_tracked(), b.is_tracked());
         let nodes = [x.node(), weight.node(), a.node(), b.node()];
         let prep = LoRALinearBackward.prepare::<C>(nodes);
-        let [x, weight, a, b] = [x, weight, a, b].map(|tensor| tensor.into_primitive());
-        let dropped = maybe_dropped::<B>(x.clone(), mask);
-        let down = B::scaled_linear(dropped, a.clone(), scale);
-        let base = <B as StepOps>::linear(x.clone(), weight.clone());
-        let out = B::add_linear(base, down.clone(), b.clone());
+        let x = x.into_primitive();
+        let weights = [weight, a, b].map(|tensor| tensor.into_primitive());
+        let (out, down) = lora_forward::<B>(x.clone(), weights.clone(), scale, mask);
         let state = LoRALinearState {
             x: needs_x.then_some(x),
             down: needs_down.then_some(down),
-            weights: [weight, a, b],
+            weights,
             scale,
             mask,
         };

@@ -129,8 +129,8 @@ pub trait StepOps: Backend {
         scale: f64,
         mask: Option<DropoutMask>,
     ) -> FloatTensor<Self> {
-        let down = Self::scaled_linear(maybe_dropped::<Self>(x.clone(), mask), a, scale);
-        Self::add_linear(<Self as StepOps>::linear(x, weight), down, b)
+        let (out, _) = lora_forward::<Self>(x, [weight, a, b], scale, mask);
+        out
     }
 
     /// `silu(gate) · up`.
@@ -246,6 +246,18 @@ pub trait StepOps: Backend {
     ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>) {
         adamw::update::<Self>(value, grad, exp_avg, exp_avg_sq, step)
     }
+}
+
+/// The output of an adapted layer with the weights W, A and B, and `s·dropout(x) Aᵀ`.
+pub fn lora_forward<B: StepOps>(
+    x: FloatTensor<B>,
+    [weight, a, b]: [FloatTensor<B>; 3],
+    scale: f64,
+    mask: Option<DropoutMask>,
+) -> (FloatTensor<B>, FloatTensor<B>) {
+    let down = B::scaled_linear(maybe_dropped::<B>(x.clone(), mask), a, scale);
+    let base = <B as StepOps>::linear(x, weight);
+    (B::add_linear(base, down.clone(), b), down)
 }
 
 /// What `mask` leaves of `x`.

@@ -57,6 +57,19 @@ struct State {
     exp_avg_sq: Tensor<1>,
 }
 
+impl State {
+    /// That of a parameter which was not updated yet.
+    fn new(grad: &Tensor<1>) -> Self {
+        let zeros = |_| [grad.zeros_like(), grad.zeros_like()];
+        let [exp_avg, exp_avg_sq] = grad.device().memory_persistent_allocations((), zeros);
+        Self {
+            step: 0,
+            exp_avg,
+            exp_avg_sq,
+        }
+    }
+}
+
 impl AdamW {
     /// An optimizer without state.
     pub fn new(config: AdamWConfig) -> Self {
@@ -249,16 +262,8 @@ impl AdamW {
             eps,
             weight_decay,
         } = self.config;
-        let state = self.states.remove(&id);
-        let (step, exp_avg, exp_avg_sq) = match state {
-            None => {
-                let zeros = |_| [grad.zeros_like(), grad.zeros_like()];
-                let [exp_avg, exp_avg_sq] = grad.device().memory_persistent_allocations((), zeros);
-                (0, exp_avg, exp_avg_sq)
-            }
-            Some(state) => (state.step, state.exp_avg, state.exp_avg_sq),
-        };
-        let step = step + 1;
+        let state = self.states.remove(&id).unwrap_or_else(|| State::new(&grad));
+        let step = state.step + 1;
         let numbers = AdamWStep {
             grad_scale,
             beta1,
@@ -268,7 +273,8 @@ impl AdamW {
             step_size: lr / (1.0 - beta1.powi(step)),
             correction2: (1.0 - beta2.powi(step)).sqrt(),
         };
-        let (updated, [exp_avg, exp_avg_sq]) = adamw(value, grad, [exp_avg, exp_avg_sq], numbers);
+        let (updated, [exp_avg, exp_avg_sq]) =
+            adamw(value, grad, [state.exp_avg, state.exp_avg_sq], numbers);
         let state = State {
             step,
             exp_avg,
