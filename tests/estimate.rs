@@ -17,7 +17,7 @@ use burn_peft::checkpoint::{load_hf_as, save_hf};
 use burn_peft::data::Batch;
 use burn_peft::llama::{AttentionMask, LlamaConfig, RotaryEmbedding, TransformerDecoder};
 use burn_peft::lora::{AttnModule, LoRAConfig};
-use burn_peft::ops::set_fused;
+use burn_peft::ops::{AttentionBody, set_fused};
 use burn_peft::training::recipe::RecipeConfig;
 use burn_peft::training::{
     Activations, AdamWConfig, Change, EstimateConfig, LrSchedule, MemoryEstimate, Moment,
@@ -143,6 +143,32 @@ fn a_layer_keeps_what_the_formula_says() {
             }
         }
     }
+}
+
+#[test]
+fn an_attention_without_scores_keeps_its_output_and_totals() {
+    let model = llama(1, 256, 8, 1000);
+    let (batch, seq) = (2, 64);
+    let added = |lora: LoRAConfig| {
+        let [flash, other] = [AttentionBody::Flash, AttentionBody::Cache].map(|attention| {
+            let lora = Some(lora.clone());
+            let config = EstimateConfig {
+                attention,
+                compute_dtype: DType::BF16,
+                ..EstimateConfig::new(model.clone(), lora, batch, seq)
+            };
+            saved_bytes_per_layer(&config, false)
+        });
+        flash - other
+    };
+    let (output, totals) = (2 * 256, 4 * 8);
+    let tokens = (batch * seq) as u64;
+    assert_eq!(added(qv(8)), tokens * (output + totals));
+    // An adapter on the output projection keeps the output anyway.
+    assert_eq!(added(all(8)), tokens * totals);
+    // What has no backward pass keeps nothing.
+    let after_attention = LoRAConfig::new([AttnModule::OutputProj]);
+    assert_eq!(added(after_attention), 0);
 }
 
 /// A model of random weights in the configuration's type.

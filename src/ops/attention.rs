@@ -90,16 +90,29 @@ impl KeyRanges {
     }
 }
 
-/// Whether the attention forms the scores of a block of queries in memory, those of all rows and heads
-/// at a time: for heads of `head_dim` numbers of type `dtype`.
-pub(crate) fn forms_scores(device: &Device, dtype: DType, head_dim: usize) -> bool {
+/// How a device runs the attention, see [`attention_body`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum AttentionBody {
+    /// The scores of a few queries at a time, in the processor's cache.
+    Cache,
+    /// The scores of a block of queries in memory, those of all rows and heads.
+    Blocks,
+    /// No scores in memory. The output is kept for the backward pass too.
+    Flash,
+}
+
+/// How `device` runs the attention of heads of `head_dim` numbers of type `dtype`.
+pub fn attention_body(device: &Device, dtype: DType, head_dim: usize) -> AttentionBody {
     #[cfg(feature = "cube")]
-    if let Some(forms_scores) = super::cube::forms_scores(device, dtype, head_dim) {
-        return forms_scores;
+    if super::cube::has_flash_attention(device, dtype, head_dim) {
+        return AttentionBody::Flash;
     }
     #[cfg(not(feature = "cube"))]
     let _ = (dtype, head_dim);
-    !super::is_fused_cpu(device)
+    match super::is_fused_cpu(device) {
+        true => AttentionBody::Cache,
+        false => AttentionBody::Blocks,
+    }
 }
 
 /// The sizes of `q`, `[batch, seq, heads, head_dim]`, and of `k` and `v`,
@@ -137,7 +150,8 @@ impl Sizes {
 /// Attention with grouped queries: `softmax(q kᵀ / sqrt(head_dim)) v` over the keys that `mask`
 /// shows. Vaswani et al., <https://arxiv.org/abs/1706.03762>; Ainslie et al.,
 /// <https://arxiv.org/abs/2305.13245>. No scores are kept: the backward pass forms them again, some
-/// queries at a time (Dao et al., <https://arxiv.org/abs/2205.14135>). Scores are f32 whatever `q` is.
+/// queries or keys at a time (Dao et al., <https://arxiv.org/abs/2205.14135>). Scores are f32 whatever
+/// `q` is.
 ///
 /// # Shapes
 /// - `q`: `[batch, seq, heads, head_dim]`, output the same
@@ -157,12 +171,12 @@ pub fn attention(q: Tensor<4>, k: Tensor<4>, v: Tensor<4>, mask: &AttentionMask)
         mask.ranges.fits(batch, seq, keys),
         "the mask does not fit the heads"
     );
-    let visible = mask.visible_tensor(&q.device());
-    Tensor::from_dispatch(Dispatch::attention(
-        q.into_dispatch(),
-        k.into_dispatch(),
-        v.into_dispatch(),
-        visible.into_dispatch(),
-        mask.ranges.clone(),
-    ))
+    let device = q.device();
+    let body = attention_body(&device, q.dtype(), head_dim);
+    let visible = mask.visible_tensor(&device).into_dispatch();
+    let [q, k, v] = [q, k, v].map(Tensor::into_dispatch);
+    Tensor::from_dispatch(match body {
+        AttentionBody::Flash => Dispatch::flash_attention(q, k, v, visible).0,
+        _ => Dispatch::attention(q, k, v, visible, mask.ranges.clone()),
+    })
 }

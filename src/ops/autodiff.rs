@@ -6,7 +6,7 @@ use burn::backend::autodiff::checkpoint::strategy::CheckpointStrategy;
 use burn::backend::autodiff::grads::Gradients;
 use burn::backend::autodiff::ops::{Backward, Ops, OpsKind, unary};
 use burn::backend::tensor::{FloatTensor, IntTensor};
-use burn::backend::{Autodiff, TensorMetadata};
+use burn::backend::{Autodiff, AutodiffBackend, TensorMetadata};
 use burn::tensor::Shape;
 
 use super::DropoutMask;
@@ -111,6 +111,27 @@ impl<B: StepOps, C: CheckpointStrategy> StepOps for Autodiff<B, C> {
             OpsKind::Tracked(prep) => prep.finish((inputs.clone(), visible, mask), out),
             OpsKind::UnTracked(prep) => prep.finish(out),
         }
+    }
+
+    /// Keeps the output too, which whoever reads it may keep as well.
+    fn flash_attention(
+        q: FloatTensor<Self>,
+        k: FloatTensor<Self>,
+        v: FloatTensor<Self>,
+        visible: IntTensor<Self>,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>) {
+        let prep = FlashAttentionBackward.prepare::<C>([q.node(), k.node(), v.node()]);
+        let inputs @ [q, k, v] = &[q, k, v].map(|input| input.into_primitive());
+        let (q, k, v) = (q.clone(), k.clone(), v.clone());
+        let (out, totals) = B::flash_attention(q, k, v, visible.clone());
+        let untracked = Self::from_inner(totals.clone());
+        let out = match prep.compute_bound().stateful() {
+            OpsKind::Tracked(prep) => {
+                prep.finish((inputs.clone(), [out.clone(), totals], visible), out)
+            }
+            OpsKind::UnTracked(prep) => prep.finish(out),
+        };
+        (out, untracked)
     }
 
     /// Keeps the gradient, which takes the place of the logits where the backend can write there.
@@ -316,6 +337,31 @@ impl<B: StepOps> Backward<B, 3> for AttentionBackward {
         let grad = grads.consume::<B>(&ops.node);
         let ([q, k, v], visible, mask) = ops.state;
         let (q_grad, k_grad, v_grad) = B::attention_backward(grad, q, k, v, visible, mask);
+        for (node, grad) in ops.parents.into_iter().zip([q_grad, k_grad, v_grad]) {
+            if let Some(node) = node {
+                grads.register::<B>(node.id, grad);
+            }
+        }
+    }
+}
+
+#[derive(Debug)]
+struct FlashAttentionBackward;
+
+impl<B: StepOps> Backward<B, 3> for FlashAttentionBackward {
+    /// q, k, v; the output and the softmaxes' totals; the mask.
+    type State = ([FloatTensor<B>; 3], [FloatTensor<B>; 2], IntTensor<B>);
+
+    fn backward(
+        self,
+        ops: Ops<Self::State, 3>,
+        grads: &mut Gradients,
+        _checkpointer: &mut Checkpointer,
+    ) {
+        let grad = grads.consume::<B>(&ops.node);
+        let ([q, k, v], [out, totals], visible) = ops.state;
+        let (q_grad, k_grad, v_grad) =
+            B::flash_attention_backward(grad, out, totals, q, k, v, visible);
         for (node, grad) in ops.parents.into_iter().zip([q_grad, k_grad, v_grad]) {
             if let Some(node) = node {
                 grads.register::<B>(node.id, grad);

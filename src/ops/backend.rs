@@ -212,6 +212,35 @@ pub trait StepOps: Backend {
         attention::backward::<Self>(grad, [q, k, v], visible, &mask)
     }
 
+    /// The attention where it forms no scores in memory, and the logarithm of each query's softmax total,
+    /// `[batch, heads, seq]`, f32. Of backends that have it on some devices, see
+    /// [`super::attention_body`].
+    #[fusion(meta = |q, _, _, _| (q.clone(), totals_spec(q)))]
+    #[allow(unused_variables, reason = "a backend without it")]
+    fn flash_attention(
+        q: FloatTensor<Self>,
+        k: FloatTensor<Self>,
+        v: FloatTensor<Self>,
+        visible: IntTensor<Self>,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>) {
+        unreachable!("this backend forms scores")
+    }
+
+    /// The gradients of q, k and v, from what [`StepOps::flash_attention`] gave.
+    #[fusion(meta = |_, _, _, q, k, v, _| (q.clone(), k.clone(), v.clone()))]
+    #[allow(unused_variables, reason = "a backend without it")]
+    fn flash_attention_backward(
+        grad: FloatTensor<Self>,
+        out: FloatTensor<Self>,
+        totals: FloatTensor<Self>,
+        q: FloatTensor<Self>,
+        k: FloatTensor<Self>,
+        v: FloatTensor<Self>,
+        visible: IntTensor<Self>,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>) {
+        unreachable!("this backend forms scores")
+    }
+
     /// The sum of the rows' cross entropies, `[1]`, f32.
     #[fusion(meta = |_, _| loss_spec())]
     fn cross_entropy_sum(logits: FloatTensor<Self>, targets: IntTensor<Self>) -> FloatTensor<Self> {
@@ -285,6 +314,15 @@ fn linear_shape(x: &Shape, out_dim: usize) -> Shape {
 #[cfg(feature = "fusion")]
 fn product_shape(a: &Shape, b: &Shape) -> Shape {
     linear_shape(a, b[b.num_dims() - 1])
+}
+
+#[cfg(feature = "fusion")]
+fn totals_spec(
+    q: &burn::backend::fusion::custom::TensorSpec,
+) -> burn::backend::fusion::custom::TensorSpec {
+    let [batch, seq, heads, _] = q.shape.dims();
+    let shape = Shape::new([batch, heads, seq]);
+    burn::backend::fusion::custom::TensorSpec::new(shape, burn::tensor::DType::F32)
 }
 
 #[cfg(feature = "fusion")]

@@ -11,7 +11,7 @@
 //! | [`lora_linear`] | `x Wᵀ + s·(dropout(x) Aᵀ) Bᵀ` | x, if A or W is trained, `s·dropout(x) Aᵀ` and the seed |
 //! | [`rms_norm`] | `w · x / sqrt(mean(x²) + eps)` | x |
 //! | [`rotary`] | pairs turned by their angles | the angles |
-//! | [`attention`] | `softmax(q kᵀ / sqrt(d)) v` | q, k, v |
+//! | [`attention`] | `softmax(q kᵀ / sqrt(d)) v` | q, k, v; on GPUs in half precision the output too |
 //! | [`swiglu`] | `silu(gate) · up` | gate, up |
 //! | [`cross_entropy_sum`] | `-Σ log softmax(logits)[target]` | its gradient, fused in the logits' place |
 
@@ -37,8 +37,7 @@ mod tests;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 pub(crate) use adamw::{AdamWStep, adamw};
-pub(crate) use attention::forms_scores;
-pub use attention::{AttentionMask, attention};
+pub use attention::{AttentionBody, AttentionMask, attention, attention_body};
 pub use cross_entropy::cross_entropy_sum;
 pub(crate) use dropout::mix;
 pub use dropout::{DropoutMask, dropout, seed_dropout};

@@ -14,7 +14,7 @@ use super::gradients::LOSS_CHUNK_ROWS;
 use super::recipe::RecipeConfig;
 use crate::llama::LlamaConfig;
 use crate::lora::LoRAConfig;
-use crate::ops::{QUERY_BLOCK, compute_dtype, forms_scores};
+use crate::ops::{AttentionBody, QUERY_BLOCK, attention_body, compute_dtype};
 
 pub use suggest::{Change, Suggestion, suggestions};
 
@@ -38,9 +38,8 @@ pub struct EstimateConfig {
     pub dtype: DType,
     /// The type of activations, see [`compute_dtype`].
     pub compute_dtype: DType,
-    /// Whether the attention scores of a block of queries, those of all rows and heads, exist at a
-    /// time: everywhere but on the fused CPU path and in half precision on NVIDIA's GPUs.
-    pub has_score_blocks: bool,
+    /// What the attention has in memory.
+    pub attention: AttentionBody,
     /// Where the backward pass gets activations from.
     pub activations: Activations,
     /// The rows of logits that exist at a time.
@@ -63,7 +62,7 @@ impl EstimateConfig {
             micro_batches: 1,
             dtype: DType::F32,
             compute_dtype: DType::F32,
-            has_score_blocks: false,
+            attention: AttentionBody::Cache,
             activations: Activations::Keep,
             loss_chunk_rows: LOSS_CHUNK_ROWS,
         }
@@ -78,7 +77,7 @@ impl EstimateConfig {
     /// On a device: in what type it computes with a base of this type, and how.
     pub fn on_device(mut self, device: &Device) -> Self {
         self.compute_dtype = compute_dtype(device, self.dtype);
-        self.has_score_blocks = forms_scores(device, self.compute_dtype, self.model.head_dim);
+        self.attention = attention_body(device, self.compute_dtype, self.model.head_dim);
         self
     }
 
@@ -350,12 +349,13 @@ impl<'a> Step<'a> {
     /// and those of its output and of its queries.
     fn attention_backward(&self, index: usize) -> MemoryEstimate {
         let (config, layer) = (self.config, self.layer(index));
-        let queries = config.seq_len.min(QUERY_BLOCK) * usize::from(config.has_score_blocks);
+        let has_scores = config.attention == AttentionBody::Blocks;
+        let queries = config.seq_len.min(QUERY_BLOCK) * usize::from(has_scores);
         let scores = config.batch_size * config.model.num_heads * queries * config.seq_len;
         let scores = 2 * bytes(scores) + 2 * self.activations(scores);
         let saved = self.activations(self.tokens * layer.attention_saved());
         let grads = 2 * bytes(self.tokens * config.model.kv_dim()) + 3 * self.hidden();
-        let is_needed = u64::from(layer.has_attention_backward() && config.has_score_blocks);
+        let is_needed = u64::from(layer.has_attention_backward() && has_scores);
         MemoryEstimate {
             activations: is_needed * (self.held(index) + saved + grads + scores),
             ..self.moment(Moment::Backward, self.trained_from(index))

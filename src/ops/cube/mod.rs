@@ -21,12 +21,12 @@ mod swiglu;
 
 use std::sync::atomic::Ordering;
 
+use burn::backend::DispatchDevice;
 #[cfg(feature = "cuda")]
 use burn::backend::FloatDType;
 #[cfg(feature = "cuda")]
 use burn::backend::ops::FloatTensorOps;
 use burn::backend::tensor::IntTensor;
-use burn::backend::{DispatchDevice, TensorMetadata};
 use burn::tensor::{DType, Device, Shape};
 use burn_cubecl::CubeBackend;
 use burn_cubecl::kernel::into_contiguous;
@@ -48,20 +48,13 @@ fn takes(tensor: &CubeTensor) -> bool {
     is_float && super::FUSED.load(Ordering::Relaxed)
 }
 
-/// Whether the attention of queries `q` forms no scores in memory.
-fn is_flash(q: &CubeTensor) -> bool {
-    flash::takes(&q.client, q.dtype, q.shape()[3])
-}
-
-/// Whether the attention of heads of `head_dim` numbers of type `dtype` forms scores in memory on
-/// `device`; none if it is no device of CubeCL.
-pub(super) fn forms_scores(device: &Device, dtype: DType, head_dim: usize) -> Option<bool> {
+/// Whether `device` has [`StepOps::flash_attention`] for heads of `head_dim` numbers of type `dtype`.
+pub(super) fn has_flash_attention(device: &Device, dtype: DType, head_dim: usize) -> bool {
     let device = device.clone().without_autodiff();
     let DispatchDevice::Cube(device) = device.as_dispatch() else {
-        return None;
+        return false;
     };
-    let is_fused = super::FUSED.load(Ordering::Relaxed);
-    Some(!(is_fused && flash::takes(&device.client(), dtype, head_dim)))
+    super::FUSED.load(Ordering::Relaxed) && flash::takes(&device.client(), dtype, head_dim)
 }
 
 /// Whether products on `device` are CubeCL's for want of cuBLAS.
@@ -168,7 +161,6 @@ impl StepOps for CubeBackend {
         mask: KeyRanges,
     ) -> CubeTensor {
         match takes(&q) {
-            true if is_flash(&q) => flash::forward(q, k, v, visible),
             true => attention::forward(q, k, v, visible, &mask),
             false => portable::attention::forward::<Self>(q, k, v, visible, &mask),
         }
@@ -183,10 +175,30 @@ impl StepOps for CubeBackend {
         mask: KeyRanges,
     ) -> (CubeTensor, CubeTensor, CubeTensor) {
         match takes(&grad) {
-            true if is_flash(&q) => flash::backward(grad, [q, k, v], visible),
             true => attention::backward(grad, [q, k, v], visible, &mask),
             false => portable::attention::backward::<Self>(grad, [q, k, v], visible, &mask),
         }
+    }
+
+    fn flash_attention(
+        q: CubeTensor,
+        k: CubeTensor,
+        v: CubeTensor,
+        visible: IntTensor<Self>,
+    ) -> (CubeTensor, CubeTensor) {
+        flash::forward(q, k, v, visible)
+    }
+
+    fn flash_attention_backward(
+        grad: CubeTensor,
+        out: CubeTensor,
+        totals: CubeTensor,
+        q: CubeTensor,
+        k: CubeTensor,
+        v: CubeTensor,
+        visible: IntTensor<Self>,
+    ) -> (CubeTensor, CubeTensor, CubeTensor) {
+        flash::backward(grad, [out, totals], [q, k, v], visible)
     }
 
     fn cross_entropy_sum(logits: CubeTensor, targets: IntTensor<Self>) -> CubeTensor {

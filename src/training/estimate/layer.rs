@@ -2,9 +2,10 @@
 
 use burn::tensor::DType;
 
-use super::{EstimateConfig, bytes};
+use super::{EstimateConfig, F32, bytes};
 use crate::llama::LlamaConfig;
 use crate::lora::{AttnModule, LoRAConfig, MlpModule};
+use crate::ops::AttentionBody;
 
 /// What is trained of a linear layer.
 #[derive(Debug, Clone, Copy)]
@@ -178,6 +179,8 @@ pub struct Layer {
     embed_dim: usize,
     input_is_tracked: bool,
     trains_norms: bool,
+    /// The heads of an attention that keeps its output and the softmaxes' totals, else zero.
+    flash_heads: usize,
     dtype: DType,
     /// The bytes of a number in activations.
     number_size: usize,
@@ -192,6 +195,10 @@ impl Layer {
             embed_dim: config.model.embed_dim,
             input_is_tracked,
             trains_norms: config.lora.is_none(),
+            flash_heads: match config.attention {
+                AttentionBody::Flash => config.model.num_heads,
+                AttentionBody::Cache | AttentionBody::Blocks => 0,
+            },
             dtype: config.dtype,
             number_size: config.compute_dtype.size(),
         }
@@ -285,7 +292,9 @@ impl Layer {
             tape.linear(linear);
             tape.keep(heads_tracked, linear.out_dim);
         }
-        tape.keep(output.keeps_input(), output.in_dim);
+        let is_flash = heads_tracked && self.flash_heads > 0;
+        tape.keep(is_flash || output.keeps_input(), output.in_dim);
+        tape.keep(is_flash, self.flash_heads * F32 / self.number_size); // softmax totals
         tape.attention_saved = tape.saved;
         tape.linear(output);
         tape.keep(hidden_tracked, self.embed_dim);

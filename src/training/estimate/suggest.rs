@@ -5,6 +5,7 @@ use std::fmt;
 use burn::tensor::DType;
 
 use super::{Bytes, EstimateConfig, MemoryEstimate, estimate};
+use crate::ops::AttentionBody;
 use crate::training::Activations;
 
 /// Rows are not cut to fewer tokens than this.
@@ -48,9 +49,9 @@ impl Change {
             Self::Bf16 => EstimateConfig {
                 dtype: DType::BF16,
                 // The fused CPU path alone computes in another type than that of the base.
-                compute_dtype: match config.has_score_blocks {
-                    true => DType::BF16,
-                    false => config.compute_dtype,
+                compute_dtype: match config.attention {
+                    AttentionBody::Cache => config.compute_dtype,
+                    AttentionBody::Blocks | AttentionBody::Flash => DType::BF16,
                 },
                 ..config
             },

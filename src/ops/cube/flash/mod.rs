@@ -24,7 +24,7 @@ use cubecl::ir::features::MmaConfig;
 use cubecl::ir::{ElemType, FloatKind};
 use cubecl::prelude::*;
 
-use self::tile::{BLOCK, PLANE, PLANES};
+use self::tile::{PLANE, PLANES};
 use super::{elem, empty};
 use crate::ops::attention::Sizes;
 
@@ -61,72 +61,71 @@ fn has_products(client: &Client, dtype: ElemType) -> bool {
         && matmul.ldmatrix.contains(&dtype)
 }
 
-pub fn forward(q: CubeTensor, k: CubeTensor, v: CubeTensor, visible: CubeTensor) -> CubeTensor {
+/// The output, and of each query the logarithm of its softmax's total, `[batch, heads, seq]`.
+pub fn forward(
+    q: CubeTensor,
+    k: CubeTensor,
+    v: CubeTensor,
+    visible: CubeTensor,
+) -> (CubeTensor, CubeTensor) {
     let [q, k, v, visible] = [q, k, v, visible].map(into_contiguous);
     let sizes = Sizes::new(&q.shape(), &k.shape());
     let out = empty(&q, q.shape(), q.dtype);
+    let totals = empty(&q, totals_shape(&sizes), DType::F32);
     let (client, dtypes) = (q.client.clone(), [elem(q.dtype), elem(visible.dtype)]);
     forward::forward_kernel::launch(
         &client,
-        cubes(sizes.seq, sizes.heads, sizes.batch),
+        cubes(sizes.seq.div_ceil(forward::QUERIES), sizes.heads, &sizes),
         units(),
         q.into_tensor_arg(),
         k.into_tensor_arg(),
         v.into_tensor_arg(),
         visible.into_tensor_arg(),
         out.clone().into_tensor_arg(),
-        layout(sizes),
+        totals.clone().into_tensor_arg(),
+        layout(&sizes),
         sizes.scale() as f32,
         sizes.head_dim,
         dtypes,
     );
-    out
+    (out, totals)
 }
 
-/// The gradients of q, k and v.
+/// The gradients of q, k and v, with what [`forward`] gave.
 pub fn backward(
     grad: CubeTensor,
+    [out, totals]: [CubeTensor; 2],
     qkv: [CubeTensor; 3],
     visible: CubeTensor,
 ) -> (CubeTensor, CubeTensor, CubeTensor) {
     let [q, k, v] = qkv.map(into_contiguous);
     let [grad, visible] = [grad, visible].map(into_contiguous);
     let sizes = Sizes::new(&q.shape(), &k.shape());
-    let [q_grad, k_grad, v_grad] = [&q, &k, &v].map(|like| empty(like, like.shape(), like.dtype));
-    let totals = Shape::new([sizes.batch, sizes.heads, sizes.seq, 2]);
-    let totals = empty(&q, totals, DType::F32);
-    let (blocks, masks) = (sizes.keys.div_ceil(BLOCK), visible.shape()[0]);
-    let seeing = empty(&q, Shape::new([masks, blocks, 2]), DType::U32);
     let (client, dtypes) = (q.client.clone(), [elem(q.dtype), elem(visible.dtype)]);
     let scale = sizes.scale() as f32;
+    let means = means(&grad, out, &sizes);
+    let seeing = seeing(&visible, &sizes);
+    let [q_grad, k_grad, v_grad] = [&q, &k, &v].map(|like| empty(like, like.shape(), like.dtype));
     backward::q_grad_kernel::launch(
         &client,
-        cubes(sizes.seq, sizes.heads, sizes.batch),
+        cubes(sizes.seq.div_ceil(backward::QUERIES), sizes.heads, &sizes),
         units(),
         grad.clone().into_tensor_arg(),
         q.clone().into_tensor_arg(),
         k.clone().into_tensor_arg(),
         v.clone().into_tensor_arg(),
         visible.clone().into_tensor_arg(),
-        q_grad.clone().into_tensor_arg(),
         totals.clone().into_tensor_arg(),
-        layout(sizes),
+        means.clone().into_tensor_arg(),
+        q_grad.clone().into_tensor_arg(),
+        layout(&sizes),
         scale,
         sizes.head_dim,
         dtypes,
     );
-    backward::seeing_kernel::launch(
-        &client,
-        CubeCount::Static(blocks as u32, masks as u32, 1),
-        CubeDim::new_1d(PLANE as u32),
-        visible.clone().into_tensor_arg(),
-        seeing.clone().into_tensor_arg(),
-        layout(sizes),
-        elem(visible.dtype),
-    );
     backward::kv_grad_kernel::launch(
         &client,
-        cubes(sizes.keys, sizes.kv_heads, sizes.batch),
+        cubes(sizes.keys.div_ceil(backward::KEYS), sizes.kv_heads, &sizes),
         units(),
         grad.into_tensor_arg(),
         q.into_tensor_arg(),
@@ -134,10 +133,11 @@ pub fn backward(
         v.into_tensor_arg(),
         visible.into_tensor_arg(),
         totals.into_tensor_arg(),
+        means.into_tensor_arg(),
         seeing.into_tensor_arg(),
         k_grad.clone().into_tensor_arg(),
         v_grad.clone().into_tensor_arg(),
-        layout(sizes),
+        layout(&sizes),
         scale,
         sizes.head_dim,
         dtypes,
@@ -145,16 +145,52 @@ pub fn backward(
     (q_grad, k_grad, v_grad)
 }
 
+/// Of each query the mean of the weights' gradients, `[batch, heads, seq]`.
+fn means(grad: &CubeTensor, out: CubeTensor, sizes: &Sizes) -> CubeTensor {
+    let means = empty(grad, totals_shape(sizes), DType::F32);
+    backward::means_kernel::launch(
+        &grad.client,
+        cubes(sizes.seq.div_ceil(PLANES), sizes.heads, sizes),
+        units(),
+        grad.clone().into_tensor_arg(),
+        into_contiguous(out).into_tensor_arg(),
+        means.clone().into_tensor_arg(),
+        layout(sizes),
+        sizes.head_dim,
+        elem(grad.dtype),
+    );
+    means
+}
+
+/// Of each block of keys the queries that see it, `[batch or 1, blocks, 2]`.
+fn seeing(visible: &CubeTensor, sizes: &Sizes) -> CubeTensor {
+    let (blocks, masks) = (sizes.keys.div_ceil(backward::KEYS), visible.shape()[0]);
+    let seeing = empty(visible, Shape::new([masks, blocks, 2]), DType::U32);
+    backward::seeing_kernel::launch(
+        &visible.client,
+        CubeCount::Static(blocks as u32, masks as u32, 1),
+        CubeDim::new_1d(PLANE as u32),
+        visible.clone().into_tensor_arg(),
+        seeing.clone().into_tensor_arg(),
+        layout(sizes),
+        elem(visible.dtype),
+    );
+    seeing
+}
+
 /// A cube for each block of rows, head and batch row.
-fn cubes(rows: usize, heads: usize, batch: usize) -> CubeCount {
-    let blocks = rows.div_ceil(BLOCK) as u32;
-    CubeCount::Static(blocks, heads as u32, batch as u32)
+fn cubes(blocks: usize, heads: usize, sizes: &Sizes) -> CubeCount {
+    CubeCount::Static(blocks as u32, heads as u32, sizes.batch as u32)
 }
 
 fn units() -> CubeDim {
     CubeDim::new_2d(PLANE as u32, PLANES as u32)
 }
 
-fn layout(sizes: Sizes) -> LayoutLaunch {
+fn totals_shape(sizes: &Sizes) -> Shape {
+    Shape::new([sizes.batch, sizes.heads, sizes.seq])
+}
+
+fn layout(sizes: &Sizes) -> LayoutLaunch {
     LayoutLaunch::new(sizes.seq, sizes.keys, sizes.heads, sizes.kv_heads)
 }

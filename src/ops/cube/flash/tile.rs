@@ -5,10 +5,8 @@ use cubecl::prelude::*;
 pub const PLANE: usize = 32;
 /// The planes of a cube.
 pub const PLANES: usize = 4;
-/// The rows of a product that a plane has.
+/// The rows of a fragment.
 pub const ROWS: usize = 16;
-/// The rows of a cube.
-pub const BLOCK: usize = PLANES * ROWS;
 /// The rows that go through shared memory at a time.
 pub const STREAMED: usize = PLANE;
 
@@ -19,8 +17,10 @@ pub type Pair = Const<2>;
 /// What a unit holds of a matrix on the left-hand side, `[16, 16]` (four pairs), on the right-hand side,
 /// `[16, 8]` (two), or of sums, `[16, 8]` (two).
 pub type Fragment<F> = Array<Vector<F, Pair>>;
-/// Fragments of sums, side by side.
-pub type Sums = Sequence<Fragment<f32>>;
+/// Fragments one below the other.
+pub type Below<F> = Sequence<Fragment<F>>;
+/// Fragments of sums: side by side, and such rows one below the other.
+pub type Sums = Sequence<Sequence<Fragment<f32>>>;
 /// Rows of a head in shared memory. Between two rows eight numbers are left out, so that the rows which
 /// are read together lie in different banks.
 pub type Tile<F> = Shared<[Vector<F, Eight>]>;
@@ -28,7 +28,7 @@ pub type Tile<F> = Shared<[Vector<F, Eight>]>;
 /// A tile's memory.
 #[cube]
 fn new_tile<F: Float>(#[comptime] rows: usize, #[comptime] head_dim: usize) -> Tile<F> {
-    Shared::new_aligned_slice(comptime!(rows * (head_dim / 8 + 1)), 16usize)
+    Shared::new_aligned_slice(comptime!(rows * row_width(head_dim)), 16usize)
 }
 
 /// Where a head's rows lie, in pieces of eight numbers.
@@ -87,11 +87,12 @@ fn fetch<F: Float>(
     }
 }
 
-/// Writes a unit's pieces into a tile.
+/// Writes a unit's pieces into a tile, from row `at` on.
 #[cube]
 fn put<F: Float>(
     coming: &Array<Vector<F, Eight>>,
     tile: &mut Tile<F>,
+    at: usize,
     #[comptime] rows: usize,
     #[comptime] head_dim: usize,
 ) {
@@ -100,28 +101,29 @@ fn put<F: Float>(
     for i in 0..comptime!(pieces(rows, head_dim)) {
         let piece = UNIT_POS as usize + i * PLANES * PLANE;
         if piece < comptime!(rows * width) {
-            tile[piece / width * comptime!(width + 1) + piece % width] = coming[i];
+            tile[(at + piece / width) * comptime!(row_width(head_dim)) + piece % width] = coming[i];
         }
     }
 }
 
-/// A tile of a cube's rows from `first` on.
+/// A tile of `rows` rows from `first` on.
 #[cube]
 pub fn block_tile<F: Float>(
     from: &Tensor<Vector<F, Eight>>,
     at: &HeadRows,
     first: usize,
+    #[comptime] rows: usize,
     #[comptime] head_dim: usize,
 ) -> Tile<F> {
-    let mut coming = Array::<Vector<F, Eight>>::new(comptime!(pieces(BLOCK, head_dim)));
-    let mut tile = new_tile::<F>(BLOCK, head_dim);
-    fetch::<F>(from, at, first, &mut coming, BLOCK, head_dim);
-    put::<F>(&coming, &mut tile, BLOCK, head_dim);
+    let mut coming = Array::<Vector<F, Eight>>::new(comptime!(pieces(rows, head_dim)));
+    let mut tile = new_tile::<F>(rows, head_dim);
+    fetch::<F>(from, at, first, &mut coming, rows, head_dim);
+    put::<F>(&coming, &mut tile, 0usize, rows, head_dim);
     tile
 }
 
-/// Rows of two tensors on their way through shared memory, in turn: while one tile is multiplied by, the
-/// other's rows are coming.
+/// Rows of two tensors on their way through shared memory: half of a tile is multiplied by while the next
+/// rows come into the other half.
 #[derive(CubeType)]
 pub struct Stream<F: Float> {
     pub first: Tile<F>,
@@ -132,204 +134,278 @@ pub struct Stream<F: Float> {
 /// Of which nothing has been sent for.
 #[cube]
 pub fn new_stream<F: Float>(#[comptime] head_dim: usize) -> Stream<F> {
-    let coming = Array::<Vector<F, Eight>>::new(comptime!(pieces(STREAMED, head_dim)));
     Stream::<F> {
-        first: new_tile::<F>(STREAMED, head_dim),
-        second: new_tile::<F>(STREAMED, head_dim),
-        coming,
+        first: new_tile::<F>(comptime!(2 * STREAMED), head_dim),
+        second: new_tile::<F>(comptime!(2 * STREAMED), head_dim),
+        coming: Array::new(comptime!(pieces(STREAMED, head_dim))),
     }
 }
 
-/// Sends for rows of the first tensor.
+/// Sends for a unit's part of the rows from `row` on, once the plane has come here: a compiler that sent
+/// for them with the rows before would need registers for both.
 #[cube]
-pub fn send_first<F: Float>(
+pub fn send<F: Float>(
     stream: &mut Stream<F>,
-    first: &Tensor<Vector<F, Eight>>,
-    at: &HeadRows,
+    from: &Tensor<Vector<F, Eight>>,
+    rows: &HeadRows,
     row: usize,
     #[comptime] head_dim: usize,
 ) {
-    fetch::<F>(first, at, row, &mut stream.coming, STREAMED, head_dim);
+    let row = plane_broadcast(row as u32, 0u32) as usize;
+    fetch::<F>(from, rows, row, &mut stream.coming, STREAMED, head_dim);
 }
 
-/// Takes what is coming as the first tile, and sends for rows of the second tensor. All units of a cube
-/// take part, as in [`take_second`].
+/// Takes what is coming into the half of the first tile that begins at row `at`.
 #[cube]
-pub fn take_first<F: Float>(
-    stream: &mut Stream<F>,
-    second: &Tensor<Vector<F, Eight>>,
-    at: &HeadRows,
-    row: usize,
-    #[comptime] head_dim: usize,
-) {
-    // What both tiles held must have been read.
-    sync_cube();
-    put::<F>(&stream.coming, &mut stream.first, STREAMED, head_dim);
-    fetch::<F>(second, at, row, &mut stream.coming, STREAMED, head_dim);
-    sync_cube();
+pub fn take_first<F: Float>(stream: &mut Stream<F>, at: usize, #[comptime] head_dim: usize) {
+    put::<F>(&stream.coming, &mut stream.first, at, STREAMED, head_dim);
 }
 
-/// Takes what is coming as the second tile, and sends for the next rows of the first tensor.
+/// Takes what is coming into the half of the second tile that begins at row `at`.
 #[cube]
-pub fn take_second<F: Float>(
-    stream: &mut Stream<F>,
-    first: &Tensor<Vector<F, Eight>>,
-    at: &HeadRows,
-    next_row: usize,
-    #[comptime] head_dim: usize,
-) {
-    put::<F>(&stream.coming, &mut stream.second, STREAMED, head_dim);
-    send_first::<F>(stream, first, at, next_row, head_dim);
-    sync_cube();
+pub fn take_second<F: Float>(stream: &mut Stream<F>, at: usize, #[comptime] head_dim: usize) {
+    put::<F>(&stream.coming, &mut stream.second, at, STREAMED, head_dim);
+}
+
+/// From a row of a tile to the next, in pieces.
+fn row_width(head_dim: usize) -> usize {
+    head_dim / 8 + 1
 }
 
 /// Reads four matrices of eight rows and columns as a fragment; each unit names one row of one of them, by
-/// its row in the tile and its piece of eight columns.
+/// its place `at` in the tile.
 #[cube]
 fn matrices<F: Float>(
     tile: &Tile<F>,
-    row: usize,
-    piece: usize,
+    at: usize,
     #[comptime] ident: MatrixIdent,
     #[comptime] transposed: bool,
-    #[comptime] head_dim: usize,
 ) -> Fragment<F> {
     let def = MmaDefinition::<F, F, f32>::new(16usize, 8usize, 16usize);
-    let at = row * comptime!(head_dim / 8 + 1) + piece;
     def.load_matrix::<Vector<F, Eight>, Pair>(&tile[at..at + 1], ident, 4usize, transposed)
 }
 
-/// The fragment of columns `16 step` and on, of the plane's rows in a tile.
+/// The unit's place for left-hand sides of a tile's rows from `first` on.
 #[cube]
-pub fn left<F: Float>(
-    tile: &Tile<F>,
-    first: usize,
-    #[comptime] step: usize,
-    #[comptime] head_dim: usize,
-) -> Fragment<F> {
+fn left_place(first: usize, #[comptime] head_dim: usize) -> usize {
     let unit = UNIT_POS_PLANE as usize;
-    let (row, piece) = (first + unit % 16, 2 * step + unit / 16);
-    matrices::<F>(tile, row, piece, MatrixIdent::A, false, head_dim)
+    (first + unit % ROWS) * comptime!(row_width(head_dim)) + unit / ROWS
 }
 
-/// The fragments of all columns of the plane's rows in a tile.
+/// The fragments of columns `16 step` and on of a tile's rows, `below` of them.
+#[cube]
+fn left<F: Float>(
+    tile: &Tile<F>,
+    place: usize,
+    #[comptime] step: usize,
+    #[comptime] below: usize,
+    #[comptime] head_dim: usize,
+) -> Below<F> {
+    let mut fragments = Sequence::new();
+    #[unroll]
+    for m in 0..below {
+        let at = place + comptime!(m * ROWS * row_width(head_dim) + 2 * step);
+        fragments.push(matrices::<F>(tile, at, MatrixIdent::A, false));
+    }
+    fragments
+}
+
+/// The left-hand sides of all columns of 16 rows of a tile from `first` on.
 #[cube]
 pub fn lefts<F: Float>(
     tile: &Tile<F>,
     first: usize,
     #[comptime] head_dim: usize,
-) -> Sequence<Fragment<F>> {
+) -> Sequence<Below<F>> {
+    let place = left_place(first, head_dim);
     let mut fragments = Sequence::new();
     #[unroll]
     for step in 0..comptime!(head_dim / 16) {
-        fragments.push(left::<F>(tile, first, step, head_dim));
+        fragments.push(left::<F>(tile, place, step, 1usize, head_dim));
     }
     fragments
 }
 
-/// `a tᵀ` for a streamed tile t: its rows become columns.
+/// The unit's place in the streamed rows that begin at row `at` of a tile and become columns.
+#[cube]
+fn rows_place(at: usize, #[comptime] head_dim: usize) -> usize {
+    let unit = UNIT_POS_PLANE as usize;
+    (at + unit % 8 + unit / 16 * 8) * comptime!(row_width(head_dim)) + unit / 8 % 2
+}
+
+/// The right-hand sides of columns `16 step` and on of streamed rows, which become columns.
+#[cube]
+fn rights<F: Float>(
+    tile: &Tile<F>,
+    place: usize,
+    #[comptime] step: usize,
+    #[comptime] head_dim: usize,
+) -> Sequence<Fragment<F>> {
+    let mut fragments = Sequence::new();
+    #[unroll]
+    for pair in 0..comptime!(STREAMED / 16) {
+        let at = place + comptime!(16 * pair * row_width(head_dim) + 2 * step);
+        fragments.push(matrices::<F>(tile, at, MatrixIdent::B, false));
+    }
+    fragments
+}
+
+/// `a tᵀ` for the streamed rows t that begin at row `at` of a tile: they become columns.
 #[cube]
 pub fn by_rows<F: Float>(
-    a: &Sequence<Fragment<F>>,
+    a: &Sequence<Below<F>>,
     tile: &Tile<F>,
+    at: usize,
     #[comptime] head_dim: usize,
 ) -> Sums {
-    let mut sums = zeros(comptime!(STREAMED / 8));
+    let place = rows_place(at, head_dim);
+    let mut sums = zeros(1usize, comptime!(STREAMED / 8));
+    // Each step's matrices are read before the step before is multiplied.
+    let mut b = Sequence::<Sequence<Fragment<F>>>::new();
+    b.push(rights::<F>(tile, place, 0usize, head_dim));
     #[unroll]
     for step in 0..comptime!(head_dim / 16) {
-        add_by_rows::<F>(a.index(step), tile, step, &mut sums, head_dim);
+        if comptime!(step + 1 < head_dim / 16) {
+            b.push(rights::<F>(tile, place, step + 1, head_dim));
+        }
+        add_products::<F>(a.index(step), b.index(step), &mut sums);
     }
     sums
 }
 
-/// Adds the part of `a tᵀ` that is of columns `16 step` and on of both.
+/// [`by_rows`] for `16 below` rows of a tile from `first` on, which stay there.
 #[cube]
-pub fn add_by_rows<F: Float>(
-    a: &Fragment<F>,
+pub fn tile_by_rows<F: Float>(
+    left_tile: &Tile<F>,
+    first: usize,
     tile: &Tile<F>,
-    #[comptime] step: usize,
-    sums: &mut Sums,
+    at: usize,
+    #[comptime] below: usize,
     #[comptime] head_dim: usize,
-) {
-    let unit = UNIT_POS_PLANE as usize;
-    let (row, piece) = (unit % 8 + unit / 16 * 8, 2 * step + unit / 8 % 2);
+) -> Sums {
+    let (left_place, place) = (left_place(first, head_dim), rows_place(at, head_dim));
+    let mut sums = zeros(below, comptime!(STREAMED / 8));
+    let mut a = Sequence::<Below<F>>::new();
+    let mut b = Sequence::<Sequence<Fragment<F>>>::new();
+    a.push(left::<F>(left_tile, left_place, 0usize, below, head_dim));
+    b.push(rights::<F>(tile, place, 0usize, head_dim));
     #[unroll]
-    for pair in 0..comptime!(sums.len() / 2) {
-        let row = 16 * pair + row;
-        let b = matrices::<F>(tile, row, piece, MatrixIdent::B, false, head_dim);
-        add_pair::<F>(a, &b, pair, sums);
+    for step in 0..comptime!(head_dim / 16) {
+        if comptime!(step + 1 < head_dim / 16) {
+            a.push(left::<F>(left_tile, left_place, step + 1, below, head_dim));
+            b.push(rights::<F>(tile, place, step + 1, head_dim));
+        }
+        add_products::<F>(a.index(step), b.index(step), &mut sums);
+    }
+    sums
+}
+
+/// Adds the products with fragments side by side.
+#[cube]
+fn add_products<F: Float>(a: &Below<F>, b: &Sequence<Fragment<F>>, sums: &mut Sums) {
+    #[unroll]
+    for pair in 0..comptime!(b.len()) {
+        add_pair::<F>(a, b.index(pair), pair, sums);
     }
 }
 
-/// Adds `a t` for a streamed tile t, with `a` rounded.
+/// Adds `a t` for the streamed rows t that begin at row `at` of a tile, with `a` rounded.
 #[cube]
 pub fn add_by_columns<F: Float>(
     a: &Sums,
     tile: &Tile<F>,
+    at: usize,
     sums: &mut Sums,
     #[comptime] head_dim: usize,
 ) {
     let unit = UNIT_POS_PLANE as usize;
+    let place = (at + unit % 16) * comptime!(row_width(head_dim)) + unit / 16;
+    let pairs = comptime!(head_dim / 16);
+    let mut b = Sequence::<Fragment<F>>::new();
+    b.push(matrices::<F>(tile, place, MatrixIdent::B, true));
     #[unroll]
     for step in 0..comptime!(STREAMED / 16) {
         let a = rounded::<F>(a, step);
-        let row = 16 * step + unit % 16;
         #[unroll]
-        for pair in 0..comptime!(sums.len() / 2) {
-            let piece = 2 * pair + unit / 16;
-            let b = matrices::<F>(tile, row, piece, MatrixIdent::B, true, head_dim);
-            add_pair::<F>(&a, &b, pair, sums);
+        for pair in 0..pairs {
+            let next = comptime!(step * pairs + pair + 1);
+            if comptime!(next < STREAMED / 16 * pairs) {
+                let row = comptime!(next / pairs * 16 * row_width(head_dim));
+                let at = place + comptime!(row + 2 * (next % pairs));
+                b.push(matrices::<F>(tile, at, MatrixIdent::B, true));
+            }
+            add_pair::<F>(&a, b.index(comptime!(next - 1)), pair, sums);
         }
     }
 }
 
-/// Adds `a b` to two neighbouring fragments of sums; `b` has two fragments too.
+/// Adds `a b` to two neighbouring fragments of each row of sums; `b` has two fragments too.
 #[cube]
-fn add_pair<F: Float>(a: &Fragment<F>, b: &Fragment<F>, #[comptime] pair: usize, sums: &mut Sums) {
+fn add_pair<F: Float>(a: &Below<F>, b: &Fragment<F>, #[comptime] pair: usize, sums: &mut Sums) {
     let def = MmaDefinition::<F, F, f32>::new(16usize, 8usize, 16usize);
     #[unroll]
     for i in 0..2usize {
         let mut right = Fragment::<F>::new(2usize);
         right[0] = b[comptime!(2 * i)];
         right[1] = b[comptime!(2 * i + 1)];
-        def.execute_inplace(a, &right, sums.index_mut(comptime!(2 * pair + i)));
+        let n = comptime!(2 * pair + i);
+        #[unroll]
+        for m in 0..comptime!(a.len()) {
+            def.execute_inplace(a.index(m), &right, sums.index_mut(m).index_mut(n));
+        }
     }
 }
 
-/// So many fragments of zeros.
+/// Zeros, `below` rows of so many fragments.
 #[cube]
-pub fn zeros(#[comptime] fragments: usize) -> Sums {
+pub fn zeros(#[comptime] below: usize, #[comptime] fragments: usize) -> Sums {
     let mut sums = Sequence::new();
     #[unroll]
-    for _ in 0..fragments {
-        let mut fragment = Fragment::<f32>::new(2usize);
-        fragment[0] = Vector::new(0.0f32);
-        fragment[1] = Vector::new(0.0f32);
-        sums.push(fragment);
+    for _ in 0..below {
+        let mut row = Sequence::new();
+        #[unroll]
+        for _ in 0..fragments {
+            let mut fragment = Fragment::<f32>::new(2usize);
+            fragment[0] = Vector::new(0.0f32);
+            fragment[1] = Vector::new(0.0f32);
+            row.push(fragment);
+        }
+        sums.push(row);
     }
     sums
 }
 
 /// Columns `16 step` and on of sums, as a left-hand side.
 #[cube]
-fn rounded<F: Float>(sums: &Sums, #[comptime] step: usize) -> Fragment<F> {
-    let mut fragment = Fragment::<F>::new(4usize);
+fn rounded<F: Float>(sums: &Sums, #[comptime] step: usize) -> Below<F> {
+    let mut fragments = Sequence::new();
     #[unroll]
-    for i in 0..4usize {
-        fragment[i] = Vector::cast_from(sums.index(comptime!(2 * step + i / 2))[comptime!(i % 2)]);
+    for m in 0..comptime!(sums.len()) {
+        let mut fragment = Fragment::<F>::new(4usize);
+        #[unroll]
+        for i in 0..4usize {
+            let sums = sums.index(m).index(comptime!(2 * step + i / 2));
+            fragment[i] = Vector::cast_from(sums[comptime!(i % 2)]);
+        }
+        fragments.push(fragment);
     }
-    fragment
+    fragments
 }
 
-/// Multiplies the unit's two rows of sums.
+/// Multiplies the unit's rows of sums, two of each fragment.
 #[cube]
 pub fn scale_rows(sums: &mut Sums, factors: &Array<f32>) {
     #[unroll]
-    for n in 0..comptime!(sums.len()) {
+    for m in 0..comptime!(sums.len()) {
+        let row = sums.index(m);
         #[unroll]
-        for half in 0..2usize {
-            let scaled = sums.index(n)[half] * Vector::new(factors[half]);
-            sums.index_mut(n)[half] = scaled;
+        for n in 0..comptime!(row.len()) {
+            #[unroll]
+            for half in 0..2usize {
+                let factor = Vector::new(factors[comptime!(2 * m + half)]);
+                let scaled = sums.index(m).index(n)[half] * factor;
+                sums.index_mut(m).index_mut(n)[half] = scaled;
+            }
         }
     }
 }
@@ -339,13 +415,17 @@ pub fn scale_rows(sums: &mut Sums, factors: &Array<f32>) {
 pub fn store<F: Float>(sums: &Sums, to: &mut Tensor<Vector<F, Pair>>, at: &HeadRows, first: usize) {
     let unit = UNIT_POS_PLANE as usize;
     #[unroll]
-    for half in 0..2usize {
-        let row = first + unit / 4 + 8 * half;
-        if row < at.len {
-            let start = 4 * (at.start + row * at.stride) + unit % 4;
-            #[unroll]
-            for n in 0..comptime!(sums.len()) {
-                to[start + 4 * n] = Vector::cast_from(sums.index(n)[half]);
+    for m in 0..comptime!(sums.len()) {
+        let fragments = sums.index(m);
+        #[unroll]
+        for half in 0..2usize {
+            let row = first + unit / 4 + comptime!(ROWS * m + 8 * half);
+            if row < at.len {
+                let start = 4 * (at.start + row * at.stride) + unit % 4;
+                #[unroll]
+                for n in 0..comptime!(fragments.len()) {
+                    to[start + 4 * n] = Vector::cast_from(fragments.index(n)[half]);
+                }
             }
         }
     }
