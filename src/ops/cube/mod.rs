@@ -249,7 +249,8 @@ fn into_owned(tensor: CubeTensor) -> CubeTensor {
     let tensor = into_contiguous(tensor);
     match tensor.can_mut() {
         true => tensor,
-        false => tensor.copy(),
+        // Rows of a copy lie where memory is aligned, with gaps between.
+        false => into_contiguous(tensor.copy()),
     }
 }
 
