@@ -16,5 +16,5 @@ pub use state_dict::{
     LoadReport, StateDict, StateReader, adapter_state_dict, load_state_dict, load_tensors,
     state_dict, state_readers,
 };
-pub(crate) use state_dict::{compare_keys, lasting_tensor, require_dtype};
+pub(crate) use state_dict::{compare_keys, lasting_tensor, require_dtype, to_host};
 pub use validate::{AdaptedModules, StateDictKeys, validate_state_dict_for_lora};

@@ -226,6 +226,14 @@ fn collect<M: Module>(model: &M, keep: impl Fn(&StateReader) -> bool) -> StateDi
     readers.map(|r| (r.key.clone(), r.read())).collect()
 }
 
+/// A copy on the host. Burn's GPU backends put the copying off until the numbers are looked at, and
+/// would then find those that an update has meanwhile written in their place.
+pub(crate) fn to_host<const D: usize>(tensor: Tensor<D>) -> TensorData {
+    let data = tensor.into_data();
+    let _looked_at = data.as_bytes();
+    data
+}
+
 /// A tensor that stays, such as a weight: on a GPU it should not lie between what comes and goes in each
 /// step.
 pub(crate) fn lasting_tensor<const D: usize>(data: TensorData, device: &Device) -> Tensor<D> {
@@ -250,7 +258,7 @@ impl ModuleVisitor for Collector {
             shape: param.lazy_shape().to_vec(),
             is_adapter: self.path.in_adapter(),
             dtype: Box::new(move || for_dtype.val().dtype()),
-            read: Box::new(move || for_value.val().into_data()),
+            read: Box::new(move || to_host(for_value.val())),
         });
     }
 }

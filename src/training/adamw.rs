@@ -5,7 +5,7 @@ use burn::optim::GradientsParams;
 use burn::tensor::{DType, Tensor, TensorData};
 use serde::{Deserialize, Serialize};
 
-use crate::adapter::{ParamSet, StateDict, get_params, lasting_tensor};
+use crate::adapter::{ParamSet, StateDict, get_params, lasting_tensor, to_host};
 use crate::error::nearest;
 use crate::ops::{AdamWStep, adamw};
 use crate::{Error, Result};
@@ -122,8 +122,11 @@ impl AdamW {
             .flat_map(|(name, state)| {
                 let step = TensorData::new(vec![state.step], [1]);
                 [
-                    (format!("{name}.exp_avg"), state.exp_avg.to_data()),
-                    (format!("{name}.exp_avg_sq"), state.exp_avg_sq.to_data()),
+                    (format!("{name}.exp_avg"), to_host(state.exp_avg.clone())),
+                    (
+                        format!("{name}.exp_avg_sq"),
+                        to_host(state.exp_avg_sq.clone()),
+                    ),
                     (format!("{name}.step"), step),
                 ]
             })

@@ -8,4 +8,5 @@ mod distributed;
 mod golden;
 mod golden_cases;
 mod initialize;
+mod snapshots;
 mod stories;

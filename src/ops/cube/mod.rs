@@ -271,3 +271,33 @@ fn elementwise(client: &Client, units: usize) -> (CubeCount, CubeDim) {
 fn elem(dtype: DType) -> ElemType {
     burn::backend::cubecl::dtype_to_storage_type(dtype)
 }
+
+#[cfg(test)]
+mod tests {
+    use burn::backend::DispatchDevice;
+    use burn::backend::ops::FloatTensorOps;
+    use burn::tensor::{Device, TensorData};
+    use burn_cubecl::CubeBackend;
+    use burn_cubecl::ops::into_data_sync;
+
+    use super::into_owned;
+
+    /// Rows of three numbers are no multiple of any alignment.
+    #[test]
+    fn what_others_read_is_copied_without_gaps_between_rows() {
+        let device = Device::default();
+        let DispatchDevice::Cube(device) = device.as_dispatch() else {
+            println!("skipped: BURN_DEVICE names no device of CubeCL");
+            return;
+        };
+        let numbers: Vec<f32> = (1..=15).map(|n| n as f32).collect();
+        let data = TensorData::new(numbers.clone(), [5, 3]);
+        let read = CubeBackend::float_from_data(data, device);
+        let owned = into_owned(read.clone());
+        assert!(owned.is_contiguous());
+        let doubled = CubeBackend::float_mul_scalar(owned, 2.0.into());
+        let expected: Vec<f32> = numbers.iter().map(|n| 2.0 * n).collect();
+        assert_eq!(into_data_sync(doubled).to_vec::<f32>().unwrap(), expected);
+        assert_eq!(into_data_sync(read).to_vec::<f32>().unwrap(), numbers);
+    }
+}
