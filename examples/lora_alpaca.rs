@@ -16,6 +16,8 @@
 
 #[path = "support/allocator.rs"]
 mod allocator;
+#[path = "support/answer.rs"]
+mod answer;
 #[path = "support/device.rs"]
 mod device;
 #[path = "support/embedded.rs"]
@@ -32,6 +34,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
+use answer::answer;
 use burn::tensor::Device;
 use burn_peft::adapter::{
     ParamCount, initialize_adapters, initialize_params, validate_state_dict_for_lora,
@@ -42,13 +45,15 @@ use burn_peft::data::{
     split_validation, tokenize_records,
 };
 use burn_peft::distributed::{ProcessGroup, broadcast_params, require_same};
+use burn_peft::generate::GenerateOptions;
 use burn_peft::llama::{LlamaConfig, TransformerDecoder};
 use burn_peft::ops::{lacks_cublas, set_matmul_precision};
-use burn_peft::tokenizer::Tokenizer;
+use burn_peft::tokenizer::{Tokenizer, copy_tokenizer};
 use burn_peft::training::recipe::RecipeConfig;
 use burn_peft::training::{
-    Bytes, EstimateConfig, ExactMatch, MetricsLog, RunDir, StepGradients, StepOutput, Summary,
-    Trainer, available_memory_bytes, estimate, peak_memory_bytes, suggestions, validation_loss_in,
+    Bytes, EstimateConfig, ExactMatch, LrSchedule, MetricsLog, RunDir, StepGradients, StepOutput,
+    Summary, Trainer, available_memory_bytes, estimate, peak_memory_bytes, suggestions,
+    validation_loss_in,
 };
 use burn_peft::{Error, Result};
 use clap::Parser;
@@ -84,7 +89,7 @@ fn main() -> ExitCode {
 fn finetune(config: &RecipeConfig, member: &Member) -> Result<()> {
     let base_dir = config.checkpoint_dir.clone().unwrap_or_else(embedded::dir);
     let llama = config.llama(&base_dir)?;
-    let tokenizer = tokenizer(config, &base_dir)?;
+    let tokenizer = tokenizer(config, &base_dir, &llama)?;
     let data = Data::load(config, &llama, &tokenizer)?;
     require_same(
         member.group,
@@ -116,12 +121,26 @@ fn finetune(config: &RecipeConfig, member: &Member) -> Result<()> {
         return run.train(model, trainer, &data, &order).map(drop);
     }
     println!("{}", ParamCount::of(&model));
+    for note in data.notes.iter().chain(&late_warmup(&trainer.schedule)) {
+        println!("note: {note}");
+    }
     let quiz = Quiz::before(config, &model, &tokenizer)?;
     let (model, summary) = run.train(model, trainer, &data, &order)?;
-    run.save(&model, &base_dir)?;
+    let exact_match = quiz.after(&model, &tokenizer)?;
+    run.save(model, &base_dir)?;
     run.finish(&Summary {
-        exact_match: quiz.after(&model, &tokenizer)?,
+        exact_match,
         ..summary
+    })
+}
+
+fn late_warmup(schedule: &LrSchedule) -> Option<String> {
+    let (warmup, total) = (schedule.warmup_steps, schedule.total_steps);
+    (warmup >= total).then(|| {
+        format!(
+            "the learning rate never reaches optimizer.lr: the run has {total} steps, \
+             lr_scheduler.num_warmup_steps is {warmup}"
+        )
     })
 }
 
@@ -130,20 +149,26 @@ Matrices are not multiplied by cuBLAS, and a step takes several times as long: p
 libcublas.so (of a CUDA toolkit, or of PyPI's nvidia-cublas) into LD_LIBRARY_PATH, and use a driver
 of CUDA 12.5 or newer.";
 
-/// The memory that the run will take on the device and, if the CPU has not as much, what takes less.
+/// What the estimate of a GPU's memory leaves out: what cuBLAS takes, and what lies between the
+/// buffers of CubeCL's pools.
+const GPU_OVERHEAD: u64 = 2_000_000_000;
+
+/// The memory that the run will take on the device and, if there is not as much, what takes less.
 fn print_memory(config: &EstimateConfig, device: &Device) {
     let memory = estimate(config);
     println!("Estimated memory of the training:\n{memory}");
-    // A GPU does not tell what is available.
-    let has_own_memory = device.memory_pool_usage().is_some();
-    let Some(available) = available_memory_bytes().filter(|_| !has_own_memory) else {
-        return println!();
-    };
-    println!("{:<12}{:>9}", "available", Bytes(available));
-    if memory.total() > available {
-        println!("This will probably not fit.");
-        for suggestion in suggestions(config, available) {
-            println!("{suggestion}");
+    let is_gpu = device.memory_pool_usage().is_some();
+    if let Some(available) = available_memory_bytes(device) {
+        println!("{:<12}{:>9}", "available", Bytes(available));
+        let usable = match is_gpu {
+            true => available.saturating_sub(GPU_OVERHEAD),
+            false => available,
+        };
+        if memory.total() > usable {
+            println!("This will probably not fit.");
+            for suggestion in suggestions(config, usable) {
+                println!("{suggestion}");
+            }
         }
     }
     println!();
@@ -311,12 +336,16 @@ impl<'a> Run<'a> {
         })
     }
 
-    fn save(&self, model: &TransformerDecoder, base_dir: &Path) -> Result<()> {
+    /// The last step is in a checkpoint by now. Each weight makes room for the merged one.
+    fn save(&self, model: TransformerDecoder, base_dir: &Path) -> Result<()> {
+        *self.member.last_step.lock() = None;
         let base_name = base_dir.to_string_lossy();
         let lora = self.config.lora();
-        save_peft_with_base(model, &lora, &base_name, self.dir.adapter_dir())?;
+        save_peft_with_base(&model, &lora, &base_name, self.dir.adapter_dir())?;
         if !self.config.save_adapter_weights_only {
-            save_hf(&model.clone().merge_lora(), self.dir.path().join("merged"))?;
+            save_hf(&model.merge_lora(), self.dir.merged_dir())?;
+            let tokenizer = self.config.tokenizer.as_deref().unwrap_or(base_dir);
+            copy_tokenizer(tokenizer, self.dir.merged_dir())?;
         }
         draw_loss_curve(self.dir.path());
         Ok(())
@@ -338,12 +367,13 @@ impl<'a> Run<'a> {
 
 /// Before the update spoils the adapter.
 fn require_finite(trainer: &Trainer, gradients: &StepGradients) -> Result<()> {
-    let loss = gradients.loss;
-    match loss.is_finite() && gradients.grad_norm.is_finite() {
+    let (loss, grad_norm) = (gradients.loss, gradients.grad_norm);
+    match loss.is_finite() && grad_norm.is_finite() {
         true => Ok(()),
         false => Err(Error::Diverged {
             step: trainer.step + 1,
             loss,
+            grad_norm,
         }),
     }
 }
@@ -357,12 +387,16 @@ fn draw_loss_curve(run: &Path) {
     }
 }
 
-fn tokenizer(config: &RecipeConfig, base_dir: &Path) -> Result<Tokenizer> {
-    match &config.tokenizer {
+/// The model's own end of a text serves where the tokenizer knows none.
+fn tokenizer(config: &RecipeConfig, base_dir: &Path, llama: &LlamaConfig) -> Result<Tokenizer> {
+    let tokenizer = match &config.tokenizer {
         Some(path) if path.is_file() => Tokenizer::from_file(path),
         Some(dir) => Tokenizer::from_dir(dir),
         None => Tokenizer::from_dir(base_dir),
-    }
+    }?;
+    let known = tokenizer.eos_id();
+    let eos = known.or_else(|| llama.eos_token_ids.first().copied());
+    Ok(tokenizer.with_special_ids(None, eos))
 }
 
 /// What a run trains on and validates with.
@@ -372,23 +406,48 @@ struct Data {
     rows: Vec<Vec<usize>>,
     validation: Vec<Batch>,
     pad_id: u32,
+    /// Where the records do not give what the configuration asks for.
+    notes: Vec<String>,
 }
 
 impl Data {
     fn load(config: &RecipeConfig, llama: &LlamaConfig, tokenizer: &Tokenizer) -> Result<Self> {
         let path = config.dataset.clone().unwrap_or_else(embedded::train_file);
-        let longest = config
-            .max_seq_len
-            .map_or(llama.max_seq_len, |n| n.min(llama.max_seq_len));
-        let read = |path: &Path| {
+        let context = llama.max_seq_len;
+        let asked = config.max_seq_len.unwrap_or(context);
+        let longest = asked.min(context);
+        let mut notes = Vec::new();
+        if asked > context {
+            notes.push(format!(
+                "records are cut to the model's context of {context} tokens; max_seq_len is {asked}"
+            ));
+        }
+        let mut read = |path: &Path| {
             let records = load_alpaca(path)?;
-            samples(&records, path, config, llama, tokenizer, longest)
+            let samples = samples(&records, path, config, llama, tokenizer, longest)?;
+            let left_out = records.len() - samples.len();
+            if left_out > 0 {
+                let path = path.display();
+                notes.push(format!(
+                    "{left_out} of {} records of {path} are left out, which have no answer within \
+                     {longest} tokens",
+                    records.len()
+                ));
+            }
+            Ok::<_, Error>(samples)
         };
         let all = read(&path)?;
         let (samples, validation) = match &config.validation_dataset {
             Some(path) => (all, read(path)?),
             None => split(all, config)?,
         };
+        if validation.is_empty() && config.validation_split > 0.0 {
+            notes.push(format!(
+                "nothing is validated: a fraction of {} of {} records is less than one",
+                config.validation_split,
+                samples.len()
+            ));
+        }
         let lengths: Vec<usize> = samples.iter().map(Sample::len).collect();
         let rows = match config.packed {
             true => pack(&lengths, longest),
@@ -402,6 +461,7 @@ impl Data {
             samples,
             rows,
             pad_id,
+            notes,
         })
     }
 
@@ -469,7 +529,7 @@ impl Quiz {
             Vec::new()
         };
         let base_model = model.clone().without_adapters();
-        let base = embedded::answers(&base_model, tokenizer, &records)?;
+        let base = answers(&base_model, tokenizer, &records)?;
         Ok(Self { records, base })
     }
 
@@ -482,7 +542,7 @@ impl Quiz {
         if self.records.is_empty() {
             return Ok(None);
         }
-        let finetuned = embedded::answers(model, tokenizer, &self.records)?;
+        let finetuned = answers(model, tokenizer, &self.records)?;
         println!("\nQuestions that were not trained on:");
         let answers = self.base.iter().zip(&finetuned);
         let shown = self.records.iter().zip(answers);
@@ -507,6 +567,19 @@ impl Quiz {
             exact_match_finetuned: finetuned,
         }))
     }
+}
+
+/// A model's own answer to each record, chosen greedily.
+fn answers(
+    model: &TransformerDecoder,
+    tokenizer: &Tokenizer,
+    records: &[AlpacaRecord],
+) -> Result<Vec<String>> {
+    let options = GenerateOptions::greedy(embedded::MAX_ANSWER_TOKENS);
+    let records = records.iter();
+    records
+        .map(|record| answer(model, tokenizer, record, &options))
+        .collect()
 }
 
 /// Tokens per second of the steps alone.

@@ -147,16 +147,18 @@ pub enum Error {
         vocab_size: usize,
     },
 
-    /// A training's loss is no number any more.
+    /// A training's loss or its gradients are no numbers any more.
     #[error(
-        "step {step}: the loss is {loss}; lower optimizer.lr, set clip_grad_norm, or look for \
-         broken records"
+        "step {step}: the loss is {loss} and the gradients' norm {grad_norm}; lower optimizer.lr, \
+         set clip_grad_norm, take dtype bf16 in place of f16, or look for broken records"
     )]
     Diverged {
         /// The step, counted from 1.
         step: usize,
-        /// The loss: NaN or infinite.
+        /// The loss of the step.
         loss: f64,
+        /// The norm of its gradients before clipping.
+        grad_norm: f64,
     },
 
     /// Another member of a group that trains together has ended.

@@ -13,6 +13,7 @@ use std::path::{Path, PathBuf};
 use sentencepiece_model::{ModelType, SentencePiece, SentencePieceModel, Type};
 use serde_json::{Value, json};
 
+use crate::files::{create_dir, write_atomic};
 use crate::{Error, Result};
 
 const BOS_NAMES: [&str; 3] = ["<s>", "<|begin_of_text|>", "<bos>"];
@@ -23,6 +24,16 @@ const PAD_NAMES: [&str; 5] = [
     "<|finetune_right_pad_id|>",
     "<unk>",
     "[UNK]",
+];
+
+/// What other programs look for in a model's folder.
+const FILES: [&str; 6] = [
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
 ];
 
 /// The character that SentencePiece writes for a space.
@@ -92,8 +103,8 @@ impl Tokenizer {
         Self::from_json(bytes, Path::new("<embedded tokenizer.json>"))
     }
 
-    /// Takes the given ids, where there are any, in place of those found in the file: a model's
-    /// `config.json` has the last word on its BOS and EOS.
+    /// Takes the given ids, where there are any, in place of those found in the file, for a model
+    /// whose `config.json` names others.
     pub fn with_special_ids(mut self, bos: Option<u32>, eos: Option<u32>) -> Self {
         self.bos_id = bos.or(self.bos_id);
         self.eos_id = eos.or(self.eos_id);
@@ -200,6 +211,29 @@ impl fmt::Debug for Tokenizer {
             .field("pad_id", &self.pad_id)
             .finish_non_exhaustive()
     }
+}
+
+/// Copies a tokenizer's files into a model's folder, where other programs look for them. `from` is a
+/// folder or one file.
+///
+/// # Errors
+///
+/// [`Error::Io`] if a file cannot be read or written.
+pub fn copy_tokenizer(from: impl AsRef<Path>, to: impl AsRef<Path>) -> Result<()> {
+    let (from, to) = (from.as_ref(), to.as_ref());
+    let in_folder = FILES.iter().map(|name| from.join(name));
+    let files: Vec<PathBuf> = match from.is_dir() {
+        true => in_folder.filter(|path| path.exists()).collect(),
+        false => vec![from.to_owned()],
+    };
+    create_dir(to)?;
+    for file in &files {
+        let target = to.join(file.file_name().unwrap_or_default());
+        write_atomic(&target, |temporary| {
+            fs::copy(file, temporary).map(drop).map_err(Error::io(file))
+        })?;
+    }
+    Ok(())
 }
 
 /// Whether the first thing in the file is a `{`. A SentencePiece model starts with the tag 0x0A,

@@ -450,7 +450,7 @@ fn suggestions_fit_or_come_closer() {
 
 #[test]
 fn available_memory_is_told_on_linux() {
-    let available = available_memory_bytes();
+    let available = available_memory_bytes(&Device::flex());
     assert_eq!(available.is_some(), cfg!(target_os = "linux"));
     assert!(available.is_none_or(|bytes| bytes > 1 << 20));
 }

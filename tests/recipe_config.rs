@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use burn_peft::Error;
+use burn_peft::llama::LlamaConfig;
 use burn_peft::lora::AttnModule;
 use burn_peft::training::ScheduleKind;
 use burn_peft::training::recipe::{ModelSize, OptimizerConfig, Precision, RecipeConfig, RecipeKey};
@@ -127,6 +128,20 @@ fn the_documentation_holds_a_row_for_each_key() {
     );
 }
 
+#[test]
+fn the_page_names_the_keys_that_a_resumed_run_may_change() {
+    let text = std::fs::read_to_string(repository().join("docs/recipe.md")).unwrap();
+    let (_, sentence) = text.split_once("Free to change are ").unwrap();
+    let (sentence, _) = sentence.split_once("\n\n").unwrap();
+    let named: Vec<&str> = sentence.split('`').skip(1).step_by(2).collect();
+    let keys = RecipeConfig::keys().iter();
+    let free: Vec<&str> = keys
+        .filter(|key| !key.binds_resume())
+        .map(|key| key.name())
+        .collect();
+    assert_eq!(named, free);
+}
+
 // Files.
 
 #[test]
@@ -170,16 +185,47 @@ fn the_7b_example_is_the_default_on_a_real_checkpoint() {
     assert_eq!(example("llama2_7b_lora.yaml"), expected);
 }
 
+/// A checkpoint of the same shapes with another rotary base must not be trained as Llama 2.
+#[test]
+fn a_checkpoint_is_what_the_model_key_names() {
+    let dir = tempfile::tempdir().unwrap();
+    let write = |text: String| std::fs::write(dir.path().join("config.json"), text).unwrap();
+    let json = |rope_theta: f64| {
+        format!(
+            r#"{{"architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 4096,
+            "intermediate_size": 11008, "num_attention_heads": 32, "num_hidden_layers": 32,
+            "vocab_size": 32000, "max_position_embeddings": 4096, "rms_norm_eps": 1e-5,
+            "bos_token_id": 1, "eos_token_id": 2, "rope_theta": {rope_theta:?}}}"#
+        )
+    };
+    let llama = |text: &str| read(text).unwrap().llama(dir.path());
+    write(json(10000.0));
+    assert_eq!(llama("model: llama2_7b").unwrap(), LlamaConfig::llama2_7b());
+    assert_eq!(llama("model: auto").unwrap(), LlamaConfig::llama2_7b());
+    let error = llama("model: llama2_13b").unwrap_err().to_string();
+    assert!(error.contains("embed_dim is 4096, not 5120"), "{error}");
+
+    write(json(1e6));
+    let error = llama("model: llama2_7b").unwrap_err().to_string();
+    assert!(
+        error.contains("(rope_base is 1000000.0, not 10000.0)"),
+        "{error}"
+    );
+    assert!(error.contains("model=auto"), "{error}");
+    assert_eq!(llama("model: auto").unwrap().rope_base, 1e6);
+}
+
 #[test]
 fn the_larger_examples_load() {
     let config = example("llama2_13b_lora.yaml");
     assert_eq!((config.model, config.lora_rank), (ModelSize::Llama2_13b, 8));
+    assert!(config.enable_activation_checkpointing);
     let config = example("llama2_70b_lora.yaml");
     assert_eq!(
         (config.model, config.lora_rank),
         (ModelSize::Llama2_70b, 16)
     );
-    assert!(config.apply_lora_to_mlp);
+    assert!(config.apply_lora_to_mlp && config.enable_activation_checkpointing);
 }
 
 #[test]

@@ -11,7 +11,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use burn_peft::Error;
-use burn_peft::tokenizer::Tokenizer;
+use burn_peft::tokenizer::{Tokenizer, copy_tokenizer};
 use proptest::prelude::*;
 use sentencepiece::Model;
 use serde::Deserialize;
@@ -49,6 +49,42 @@ fn golden(name: &str) -> Golden {
         env!("CARGO_MANIFEST_DIR")
     );
     serde_json::from_str(&fs::read_to_string(path).unwrap()).unwrap()
+}
+
+#[test]
+fn a_copied_tokenizer_reads_the_same() {
+    let dir = tempfile::tempdir().unwrap();
+    let assets = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/assets/tiny");
+    let file = assets.join("tokenizer.json");
+    fs::create_dir(dir.path().join("model")).unwrap();
+    for name in ["tokenizer_config.json", "model.safetensors"] {
+        fs::write(dir.path().join("model").join(name), "{}").unwrap();
+    }
+    // One file, then that file and another that belongs to it, but no weights.
+    for (from, expected) in [
+        (file.clone(), &["tokenizer.json"][..]),
+        (
+            dir.path().join("model"),
+            &["tokenizer.json", "tokenizer_config.json"],
+        ),
+    ] {
+        let to = dir.path().join(format!("copy_{}", expected.len()));
+        copy_tokenizer(&from, &to).unwrap();
+        let entries = fs::read_dir(&to).unwrap();
+        let mut found: Vec<_> = entries.map(|e| e.unwrap().file_name()).collect();
+        found.sort();
+        assert_eq!(found, expected);
+        fs::copy(
+            to.join("tokenizer.json"),
+            dir.path().join("model/tokenizer.json"),
+        )
+        .unwrap();
+        let text = "What is a tyre made of?";
+        let encode = |path: &Path| Tokenizer::from_dir(path).unwrap().encode(text).unwrap();
+        assert_eq!(encode(&to), encode(&assets));
+    }
+    let error = copy_tokenizer(dir.path().join("none.json"), dir.path()).unwrap_err();
+    assert!(error.to_string().contains("none.json"), "{error}");
 }
 
 fn check_golden(name: &str, folder: &str) {

@@ -5,8 +5,9 @@ use burn::tensor::Device;
 use burn::tensor::DeviceType;
 use burn_peft::{Error, Result};
 
-/// `auto` (what `BURN_DEVICE` names, or else a GPU if there is one, or else the CPU), `flex`, `cuda` or `cuda:N`. `local_rank`
-/// is the number of this process on its machine: `auto` and `cuda` give each its own GPU.
+/// `auto` (what `BURN_DEVICE` names, or else a GPU if there is one, or else the CPU), `flex`, `cuda` or
+/// `cuda:N`. `local_rank` is the number of this process on its machine: `auto` and `cuda` give each its
+/// own GPU.
 pub fn from_name(name: &str, local_rank: usize) -> Result<Device> {
     match name {
         "auto" => Ok(auto(local_rank)),
@@ -51,15 +52,19 @@ fn cuda(name: &str, _local_rank: usize) -> Result<Device> {
 }
 
 fn unknown(name: &str) -> Error {
-    let cuda = match cfg!(feature = "cuda") {
-        true => "cuda, cuda:N",
-        false => "and cuda or cuda:N when built with `--features cuda`",
+    let is_cuda = name.starts_with("cuda");
+    let message = match (is_cuda, cfg!(feature = "cuda"), name.contains(',')) {
+        (true, false, _) => "this program was built without CUDA; build it with --features cuda",
+        (true, true, true) => "each process of mpirun takes one GPU: device=cuda",
+        _ => {
+            "it is none of auto (with BURN_DEVICE for others, such as ndarray), flex, cuda and cuda:N"
+        }
     };
     Error::Config {
-        origin: "device".into(),
+        origin: format!("device \"{name}\""),
         key: "device".into(),
         line: None,
-        message: format!("`{name}` is none of auto (with BURN_DEVICE for others), flex, {cuda}"),
+        message: message.into(),
         nearest: Vec::new(),
     }
 }

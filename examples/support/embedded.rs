@@ -4,15 +4,12 @@ use std::path::PathBuf;
 
 use burn_peft::Result;
 use burn_peft::data::{AlpacaRecord, load_alpaca};
-use burn_peft::generate::{GenerateOptions, generate};
-use burn_peft::llama::TransformerDecoder;
-use burn_peft::tokenizer::Tokenizer;
 
 /// The configuration of a run without `--config`.
 pub const CONFIG: &str = include_str!("../configs/tiny.yaml");
 
 /// No answer of the held-out records is longer.
-const MAX_ANSWER_TOKENS: usize = 24;
+pub const MAX_ANSWER_TOKENS: usize = 24;
 
 /// The folder with the model, the tokenizer and the records.
 pub fn dir() -> PathBuf {
@@ -29,21 +26,6 @@ pub fn train_file() -> PathBuf {
 /// The records that are asked about after training and never trained on.
 pub fn held_out() -> Result<Vec<AlpacaRecord>> {
     load_alpaca(dir().join("alpaca_heldout.json"))
-}
-
-/// A model's own answer to each record, chosen greedily.
-pub fn answers(
-    model: &TransformerDecoder,
-    tokenizer: &Tokenizer,
-    records: &[AlpacaRecord],
-) -> Result<Vec<String>> {
-    let options = GenerateOptions::greedy(MAX_ANSWER_TOKENS).with_stop_tokens(tokenizer.eos_id());
-    let answer = |record: &AlpacaRecord| {
-        let mut prompt = Vec::from_iter(tokenizer.bos_id());
-        prompt.extend(tokenizer.encode(&record.prompt())?);
-        tokenizer.decode(&generate(model, &prompt, &options)?)
-    };
-    records.iter().map(answer).collect()
 }
 
 /// The fraction of answers that are exactly the records' outputs.

@@ -44,7 +44,7 @@ impl LastStep {
     pub fn save(&self) -> Result<String> {
         let state = self.lock();
         let Some(state) = state.as_ref().filter(|state| state.trainer.step > 0) else {
-            return Ok("; no step was complete, nothing is saved".into());
+            return Ok("; no complete step is left to be saved".into());
         };
         state
             .run

@@ -38,6 +38,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 pub(crate) use adamw::{AdamWStep, adamw};
 pub use attention::{AttentionBody, AttentionMask, attention, attention_body};
+use burn::tensor::Device;
 pub use cross_entropy::cross_entropy_sum;
 pub(crate) use dropout::mix;
 pub use dropout::{DropoutMask, dropout, seed_dropout};
@@ -49,6 +50,17 @@ pub use rotary::rotary;
 use serde::{Deserialize, Serialize};
 pub(crate) use squares::SumOfSquares;
 pub use swiglu::swiglu;
+
+/// The memory of a CUDA device that nobody has taken, in bytes.
+pub(crate) fn free_memory(device: &Device) -> Option<u64> {
+    #[cfg(feature = "cuda")]
+    let free = cube::free_memory(device);
+    #[cfg(not(feature = "cuda"))]
+    let free = None;
+    #[cfg(not(feature = "cuda"))]
+    let _ = device;
+    free
+}
 
 static FUSED: AtomicBool = AtomicBool::new(true);
 

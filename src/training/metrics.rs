@@ -3,10 +3,12 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use burn::tensor::Device;
 use serde::Serialize;
 use serde_json::Value;
 
 use crate::files::{read_text, write_text};
+use crate::ops::free_memory;
 use crate::{Error, Result};
 
 /// A log of metrics, one JSON object a line, flushed line by line.
@@ -76,10 +78,14 @@ pub fn peak_memory_bytes() -> Option<u64> {
     Some(PEAK.fetch_max(now, Ordering::Relaxed).max(now))
 }
 
-/// The main memory that programs can still take without swapping, in bytes; none where the system
-/// does not tell (anything but Linux). A limit of a container is not seen.
-pub fn available_memory_bytes() -> Option<u64> {
-    proc_bytes("/proc/meminfo", "MemAvailable:")
+/// The memory that a training on `device` can still take, in bytes: on a CPU main memory without
+/// swapping, on a CUDA device its own. None where nobody tells: on other GPUs, and of main memory on
+/// anything but Linux. A limit of a container is not seen.
+pub fn available_memory_bytes(device: &Device) -> Option<u64> {
+    match device.memory_pool_usage() {
+        Some(_) => free_memory(device),
+        None => proc_bytes("/proc/meminfo", "MemAvailable:"),
+    }
 }
 
 /// A line such as `VmHWM:  1024 kB` of a file of the kernel.

@@ -110,8 +110,8 @@ pub struct RecipeConfig {
     /// Whether products of f32 may round their inputs, see
     /// [`set_matmul_precision`](crate::ops::set_matmul_precision).
     pub matmul_precision: MatmulPrecision,
-    /// The device: `auto`, or a backend's name with a number where there are several (`cuda:1`); or
-    /// devices to train on together, separated by commas.
+    /// The device: `auto` (that of `BURN_DEVICE`, or else a GPU, or else the CPU), `flex`, `cuda` or
+    /// `cuda:N`; or several of these to train on together, separated by commas.
     pub device: String,
     /// Whether activations are computed again in the backward pass, layer by layer.
     pub enable_activation_checkpointing: bool,
@@ -181,17 +181,32 @@ impl Default for RecipeConfig {
 
 /// The parts that a run is made of.
 impl RecipeConfig {
-    /// The sizes of the model: those that `model` names, or those that the checkpoint in
-    /// `base_dir` has.
+    /// The configuration of the model: that of the checkpoint in `base_dir`, which must be what
+    /// `model` names unless that is `auto`.
     ///
     /// # Errors
-    /// See [`read_hf_config`].
+    /// [`Error::Config`](crate::Error::Config) if it is not, and those of [`read_hf_config`].
     pub fn llama(&self, base_dir: &Path) -> Result<LlamaConfig> {
-        match self.model {
-            ModelSize::Auto => read_hf_config(base_dir),
-            ModelSize::Llama2_7b => Ok(LlamaConfig::llama2_7b()),
-            ModelSize::Llama2_13b => Ok(LlamaConfig::llama2_13b()),
-            ModelSize::Llama2_70b => Ok(LlamaConfig::llama2_70b()),
+        let found = read_hf_config(base_dir)?;
+        let named = match self.model {
+            ModelSize::Auto => return Ok(found),
+            ModelSize::Llama2_7b => LlamaConfig::llama2_7b(),
+            ModelSize::Llama2_13b => LlamaConfig::llama2_13b(),
+            ModelSize::Llama2_70b => LlamaConfig::llama2_70b(),
+        };
+        match differences(&named, &found) {
+            none if none.is_empty() => Ok(named),
+            differences => Err(Error::Config {
+                origin: base_dir.display().to_string(),
+                key: "model".into(),
+                line: None,
+                message: format!(
+                    "the checkpoint is not what `model` names ({}); model=auto takes what its \
+                     config.json says",
+                    differences.join(", ")
+                ),
+                nearest: Vec::new(),
+            }),
         }
     }
 
@@ -243,6 +258,19 @@ impl RecipeConfig {
             .with_activations(activations)
             .with_seed(self.seed)
     }
+}
+
+/// What the checkpoint has otherwise than the named model, in words.
+fn differences(named: &LlamaConfig, found: &LlamaConfig) -> Vec<String> {
+    let tree = |config| serde_json::to_value(config).expect("a configuration is plain data");
+    let (named, found) = (tree(named), tree(found));
+    let keys = named.as_object().into_iter().flat_map(|map| map.keys());
+    keys.filter(|key| named[*key] != found[*key])
+        .map(|key| {
+            let [found, named] = [&found[key], &named[key]].map(keys::show);
+            format!("{key} is {found}, not {named}")
+        })
+        .collect()
 }
 
 /// AdamW's hyperparameters, with PyTorch's meaning (<https://arxiv.org/abs/1711.05101>).

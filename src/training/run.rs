@@ -19,6 +19,7 @@ use crate::{Error, Result};
 ///   metrics.jsonl          a line a logged step
 ///   checkpoints/step_N/    a PEFT adapter folder, the optimizer's state and the step
 ///   adapter/               the final adapter, in PEFT's format
+///   merged/                the final model, in Hugging Face's format
 ///   summary.json           what came out; its presence says that the run is finished
 /// ```
 #[derive(Debug, Clone)]
@@ -52,8 +53,8 @@ const NO_CHECKPOINT: &str = "there is no checkpoint to resume from in this folde
                              output_dir";
 
 impl RunDir {
-    /// Begins a run of `num_processes` processes in the configuration's `output_dir`. A finished run
-    /// there is replaced. One process does this; the others [`join`](Self::join).
+    /// Begins a run of `num_processes` processes in the configuration's `output_dir`. The
+    /// checkpoints, the adapter and the merged model of a finished run there are deleted. One process does this; the others [`join`](Self::join).
     ///
     /// # Errors
     /// [`Error::Io`] if the folder cannot be written, [`Error::Resume`] if it holds checkpoints of
@@ -69,8 +70,12 @@ impl RunDir {
                                resume_from_checkpoint=true, or choose another output_dir";
                 return Err(run.error(message));
             }
-            fs::remove_dir_all(&checkpoints).map_err(Error::io(&checkpoints))?;
             fs::remove_file(&summary).map_err(Error::io(&summary))?;
+            for folder in [checkpoints, run.adapter_dir(), run.merged_dir()] {
+                if folder.exists() {
+                    fs::remove_dir_all(&folder).map_err(Error::io(&folder))?;
+                }
+            }
         }
         write_text(&run.path.join(CONFIG), &config.to_yaml())?;
         Ok(run)
@@ -125,6 +130,11 @@ impl RunDir {
     /// Where the final adapter goes.
     pub fn adapter_dir(&self) -> PathBuf {
         self.path.join("adapter")
+    }
+
+    /// Where the merged model goes.
+    pub fn merged_dir(&self) -> PathBuf {
+        self.path.join("merged")
     }
 
     /// Saves adapter, optimizer and step, everything that resuming needs.

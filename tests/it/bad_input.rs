@@ -17,7 +17,7 @@ use burn_peft::generate::{GenerateOptions, generate};
 use burn_peft::llama::{LlamaConfig, TransformerDecoder};
 use burn_peft::lora::{AttnModule, LoRAConfig};
 use burn_peft::training::recipe::RecipeConfig;
-use burn_peft::training::{MetricsLog, RunDir, Trainer};
+use burn_peft::training::{MetricsLog, RunDir, Summary, Trainer};
 use burn_peft::{Error, Result};
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -1157,6 +1157,30 @@ fn beginning_a_run_over_an_unfinished_one() {
         ],
     );
     assert_eq!(files_in(dir.path()), before);
+}
+
+/// What is left of a finished run must not be taken for the new one's.
+#[test]
+fn beginning_a_run_over_a_finished_one() {
+    let (_dir, config, run) = unfinished_run();
+    let summary = Summary {
+        steps: 1,
+        final_loss: 1.0,
+        total_params: 1,
+        trainable_params: 1,
+        tokens_per_second: 1.0,
+        peak_memory_bytes: None,
+        val_loss: None,
+        exact_match: None,
+    };
+    run.finish(&summary).unwrap();
+    for folder in [run.adapter_dir(), run.merged_dir()] {
+        fs::create_dir(&folder).unwrap();
+        fs::write(folder.join("old"), "").unwrap();
+    }
+    RunDir::create(&config, 1).unwrap();
+    let left: Vec<_> = files_in(&config.output_dir).into_keys().collect();
+    assert_eq!(left, [PathBuf::from("config.yaml")]);
 }
 
 #[test]

@@ -30,6 +30,7 @@ def main(run_dir: str) -> None:
         "loss_curve.svg",
         "adapter/adapter_config.json",
         "adapter/adapter_model.safetensors",
+        "merged/tokenizer.json",
     ]:
         assert (run / name).is_file(), f"the run left no {name}"
     print(json.dumps(summary))

@@ -4,29 +4,25 @@
 //! context put them in their place among CubeCL's kernels: one makes the product wait for all that was
 //! submitted before it, another makes all that is submitted later wait for the product.
 
-use std::any::TypeId;
 use std::ffi::c_void;
 use std::sync::Mutex;
 
 use burn::backend::TensorMetadata;
 use burn::tensor::{DType, Shape};
 use burn_cubecl::tensor::CubeTensor;
-use cubecl::cuda::CudaRuntime;
 use cubecl::device::DeviceId;
 use cubecl::device_handle::DeviceHandle;
 use cubecl::server::{BufferBinding, ServerError, ServerStorage};
 use cubecl_environment::backtrace::BackTrace;
-use cubecl_server::runtime::Runtime;
 use cubecl_server::stream::failed_writing;
 use cudarc::cublas::result::{self as cublas, CublasError};
 use cudarc::cublas::sys;
 use cudarc::driver::result::{ctx, event, stream};
 use cudarc::driver::{DriverError, sys as driver};
 
+use super::cuda::{Server, in_context, is_cuda};
 use super::empty;
 use crate::ops::{MatmulPrecision, matmul_precision};
-
-type Server = <CudaRuntime as Runtime>::Server;
 
 /// The first version of the driver, 12.5, with events of a context.
 const CONTEXT_EVENTS: i32 = 12050;
@@ -62,13 +58,9 @@ struct Device {
     cublas: Cublas,
 }
 
-/// Whether products of tensors on the device of `tensor` are cuBLAS's; none if it is no CUDA device.
-pub fn is_used(tensor: &CubeTensor) -> Option<bool> {
-    is_cuda(tensor).then(|| device(tensor).is_some())
-}
-
-fn is_cuda(tensor: &CubeTensor) -> bool {
-    tensor.client.service_id().service == TypeId::of::<Server>()
+/// Whether products of tensors on the device of `tensor` are cuBLAS's.
+pub fn is_used(tensor: &CubeTensor) -> bool {
+    device(tensor).is_some()
 }
 
 impl Device {
@@ -95,15 +87,7 @@ fn device(tensor: &CubeTensor) -> Option<Device> {
         return device.clone();
     }
     let server = DeviceHandle::<Server>::new(service.device);
-    let binding = tensor.handle.clone().binding();
-    let opened = server.submit_blocking(move |server| {
-        // This makes the device's context current.
-        let stream = binding.stream;
-        let _tensor = server.get_resource(binding, stream).ok()?;
-        Cublas::open()
-    });
-    let cublas = opened.ok().flatten();
-    let device = cublas.map(|cublas| Device { server, cublas });
+    let device = in_context(tensor, Cublas::open).map(|cublas| Device { server, cublas });
     devices.push((service.device, device.clone()));
     device
 }

@@ -10,6 +10,8 @@ mod attention;
 mod cross_entropy;
 #[cfg(feature = "cuda")]
 mod cublas;
+#[cfg(feature = "cuda")]
+mod cuda;
 mod dropout;
 mod flash;
 mod product;
@@ -60,12 +62,24 @@ pub(super) fn has_flash_attention(device: &Device, dtype: DType, head_dim: usize
 /// Whether products on `device` are CubeCL's for want of cuBLAS.
 #[cfg(feature = "cuda")]
 pub(super) fn lacks_cublas(device: &Device) -> bool {
+    cuda_tensor(device).is_some_and(|tensor| !cublas::is_used(&tensor))
+}
+
+/// The memory of `device`, if it is of CUDA, that nobody has taken, in bytes.
+#[cfg(feature = "cuda")]
+pub(super) fn free_memory(device: &Device) -> Option<u64> {
+    cuda::free_memory(&cuda_tensor(device)?)
+}
+
+/// A number on `device`, if that is of CUDA.
+#[cfg(feature = "cuda")]
+fn cuda_tensor(device: &Device) -> Option<CubeTensor> {
     let device = device.clone().without_autodiff();
     let DispatchDevice::Cube(device) = device.as_dispatch() else {
-        return false;
+        return None;
     };
     let tensor = CubeBackend::float_zeros(Shape::new([1]), device, FloatDType::F32);
-    cublas::is_used(&tensor) == Some(false)
+    cuda::is_cuda(&tensor).then_some(tensor)
 }
 
 impl StepOps for CubeBackend {

@@ -48,7 +48,7 @@ pub(super) const KEYS: &[RecipeKey] = &[
     key(
         "model",
         Word(&["auto", "llama2_7b", "llama2_13b", "llama2_70b"]),
-        "Size of the model; `auto` reads the checkpoint's `config.json`.",
+        "What the checkpoint must be; `auto` takes any whose `config.json` is a Llama's.",
     ),
     key(
         "lora_attn_modules",
@@ -121,7 +121,7 @@ pub(super) const KEYS: &[RecipeKey] = &[
     key(
         "max_seq_len",
         Count(2),
-        "Length in tokens to which a record is cut; `null` is the model's context.",
+        "Length in tokens to which a record is cut, at most the model's context, which `null` means.",
     )
     .optional(),
     key(
@@ -192,7 +192,8 @@ pub(super) const KEYS: &[RecipeKey] = &[
     key(
         "dtype",
         Word(&["f32", "bf16", "f16"]),
-        "Type of the base model's weights; `fp32` and `fp16` are accepted too.",
+        "Type of the base model's weights; `fp32` and `fp16` are accepted too. The loss is not scaled: \
+         take bf16 rather than f16.",
     ),
     key(
         "matmul_precision",
@@ -210,7 +211,7 @@ pub(super) const KEYS: &[RecipeKey] = &[
     key(
         "enable_activation_checkpointing",
         Flag,
-        "Compute activations again in the backward pass, layer by layer, for less memory.",
+        "Recompute activations in the backward pass, layer by layer, for less memory.",
     )
     .free(),
     key("output_dir", PATH, "The run's folder.").free(),
