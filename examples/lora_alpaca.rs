@@ -146,8 +146,8 @@ fn late_warmup(schedule: &LrSchedule) -> Option<String> {
 
 const WITHOUT_CUBLAS: &str = "\
 Matrices are not multiplied by cuBLAS, and a step takes several times as long: put the folder with
-libcublas.so (of a CUDA toolkit, or of PyPI's nvidia-cublas) into LD_LIBRARY_PATH, and use a driver
-of CUDA 12.5 or newer.";
+libcublas.so into LD_LIBRARY_PATH (scripts/install_cublas.sh brings one where there is no CUDA toolkit),
+and use a driver of CUDA 12.5 or newer.";
 
 /// What the estimate of a GPU's memory leaves out: what cuBLAS takes, and what lies between the
 /// buffers of CubeCL's pools.

@@ -1,5 +1,5 @@
-//! Loading a checkpoint holds the model once, not the file beside it. A program of its own: the peak
-//! memory is that of the process.
+//! Loading a checkpoint holds the model once, not the file beside it, and so does merging adapters into
+//! it. A program of its own: the peak memory is that of the process.
 
 use std::borrow::Cow;
 
@@ -7,6 +7,7 @@ use burn::tensor::{DType, Device};
 use burn_peft::adapter::{ParamCount, state_readers};
 use burn_peft::checkpoint::{WritableTensor, load_hf, read_hf_config, save_hf, write_tensors};
 use burn_peft::llama::LlamaConfig;
+use burn_peft::lora::{AttnModule, LoRAConfig};
 use burn_peft::training::peak_memory_bytes;
 
 /// A tensor of zeros that is made when it is written.
@@ -71,22 +72,30 @@ fn a_model_is_held_once() {
     let text = std::fs::read_to_string(&path).unwrap();
     let text = text.replace("\"num_hidden_layers\": 1", "\"num_hidden_layers\": 12");
     std::fs::write(&path, text).unwrap();
-    let mut model = read_hf_config(dir.path()).unwrap().init(&Device::default());
-    assert_eq!(model.config, config);
-    let tensors = state_readers(&model).into_iter();
+    assert_eq!(read_hf_config(dir.path()).unwrap(), config);
+    let base = config.init(&Device::default());
+    let tensors = state_readers(&base).into_iter();
     let tensors = tensors.map(|reader| (hf_name(&reader.key), Zeros(reader.shape)));
     write_tensors(tensors, &dir.path().join("model.safetensors")).unwrap();
 
+    let lora = LoRAConfig::new(AttnModule::ALL).with_mlp(true);
+    let mut model = config.init_lora(&lora, &Device::default()).unwrap();
     let Some(before) = peak_memory_bytes() else {
         println!("skipped: this system does not tell the peak memory");
         return;
     };
     load_hf(&mut model, dir.path()).unwrap();
-    let risen = peak_memory_bytes().unwrap() - before;
     let size = 4 * ParamCount::of(&model).total as u64;
     assert!(size > 200_000_000);
-    assert!(
-        risen < size + size / 4,
-        "{risen} bytes for a model of {size}"
-    );
+    let assert_once = |what: &str| {
+        let risen = peak_memory_bytes().unwrap() - before;
+        assert!(
+            risen < size + size / 4,
+            "{what}: {risen} bytes for a model of {size}"
+        );
+    };
+    assert_once("loading");
+    let merged = model.merge_lora();
+    assert!(merged.adapters().is_empty());
+    assert_once("merging");
 }

@@ -1,7 +1,7 @@
 use std::collections::BTreeMap;
 
 use burn::module::{Module, ModuleMapper, ModuleVisitor, Param};
-use burn::tensor::{DType, Device, Tensor, TensorData};
+use burn::tensor::{AllocationProperty, DType, Device, Tensor, TensorData};
 use replace_with::replace_with_or_abort;
 
 use super::params::get_params;
@@ -226,12 +226,15 @@ fn collect<M: Module>(model: &M, keep: impl Fn(&StateReader) -> bool) -> StateDi
     readers.map(|r| (r.key.clone(), r.read())).collect()
 }
 
-/// A copy on the host. Burn's GPU backends put the copying off until the numbers are looked at, and
-/// would then find those that an update has meanwhile written in their place.
+/// A copy on the host. Burn's GPU backends put the copying off until the numbers are looked at: they
+/// would then find those that an update has meanwhile written in their place, and keep the device's
+/// memory until the data are dropped.
 pub(crate) fn to_host<const D: usize>(tensor: Tensor<D>) -> TensorData {
     let data = tensor.into_data();
-    let _looked_at = data.as_bytes();
-    data
+    match data.bytes().property() {
+        AllocationProperty::Device => data.clone(),
+        _ => data,
+    }
 }
 
 /// A tensor that stays, such as a weight: on a GPU it should not lie between what comes and goes in each

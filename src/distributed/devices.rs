@@ -52,9 +52,14 @@ impl ProcessGroup for DeviceGroup {
     fn all_reduce(&self, values: Tensor<1>) -> Result<Tensor<1>> {
         #[cfg(feature = "cuda")]
         if have_nccl(&self.devices) {
-            // Whoever waits in NCCL waits for ever: make sure that all members come.
-            self.all_gather(&[])?;
-            return Ok(nccl_all_reduce(values, &self.devices));
+            // Whoever waits in NCCL waits for ever: make sure that all members come, and that the
+            // device of none has failed, which would not send.
+            let has_failed = values.clone().try_into_data().is_err();
+            let failed = self.all_gather(&[f64::from(u8::from(has_failed))])?;
+            return match failed.contains(&1.0) {
+                true => Err(Error::PeerLost),
+                false => Ok(nccl_all_reduce(values, &self.devices)),
+            };
         }
         let device = values.device();
         let parts = self.exchange.all_gather(self.rank, values.into_data())?;

@@ -1,6 +1,6 @@
 use std::f32::consts::PI;
 
-use burn::tensor::{Device, Tensor, TensorData};
+use burn::tensor::{DType, Device, Tensor, TensorData};
 
 use super::segments::segment_starts;
 use super::{LlamaConfig, RopeScaling};
@@ -51,7 +51,8 @@ impl RotaryEmbedding {
         let (cos, sin): (Vec<f32>, Vec<f32>) = angles.map(|a| (a.cos(), a.sin())).unzip();
         let row = seq_len * frequencies.len();
         let shape = [cos.len() / row, seq_len, 1, frequencies.len()];
-        let tensor = |values| Tensor::from_data(TensorData::new(values, shape), device);
+        let tensor =
+            |values| Tensor::from_data(TensorData::new(values, shape), (device, DType::F32));
         Self {
             cos: tensor(cos),
             sin: tensor(sin),

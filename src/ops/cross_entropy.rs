@@ -11,7 +11,7 @@ use super::backend::StepOps;
 /// - output: `[1]`
 ///
 /// # Panics
-/// If a target is not below `classes`.
+/// If a target is not below `classes`; on GPUs, which do not tell, the sum is NaN.
 pub fn cross_entropy_sum(logits: Tensor<2>, targets: Tensor<1, Int>) -> Tensor<1> {
     let (logits, targets) = (logits.into_dispatch(), targets.into_dispatch());
     Tensor::from_dispatch(Dispatch::cross_entropy_sum(logits, targets))

@@ -1,5 +1,5 @@
 use burn::backend::Dispatch;
-use burn::tensor::Tensor;
+use burn::tensor::{DType, Tensor};
 
 use super::backend::StepOps;
 
@@ -18,6 +18,6 @@ pub fn rotary(x: Tensor<4>, cos: Tensor<4>, sin: Tensor<4>) -> Tensor<4> {
     let angles = [rows, seq, 1, head_dim / 2];
     let fits = (rows == 1 || rows == batch) && cos.dims() == angles && sin.dims() == angles;
     assert!(fits, "the angles do not fit the heads");
-    let (x, cos, sin) = (x.into_dispatch(), cos.into_dispatch(), sin.into_dispatch());
-    Tensor::from_dispatch(Dispatch::rotary(x, cos, sin))
+    let [cos, sin] = [cos, sin].map(|angles| angles.cast(DType::F32).into_dispatch());
+    Tensor::from_dispatch(Dispatch::rotary(x.into_dispatch(), cos, sin))
 }

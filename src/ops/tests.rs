@@ -183,6 +183,15 @@ fn rotations_are_the_same() {
             rotary(x, angles.clone().cos(), angles.clone().sin())
         });
     }
+    // Angles of another type are taken for what they are.
+    if device().supports_dtype(DType::F16) {
+        let angles = random([1, 5, 1, 2]).inner();
+        let [cos, sin] = [angles.clone().cos(), angles.sin()].map(|t| t.cast(DType::F16));
+        let x = random([2, 5, 3, 4]).inner();
+        let [wide_cos, wide_sin] = [&cos, &sin].map(|t| t.clone().cast(DType::F32));
+        let expected = rotary(x.clone(), wide_cos, wide_sin).into_data();
+        assert_eq!(rotary(x, cos, sin).into_data(), expected);
+    }
 }
 
 fn losses_are_the_same() {

@@ -180,8 +180,8 @@ impl MemoryEstimate {
 /// Not in it: the program and its data; what threads hold for matrix products, about 1 MB each, and
 /// the activations that [`MatmulPrecision::Medium`](crate::ops::MatmulPrecision) rounds; freed memory
 /// that an allocator keeps, and what is unused in the pages of a GPU's memory pool; loading; merged
-/// weights, which exist beside those of the base when
-/// [`merge_lora`](crate::llama::TransformerDecoder::merge_lora) forms them.
+/// weights, which [`merge_lora`](crate::llama::TransformerDecoder::merge_lora) forms one after another, in
+/// the place of the base's unless the model has clones.
 ///
 /// # Panics
 /// If [`Activations::Recompute`] asks for 0 layers at a time.

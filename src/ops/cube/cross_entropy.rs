@@ -43,7 +43,11 @@ fn cross_entropy_kernel<F: Float, I: Int>(
     let total = row::sum(total, &mut shared);
     let target = usize::cast_from(targets[row]);
     if UNIT_POS_X == 0 {
-        losses[row] = largest + total.ln() - f32::cast_from(logits[start + target]);
+        losses[row] = if target < classes {
+            largest + total.ln() - f32::cast_from(logits[start + target])
+        } else {
+            f32::NAN.runtime()
+        };
     }
     if with_grad {
         // The target's logit must have been read.

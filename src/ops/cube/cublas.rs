@@ -24,9 +24,6 @@ use super::cuda::{Server, in_context, is_cuda};
 use super::empty;
 use crate::ops::{MatmulPrecision, matmul_precision};
 
-/// The first version of the driver, 12.5, with events of a context.
-const CONTEXT_EVENTS: i32 = 12050;
-
 /// `scale · a b` of the last two dimensions, with sums in f32, written as `dtype`; none if cuBLAS is not
 /// there, or does not take such tensors.
 pub fn product(a: &CubeTensor, b: &CubeTensor, scale: f32, dtype: DType) -> Option<CubeTensor> {
@@ -86,10 +83,44 @@ fn device(tensor: &CubeTensor) -> Option<Device> {
     if let Some((_, device)) = devices.iter().find(|(id, _)| *id == service.device) {
         return device.clone();
     }
-    let server = DeviceHandle::<Server>::new(service.device);
-    let device = in_context(tensor, Cublas::open).map(|cublas| Device { server, cublas });
+    let device = match is_installed() {
+        true => {
+            // On a device without memory to spare, say, this may fail now and not the next time.
+            let cublas = in_context(tensor, Cublas::open)?;
+            let server = DeviceHandle::<Server>::new(service.device);
+            Some(Device { server, cublas })
+        }
+        false => None,
+    };
     devices.push((service.device, device.clone()));
     device
+}
+
+/// Whether there are cuBLAS and a driver, from 12.5 on, with events of a context.
+fn is_installed() -> bool {
+    // SAFETY: loads the library.
+    let has_cublas = unsafe { sys::is_culib_present() };
+    has_cublas && ContextEvents::find().is_some()
+}
+
+type OfContext = unsafe extern "C" fn(driver::CUcontext, driver::CUevent) -> driver::CUresult;
+
+/// The driver's functions for events of a whole context, which a toolkit before 12.5 does not declare.
+#[derive(Clone, Copy)]
+struct ContextEvents {
+    record: OfContext,
+    wait: OfContext,
+}
+
+impl ContextEvents {
+    fn find() -> Option<Self> {
+        // SAFETY: the driver declares both of this type.
+        let find = |name: &[u8]| unsafe { driver::culib().get::<OfContext>(name) };
+        Some(Self {
+            record: *find(b"cuCtxRecordEvent").ok()?,
+            wait: *find(b"cuCtxWaitEvent").ok()?,
+        })
+    }
 }
 
 /// cuBLAS on one device, for the life of the process. Only the device's own thread calls it.
@@ -99,26 +130,16 @@ struct Cublas {
     context: driver::CUcontext,
     stream: driver::CUstream,
     event: driver::CUevent,
+    of_context: ContextEvents,
 }
 
 // SAFETY: what these point to belongs to the driver, and to no thread.
 unsafe impl Send for Cublas {}
 
 impl Cublas {
-    /// Of the current context; none without the library or with an older driver.
+    /// Of the current context.
     fn open() -> Option<Self> {
-        // SAFETY: loads the library.
-        if !unsafe { sys::is_culib_present() } {
-            return None;
-        }
-        let mut version = 0;
-        // SAFETY: writes one number.
-        unsafe { driver::cuDriverGetVersion(&mut version) }
-            .result()
-            .ok()?;
-        if version < CONTEXT_EVENTS {
-            return None;
-        }
+        let of_context = ContextEvents::find()?;
         let context = ctx::get_current().ok()??;
         let stream = stream::create(stream::StreamKind::NonBlocking).ok()?;
         let event = event::create(driver::CUevent_flags::CU_EVENT_DISABLE_TIMING).ok()?;
@@ -134,6 +155,7 @@ impl Cublas {
             context,
             stream,
             event,
+            of_context,
         })
     }
 
@@ -141,7 +163,7 @@ impl Cublas {
     fn enter(&self) -> Result<(), DriverError> {
         // SAFETY: all of one context, and alive.
         unsafe {
-            driver::cuCtxRecordEvent(self.context, self.event).result()?;
+            (self.of_context.record)(self.context, self.event).result()?;
             let flags = driver::CUevent_wait_flags::CU_EVENT_WAIT_DEFAULT;
             stream::wait_event(self.stream, self.event, flags)
         }
@@ -152,7 +174,7 @@ impl Cublas {
         // SAFETY: all of one context, and alive.
         unsafe {
             event::record(self.event, self.stream)?;
-            driver::cuCtxWaitEvent(self.context, self.event).result()
+            (self.of_context.wait)(self.context, self.event).result()
         }
     }
 }

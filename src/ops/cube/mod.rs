@@ -36,6 +36,7 @@ use burn_cubecl::ops::numeric::empty_device_contiguous_dtype;
 use burn_cubecl::tensor::CubeTensor;
 use cubecl::prelude::*;
 use cubecl::{calculate_cube_count_elemwise, ir::ElemType};
+use cubecl_environment::stream::StreamId;
 
 use self::product::{add_rows_by, rows_by, transposed};
 use super::DropoutMask;
@@ -259,9 +260,12 @@ fn empty(like: &CubeTensor, shape: Shape, dtype: DType) -> CubeTensor {
 }
 
 /// A tensor whose numbers lie one after another and that nobody else reads: it can be overwritten.
+///
+/// CubeCL lets a thread wait for the one that a tensor's memory was made by, whoever wrote it last: only
+/// that one may overwrite it.
 fn into_owned(tensor: CubeTensor) -> CubeTensor {
     let tensor = into_contiguous(tensor);
-    match tensor.can_mut() {
+    match tensor.can_mut() && tensor.handle.stream == StreamId::current() {
         true => tensor,
         // Rows of a copy lie where memory is aligned, with gaps between.
         false => into_contiguous(tensor.copy()),
@@ -289,29 +293,68 @@ fn elem(dtype: DType) -> ElemType {
 #[cfg(test)]
 mod tests {
     use burn::backend::DispatchDevice;
-    use burn::backend::ops::FloatTensorOps;
+    use burn::backend::ops::{FloatTensorOps, IntTensorOps};
     use burn::tensor::{Device, TensorData};
-    use burn_cubecl::CubeBackend;
     use burn_cubecl::ops::into_data_sync;
+    use burn_cubecl::{CubeBackend, CubeDevice};
 
-    use super::into_owned;
+    use super::*;
 
-    /// Rows of three numbers are no multiple of any alignment.
-    #[test]
-    fn what_others_read_is_copied_without_gaps_between_rows() {
+    fn device() -> Option<CubeDevice> {
         let device = Device::default();
         let DispatchDevice::Cube(device) = device.as_dispatch() else {
             println!("skipped: BURN_DEVICE names no device of CubeCL");
-            return;
+            return None;
         };
-        let numbers: Vec<f32> = (1..=15).map(|n| n as f32).collect();
-        let data = TensorData::new(numbers.clone(), [5, 3]);
-        let read = CubeBackend::float_from_data(data, device);
+        Some(device.clone())
+    }
+
+    fn tensor(numbers: &[f32], device: &CubeDevice) -> CubeTensor {
+        // Rows of three numbers are no multiple of any alignment.
+        let data = TensorData::new(numbers.to_vec(), [numbers.len() / 3, 3]);
+        CubeBackend::float_from_data(data, device)
+    }
+
+    fn numbers(tensor: CubeTensor) -> Vec<f32> {
+        into_data_sync(tensor).iter().collect()
+    }
+
+    #[test]
+    fn what_others_read_is_copied_without_gaps_between_rows() {
+        let Some(device) = device() else { return };
+        let values: Vec<f32> = (1..=15).map(|n| n as f32).collect();
+        let read = tensor(&values, &device);
         let owned = into_owned(read.clone());
         assert!(owned.is_contiguous());
         let doubled = CubeBackend::float_mul_scalar(owned, 2.0.into());
-        let expected: Vec<f32> = numbers.iter().map(|n| 2.0 * n).collect();
-        assert_eq!(into_data_sync(doubled).to_vec::<f32>().unwrap(), expected);
-        assert_eq!(into_data_sync(read).to_vec::<f32>().unwrap(), numbers);
+        let expected: Vec<f32> = values.iter().map(|n| 2.0 * n).collect();
+        assert_eq!(numbers(doubled), expected);
+        assert_eq!(numbers(read), values);
+    }
+
+    /// Or its own thread would read it before it is written.
+    #[test]
+    fn another_threads_tensor_is_not_overwritten() {
+        let Some(device) = device() else { return };
+        let values = [1.0, 2.0, 3.0];
+        let owned_by_maker = into_owned(tensor(&values, &device));
+        assert_eq!(owned_by_maker.handle.stream, StreamId::current());
+        let other = std::thread::spawn(move || {
+            let owned = into_owned(owned_by_maker);
+            assert_eq!(owned.handle.stream, StreamId::current());
+            numbers(owned)
+        });
+        assert_eq!(other.join().unwrap(), values);
+    }
+
+    #[test]
+    fn the_loss_of_a_target_that_is_no_class_is_nan() {
+        let Some(device) = device() else { return };
+        for target in [-100, 3] {
+            let targets = TensorData::new(vec![0i32, target], [2]);
+            let targets = CubeBackend::int_from_data(targets, &device);
+            let logits = tensor(&[0.0; 6], &device);
+            assert!(numbers(cross_entropy::forward(logits, targets))[0].is_nan());
+        }
     }
 }
