@@ -104,6 +104,10 @@ impl TransformerDecoder {
     /// - `ids`: `[batch, seq]`
     /// - `is_token`: `[batch, seq]`, false at padding on the right; none if there is no padding
     /// - output: `[batch, seq, vocab_size]`
+    ///
+    /// # Panics
+    /// On a CPU, if an id is not below `vocab_size`. A GPU does not tell: see
+    /// [`check_vocab`](crate::data::check_vocab).
     pub fn forward(&self, ids: Tensor<2, Int>, is_token: Option<Tensor<2, Bool>>) -> Tensor<3> {
         let (rope, mask) = self.positions(0, &ids, is_token);
         let embedded = self.tok_embeddings.forward(ids);
@@ -117,6 +121,9 @@ impl TransformerDecoder {
     /// # Shapes
     /// - `ids`: `[batch, seq]`, without padding
     /// - output: `[batch, vocab_size]`
+    ///
+    /// # Panics
+    /// If `ids` is empty or the cache is of a model with fewer layers, and as [`forward`](Self::forward).
     pub fn forward_cached(&self, ids: Tensor<2, Int>, cache: &mut KvCache) -> Tensor<2> {
         let [_, seq] = ids.dims();
         let (rope, mask) = self.positions(cache.len(), &ids, None);

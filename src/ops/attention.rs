@@ -158,7 +158,7 @@ impl Sizes {
 /// - `k`, `v`: `[batch, keys, kv_heads, head_dim]`
 ///
 /// # Panics
-/// If the shapes do not fit each other and `mask`.
+/// If the shapes do not fit each other and `mask`, or the types differ.
 pub fn attention(q: Tensor<4>, k: Tensor<4>, v: Tensor<4>, mask: &AttentionMask) -> Tensor<4> {
     let [batch, seq, heads, head_dim] = q.dims();
     let [_, keys, kv_heads, _] = k.dims();
@@ -167,6 +167,8 @@ pub fn attention(q: Tensor<4>, k: Tensor<4>, v: Tensor<4>, mask: &AttentionMask)
         fits && heads % kv_heads == 0,
         "the heads do not fit each other"
     );
+    let dtypes = [k.dtype(), v.dtype()];
+    assert_eq!(dtypes, [q.dtype(); 2], "q, k and v differ in type");
     assert!(
         mask.ranges.fits(batch, seq, keys),
         "the mask does not fit the heads"

@@ -97,6 +97,9 @@ pub(crate) fn mix(seed: u64, index: u64) -> u64 {
 
 /// Dropout: each element is zero with a probability p, and divided by `1 - p` otherwise. Srivastava et
 /// al., <https://jmlr.org/papers/v15/srivastava14a.html>.
+///
+/// # Shapes
+/// - `x` and output: any, the same
 pub fn dropout<const D: usize>(x: Tensor<D>, mask: DropoutMask) -> Tensor<D> {
     Tensor::from_dispatch(Dispatch::dropout(x.into_dispatch(), mask))
 }

@@ -5,9 +5,13 @@ use super::backend::StepOps;
 
 /// `silu(gate) · up` with `silu(x) = x / (1 + e^-x)`. Shazeer, <https://arxiv.org/abs/2002.05202>.
 ///
+/// # Shapes
+/// - `gate`, `up` and output: `[..., intermediate_dim]`
+///
 /// # Panics
-/// If the shapes differ.
+/// If the shapes or the types differ.
 pub fn swiglu<const D: usize>(gate: Tensor<D>, up: Tensor<D>) -> Tensor<D> {
     assert_eq!(gate.dims(), up.dims(), "gate and up differ in shape");
+    assert_eq!(gate.dtype(), up.dtype(), "gate and up differ in type");
     Tensor::from_dispatch(Dispatch::swiglu(gate.into_dispatch(), up.into_dispatch()))
 }

@@ -53,8 +53,9 @@ const NO_CHECKPOINT: &str = "there is no checkpoint to resume from in this folde
                              output_dir";
 
 impl RunDir {
-    /// Begins a run of `num_processes` processes in the configuration's `output_dir`. The
-    /// checkpoints, the adapter and the merged model of a finished run there are deleted. One process does this; the others [`join`](Self::join).
+    /// Begins a run of `num_processes` processes in the configuration's `output_dir`. The checkpoints,
+    /// the adapter and the merged model of a finished run there are deleted. One process does this;
+    /// the others [`join`](Self::join).
     ///
     /// # Errors
     /// [`Error::Io`] if the folder cannot be written, [`Error::Resume`] if it holds checkpoints of

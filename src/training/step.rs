@@ -69,7 +69,7 @@ impl StepCounts {
 /// What a step did.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct StepOutput {
-    /// The normalised loss before the update.
+    /// The normalised loss before the update; 0 if no token has a label.
     pub loss: f64,
     /// The learning rate.
     pub lr: f64,
@@ -248,6 +248,9 @@ impl Trainer {
     /// Dropout follows from `seed`, the number of the step, the micro-batch and the layer, so a
     /// training that was stopped and resumed draws the same as one that ran through, and one that
     /// computes activations again the same as one that keeps them.
+    ///
+    /// # Panics
+    /// As [`accumulate_gradients`].
     pub fn step(
         &mut self,
         model: TransformerDecoder,
@@ -265,6 +268,9 @@ impl Trainer {
     ///
     /// # Errors
     /// [`Error::PeerLost`](crate::Error::PeerLost) if a member has ended.
+    ///
+    /// # Panics
+    /// As [`accumulate_gradients`].
     pub fn gradients(
         &self,
         group: &dyn ProcessGroup,

@@ -283,7 +283,7 @@ fn a_folder_without_weights() {
     let error = refused(&mut base_model(), dir.path(), |m| load_hf(m, dir.path()));
     assert_variant!(error, Format);
     assert_names(&error, dir.path());
-    assert_says(&error, &[WEIGHTS, INDEX, "converted to safetensors"]);
+    assert_says(&error, &[WEIGHTS, INDEX, "save_pretrained"]);
 }
 
 #[test]
