@@ -1,6 +1,6 @@
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
-use burn::tensor::{Device, Tensor, TensorData};
+use burn::tensor::{DType, Device, Tensor, TensorData};
 
 use super::ProcessGroup;
 use crate::{Error, Result};
@@ -65,7 +65,7 @@ impl ProcessGroup for DeviceGroup {
         let parts = self.exchange.all_gather(self.rank, values.into_data())?;
         let parts = parts
             .iter()
-            .map(|part| Tensor::from_data(part.clone(), &device));
+            .map(|part| Tensor::from_data(part.clone(), (&device, DType::F32)));
         let sum = parts.reduce(|sum: Tensor<1>, part| sum + part);
         Ok(sum.expect("a group has a member"))
     }

@@ -1,4 +1,4 @@
-use burn::tensor::{Tensor, TensorData};
+use burn::tensor::{DType, Tensor, TensorData};
 use mpi::Threading;
 use mpi::collective::SystemOperation;
 use mpi::environment::{Universe, initialize_with_threading};
@@ -83,7 +83,8 @@ impl ProcessGroup for MpiGroup {
             self.world
                 .all_reduce_into(mine, sums, SystemOperation::sum());
         }
-        Ok(Tensor::from_data(TensorData::new(sums, shape), &device))
+        let sums = TensorData::new(sums, shape);
+        Ok(Tensor::from_data(sums, (&device, DType::F32)))
     }
 
     fn all_gather(&self, values: &[f64]) -> Result<Vec<f64>> {

@@ -10,8 +10,8 @@ use super::backend::StepOps;
 #[derive(Debug, Clone)]
 pub struct AttentionMask {
     ranges: KeyRanges,
-    /// The same for bodies that run on a device, see [`AttentionMask::visible_tensor`].
-    on_device: Arc<OnceLock<Tensor<3, Int>>>,
+    /// The same on the first device that asked, see [`AttentionMask::visible_tensor`].
+    on_device: Arc<OnceLock<(Device, Tensor<3, Int>)>>,
 }
 
 /// The ranges of a mask without the tensor. They go with an operation that Burn's fusion runs later, on
@@ -51,7 +51,7 @@ impl AttentionMask {
     }
 
     /// The first key that each query sees and the one after the last, `[batch or 1, seq, 2]`, made
-    /// once.
+    /// once for one device.
     pub(super) fn visible_tensor(&self, device: &Device) -> Tensor<3, Int> {
         let Ranges { visible, seq, .. } = &*self.ranges.0;
         let new = || {
@@ -61,7 +61,11 @@ impl AttentionMask {
             // Rows of two numbers would not lie one after another on every device.
             Tensor::<1, Int>::from_ints(&bounds[..], device).reshape(shape)
         };
-        self.on_device.get_or_init(new).clone()
+        let (first, tensor) = self.on_device.get_or_init(|| (device.clone(), new()));
+        match first == device {
+            true => tensor.clone(),
+            false => new(),
+        }
     }
 }
 

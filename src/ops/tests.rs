@@ -204,6 +204,19 @@ fn losses_are_the_same() {
     }
 }
 
+#[test]
+#[cfg(feature = "ndarray")]
+#[allow(deprecated, reason = "the other backend that the tests have")]
+fn a_mask_serves_several_devices() {
+    let mask = AttentionMask::causal(0, 3);
+    for device in [Device::flex(), Device::ndarray(), Device::flex()] {
+        let visible = mask.visible_tensor(&device);
+        assert_eq!(visible.device(), device);
+        let bounds: Vec<i32> = visible.into_data().iter().collect();
+        assert_eq!(bounds, [0, 1, 0, 2, 0, 3]);
+    }
+}
+
 fn attention_is_the_same() {
     let causal = |seq: usize| AttentionMask::causal(0, seq);
     let packed = AttentionMask::within_segments(&[vec![70, 1, 60], vec![3, 100]], 140);

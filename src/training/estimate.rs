@@ -81,7 +81,7 @@ impl EstimateConfig {
         self
     }
 
-    /// Activations kept or computed again.
+    /// Activations kept or recomputed.
     pub fn with_activations(mut self, activations: Activations) -> Self {
         self.activations = activations;
         self
@@ -234,10 +234,7 @@ impl<'a> Step<'a> {
             Activations::Keep => num_layers,
             Activations::Recompute { layers } => layers,
         };
-        assert!(
-            group > 0,
-            "at least one layer must be computed again at a time"
-        );
+        assert!(group > 0, "at least one layer must be recomputed at a time");
         Self {
             config,
             tokens: config.batch_size * config.seq_len,
@@ -321,7 +318,7 @@ impl<'a> Step<'a> {
         })
     }
 
-    /// The forward pass of a layer; if it is computed again, with the gradient of its group's output.
+    /// The forward pass of a layer; if it is recomputed, with the gradient of its group's output.
     fn forward(&self, index: usize) -> MemoryEstimate {
         let group_end = self.num_layers.min((index / self.group + 1) * self.group);
         let (grad, with_gradient) = match self.recomputes() {

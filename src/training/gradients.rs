@@ -30,10 +30,10 @@ pub enum Activations {
     #[default]
     Keep,
     /// The forward pass keeps the hidden state before every so many layers; the backward pass
-    /// computes the rest again, these layers at a time (activation checkpointing). Chen et al.,
+    /// recomputes the rest, these layers at a time (activation checkpointing). Chen et al.,
     /// <https://arxiv.org/abs/1604.06174>.
     Recompute {
-        /// How many layers are computed again at a time, at least 1.
+        /// How many layers are recomputed at a time, at least 1.
         layers: usize,
     },
 }
@@ -160,10 +160,7 @@ impl Backward<'_> {
     }
 
     fn recompute(&mut self, batch: &Batch, group: usize) -> Option<Vec<Tensor<1>>> {
-        assert!(
-            group > 0,
-            "at least one layer must be computed again at a time"
-        );
+        assert!(group > 0, "at least one layer must be recomputed at a time");
         let model = self.forward.model;
         // Freezing a clone of a parameter that has no value yet would freeze the parameter itself.
         initialize_params(model);

@@ -113,7 +113,7 @@ pub struct RecipeConfig {
     /// The device: `auto` (that of `BURN_DEVICE`, or else a GPU, or else the CPU), `flex`, `cuda` or
     /// `cuda:N`; or several of these to train on together, separated by commas.
     pub device: String,
-    /// Whether activations are computed again in the backward pass, layer by layer.
+    /// Whether activations are recomputed in the backward pass, layer by layer.
     pub enable_activation_checkpointing: bool,
 
     /// The run's folder.

@@ -225,7 +225,7 @@ impl Trainer {
         self
     }
 
-    /// Activations kept or computed again.
+    /// Activations kept or recomputed.
     pub fn with_activations(mut self, activations: Activations) -> Self {
         self.activations = activations;
         self
@@ -247,7 +247,7 @@ impl Trainer {
     ///
     /// Dropout follows from `seed`, the number of the step, the micro-batch and the layer, so a
     /// training that was stopped and resumed draws the same as one that ran through, and one that
-    /// computes activations again the same as one that keeps them.
+    /// recomputes activations the same as one that keeps them.
     ///
     /// # Panics
     /// As [`accumulate_gradients`].

@@ -14,7 +14,7 @@ const SHORTEST_ROW: usize = 128;
 /// A change that takes less memory. It prints as the recipe's keys.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Change {
-    /// Activations computed again, layer by layer.
+    /// Activations recomputed, layer by layer.
     Recompute,
     /// Fewer rows at a time, and more micro-batches in a step so that it sees as many.
     BatchSize {
