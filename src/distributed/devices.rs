@@ -54,8 +54,9 @@ impl ProcessGroup for DeviceGroup {
         if have_nccl(&self.devices) {
             // Whoever waits in NCCL waits for ever: make sure that all members come, and that the
             // device of none has failed, which would not send.
-            let has_failed = values.clone().try_into_data().is_err();
-            let failed = self.all_gather(&[f64::from(u8::from(has_failed))])?;
+            let mine = values.clone().try_into_data();
+            let failed = self.all_gather(&[f64::from(u8::from(mine.is_err()))])?;
+            mine.expect("the device has failed");
             return match failed.contains(&1.0) {
                 true => Err(Error::PeerLost),
                 false => Ok(nccl_all_reduce(values, &self.devices)),
