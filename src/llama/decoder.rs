@@ -123,7 +123,7 @@ impl TransformerDecoder {
     /// - output: `[batch, vocab_size]`
     ///
     /// # Panics
-    /// If `ids` is empty or the cache is of a model with fewer layers, and as [`forward`](Self::forward).
+    /// If `ids` is empty or the cache is of a model with fewer layers, and as [`Self::forward`].
     pub fn forward_cached(&self, ids: Tensor<2, Int>, cache: &mut KvCache) -> Tensor<2> {
         let [_, seq] = ids.dims();
         let (rope, mask) = self.positions(cache.len(), &ids, None);

@@ -185,7 +185,7 @@ impl RecipeConfig {
     /// `model` names unless that is `auto`.
     ///
     /// # Errors
-    /// [`Error::Config`](crate::Error::Config) if it is not, and those of [`read_hf_config`].
+    /// [`Error::Config`] if it is not, and those of [`read_hf_config`].
     pub fn llama(&self, base_dir: &Path) -> Result<LlamaConfig> {
         let found = read_hf_config(base_dir)?;
         let named = match self.model {
