@@ -101,10 +101,7 @@ fn finetune(config: &RecipeConfig, member: &Member) -> Result<()> {
     let is_first = member.group.rank() == 0;
     if is_first {
         let estimate = config.estimate_config(&llama, data.longest_row(), member.device);
-        print_memory(&estimate, member.device);
-        if lacks_cublas(member.device) {
-            println!("{WITHOUT_CUBLAS}\n");
-        }
+        print_device(&estimate, member.device);
     }
     let mut model = load_model(config, &llama, &base_dir, member)?;
 
@@ -121,9 +118,7 @@ fn finetune(config: &RecipeConfig, member: &Member) -> Result<()> {
         return run.train(model, trainer, &data, &order).map(drop);
     }
     println!("{}", ParamCount::of(&model));
-    for note in data.notes.iter().chain(&late_warmup(&trainer.schedule)) {
-        println!("note: {note}");
-    }
+    print_notes(&data, &trainer.schedule);
     let quiz = Quiz::before(config, &model, &tokenizer)?;
     let (model, summary) = run.train(model, trainer, &data, &order)?;
     let exact_match = quiz.after(&model, &tokenizer)?;
@@ -132,6 +127,12 @@ fn finetune(config: &RecipeConfig, member: &Member) -> Result<()> {
         exact_match,
         ..summary
     })
+}
+
+fn print_notes(data: &Data, schedule: &LrSchedule) {
+    for note in data.notes.iter().chain(&late_warmup(schedule)) {
+        println!("note: {note}");
+    }
 }
 
 fn late_warmup(schedule: &LrSchedule) -> Option<String> {
@@ -153,8 +154,9 @@ and use a driver of CUDA 12.5 or newer.";
 /// buffers of CubeCL's pools.
 const GPU_OVERHEAD: u64 = 2_000_000_000;
 
-/// The memory that the run will take on the device and, if there is not as much, what takes less.
-fn print_memory(config: &EstimateConfig, device: &Device) {
+/// The memory that the run will take on the device and, if there is not as much, what takes less; and
+/// whether the device could be faster.
+fn print_device(config: &EstimateConfig, device: &Device) {
     let memory = estimate(config);
     println!("Estimated memory of the training:\n{memory}");
     let is_gpu = device.memory_pool_usage().is_some();
@@ -172,6 +174,9 @@ fn print_memory(config: &EstimateConfig, device: &Device) {
         }
     }
     println!();
+    if lacks_cublas(device) {
+        println!("{WITHOUT_CUBLAS}\n");
+    }
 }
 
 /// The base weights with new adapters beside them.
@@ -416,24 +421,11 @@ impl Data {
         let context = llama.max_seq_len;
         let asked = config.max_seq_len.unwrap_or(context);
         let longest = asked.min(context);
-        let mut notes = Vec::new();
-        if asked > context {
-            notes.push(format!(
-                "records are cut to the model's context of {context} tokens; max_seq_len is {asked}"
-            ));
-        }
+        let mut notes = Vec::from_iter(beyond_context(asked, context));
         let mut read = |path: &Path| {
             let records = load_alpaca(path)?;
             let samples = samples(&records, path, config, llama, tokenizer, longest)?;
-            let left_out = records.len() - samples.len();
-            if left_out > 0 {
-                let path = path.display();
-                notes.push(format!(
-                    "{left_out} of {} records of {path} are left out, which have no answer within \
-                     {longest} tokens",
-                    records.len()
-                ));
-            }
+            notes.extend(left_out(path, records.len() - samples.len(), longest));
             Ok::<_, Error>(samples)
         };
         let all = read(&path)?;
@@ -442,10 +434,10 @@ impl Data {
             None => split(all, config)?,
         };
         if validation.is_empty() && config.validation_split > 0.0 {
+            let fraction = config.validation_split;
+            let all = samples.len();
             notes.push(format!(
-                "nothing is validated: a fraction of {} of {} records is less than one",
-                config.validation_split,
-                samples.len()
+                "nothing is validated: {fraction} of {all} records is less than one"
             ));
         }
         let lengths: Vec<usize> = samples.iter().map(Sample::len).collect();
@@ -501,6 +493,23 @@ fn samples(
             nearest: Vec::new(),
         }),
     }
+}
+
+fn beyond_context(asked: usize, context: usize) -> Option<String> {
+    (asked > context).then(|| {
+        format!(
+            "records are cut to the model's context of {context} tokens; max_seq_len is {asked}"
+        )
+    })
+}
+
+fn left_out(path: &Path, count: usize, longest: usize) -> Option<String> {
+    (count > 0).then(|| {
+        format!(
+            "{count} records of {} are left out, which have no answer within {longest} tokens",
+            path.display()
+        )
+    })
 }
 
 fn split(samples: Vec<Sample>, config: &RecipeConfig) -> Result<(Vec<Sample>, Vec<Sample>)> {
