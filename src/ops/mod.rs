@@ -79,9 +79,9 @@ pub enum MatmulPrecision {
     #[default]
     Highest,
     /// With inputs rounded and sums in f32. On the CPU activations are rounded to bf16, as PyTorch
-    /// computes a bf16 model, where the processor multiplies bf16 (AVX512-BF16), otherwise as
-    /// `Highest`: twice as fast on processors whose bf16 unit is twice as wide as their f32 unit,
-    /// slower than f32 on others, so measure. On a GPU both inputs are rounded to TF32, if it has it.
+    /// computes a bf16 model, where the processor multiplies bf16 (AVX512-BF16, AMX), otherwise as
+    /// `Highest`: faster on AMD's processors and with AMX, slower on Intel's without it, so measure.
+    /// On a GPU both inputs are rounded to TF32, if it has it.
     Medium,
 }
 

@@ -199,7 +199,7 @@ pub(super) const KEYS: &[RecipeKey] = &[
         "matmul_precision",
         Word(&["highest", "medium"]),
         "For speed, `medium` rounds the inputs of f32 products: on the CPU activations to bf16 in \
-         products with a bf16 base, where the processor multiplies bf16 (AVX512-BF16); on NVIDIA's GPUs \
+         products with a bf16 base, where the processor multiplies bf16 (AVX512-BF16, AMX); on NVIDIA's GPUs \
          to TF32.",
     ),
     key(

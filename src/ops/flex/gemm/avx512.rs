@@ -20,7 +20,7 @@ const DEPTH: usize = 512;
 /// 64 numbers that begin a line of the cache.
 #[derive(Clone, Copy)]
 #[repr(align(64))]
-struct PanelRow([f32; PANEL]);
+pub struct PanelRow([f32; PANEL]);
 
 /// A part of a panel of `b`: row-major, padded with zeros to 64 columns.
 #[derive(Default)]
@@ -131,7 +131,7 @@ pub fn panel_of_pairs(
 }
 
 impl Buffer {
-    fn reserve(&mut self, depth: usize) -> &mut [PanelRow] {
+    pub fn reserve(&mut self, depth: usize) -> &mut [PanelRow] {
         let depth = depth.max(self.0.len());
         self.0.resize(depth, PanelRow([0.0; PANEL]));
         &mut self.0
@@ -171,7 +171,7 @@ unsafe fn pack<T: Number>(
 
 /// Brings `depth x width` pairs of numbers of `b`, below each other, into the buffer.
 #[target_feature(enable = "avx512f,avx512bw")]
-unsafe fn pack_pairs(
+pub unsafe fn pack_pairs(
     b: Mat<bf16>,
     [row, col]: [usize; 2],
     [depth, width]: [usize; 2],

@@ -4,8 +4,11 @@
 //! With AVX-512 the product is computed by panels of `b`, 64 columns wide: a panel is brought to
 //! f32 and to row order once, in cache, and serves all rows of `a`, which is read where it lies.
 //! A weight so needs neither a transposed nor a widened copy, and both passes run at the same
-//! speed. Other processors use the `gemm` crate. `docs/performance.md` has the measurements.
+//! speed. Where there is a matrix unit (Intel AMX), it takes the products with bf16. Other processors
+//! use the `gemm` crate. `docs/performance.md` has the measurements.
 
+#[cfg(target_arch = "x86_64")]
+mod amx;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
 
@@ -136,6 +139,11 @@ pub trait Number: Copy + Send + Sync {
         None
     }
 
+    /// The matrix itself, if it is of bf16.
+    fn as_bf16(_mat: Mat<Self>) -> Option<Mat<bf16>> {
+        None
+    }
+
     /// Widens 16 numbers.
     ///
     /// # Safety
@@ -163,6 +171,10 @@ impl Number for f32 {
 impl Number for bf16 {
     fn widen(self) -> f32 {
         self.to_f32()
+    }
+
+    fn as_bf16(mat: Mat<Self>) -> Option<Mat<bf16>> {
+        Some(mat)
     }
 
     /// A bf16 is the upper half of an f32.
@@ -199,21 +211,35 @@ pub fn matmul<T: Number>(out: MatMut, output: Output, a: Mat, b: Mat<T>) {
         return;
     }
     #[cfg(target_arch = "x86_64")]
-    if avx512::is_supported() {
-        let panel = |rows, first, buffer: &mut _| {
-            avx512::panel(out, output, a, b, rows, first, buffer);
-        };
-        return all_panels(out.shape, panel);
+    match T::as_bf16(b) {
+        Some(b) if amx::serves(a.shape[0]) => {
+            return amx::matmul(out, output, a, b, amx::Split::Exact);
+        }
+        _ if avx512::is_supported() => return avx512_matmul(out, output, a, b),
+        _ => {}
     }
     portable(out, output, a, b, gemm::Parallelism::Rayon(0));
 }
 
-/// Calls `panel` with the rows and the first column of the parts of a product, on all threads.
 #[cfg(target_arch = "x86_64")]
-fn all_panels([m, n]: [usize; 2], panel: impl Fn(Range<usize>, usize, &mut avx512::Buffer) + Sync) {
+fn avx512_matmul<T: Number>(out: MatMut, output: Output, a: Mat, b: Mat<T>) {
+    let rows = [avx512::ROWS, usize::MAX];
+    all_panels(out.shape, rows, |rows, first, buffer| {
+        avx512::panel(out, output, a, b, rows, first, buffer);
+    });
+}
+
+/// Calls `panel` with the rows and the first column of the parts of a product, on all threads. A part
+/// has at most `at_most` rows, brought up to a multiple of `multiple`.
+#[cfg(target_arch = "x86_64")]
+fn all_panels(
+    [m, n]: [usize; 2],
+    [multiple, at_most]: [usize; 2],
+    panel: impl Fn(Range<usize>, usize, &mut avx512::Buffer) + Sync,
+) {
     let panels = n.div_ceil(avx512::PANEL);
     let parts = (2 * rayon::current_num_threads()).div_ceil(panels);
-    let rows = m.div_ceil(parts).next_multiple_of(avx512::ROWS);
+    let rows = m.div_ceil(parts).min(at_most).next_multiple_of(multiple);
     let tasks = (0..panels * m.div_ceil(rows)).into_par_iter();
     tasks.for_each_init(avx512::Buffer::default, |buffer, task| {
         let (index, part) = (task % panels, task / panels);
@@ -240,12 +266,20 @@ pub fn matmul_bf16(out: MatMut, a: Mat, b: Mat<bf16>) {
         return;
     }
     #[cfg(target_arch = "x86_64")]
-    {
-        let a = pairs_of_bf16(a);
-        all_panels(out.shape, |rows, first, buffer: &mut _| {
-            avx512::panel_of_pairs(out, &a, b, rows, first, buffer);
-        });
+    if amx::serves(a.shape[0]) {
+        amx::matmul(out, Output::Write, a, b, amx::Split::Rounded);
+    } else {
+        avx512_matmul_bf16(out, a, b);
     }
+}
+
+#[cfg(target_arch = "x86_64")]
+fn avx512_matmul_bf16(out: MatMut, a: Mat, b: Mat<bf16>) {
+    let a = pairs_of_bf16(a);
+    let rows = [avx512::ROWS, usize::MAX];
+    all_panels(out.shape, rows, |rows, first, buffer| {
+        avx512::panel_of_pairs(out, &a, b, rows, first, buffer);
+    });
 }
 
 /// The rows of `a` in bf16, two numbers in one, a lonely last one with a zero.
@@ -421,9 +455,15 @@ mod tests {
     use super::*;
 
     /// Numbers between -0.5 and 0.5 that half precision holds exactly.
-    fn numbers(len: usize, seed: usize) -> Vec<f32> {
+    fn short_numbers(len: usize, seed: usize) -> Vec<f32> {
         let number = |i: usize| ((i * 7919 + seed * 104_729) % 257) as f32 / 256.0 - 0.5;
         (0..len).map(number).collect()
+    }
+
+    /// Numbers of as many digits as an f32 has.
+    fn numbers(len: usize, seed: usize) -> Vec<f32> {
+        let numbers = short_numbers(len, seed).into_iter();
+        numbers.map(|number| number * 1.017_347_4).collect()
     }
 
     fn expected(a: Mat, b: Mat, start: &[f32]) -> Vec<f32> {
@@ -436,14 +476,16 @@ mod tests {
         (0..m * n).map(element).collect()
     }
 
-    /// One element, odd sizes, more than a panel, more than a depth, none.
-    const SIZES: [[usize; 3]; 8] = [
+    /// One element, odd sizes, more than a panel, more than a depth, more than a tile, none.
+    const SIZES: [[usize; 3]; 10] = [
         [1, 1, 1],
         [5, 3, 17],
         [7, 65, 129],
         [13, 130, 1111],
         [6, 64, 512],
         [3, 300, 600],
+        [40, 100, 70],
+        [210, 64, 1030],
         [2, 3, 0],
         [0, 3, 2],
     ];
@@ -453,7 +495,7 @@ mod tests {
     fn assert_products<T: Number>(narrow: fn(f32) -> T, matmul: Matmul<T>) {
         for [m, n, k] in SIZES {
             // One more in front: not aligned.
-            let (a, b) = (numbers(m * k + 1, 1), numbers(n * k + 1, 2));
+            let (a, b) = (numbers(m * k + 1, 1), short_numbers(n * k + 1, 2));
             let narrowed: Vec<T> = b.iter().map(|value| narrow(*value)).collect();
             for (a_strides, b_strides) in [
                 ([k, 1], [n, 1]),
@@ -491,6 +533,15 @@ mod tests {
         );
         assert_products(bf16::from_f32, matmul);
         assert_products(f16::from_f32, matmul);
+        // Where a matrix unit takes bf16, the other body too.
+        #[cfg(target_arch = "x86_64")]
+        if avx512::is_supported() {
+            assert_products(bf16::from_f32, |out, output, a, b| {
+                if !is_done_by_check(&out, output, &a, &b) {
+                    avx512_matmul(out, output, a, b);
+                }
+            });
+        }
     }
 
     #[test]
@@ -498,10 +549,20 @@ mod tests {
         if !multiplies_bf16() {
             return println!("skipped: the processor does not multiply bf16");
         }
+        assert_rounded_products(matmul_bf16);
+        #[cfg(target_arch = "x86_64")]
+        if avx512::multiplies_bf16() {
+            assert_rounded_products(|out, a, b| {
+                if !is_done_by_check(&out, Output::Write, &a, &b) {
+                    avx512_matmul_bf16(out, a, b);
+                }
+            });
+        }
+    }
+
+    fn assert_rounded_products(matmul_bf16: fn(MatMut, Mat, Mat<bf16>)) {
         for [m, n, k] in SIZES {
-            let (a, b) = (numbers(m * k, 1), numbers(n * k + 1, 2));
-            // Seven bits more than a bf16 has.
-            let a: Vec<f32> = a.iter().map(|value| value * 1.0173).collect();
+            let (a, b) = (numbers(m * k, 1), short_numbers(n * k + 1, 2));
             let rounded: Vec<f32> = a.iter().map(|a| bf16::from_f32(*a).to_f32()).collect();
             let narrowed: Vec<bf16> = b.iter().map(|value| bf16::from_f32(*value)).collect();
             for b_strides in [[n, 1], [1, k]] {
@@ -524,11 +585,7 @@ mod tests {
     #[cfg(target_arch = "x86_64")]
     fn rounding_to_bf16_is_that_of_half() {
         let special = [0.0, -0.0, f32::INFINITY, f32::MIN, f32::MAX, 1e-45];
-        for value in numbers(1000, 3)
-            .into_iter()
-            .map(|v| v * 1.0173)
-            .chain(special)
-        {
+        for value in numbers(1000, 3).into_iter().chain(special) {
             let expected = bf16::from_f32(value).to_bits();
             assert_eq!(bf16_bits(value), u32::from(expected), "{value}");
         }

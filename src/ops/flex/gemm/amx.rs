@@ -1,0 +1,399 @@
+//! Products with a frozen bf16 weight on matrix units (Intel AMX), sums in f32.
+//!
+//! A tile is 16 rows of 64 bytes. `tdpbf16ps` multiplies a tile of `a`, 16 rows of 32 numbers, with
+//! one of `b`, 16 pairs of rows of 16 columns: in a cycle 16 times what two units for f32 do. So three
+//! products take less time than one of f32, and an f32 `a` is split into three bf16 whose sum it is.
+//! The unit takes numbers below 2⁻¹²⁶, and pieces below it, for zero.
+
+use std::arch::asm;
+use std::arch::x86_64::{__cpuid_count, _xgetbv};
+use std::ops::Range;
+use std::sync::OnceLock;
+
+use half::bf16;
+use rayon::prelude::*;
+
+use super::super::vector::vectorized;
+use super::avx512::{self, Buffer, PANEL};
+use super::{Mat, MatMut, Output, all_panels, bf16_bits};
+
+/// Rows and columns of a tile of the product.
+const TILE: usize = 16;
+/// Numbers of a tile's row of `a`.
+const ROW: usize = 32;
+/// Rows and columns of the product whose sums are in registers: 2 x 2 tiles.
+const BLOCK: usize = 2 * TILE;
+/// Numbers of a row of `a` that are split at a time, and rows of a panel of `b` that are in cache.
+const DEPTH: usize = 1024;
+/// Rows of pieces that stay in the second cache: 512 x 1024 bf16 are 1 MiB.
+const CACHED_ROWS: usize = 512;
+
+/// What a number of `a` becomes.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Split {
+    /// The nearest bf16.
+    Rounded,
+    /// Three bf16, of 8 of its 24 binary digits each.
+    Exact,
+}
+
+impl Split {
+    fn pieces(self) -> usize {
+        match self {
+            Self::Rounded => 1,
+            Self::Exact => 3,
+        }
+    }
+}
+
+/// Whether a product of so many rows is computed here: from 16 on that is faster than with f32.
+pub fn serves(rows: usize) -> bool {
+    rows >= TILE && is_supported()
+}
+
+/// Whether the processor has the unit and the system lets this process use it.
+fn is_supported() -> bool {
+    static SUPPORTED: OnceLock<bool> = OnceLock::new();
+    *SUPPORTED.get_or_init(|| avx512::is_supported() && has_unit() && asks_permission())
+}
+
+/// The unit by CPUID, its state in what the system saves (Intel's Software Developer's Manual, volume 1,
+/// "Programming with Intel Advanced Matrix Extensions").
+fn has_unit() -> bool {
+    const AMX_BF16: u32 = 1 << 22;
+    const AMX_TILE: u32 = 1 << 24;
+    const TILE_STATE: u64 = 0b11 << 17;
+    // AVX-512 is told in the same leaf, and is there.
+    let features = __cpuid_count(7, 0).edx;
+    // SAFETY: AVX-512 is there, and so is the register that says what the system saves.
+    let saved = unsafe { saved_state() };
+    features & AMX_BF16 != 0 && features & AMX_TILE != 0 && saved & TILE_STATE == TILE_STATE
+}
+
+#[target_feature(enable = "xsave")]
+unsafe fn saved_state() -> u64 {
+    unsafe { _xgetbv(0) }
+}
+
+/// Linux saves the tiles of those that have asked for it.
+#[cfg(target_os = "linux")]
+fn asks_permission() -> bool {
+    const ARCH_REQ_XCOMP_PERM: libc::c_long = 0x1023;
+    const XFEATURE_XTILEDATA: libc::c_long = 18;
+    // SAFETY: it has no effect but that this process may use the tiles.
+    let code = unsafe {
+        libc::syscall(
+            libc::SYS_arch_prctl,
+            ARCH_REQ_XCOMP_PERM,
+            XFEATURE_XTILEDATA,
+        )
+    };
+    code == 0
+}
+
+#[cfg(not(target_os = "linux"))]
+fn asks_permission() -> bool {
+    false
+}
+
+/// `out (+)= a · b` on all threads. The processor must have the unit, the shapes must fit, and a
+/// stride of `b` be 1.
+pub fn matmul(out: MatMut, output: Output, a: Mat, b: Mat<bf16>, split: Split) {
+    assert!(is_supported());
+    let [_, k] = a.shape;
+    let mut tiles = Vec::new();
+    for start in (0..k).step_by(DEPTH) {
+        let depth = DEPTH.min(k - start);
+        split_into_tiles(a.columns(start, depth), split, &mut tiles);
+        let part = Part {
+            out,
+            add: start > 0 || output == Output::Add,
+            tiles: &tiles,
+            pieces: split.pieces(),
+            b,
+            start,
+            steps: depth.div_ceil(ROW),
+        };
+        let at_most = CACHED_ROWS / split.pieces();
+        all_panels(out.shape, [BLOCK, at_most], |rows, first, buffer| {
+            part.compute(rows.start / BLOCK..rows.end.div_ceil(BLOCK), first, buffer);
+        });
+    }
+}
+
+/// 32 numbers of a row of `a`, in bf16.
+#[derive(Clone, Copy)]
+#[repr(align(64))]
+struct TileRow([u16; ROW]);
+
+/// For each 32 rows of `a`, for each 32 of their columns, for each piece: the rows. Zeros follow after
+/// the last row and column.
+fn split_into_tiles(a: Mat, split: Split, tiles: &mut Vec<TileRow>) {
+    let [m, k] = a.shape;
+    let (pieces, steps) = (split.pieces(), k.div_ceil(ROW));
+    tiles.resize(
+        m.div_ceil(BLOCK) * steps * pieces * BLOCK,
+        TileRow([0; ROW]),
+    );
+    let blocks = tiles
+        .par_chunks_exact_mut(steps * pieces * BLOCK)
+        .enumerate();
+    blocks.for_each(|(block, tiles)| {
+        for (step, tiles) in tiles.chunks_exact_mut(pieces * BLOCK).enumerate() {
+            let count = ROW.min(k - step * ROW);
+            for index in 0..BLOCK {
+                let mut numbers = [0.0; ROW];
+                let row = block * BLOCK + index;
+                if row < m {
+                    let from = row * a.strides[0] + step * ROW * a.strides[1];
+                    let row = a.data[from..].iter().step_by(a.strides[1]);
+                    for (number, value) in numbers[..count].iter_mut().zip(row) {
+                        *number = *value;
+                    }
+                }
+                let rows = tiles[index..].iter_mut().step_by(BLOCK);
+                split_row(&mut numbers, split, rows);
+            }
+        }
+    });
+}
+
+/// Writes the pieces of 32 numbers.
+fn split_row<'a>(
+    numbers: &mut [f32; ROW],
+    split: Split,
+    pieces: impl Iterator<Item = &'a mut TileRow>,
+) {
+    vectorized(
+        #[inline(always)]
+        || {
+            for TileRow(piece) in pieces {
+                for (number, piece) in numbers.iter_mut().zip(piece) {
+                    let bits = match split {
+                        Split::Rounded => bf16_bits(*number),
+                        Split::Exact => upper_bits(*number),
+                    };
+                    *piece = bits as u16;
+                    let rest = *number - f32::from_bits(bits << 16);
+                    *number = if number.is_finite() { rest } else { 0.0 };
+                }
+            }
+        },
+    );
+}
+
+/// The upper half of an f32, which is a bf16 of the same first digits.
+#[inline(always)]
+fn upper_bits(value: f32) -> u32 {
+    const QUIET: u32 = 1 << 6;
+    let bits = value.to_bits() >> 16;
+    if value.is_nan() { bits | QUIET } else { bits }
+}
+
+/// A part of a product: some columns of `a`, split, by as many rows of `b`.
+struct Part<'a> {
+    out: MatMut,
+    add: bool,
+    tiles: &'a [TileRow],
+    pieces: usize,
+    b: Mat<'a, bf16>,
+    /// The first of the rows of `b`.
+    start: usize,
+    /// How many times 32 rows they are, rounded up.
+    steps: usize,
+}
+
+impl Part<'_> {
+    /// Blocks of 32 rows of the columns `first ..` of the product, at most [`PANEL`] of them.
+    fn compute(&self, blocks: Range<usize>, first: usize, buffer: &mut Buffer) {
+        let [m, n] = self.out.shape;
+        let width = PANEL.min(n - first);
+        let depth = self.steps * TILE;
+        let panel = buffer.reserve(depth);
+        // SAFETY: AVX-512 is there, and the constructor checked that `b` lies inside of its data.
+        unsafe { avx512::pack_pairs(self.b, [self.start / 2, first], [depth, width], panel) };
+        let block_len = self.steps * self.pieces * BLOCK;
+        for block in blocks {
+            let a = &self.tiles[block * block_len..][..block_len];
+            let (row, rows) = (block * BLOCK, BLOCK.min(m - block * BLOCK));
+            for col in (0..width).step_by(BLOCK) {
+                let cols = BLOCK.min(width - col);
+                let b = panel.as_ptr().cast::<f32>().wrapping_add(col);
+                // SAFETY: the constructor checked that the product lies inside of its data.
+                unsafe {
+                    let out = self.out.data.add(row * self.out.row_stride + first + col);
+                    if rows == BLOCK && cols == BLOCK {
+                        self.multiply(a, b, out, self.out.row_stride, self.add);
+                    } else {
+                        let mut sums = [0.0; BLOCK * BLOCK];
+                        self.multiply(a, b, sums.as_mut_ptr(), BLOCK, false);
+                        self.store(&sums, out, [rows, cols]);
+                    }
+                }
+            }
+        }
+    }
+
+    /// `out (+)= a · b` of 32 x 32 numbers, with `b` the columns of a panel from some on.
+    ///
+    /// # Safety
+    /// The unit must be there, `b` have 32 columns and as many rows as `a` has pairs, and nobody else
+    /// touch the 32 rows of `out`, `stride` apart.
+    unsafe fn multiply(
+        &self,
+        a: &[TileRow],
+        b: *const f32,
+        out: *mut f32,
+        stride: usize,
+        add: bool,
+    ) {
+        static CONFIG: Config = Config::new();
+        const LOWER: usize = TILE * size_of::<TileRow>();
+        unsafe {
+            asm!(
+                "ldtilecfg [{config}]",
+                "test {add:l}, {add:l}",
+                "jz 2f",
+                "tileloadd tmm0, [{out} + {stride}]",
+                "tileloadd tmm1, [{out} + {stride} + 64]",
+                "tileloadd tmm2, [{lower_out} + {stride}]",
+                "tileloadd tmm3, [{lower_out} + {stride} + 64]",
+                "jmp 3f",
+                "2:",
+                "tilezero tmm0",
+                "tilezero tmm1",
+                "tilezero tmm2",
+                "tilezero tmm3",
+                "3:",
+                "tileloadd tmm6, [{b} + {line} * {LINES}]",
+                "tileloadd tmm7, [{b} + {line} * {LINES} + 64]",
+                "mov {piece}, {pieces}",
+                "4:",
+                "tileloadd tmm4, [{a} + {line}]",
+                "tdpbf16ps tmm0, tmm4, tmm6",
+                "tileloadd tmm5, [{a} + {line} + {LOWER}]",
+                "tdpbf16ps tmm1, tmm4, tmm7",
+                "tdpbf16ps tmm2, tmm5, tmm6",
+                "add {a}, 2 * {LOWER}",
+                "tdpbf16ps tmm3, tmm5, tmm7",
+                "dec {piece}",
+                "jnz 4b",
+                "add {b}, {TILE} * 4 * {PANEL}",
+                "dec {steps}",
+                "jnz 3b",
+                "tilestored [{out} + {stride}], tmm0",
+                "tilestored [{out} + {stride} + 64], tmm1",
+                "tilestored [{lower_out} + {stride}], tmm2",
+                "tilestored [{lower_out} + {stride} + 64], tmm3",
+                "tilerelease",
+                config = in(reg) &CONFIG,
+                add = in(reg) usize::from(add),
+                out = in(reg) out,
+                lower_out = in(reg) out.wrapping_add(TILE * stride),
+                stride = in(reg) 4 * stride,
+                a = inout(reg) a.as_ptr() => _,
+                b = inout(reg) b => _,
+                line = in(reg) size_of::<TileRow>(),
+                steps = inout(reg) self.steps => _,
+                pieces = in(reg) self.pieces,
+                piece = out(reg) _,
+                LOWER = const LOWER,
+                TILE = const TILE,
+                PANEL = const PANEL,
+                LINES = const 4 * PANEL / size_of::<TileRow>(),
+                out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
+                out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
+                options(nostack),
+            );
+        }
+    }
+
+    /// Writes or adds `rows x cols` of 32 x 32 sums.
+    ///
+    /// # Safety
+    /// They must lie inside of the product.
+    unsafe fn store(&self, sums: &[f32], out: *mut f32, [rows, cols]: [usize; 2]) {
+        for (row, sums) in sums.chunks_exact(BLOCK).take(rows).enumerate() {
+            for (col, sum) in sums[..cols].iter().enumerate() {
+                unsafe {
+                    let out = out.add(row * self.out.row_stride + col);
+                    out.write(if self.add { *out + sum } else { *sum });
+                }
+            }
+        }
+    }
+}
+
+/// What `ldtilecfg` reads: eight tiles of 16 rows of 64 bytes.
+#[repr(C, align(64))]
+struct Config {
+    palette: u8,
+    start_row: u8,
+    reserved: [u8; 14],
+    row_bytes: [u16; 16],
+    rows: [u8; 16],
+}
+
+impl Config {
+    const fn new() -> Self {
+        let mut config = Self {
+            palette: 1,
+            start_row: 0,
+            reserved: [0; 14],
+            row_bytes: [0; 16],
+            rows: [0; 16],
+        };
+        let mut tile = 0;
+        while tile < 8 {
+            config.row_bytes[tile] = 64;
+            config.rows[tile] = TILE as u8;
+            tile += 1;
+        }
+        config
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pieces(numbers: [f32; ROW], split: Split) -> Vec<[f32; ROW]> {
+        let mut rows = vec![TileRow([0; ROW]); split.pieces()];
+        split_row(&mut numbers.clone(), split, rows.iter_mut());
+        let widen = |row: &TileRow| row.0.map(|bits| bf16::from_bits(bits).to_f32());
+        rows.iter().map(widen).collect()
+    }
+
+    #[test]
+    fn three_pieces_add_up_to_the_number() {
+        let mut bits = 1u32;
+        for _ in 0..10_000 {
+            let numbers = [(); ROW].map(|()| {
+                bits = bits.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+                // So large that the last piece is no denormal.
+                let magnitude = f32::from_bits((bits >> 1) % 0x7000_0000 + 0x0c00_0000);
+                if bits & 1 == 0 { magnitude } else { -magnitude }
+            });
+            let pieces = pieces(numbers, Split::Exact);
+            for (i, number) in numbers.into_iter().enumerate() {
+                let sum: f64 = pieces.iter().map(|piece| f64::from(piece[i])).sum();
+                assert_eq!(sum, f64::from(number));
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_not_finite_stays_so() {
+        for split in [Split::Rounded, Split::Exact] {
+            for number in [f32::INFINITY, f32::NEG_INFINITY] {
+                let pieces = pieces([number; ROW], split);
+                let sum: f32 = pieces.iter().map(|piece| piece[0]).sum();
+                assert_eq!(sum, number);
+            }
+            for bits in [0x7fff_ffff, 0xffff_ffff, 0x7f80_0001, 0xffc0_0000] {
+                let pieces = pieces([f32::from_bits(bits); ROW], split);
+                assert!(pieces[0][0].is_nan(), "{bits:x}");
+            }
+        }
+    }
+}
