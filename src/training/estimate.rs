@@ -179,7 +179,7 @@ impl MemoryEstimate {
 ///
 /// Not in it: the program and its data; what threads hold for matrix products, about 1 MB each, and
 /// the activations in bf16 that a product on the CPU takes, one layer's input rounded by
-/// [`MatmulPrecision::Medium`](crate::ops::MatmulPrecision), or with AMX 6 kB a token; freed memory
+/// [`MatmulPrecision::Medium`](crate::ops::MatmulPrecision), or with AMX at most 6 kB a token; freed memory
 /// that an allocator keeps, and what is unused in the pages of a GPU's memory pool; loading; merged
 /// weights, which [`merge_lora`](crate::llama::TransformerDecoder::merge_lora) forms one after another, in
 /// the place of the base's unless the model has clones.

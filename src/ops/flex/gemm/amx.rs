@@ -29,7 +29,7 @@ const DEPTH: usize = 1024;
 const CACHED_ROWS: usize = 512;
 
 /// What a number of `a` becomes.
-#[derive(Clone, Copy, PartialEq, Eq)]
+#[derive(Clone, Copy)]
 pub enum Split {
     /// The nearest bf16.
     Rounded,
@@ -219,93 +219,60 @@ impl Part<'_> {
             for col in (0..width).step_by(BLOCK) {
                 let cols = BLOCK.min(width - col);
                 let b = panel.as_ptr().cast::<f32>().wrapping_add(col);
-                // SAFETY: the constructor checked that the product lies inside of its data.
+                // SAFETY: `matmul` asked for the unit, the panel has 64 columns, and the constructor
+                // checked that the product lies inside of its data.
                 unsafe {
+                    let sums = self.multiply(a, b);
                     let out = self.out.data.add(row * self.out.row_stride + first + col);
-                    if rows == BLOCK && cols == BLOCK {
-                        self.multiply(a, b, out, self.out.row_stride, self.add);
-                    } else {
-                        let mut sums = [0.0; BLOCK * BLOCK];
-                        self.multiply(a, b, sums.as_mut_ptr(), BLOCK, false);
-                        self.store(&sums, out, [rows, cols]);
-                    }
+                    self.store(&sums, out, [rows, cols]);
                 }
             }
         }
     }
 
-    /// `out (+)= a · b` of 32 x 32 numbers, with `b` the columns of a panel from some on.
+    /// `a · b`, 32 x 32 numbers, with `b` the columns of a panel from some on.
     ///
     /// # Safety
-    /// The unit must be there, `b` have 32 columns and as many rows as `a` has pairs, and nobody else
-    /// touch the 32 rows of `out`, `stride` apart.
-    unsafe fn multiply(
-        &self,
-        a: &[TileRow],
-        b: *const f32,
-        out: *mut f32,
-        stride: usize,
-        add: bool,
-    ) {
-        static CONFIG: Config = Config::new();
-        const LOWER: usize = TILE * size_of::<TileRow>();
+    /// The unit must be there, and `b` have 32 columns and as many rows as `a` has pairs.
+    unsafe fn multiply(&self, a: &[TileRow], b: *const f32) -> [f32; BLOCK * BLOCK] {
+        let mut sums = [0.0; BLOCK * BLOCK];
+        // Strides are multiples of a line of 64 bytes: 1 of `a`, 2 of the sums, 4 of `b`.
         unsafe {
             asm!(
-                "ldtilecfg [{config}]",
-                "test {add:l}, {add:l}",
-                "jz 2f",
-                "tileloadd tmm0, [{out} + {stride}]",
-                "tileloadd tmm1, [{out} + {stride} + 64]",
-                "tileloadd tmm2, [{lower_out} + {stride}]",
-                "tileloadd tmm3, [{lower_out} + {stride} + 64]",
-                "jmp 3f",
+                "ldtilecfg [{tiles}]",
+                "tilezero tmm0; tilezero tmm1",
+                "tilezero tmm2; tilezero tmm3",
                 "2:",
-                "tilezero tmm0",
-                "tilezero tmm1",
-                "tilezero tmm2",
-                "tilezero tmm3",
-                "3:",
-                "tileloadd tmm6, [{b} + {line} * {LINES}]",
-                "tileloadd tmm7, [{b} + {line} * {LINES} + 64]",
+                "tileloadd tmm6, [{b} + {line} * 4]; tileloadd tmm7, [{b} + {line} * 4 + 64]",
                 "mov {piece}, {pieces}",
-                "4:",
+                "3:",
                 "tileloadd tmm4, [{a} + {line}]",
                 "tdpbf16ps tmm0, tmm4, tmm6",
-                "tileloadd tmm5, [{a} + {line} + {LOWER}]",
+                "tileloadd tmm5, [{a} + {line} + 16 * 64]",
                 "tdpbf16ps tmm1, tmm4, tmm7",
                 "tdpbf16ps tmm2, tmm5, tmm6",
-                "add {a}, 2 * {LOWER}",
+                "add {a}, 32 * 64",
                 "tdpbf16ps tmm3, tmm5, tmm7",
-                "dec {piece}",
-                "jnz 4b",
-                "add {b}, {TILE} * 4 * {PANEL}",
-                "dec {steps}",
-                "jnz 3b",
-                "tilestored [{out} + {stride}], tmm0",
-                "tilestored [{out} + {stride} + 64], tmm1",
-                "tilestored [{lower_out} + {stride}], tmm2",
-                "tilestored [{lower_out} + {stride} + 64], tmm3",
+                "dec {piece}; jnz 3b",
+                "add {b}, 16 * 4 * 64",
+                "dec {steps}; jnz 2b",
+                "tilestored [{sums} + {line} * 2], tmm0; tilestored [{sums} + {line} * 2 + 64], tmm1",
+                "tilestored [{sums} + {line} * 2 + 2048], tmm2; tilestored [{sums} + {line} * 2 + 2112], tmm3",
                 "tilerelease",
-                config = in(reg) &CONFIG,
-                add = in(reg) usize::from(add),
-                out = in(reg) out,
-                lower_out = in(reg) out.wrapping_add(TILE * stride),
-                stride = in(reg) 4 * stride,
+                tiles = in(reg) &TILES,
                 a = inout(reg) a.as_ptr() => _,
                 b = inout(reg) b => _,
-                line = in(reg) size_of::<TileRow>(),
+                sums = in(reg) sums.as_mut_ptr(),
+                line = in(reg) 64usize,
                 steps = inout(reg) self.steps => _,
                 pieces = in(reg) self.pieces,
                 piece = out(reg) _,
-                LOWER = const LOWER,
-                TILE = const TILE,
-                PANEL = const PANEL,
-                LINES = const 4 * PANEL / size_of::<TileRow>(),
                 out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
                 out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
                 options(nostack),
             );
         }
+        sums
     }
 
     /// Writes or adds `rows x cols` of 32 x 32 sums.
@@ -314,44 +281,41 @@ impl Part<'_> {
     /// They must lie inside of the product.
     unsafe fn store(&self, sums: &[f32], out: *mut f32, [rows, cols]: [usize; 2]) {
         for (row, sums) in sums.chunks_exact(BLOCK).take(rows).enumerate() {
-            for (col, sum) in sums[..cols].iter().enumerate() {
-                unsafe {
-                    let out = out.add(row * self.out.row_stride + col);
-                    out.write(if self.add { *out + sum } else { *sum });
+            let out = out.wrapping_add(row * self.out.row_stride);
+            unsafe {
+                if self.add {
+                    let out = std::slice::from_raw_parts_mut(out, cols);
+                    out.iter_mut().zip(sums).for_each(|(out, sum)| *out += sum);
+                } else {
+                    out.copy_from_nonoverlapping(sums.as_ptr(), cols);
                 }
             }
         }
     }
 }
 
-/// What `ldtilecfg` reads: eight tiles of 16 rows of 64 bytes.
+/// What `ldtilecfg` reads.
 #[repr(C, align(64))]
-struct Config {
+struct TileConfig {
     palette: u8,
     start_row: u8,
     reserved: [u8; 14],
-    row_bytes: [u16; 16],
-    rows: [u8; 16],
+    row_bytes: [u16; 8],
+    unused_row_bytes: [u16; 8],
+    rows: [u8; 8],
+    unused_rows: [u8; 8],
 }
 
-impl Config {
-    const fn new() -> Self {
-        let mut config = Self {
-            palette: 1,
-            start_row: 0,
-            reserved: [0; 14],
-            row_bytes: [0; 16],
-            rows: [0; 16],
-        };
-        let mut tile = 0;
-        while tile < 8 {
-            config.row_bytes[tile] = 64;
-            config.rows[tile] = TILE as u8;
-            tile += 1;
-        }
-        config
-    }
-}
+/// All eight tiles are whole.
+static TILES: TileConfig = TileConfig {
+    palette: 1,
+    start_row: 0,
+    reserved: [0; 14],
+    row_bytes: [64; 8],
+    unused_row_bytes: [0; 8],
+    rows: [TILE as u8; 8],
+    unused_rows: [0; 8],
+};
 
 #[cfg(test)]
 mod tests {
