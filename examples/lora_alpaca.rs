@@ -91,11 +91,8 @@ fn finetune(config: &RecipeConfig, member: &Member) -> Result<()> {
     let llama = config.llama(&base_dir)?;
     let tokenizer = tokenizer(config, &base_dir, &llama)?;
     let data = Data::load(config, &llama, &tokenizer)?;
-    require_same(
-        member.group,
-        "configuration",
-        &config.without_places().to_yaml(),
-    )?;
+    let settings = config.without_places().to_yaml();
+    require_same(member.group, "configuration", &settings)?;
     require_same(member.group, "training data", &data.samples)?;
     set_matmul_precision(config.matmul_precision);
     let is_first = member.group.rank() == 0;
