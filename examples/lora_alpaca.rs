@@ -76,13 +76,21 @@ struct Args {
 fn main() -> ExitCode {
     allocator::keep_freed_memory();
     let args = Args::parse();
-    let config = match &args.config {
-        Some(path) => RecipeConfig::from_file(path, &args.overrides),
-        None => RecipeConfig::from_yaml(embedded::CONFIG, "embedded default", &args.overrides),
-    };
-    match config {
+    match configuration(&args) {
         Ok(config) => launch(&config, &|member| finetune(&config, &member)),
         Err(error) => exit_code(Err(error)),
+    }
+}
+
+/// What the tiny model is trained with is nothing for another one, which gets the recipe's defaults.
+fn configuration(args: &Args) -> Result<RecipeConfig> {
+    if let Some(path) = &args.config {
+        return RecipeConfig::from_file(path, &args.overrides);
+    }
+    let tiny = RecipeConfig::from_yaml(embedded::CONFIG, "embedded default", &args.overrides)?;
+    match tiny.checkpoint_dir {
+        None => Ok(tiny),
+        Some(_) => RecipeConfig::default().with_overrides(&args.overrides),
     }
 }
 
@@ -100,6 +108,7 @@ fn finetune(config: &RecipeConfig, member: &Member) -> Result<()> {
         let estimate = config.estimate_config(&llama, data.longest_row(), member.device);
         print_device(&estimate, member.device);
     }
+    let llama = ending_as(&tokenizer, llama);
     let mut model = load_model(config, &llama, &base_dir, member)?;
 
     let dir = run_dir(config, member.group)?;
@@ -401,6 +410,14 @@ fn tokenizer(config: &RecipeConfig, base_dir: &Path, llama: &LlamaConfig) -> Res
     Ok(tokenizer.with_special_ids(None, eos))
 }
 
+/// The model with the end of a text that it learns among those where it stops.
+fn ending_as(tokenizer: &Tokenizer, mut llama: LlamaConfig) -> LlamaConfig {
+    let known = &llama.eos_token_ids;
+    let new = tokenizer.eos_id().filter(|eos| !known.contains(eos));
+    llama.eos_token_ids.extend(new);
+    llama
+}
+
 /// What a run trains on and validates with.
 struct Data {
     samples: Vec<Sample>,
@@ -419,10 +436,12 @@ impl Data {
         let asked = config.max_seq_len.unwrap_or(context);
         let longest = asked.min(context);
         let mut notes = Vec::from_iter(beyond_context(asked, context));
+        notes.extend(other_end(tokenizer, llama));
         let mut read = |path: &Path| {
             let records = load_alpaca(path)?;
             let samples = samples(&records, path, config, llama, tokenizer, longest)?;
             notes.extend(left_out(path, records.len() - samples.len(), longest));
+            notes.extend(cut(path, &records, &samples, tokenizer, longest)?);
             Ok::<_, Error>(samples)
         };
         let all = read(&path)?;
@@ -442,7 +461,9 @@ impl Data {
             true => pack(&lengths, longest),
             false => (0..samples.len()).map(|index| vec![index]).collect(),
         };
-        let pad_id = tokenizer.pad_id();
+        // Some tokenizers have a token for padding for which the model has no row. Any that it has serves.
+        let pad_id = Some(tokenizer.pad_id()).filter(|id| (*id as usize) < llama.vocab_size);
+        let pad_id = pad_id.unwrap_or(0);
         let validation = validation.chunks(config.batch_size);
         let batch = |samples: &[Sample]| Batch::collate(&Vec::from_iter(samples), pad_id);
         Ok(Self {
@@ -505,6 +526,39 @@ fn left_out(path: &Path, count: usize, longest: usize) -> Option<String> {
         format!(
             "{count} records of {} are left out, which have no answer within {longest} tokens",
             path.display()
+        )
+    })
+}
+
+/// An answer that is cut ends, for the model, where it is cut.
+fn cut(
+    path: &Path,
+    records: &[AlpacaRecord],
+    samples: &[Sample],
+    tokenizer: &Tokenizer,
+    longest: usize,
+) -> Result<Option<String>> {
+    if samples.iter().all(|sample| sample.len() < longest) {
+        return Ok(None);
+    }
+    let whole = tokenize_records(records, tokenizer, true, None)?;
+    let count = whole.iter().filter(|sample| sample.len() > longest).count();
+    Ok((count > 0).then(|| {
+        format!(
+            "{count} records of {} are longer than {longest} tokens and cut there",
+            path.display()
+        )
+    }))
+}
+
+/// Servers that have the adapter alone stop where the base model's configuration says.
+fn other_end(tokenizer: &Tokenizer, llama: &LlamaConfig) -> Option<String> {
+    let eos = tokenizer.eos_id()?;
+    let known = &llama.eos_token_ids;
+    (!known.is_empty() && !known.contains(&eos)).then(|| {
+        format!(
+            "answers end with token {eos}, the tokenizer's end of a text, but config.json names \
+             {known:?}; merged/ stops at both, who serves the adapter alone must be told"
         )
     })
 }

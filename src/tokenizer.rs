@@ -11,9 +11,10 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use sentencepiece_model::{ModelType, SentencePiece, SentencePieceModel, Type};
+use serde::Deserialize;
 use serde_json::{Value, json};
 
-use crate::files::{create_dir, write_atomic};
+use crate::files::{create_dir, read_text, write_atomic};
 use crate::{Error, Result};
 
 const BOS_NAMES: [&str; 3] = ["<s>", "<|begin_of_text|>", "<bos>"];
@@ -26,11 +27,12 @@ const PAD_NAMES: [&str; 5] = [
     "[UNK]",
 ];
 
-/// What other programs look for in a model's folder.
-const FILES: [&str; 6] = [
-    "tokenizer.json",
-    "tokenizer.model",
-    "tokenizer_config.json",
+const JSON_FILE: &str = "tokenizer.json";
+const SENTENCEPIECE_FILE: &str = "tokenizer.model";
+const CONFIG_FILE: &str = "tokenizer_config.json";
+/// What other programs look for beside a tokenizer.
+const COMPANIONS: [&str; 4] = [
+    CONFIG_FILE,
     "special_tokens_map.json",
     "added_tokens.json",
     "chat_template.jinja",
@@ -39,7 +41,8 @@ const FILES: [&str; 6] = [
 /// The character that SentencePiece writes for a space.
 const SPACE: &str = "\u{2581}";
 
-/// A tokenizer that adds nothing to a text: no BOS, no EOS, no chat template.
+/// A tokenizer that adds nothing to a text: no BOS, no EOS, no chat template. It knows which tokens
+/// those are.
 ///
 /// The text of a special token inside a user's text (`"<s>"`) is plain text here and never becomes
 /// the special token, so a data set cannot end a sequence or start a new one by what it says.
@@ -56,19 +59,45 @@ pub struct Tokenizer {
 impl Tokenizer {
     /// Reads a `tokenizer.json` or a SentencePiece `tokenizer.model`; the content decides which.
     ///
+    /// BOS and EOS are those that transformers uses, where the files say: `bos_token`,
+    /// `add_bos_token` and `eos_token` of the `tokenizer_config.json` beside the file, and what the
+    /// `tokenizer.json` puts before a text. Otherwise they are tokens of the usual names.
+    ///
     /// # Errors
     ///
     /// [`Error::Io`] if the file cannot be read, [`Error::Format`] if it is neither of the two, is
     /// damaged, or is a SentencePiece model of a kind that Llama does not use (anything but BPE
-    /// with the identity normalisation).
+    /// with the identity normalisation); also if `tokenizer_config.json` is not JSON.
     pub fn from_file(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
         let bytes = fs::read(path).map_err(Error::io(path))?;
-        if is_json(&bytes) {
-            Self::from_json(&bytes, path)
-        } else {
-            Self::from_sentencepiece(&bytes, path)
+        let tokenizer = match is_json(&bytes) {
+            true => Self::from_json(&bytes, path),
+            false => Self::from_sentencepiece(&bytes, path),
+        }?;
+        let config = path.with_file_name(CONFIG_FILE);
+        match config.exists() {
+            true => tokenizer.configured(&config),
+            false => Ok(tokenizer),
         }
+    }
+
+    /// With the special tokens that a `tokenizer_config.json` names.
+    fn configured(self, path: &Path) -> Result<Self> {
+        let config: Config =
+            serde_json::from_str(&read_text(path)?).map_err(|error| Error::format(path, error))?;
+        let id = |token: Option<Token>| self.inner.token_to_id(&token?.into_content());
+        let eos_id = id(config.eos_token).or(self.eos_id);
+        let bos_id = match config.add_bos_token {
+            Some(false) => None,
+            Some(true) => id(config.bos_token).or(self.bos_id),
+            None => self.bos_id,
+        };
+        Ok(Self {
+            bos_id,
+            eos_id,
+            ..self
+        })
     }
 
     /// Reads the tokenizer of a model folder: `tokenizer.json` if it is there, else
@@ -80,7 +109,7 @@ impl Tokenizer {
     pub fn from_dir(dir: impl AsRef<Path>) -> Result<Self> {
         let dir = dir.as_ref();
         fs::read_dir(dir).map_err(Error::io(dir))?;
-        let file = ["tokenizer.json", "tokenizer.model"]
+        let file = [JSON_FILE, SENTENCEPIECE_FILE]
             .map(|name| dir.join(name))
             .into_iter()
             .find(|path| path.exists())
@@ -103,7 +132,7 @@ impl Tokenizer {
         Self::from_json(bytes, Path::new("<embedded tokenizer.json>"))
     }
 
-    /// Takes the given ids, where there are any, in place of those found in the file, for a model
+    /// Takes the given ids, where there are any, in place of those found in the files, for a model
     /// whose `config.json` names others.
     pub fn with_special_ids(mut self, bos: Option<u32>, eos: Option<u32>) -> Self {
         self.bos_id = bos.or(self.bos_id);
@@ -174,7 +203,7 @@ impl Tokenizer {
         let first = |names: &[&str]| names.iter().find_map(|name| inner.token_to_id(name));
         Ok(Self {
             vocab_size: largest as usize + 1,
-            bos_id: first(&BOS_NAMES),
+            bos_id: prefix(&inner).or_else(|| first(&BOS_NAMES)),
             eos_id: first(&EOS_NAMES),
             pad_id: first(&PAD_NAMES).unwrap_or(0),
             origin: origin.to_owned(),
@@ -213,27 +242,72 @@ impl fmt::Debug for Tokenizer {
     }
 }
 
-/// Copies a tokenizer's files into a model's folder, where other programs look for them. `from` is a
-/// folder or one file.
+/// What is read of `tokenizer_config.json`.
+#[derive(Deserialize)]
+struct Config {
+    add_bos_token: Option<bool>,
+    bos_token: Option<Token>,
+    eos_token: Option<Token>,
+}
+
+/// A special token, in either of the two forms that it has there.
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Token {
+    Content(String),
+    Added { content: String },
+}
+
+impl Token {
+    fn into_content(self) -> String {
+        match self {
+            Self::Content(content) | Self::Added { content } => content,
+        }
+    }
+}
+
+/// The special token that a `tokenizer.json` puts before a text.
+fn prefix(tokenizer: &tokenizers::Tokenizer) -> Option<u32> {
+    let encoding = tokenizer.encode_fast("a", true).ok()?;
+    let is_special = *encoding.get_special_tokens_mask().first()? == 1;
+    encoding.get_ids().first().copied().filter(|_| is_special)
+}
+
+/// Copies a tokenizer's files into a model's folder, under the names by which other programs look for
+/// them there. `from` is a folder, or a tokenizer's file with what lies beside it.
 ///
 /// # Errors
 ///
 /// [`Error::Io`] if a file cannot be read or written.
 pub fn copy_tokenizer(from: impl AsRef<Path>, to: impl AsRef<Path>) -> Result<()> {
     let (from, to) = (from.as_ref(), to.as_ref());
-    let in_folder = FILES.iter().map(|name| from.join(name));
-    let files: Vec<PathBuf> = match from.is_dir() {
-        true => in_folder.filter(|path| path.exists()).collect(),
-        false => vec![from.to_owned()],
+    let (folder, mut files) = match from.is_dir() {
+        true => (
+            from,
+            Vec::from([JSON_FILE, SENTENCEPIECE_FILE].map(|name| (from.join(name), name))),
+        ),
+        false => (
+            from.parent().unwrap_or(Path::new("")),
+            vec![(from.to_owned(), kind_of(from)?)],
+        ),
     };
+    files.extend(COMPANIONS.map(|name| (folder.join(name), name)));
     create_dir(to)?;
-    for file in &files {
-        let target = to.join(file.file_name().unwrap_or_default());
-        write_atomic(&target, |temporary| {
+    for (file, name) in files.iter().filter(|(file, _)| file.exists()) {
+        write_atomic(&to.join(name), |temporary| {
             fs::copy(file, temporary).map(drop).map_err(Error::io(file))
         })?;
     }
     Ok(())
+}
+
+/// The usual name of a tokenizer's file.
+fn kind_of(path: &Path) -> Result<&'static str> {
+    let bytes = fs::read(path).map_err(Error::io(path))?;
+    Ok(match is_json(&bytes) {
+        true => JSON_FILE,
+        false => SENTENCEPIECE_FILE,
+    })
 }
 
 /// Whether the first thing in the file is a `{`. A SentencePiece model starts with the tag 0x0A,

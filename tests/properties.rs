@@ -289,6 +289,22 @@ fn closed_form_layer(use_dora: bool) -> LoRALinear {
     layer
 }
 
+/// The values of a LoRA layer in one with DoRA: `W = 3` in rows of four has the norm 6.
+#[test]
+fn a_magnitude_that_is_not_stored_is_the_norm_of_the_loaded_weight() {
+    let lora = LoRAConfig::new([]).with_rank(2).with_alpha(1.0);
+    let values = state_dict(&closed_form_layer(false));
+    let new = || LoRALinear::new(4, 6, &lora.clone().with_dora(true), false, &device());
+    let initialized = new();
+    initialize_params(&initialized);
+    for mut layer in [new(), initialized] {
+        let report = load_state_dict(&mut layer, &values, false).unwrap();
+        assert_eq!(report.missing, ["magnitude"]);
+        let magnitude = layer.adapter.unwrap().magnitude.unwrap().val();
+        assert_eq!(floats(magnitude), [6.0; 6]);
+    }
+}
+
 #[track_caller]
 fn assert_first_and_last_row(weight: Tensor<2>, first: [f32; 4], last: [f32; 4], epsilon: f32) {
     let weight = floats(weight);
@@ -514,10 +530,13 @@ fn on_cpu<M: Module>(module: M) -> M {
 }
 
 fn burn_linear(in_dim: usize, out_dim: usize, bias: bool) -> nn::Linear {
-    nn::LinearConfig::new(in_dim, out_dim)
-        .with_bias(bias)
+    linear_config(in_dim, out_dim, bias)
         .init(&device())
         .map(&mut Shift)
+}
+
+fn linear_config(in_dim: usize, out_dim: usize, bias: bool) -> nn::LinearConfig {
+    nn::LinearConfig::new(in_dim, out_dim).with_bias(bias)
 }
 
 proptest! {
@@ -541,6 +560,35 @@ proptest! {
         assert_same(&floats(with.forward(x.clone())), &expected);
         let adapter = names(&get_adapter_params(&with));
         prop_assert_eq!(trained_by(&with, with.forward(x).square().sum()), adapter);
+    }
+
+    #[test]
+    fn burns_layouts_survive_a_state_dict(
+        (in_dim, out_dim, is_column) in (2usize..5, 2usize..5, any::<bool>()),
+    ) {
+        let layout = match is_column {
+            true => nn::LinearLayout::Col,
+            false => nn::LinearLayout::Row,
+        };
+        let config = linear_config(in_dim, out_dim, true).with_layout(layout);
+        let new = || config.init(&device());
+        let x = Tensor::<2>::random([3, in_dim], Distribution::Default, &device());
+        let theirs = new();
+        let expected = floats(on_cpu(theirs.clone()).forward(on_cpu(x.clone())));
+
+        let values = state_dict(&theirs);
+        let initialized = new();
+        initialize_params(&initialized);
+        for mut other in [new(), initialized] {
+            load_state_dict(&mut other, &values, true).unwrap();
+            assert_same(&floats(on_cpu(other).forward(on_cpu(x.clone()))), &expected);
+        }
+
+        let ours = LoRALinear::from(theirs);
+        assert_same(&floats(ours.forward(x.clone())), &expected);
+        let mut other = LoRALinear::from(new());
+        load_state_dict(&mut other, &state_dict(&ours), true).unwrap();
+        assert_same(&floats(other.forward(x)), &expected);
     }
 
     #[test]

@@ -490,9 +490,9 @@ fn a_bad_value_names_what_is_accepted() {
             "`max_seq_len` is 1, expected a whole number, at least 2, or null",
         ),
         (
-            "lora_attn_modules: []",
-            "`lora_attn_modules` is [], \
-             expected a list of one or more of q_proj, k_proj, v_proj, output_proj",
+            "lora_attn_modules: [q]",
+            "`lora_attn_modules` is [\"q\"], \
+             expected a list of q_proj, k_proj, v_proj, output_proj; did you mean `q_proj`?",
         ),
         (
             "optimizer: adamw",
@@ -576,6 +576,20 @@ fn keys_that_do_not_go_together_are_refused() {
          set `validation_dataset` or `validation_split` too"
     );
     overridden(&["run_val_every_n_steps=10", "validation_split=0.1"]).unwrap();
+    let error = overridden(&["packed=true"]).unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "command line: `packed` needs the length of the rows that records share, \
+         set `max_seq_len` too"
+    );
+    overridden(&["packed=true", "max_seq_len=2048"]).unwrap();
+    let error = overridden(&["lora_attn_modules=[]"]).unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "command line: no layer has an adapter, name some in `lora_attn_modules`, \
+         or set `apply_lora_to_mlp` or `apply_lora_to_output` too"
+    );
+    overridden(&["lora_attn_modules=[]", "apply_lora_to_mlp=true"]).unwrap();
 }
 
 #[test]

@@ -15,6 +15,7 @@ use burn_peft::tokenizer::{Tokenizer, copy_tokenizer};
 use proptest::prelude::*;
 use sentencepiece::Model;
 use serde::Deserialize;
+use serde_json::{Value, json};
 use tiny_tokenizer::id;
 
 #[derive(Deserialize)]
@@ -55,36 +56,91 @@ fn golden(name: &str) -> Golden {
 fn a_copied_tokenizer_reads_the_same() {
     let dir = tempfile::tempdir().unwrap();
     let assets = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/assets/tiny");
-    let file = assets.join("tokenizer.json");
-    fs::create_dir(dir.path().join("model")).unwrap();
+    let model = dir.path().join("model");
+    fs::create_dir(&model).unwrap();
     for name in ["tokenizer_config.json", "model.safetensors"] {
-        fs::write(dir.path().join("model").join(name), "{}").unwrap();
+        fs::write(model.join(name), "{}").unwrap();
     }
-    // One file, then that file and another that belongs to it, but no weights.
+    for name in ["tokenizer.json", "of_another_name"] {
+        fs::copy(assets.join("tokenizer.json"), model.join(name)).unwrap();
+    }
+    // A file alone, a folder, a file with what lies beside it: no weights.
     for (from, expected) in [
-        (file.clone(), &["tokenizer.json"][..]),
+        (assets.join("tokenizer.json"), &["tokenizer.json"][..]),
+        (model.clone(), &["tokenizer.json", "tokenizer_config.json"]),
         (
-            dir.path().join("model"),
+            model.join("of_another_name"),
             &["tokenizer.json", "tokenizer_config.json"],
         ),
     ] {
-        let to = dir.path().join(format!("copy_{}", expected.len()));
-        copy_tokenizer(&from, &to).unwrap();
-        let entries = fs::read_dir(&to).unwrap();
+        let to = tempfile::tempdir().unwrap();
+        copy_tokenizer(&from, to.path()).unwrap();
+        let entries = fs::read_dir(to.path()).unwrap();
         let mut found: Vec<_> = entries.map(|e| e.unwrap().file_name()).collect();
         found.sort();
-        assert_eq!(found, expected);
-        fs::copy(
-            to.join("tokenizer.json"),
-            dir.path().join("model/tokenizer.json"),
-        )
-        .unwrap();
+        assert_eq!(found, expected, "{}", from.display());
         let text = "What is a tyre made of?";
         let encode = |path: &Path| Tokenizer::from_dir(path).unwrap().encode(text).unwrap();
-        assert_eq!(encode(&to), encode(&assets));
+        assert_eq!(encode(to.path()), encode(&assets));
     }
     let error = copy_tokenizer(dir.path().join("none.json"), dir.path()).unwrap_err();
     assert!(error.to_string().contains("none.json"), "{error}");
+}
+
+/// The special ids with this `tokenizer_config.json` beside the tokenizer, and with `edit` made to it.
+fn special_ids(config: &str, edit: impl Fn(&mut Value)) -> [Option<u32>; 2] {
+    let dir = tempfile::tempdir().unwrap();
+    let mut json: Value = serde_json::from_str(&tiny_tokenizer::json()).unwrap();
+    edit(&mut json);
+    fs::write(dir.path().join("tokenizer.json"), json.to_string()).unwrap();
+    fs::write(dir.path().join("tokenizer_config.json"), config).unwrap();
+    let tokenizer = Tokenizer::from_dir(dir.path()).unwrap();
+    [tokenizer.bos_id(), tokenizer.eos_id()]
+}
+
+#[test]
+fn special_tokens_are_those_that_the_files_name() {
+    let as_made = |_: &mut Value| {};
+    assert_eq!(special_ids("{}", as_made), [Some(1), Some(2)]);
+    // The end of a chat's turn in place of that of a document.
+    let config = r#"{"eos_token": "<unk>", "add_bos_token": false}"#;
+    assert_eq!(special_ids(config, as_made), [None, Some(0)]);
+    let config = r#"{"eos_token": {"content": "<unk>"}, "add_bos_token": true,
+                     "bos_token": {"content": "</s>", "lstrip": false}}"#;
+    assert_eq!(special_ids(config, as_made), [Some(2), Some(0)]);
+    let config = r#"{"eos_token": null, "bos_token": null, "add_bos_token": null}"#;
+    assert_eq!(special_ids(config, as_made), [Some(1), Some(2)]);
+
+    // What a tokenizer.json puts before a text has precedence over a name.
+    let begins_with = |token: &'static str, id: u32| {
+        move |json: &mut Value| {
+            json["post_processor"] = json!({
+                "type": "TemplateProcessing",
+                "single": [
+                    { "SpecialToken": { "id": token, "type_id": 0 } },
+                    { "Sequence": { "id": "A", "type_id": 0 } },
+                    { "SpecialToken": { "id": "</s>", "type_id": 0 } },
+                ],
+                "pair": [{ "Sequence": { "id": "A", "type_id": 0 } },
+                         { "Sequence": { "id": "B", "type_id": 1 } }],
+                "special_tokens": {
+                    token: { "id": token, "ids": [id], "tokens": [token] },
+                    "</s>": { "id": "</s>", "ids": [2], "tokens": ["</s>"] },
+                },
+            });
+        }
+    };
+    let ids = special_ids("{}", begins_with("<unk>", 0));
+    assert_eq!(ids, [Some(0), Some(2)]);
+}
+
+#[test]
+fn a_malformed_tokenizer_config_is_named() {
+    let dir = tempfile::tempdir().unwrap();
+    fs::write(dir.path().join("tokenizer.json"), tiny_tokenizer::json()).unwrap();
+    let path = dir.path().join("tokenizer_config.json");
+    fs::write(&path, "{").unwrap();
+    assert!(message(Tokenizer::from_dir(&dir)).contains("tokenizer_config.json"));
 }
 
 fn check_golden(name: &str, folder: &str) {

@@ -5,13 +5,14 @@ use burn::tensor::Tensor;
 use indexmap::IndexMap;
 
 use super::path::{Path, follow_path};
+use super::state_dict::saved_shape;
 
 /// What there is to know of a parameter without touching its value.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ParamInfo {
     /// The id under which gradients and optimizer state are kept.
     pub id: ParamId,
-    /// The shape.
+    /// The shape, as in a state dict.
     pub shape: Vec<usize>,
     /// Whether it belongs to an adapter.
     pub is_adapter: bool,
@@ -129,7 +130,7 @@ impl ModuleVisitor for Lister {
     fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
         let info = ParamInfo {
             id: param.id,
-            shape: param.lazy_shape().to_vec(),
+            shape: saved_shape(param),
             is_adapter: self.path.in_adapter(),
         };
         self.params.0.insert(self.path.key(), info);

@@ -245,6 +245,14 @@ pub(crate) fn lasting_tensor<const D: usize>(data: TensorData, device: &Device) 
     device.memory_persistent_allocations(data, new)
 }
 
+/// The shape that a parameter has in a state dict. Burn's `LinearLayout::Col` saves a weight transposed.
+pub(super) fn saved_shape<const D: usize>(param: &Param<Tensor<D>>) -> Vec<usize> {
+    match param.is_initialized() {
+        true => param.transform_for_save().val().shape().to_vec(),
+        false => param.lazy_shape().to_vec(),
+    }
+}
+
 #[derive(Default)]
 struct Collector {
     path: Path,
@@ -258,10 +266,10 @@ impl ModuleVisitor for Collector {
         let (for_dtype, for_value) = (param.clone(), param.clone());
         self.readers.push(StateReader {
             key: self.path.key(),
-            shape: param.lazy_shape().to_vec(),
+            shape: saved_shape(param),
             is_adapter: self.path.in_adapter(),
             dtype: Box::new(move || for_dtype.val().dtype()),
-            read: Box::new(move || to_host(for_value.val())),
+            read: Box::new(move || to_host(for_value.transform_for_save().val())),
         });
     }
 }
@@ -271,7 +279,7 @@ struct Loader<'a, F> {
     keys: std::collections::HashSet<&'a str>,
     read: F,
     error: Option<Error>,
-    /// Key and value of the last matrix that was loaded: DoRA's magnitude follows from it.
+    /// Key and value of the last base matrix that was loaded: DoRA's magnitude follows from it.
     last_weight: Option<(String, Tensor<2>)>,
 }
 
@@ -284,11 +292,12 @@ impl<F: FnMut(&str) -> Result<TensorData>> Loader<'_, F> {
                 return param;
             }
         };
-        let shape = param.lazy_shape();
-        assert_eq!(*data.shape(), shape, "`{key}` has another shape");
+        let shape = saved_shape(&param);
+        assert_eq!(data.shape()[..], shape, "`{key}` has another shape");
         let value: Tensor<D> = lasting_tensor(data, &param.lazy_device());
-        if let [rows, columns] = shape[..] {
-            self.last_weight = Some((key.to_owned(), value.clone().reshape([rows, columns])));
+        if D == 2 && !self.path.in_adapter() {
+            let matrix = value.clone().reshape([shape[0], shape[1]]);
+            self.last_weight = Some((key.to_owned(), matrix));
         }
         let id = param.id;
         param.transform_for_load(value, id)
@@ -296,9 +305,9 @@ impl<F: FnMut(&str) -> Result<TensorData>> Loader<'_, F> {
 
     /// The row norms of the weight just loaded, if this is its magnitude.
     fn initial_magnitude<const D: usize>(&self, key: &str) -> Option<Tensor<D>> {
-        let layer = key.strip_suffix(".magnitude")?;
+        let layer = key.strip_suffix("magnitude")?;
         let (weight_key, weight) = self.last_weight.as_ref()?;
-        let is_own = weight_key.strip_suffix(".weight") == Some(layer);
+        let is_own = weight_key.strip_suffix("weight") == Some(layer);
         let norm = || row_norm(weight.clone().cast(DType::F32)).detach();
         is_own.then(|| norm().unsqueeze())
     }

@@ -39,8 +39,10 @@ struct HfConfig {
 
 #[derive(Debug, Default, Deserialize)]
 struct HfRope {
-    #[serde(alias = "type")]
     rope_type: Option<String>,
+    /// The older name of `rope_type`; some files have both.
+    #[serde(rename = "type")]
+    old_rope_type: Option<String>,
     rope_theta: Option<f64>,
     factor: Option<f64>,
     low_freq_factor: Option<f64>,
@@ -124,7 +126,8 @@ impl HfRope {
         let need = |value: Option<f64>, name: &str| {
             value.ok_or_else(|| Error::format(path, format!("the rope scaling has no {name}")))
         };
-        match self.rope_type.as_deref() {
+        let rope_type = self.rope_type.as_ref().or(self.old_rope_type.as_ref());
+        match rope_type.map(String::as_str) {
             None | Some("default") => Ok(None),
             Some("linear") => Ok(Some(RopeScaling::Linear {
                 factor: need(self.factor, "factor")?,
@@ -261,6 +264,22 @@ mod tests {
         assert_eq!(with("\"sliding_window\": null"), 4096);
         let unused = "\"sliding_window\": 1024, \"use_sliding_window\": false";
         assert_eq!(with(unused), 4096);
+    }
+
+    #[test]
+    fn the_kind_of_rope_scaling_has_an_old_name_a_new_one_or_both() {
+        let text = to_json(&LlamaConfig::llama2_7b(), DType::F32);
+        for kind in [
+            "\"type\": \"linear\"",
+            "\"rope_type\": \"linear\"",
+            "\"rope_type\": \"linear\", \"type\": \"linear\"",
+        ] {
+            let scaling = format!("\"rope_scaling\": {{{kind}, \"factor\": 2.0}}");
+            let text = text.replacen("\"rope_scaling\": null", &scaling, 1);
+            let config = parse(&text, Path::new("config.json")).unwrap();
+            let linear = RopeScaling::Linear { factor: 2.0 };
+            assert_eq!(config.rope_scaling, Some(linear), "{kind}");
+        }
     }
 
     #[test]

@@ -10,6 +10,10 @@ const MODEL: [(&str, &str); 3] = [
     ("output", "lm_head"),
 ];
 
+/// The modules whose own weight PEFT may save beside an adapter, as `base_layer.weight` where the module
+/// has one.
+const EMBEDDINGS: [&str; 2] = ["tok_embeddings", "output"];
+
 /// Modules of a layer, below `layers.N` and `model.layers.N`.
 const LAYER: [(&str, &str); 9] = [
     ("sa_norm", "input_layernorm"),
@@ -51,12 +55,19 @@ pub(super) fn to_peft(key: &str) -> Option<String> {
     })
 }
 
-/// The reverse of [`to_peft`].
+/// The reverse of [`to_peft`]; also of the weights of [`EMBEDDINGS`].
 pub(super) fn from_peft(key: &str) -> Option<String> {
-    ADAPTER.iter().find_map(|(ours, theirs)| {
+    let key = key.strip_prefix(PEFT_PREFIX)?;
+    let adapter = ADAPTER.iter().find_map(|(ours, theirs)| {
         let module = key.strip_suffix(theirs)?.strip_suffix('.')?;
-        let module = module_from_hf(module.strip_prefix(PEFT_PREFIX)?)?;
-        Some(format!("{module}.{ours}"))
+        Some(format!("{}.{ours}", module_from_hf(module)?))
+    });
+    adapter.or_else(|| {
+        let module = key.strip_suffix(".weight")?;
+        let module = module_from_hf(module.strip_suffix(".base_layer").unwrap_or(module))?;
+        EMBEDDINGS
+            .contains(&module.as_str())
+            .then(|| format!("{module}.weight"))
     })
 }
 
@@ -140,12 +151,21 @@ mod tests {
     }
 
     #[test]
+    fn weights_that_peft_saves_beside_an_adapter() {
+        let key = "base_model.model.lm_head.base_layer.weight";
+        assert_eq!(from_peft(key).as_deref(), Some("output.weight"));
+        let key = "base_model.model.model.embed_tokens.weight";
+        assert_eq!(from_peft(key).as_deref(), Some("tok_embeddings.weight"));
+    }
+
+    #[test]
     fn foreign_names_have_no_counterpart() {
         assert_eq!(from_hf("model.layers.0.self_attn.qkv_proj.weight"), None);
         assert_eq!(
             from_peft("model.layers.0.self_attn.q_proj.lora_A.weight"),
             None
         );
+        assert_eq!(from_peft("base_model.model.model.norm.weight"), None);
         assert_eq!(module_name_from_hf("o_proj"), Some("output_proj"));
         assert_eq!(module_name_to_hf("w2"), Some("down_proj"));
     }

@@ -1,7 +1,7 @@
 //! PEFT adapter folders: `adapter_config.json` and `adapter_model.safetensors`.
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use burn::tensor::DType;
 use serde_json::{Map, Value, json};
@@ -17,23 +17,34 @@ use crate::{Error, Result};
 const CONFIG_FILE: &str = "adapter_config.json";
 const WEIGHTS_FILE: &str = "adapter_model.safetensors";
 
-/// Settings of PEFT that change what an adapter computes and that this crate does not have: each
-/// must be absent, null, false or empty.
-const UNSUPPORTED: [&str; 14] = [
-    "alora_invocation_tokens",
-    "alpha_pattern",
-    "exclude_modules",
-    "fan_in_fan_out",
-    "layer_replication",
-    "layers_to_transform",
-    "lora_bias",
-    "modules_to_save",
-    "rank_pattern",
-    "target_parameters",
-    "trainable_token_indices",
-    "use_bdlora",
-    "use_qalora",
-    "velora_config",
+/// Settings of PEFT that are read here, or that say nothing about what a trained adapter computes. Any
+/// other must be absent, null, false or empty.
+const KNOWN: [&str; 25] = [
+    "auto_mapping",
+    "base_model_name_or_path",
+    "bias",
+    "corda_config",
+    "ensure_weight_tying",
+    "eva_config",
+    "inference_mode",
+    "init_lora_weights",
+    "layers_pattern",
+    "loftq_config",
+    "lora_alpha",
+    "lora_dropout",
+    "lora_ga_config",
+    "megatron_config",
+    "megatron_core",
+    "peft_type",
+    "peft_version",
+    "qalora_group_size",
+    "r",
+    "revision",
+    "runtime_config",
+    "target_modules",
+    "task_type",
+    "use_dora",
+    "use_rslora",
 ];
 
 /// Reads which layers an adapter folder adapts and how, to build a model for it by
@@ -56,10 +67,13 @@ fn parse_config(fields: &Map<String, Value>) -> Result<LoRAConfig, String> {
         let found = show(fields.get("peft_type"));
         return Err(format!("`peft_type` is {found}, expected \"LORA\""));
     }
-    if let Some(key) = UNSUPPORTED.into_iter().find(|key| is_set(fields.get(*key))) {
+    let unknown =
+        |(key, value): &(&String, &Value)| !KNOWN.contains(&key.as_str()) && is_set(value);
+    if let Some((key, _)) = fields.iter().find(unknown) {
         return Err(format!(
             "`{key}` is set, which is not supported; train the adapter without it, \
-             or merge it with PEFT and load the merged model"
+             merge it with PEFT and load the merged model, \
+             or delete the key if it does not change what the adapter computes"
         ));
     }
     if let Some(bias) = fields.get("bias").filter(|bias| *bias != "none") {
@@ -99,7 +113,7 @@ fn show(value: Option<&Value>) -> String {
 /// The ways of setting up an adapter that leave the base weights alone. The others (PiSSA, OLoRA,
 /// ...) change them, so that the adapter does not fit the base model that it names.
 fn check_init(init: Option<&Value>) -> Result<(), String> {
-    const HARMLESS: [&str; 3] = ["gaussian", "eva", "orthogonal"];
+    const HARMLESS: [&str; 4] = ["gaussian", "eva", "orthogonal", "mica"];
     match init {
         Some(Value::String(init)) if !HARMLESS.contains(&init.as_str()) => Err(format!(
             "`init_lora_weights` is \"{init}\", which shifts the base weights; \
@@ -109,12 +123,12 @@ fn check_init(init: Option<&Value>) -> Result<(), String> {
     }
 }
 
-fn is_set(value: Option<&Value>) -> bool {
+fn is_set(value: &Value) -> bool {
     match value {
-        None | Some(Value::Null) | Some(Value::Bool(false)) => false,
-        Some(Value::Object(fields)) => !fields.is_empty(),
-        Some(Value::Array(items)) => !items.is_empty(),
-        Some(_) => true,
+        Value::Null | Value::Bool(false) => false,
+        Value::Object(fields) => !fields.is_empty(),
+        Value::Array(items) => !items.is_empty(),
+        _ => true,
     }
 }
 
@@ -124,30 +138,32 @@ fn add_targets(config: &mut LoRAConfig, targets: Option<&Value>) -> Result<(), S
         config.mlp_modules = MlpModule::ALL.to_vec();
         return Ok(());
     }
-    let list = targets.and_then(Value::as_array);
-    let names = list.ok_or("`target_modules` is not a list of module names")?;
-    let named = |name: &str| {
-        names
-            .iter()
-            .any(|n| n.as_str().and_then(keys::module_name_from_hf) == Some(name))
-    };
-    config.attn_modules = AttnModule::ALL
-        .into_iter()
-        .filter(|m| named(m.name()))
-        .collect();
-    config.mlp_modules = MlpModule::ALL
-        .into_iter()
-        .filter(|m| named(m.name()))
-        .collect();
-    config.apply_to_output = named("output");
-    match names.iter().find(|name| !is_adaptable(name)) {
-        None => Ok(()),
-        Some(name) => Err(format!(
-            "`target_modules` names {name}, where a Llama model has no adapter; \
-             it can have them on {}",
+    let list = targets.and_then(Value::as_array).ok_or_else(|| {
+        format!(
+            "`target_modules` is {}, expected \"all-linear\" or a list of names among {}",
+            show(targets),
             adaptable().join(", ")
-        )),
+        )
+    })?;
+    let mut names = Vec::new();
+    for target in list {
+        // A whole path, `model.layers.0.mlp.up_proj`, names one layer. Whether each has its own, the
+        // tensors tell.
+        let name = target.as_str().and_then(|path| path.rsplit('.').next());
+        let Some(name) = name.filter(|name| adaptable().contains(name)) else {
+            return Err(format!(
+                "`target_modules` names {target}, where a Llama model has no adapter; \
+                 it can have them on {}",
+                adaptable().join(", ")
+            ));
+        };
+        names.extend(keys::module_name_from_hf(name));
     }
+    let (attn, mlp) = (AttnModule::ALL.into_iter(), MlpModule::ALL.into_iter());
+    config.attn_modules = attn.filter(|m| names.contains(&m.name())).collect();
+    config.mlp_modules = mlp.filter(|m| names.contains(&m.name())).collect();
+    config.apply_to_output = names.contains(&"output");
+    Ok(())
 }
 
 /// Hugging Face's names of the layers that can have an adapter.
@@ -158,12 +174,10 @@ fn adaptable() -> Vec<&'static str> {
     ours.filter_map(keys::module_name_to_hf).collect()
 }
 
-fn is_adaptable(name: &Value) -> bool {
-    name.as_str()
-        .is_some_and(|name| adaptable().contains(&name))
-}
-
 /// Loads an adapter folder into a model that was built for it, in f32.
+///
+/// PEFT saves the embedding or output weight too where it was adapted or asked to: it then replaces the
+/// base's, as when PEFT loads the folder, in the base's type.
 ///
 /// # Errors
 /// [`Error::Adapter`] if the folder's configuration differs from the model's adapters,
@@ -174,7 +188,7 @@ pub fn load_peft(model: &mut TransformerDecoder, dir: impl AsRef<Path>) -> Resul
     let dir = dir.as_ref();
     let config = read_peft_config(dir)?;
     check_config(model, &config, dir)?;
-    let path = dir.join(WEIGHTS_FILE);
+    let path = weights_file(dir)?;
     let file = SafetensorsFile::open(&path)?;
     let mut names = BTreeMap::new();
     for (name, shape) in file.shapes() {
@@ -185,19 +199,35 @@ pub fn load_peft(model: &mut TransformerDecoder, dir: impl AsRef<Path>) -> Resul
     let shapes = names
         .iter()
         .map(|(key, (_, shape))| (key.as_str(), &shape[..]));
-    let mut report =
-        compare_keys(model, &path.display().to_string(), shapes).map_err(in_words_of_peft)?;
+    let mut report = compare_keys(model, &path.display().to_string(), shapes)
+        .map_err(|error| with_key(error, |key| names[key].0.clone()))?;
     let adapter = get_adapter_params(model);
     report.missing.retain(|key| adapter.contains(key));
     report.renamed(keys::to_peft).require_complete()?;
+    let has_base = report.loaded.iter().any(|key| !adapter.contains(key));
+    let base_dtype = has_base.then(|| model.tok_embeddings.weight.val().dtype());
     load_tensors(model, &report.loaded, |key| {
-        file.read(&names[key].0, DType::F32)
+        let base_dtype = base_dtype.filter(|_| !adapter.contains(key));
+        file.read(&names[key].0, base_dtype.unwrap_or(DType::F32))
     })?;
     Ok(report)
 }
 
+/// The file with an adapter's tensors.
+fn weights_file(dir: &Path) -> Result<PathBuf> {
+    let path = dir.join(WEIGHTS_FILE);
+    let pickle = dir.join("adapter_model.bin");
+    match !path.exists() && pickle.exists() {
+        true => Err(Error::format(
+            pickle,
+            format!("pickled tensors are not read; save the adapter again as {WEIGHTS_FILE}"),
+        )),
+        false => Ok(path),
+    }
+}
+
 /// An error about a tensor's shape, with the name that the tensor has in the file.
-fn in_words_of_peft(error: Error) -> Error {
+fn with_key(error: Error, name: impl FnOnce(&str) -> String) -> Error {
     match error {
         Error::Shape {
             origin,
@@ -206,7 +236,7 @@ fn in_words_of_peft(error: Error) -> Error {
             found,
         } => Error::Shape {
             origin,
-            key: keys::to_peft(&key).unwrap_or(key),
+            key: name(&key),
             expected,
             found,
         },

@@ -42,7 +42,6 @@ impl SafetensorsFile {
             );
             Error::format(path, message)
         };
-        SafeTensors::deserialize(&map).map_err(broken)?;
         let (header_len, metadata) = SafeTensors::read_metadata(&map).map_err(broken)?;
         Ok(Self {
             path: path.to_owned(),

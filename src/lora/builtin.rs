@@ -82,10 +82,13 @@ impl From<LoRAAdapter> for LoraAdapter {
     }
 }
 
-/// The transposed parameter: a new leaf with a new id, trained if the old one was.
+/// The transposed parameter: a new leaf with a new id, trained if the old one was, and saved as it lies,
+/// whatever layout Burn's layer was saved in.
 fn transposed(param: Param<Tensor<2>>) -> Param<Tensor<2>> {
     let (_, value, mapper) = param.consume();
     let require_grad = value.is_require_grad();
     let value = untracked(value).transpose().set_require_grad(require_grad);
     Param::from_mapped_value(ParamId::new(), value, mapper)
+        .save_mapper(|weight| weight)
+        .load_mapper(|weight| weight)
 }

@@ -482,6 +482,21 @@ impl RecipeConfig {
                 "`validation_split` and `validation_dataset` exclude each other, keep one of them",
             ));
         }
+        if self.lora().module_names().is_empty() {
+            return Err(yaml::conflict(
+                settings,
+                "lora_attn_modules",
+                "no layer has an adapter, name some in `lora_attn_modules`, \
+                 or set `apply_lora_to_mlp` or `apply_lora_to_output` too",
+            ));
+        }
+        if self.packed && self.max_seq_len.is_none() {
+            return Err(yaml::conflict(
+                settings,
+                "packed",
+                "`packed` needs the length of the rows that records share, set `max_seq_len` too",
+            ));
+        }
         let validates = held_out || self.validation_dataset.is_some();
         if self.run_val_every_n_steps.is_some() && !validates {
             return Err(yaml::conflict(

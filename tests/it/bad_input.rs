@@ -674,6 +674,8 @@ fn adapter_settings_that_are_not_supported() {
         ("layers_to_transform", json!([0])),
         ("layer_replication", json!([[0, 2]])),
         ("trainable_token_indices", json!([1])),
+        ("arrow_config", json!({"top_k": 2})),
+        ("a_setting_of_tomorrow", json!(0.5)),
     ] {
         let error = error_of_setting(key, value);
         assert_says(&error, &[&format!("`{key}` is set"), "merge it with PEFT"]);
@@ -711,7 +713,64 @@ fn an_adapter_with_an_unknown_module() {
         assert_says(&error, &parts);
     }
     let error = error_of_setting("target_modules", json!(".*q_proj"));
-    assert_says(&error, &["`target_modules` is not a list"]);
+    let parts = [
+        "`target_modules` is \".*q_proj\"",
+        "a list of names among q_proj",
+    ];
+    assert_says(&error, &parts);
+}
+
+#[test]
+fn an_adapter_that_names_single_layers() {
+    let dir = copy_of("gqa/lora_qv_r8");
+    let paths = |layers: usize| {
+        let path = |layer, name| format!("model.layers.{layer}.self_attn.{name}");
+        let of_layer = |layer| ["q_proj", "v_proj"].map(|name| path(layer, name));
+        (0..layers).flat_map(of_layer).collect::<Vec<_>>()
+    };
+    edit_json(&dir.path().join(ADAPTER_CONFIG), |config| {
+        config["target_modules"] = json!(paths(4));
+    });
+    assert_eq!(read_peft_config(dir.path()).unwrap(), qv_config());
+    load_peft(&mut lora_model(&qv_config()), dir.path()).unwrap();
+
+    // One layer less, in the file too.
+    tensors::edit_values(&dir.path().join(ADAPTER), |values| {
+        values.retain(|key, _| !key.contains("layers.3."));
+    });
+    let mut model = lora_model(&qv_config());
+    let error = refused(&mut model, dir.path(), |m| load_peft(m, dir.path()));
+    assert_variant!(error, Keys);
+    assert_says(
+        &error,
+        &["4 missing", "layers.3.self_attn.q_proj.lora_A.weight"],
+    );
+}
+
+#[test]
+fn an_adapter_of_pickled_tensors() {
+    let dir = copy_of("gqa/lora_qv_r8");
+    let pickle = dir.path().join("adapter_model.bin");
+    fs::rename(dir.path().join(ADAPTER), &pickle).unwrap();
+    let mut model = lora_model(&qv_config());
+    let error = refused(&mut model, dir.path(), |m| load_peft(m, dir.path()));
+    assert_variant!(error, Format);
+    assert_names(&error, &pickle);
+    assert_says(&error, &["adapter_model.safetensors"]);
+}
+
+/// As PEFT saves the embeddings of a vocabulary that was made larger.
+#[test]
+fn an_adapter_with_resized_embeddings() {
+    let dir = copy_of("gqa/lora_qv_r8");
+    let key = "base_model.model.model.embed_tokens.weight";
+    tensors::edit_values(&dir.path().join(ADAPTER), |values| {
+        values.insert(key.into(), TensorData::zeros::<f32, _>([129, 64]));
+    });
+    let mut model = lora_model(&qv_config());
+    let error = refused(&mut model, dir.path(), |m| load_peft(m, dir.path()));
+    assert_variant!(error, Shape);
+    assert_says(&error, &[key, "[128, 64]", "[129, 64]"]);
 }
 
 #[test]
@@ -828,7 +887,11 @@ fn no_module_at_all() {
     assert_variant!(error, Config);
     assert_says(
         &error,
-        &["command line", "`lora_attn_modules` is []", "q_proj"],
+        &[
+            "command line",
+            "no layer has an adapter",
+            "apply_lora_to_mlp",
+        ],
     );
 }
 

@@ -14,13 +14,14 @@ pub const STEP_LOSS: f32 = 2e-5;
 pub const TRAINED: f32 = 1e-4;
 pub const MERGED: f32 = 1e-5;
 
-pub const ADAPTERS: [(&str, &str); 6] = [
+pub const ADAPTERS: [(&str, &str); 7] = [
     ("gqa", "lora_qv_r8"),
     ("gqa", "lora_all_r4"),
     ("gqa", "dora_qv_r8"),
     ("gqa", "rslora_qv_r8"),
     ("mha", "lora_qv_r8"),
     ("mha", "dora_all_r4"),
+    ("gqa", "lora_output_r4"),
 ];
 
 /// The folder with inputs and expected values; shards hold the same weights as `gqa`.
@@ -55,6 +56,7 @@ pub fn peft_names(model: &TransformerDecoder, lora: &LoRAConfig) -> Vec<String> 
 
 pub fn our_name(peft: &str) -> String {
     peft.replace("base_model.model.model.layers", "layers")
+        .replace("base_model.model.lm_head", "output")
         .replace("self_attn", "attn")
         .replace("o_proj", "output_proj")
         .replace("gate_proj", "w1")

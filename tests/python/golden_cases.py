@@ -28,6 +28,7 @@ SCHEDULE_LENGTHS = [(0, 10), (3, 20), (5, 50)]  # warmup steps, total steps
 QV = {"r": 8, "lora_alpha": 16, "target_modules": ["q_proj", "v_proj"]}
 ALL = {"r": 4, "lora_alpha": 8, "target_modules": [
     "q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]}
+OUTPUT = {"r": 4, "lora_alpha": 8, "target_modules": ["q_proj", "lm_head"]}
 # Folder -> the arguments of LoraConfig.
 ADAPTERS = {
     "gqa/lora_qv_r8": QV,
@@ -36,6 +37,7 @@ ADAPTERS = {
     "gqa/rslora_qv_r8": QV | {"use_rslora": True},
     "mha/lora_qv_r8": QV,
     "mha/dora_all_r4": ALL | {"use_dora": True},
+    "gqa/lora_output_r4": OUTPUT,
 }
 # The adapter that is also trained by the recipe and whose merged model is kept whole.
 RECIPE_ADAPTER = "gqa/lora_qv_r8"

@@ -137,7 +137,7 @@ def write_adapter(root, name, gen):
             p.data = torch.randn(p.shape, generator=gen) / 12
         elif "lora_magnitude_vector" in key:
             p.data *= 1 + 0.1 * torch.randn(p.shape, generator=gen)
-    model.save_pretrained(root / name, save_embedding_layers=False)
+    model.save_pretrained(root / name)  # with the weight of lm_head where that is adapted
     (root / name / "README.md").unlink(missing_ok=True)
 
 

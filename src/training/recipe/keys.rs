@@ -48,12 +48,13 @@ pub(super) const KEYS: &[RecipeKey] = &[
     key(
         "model",
         Word(&["auto", "llama2_7b", "llama2_13b", "llama2_70b"]),
-        "What the checkpoint must be; `auto` takes any whose `config.json` is a Llama's.",
+        "What the checkpoint must be; `auto` takes any Llama, Mistral or Qwen2.",
     ),
     key(
         "lora_attn_modules",
         Words(&["q_proj", "k_proj", "v_proj", "output_proj"]),
-        "Linear layers of the attention with an adapter; `o_proj` also means `output_proj`.",
+        "Linear layers of the attention with an adapter; `o_proj` also means `output_proj`. `[]` is none, \
+         for adapters elsewhere.",
     ),
     key(
         "apply_lora_to_mlp",
@@ -127,7 +128,7 @@ pub(super) const KEYS: &[RecipeKey] = &[
     key(
         "packed",
         Flag,
-        "Several records in one sequence of `max_seq_len` tokens, none of which sees another.",
+        "Several records in one sequence of `max_seq_len` tokens, which must be set; none sees another.",
     ),
     key(
         "shuffle",
@@ -423,7 +424,7 @@ fn word<'a>(choices: &[&'a str], value: &Value) -> Option<&'a str> {
 /// The words in the order of the choices and each only once, so that lists of the same meaning are
 /// equal.
 fn words(choices: &[&str], value: &Value) -> Option<Value> {
-    let written = value.as_array().filter(|list| !list.is_empty())?;
+    let written = value.as_array()?;
     let known: Option<Vec<&str>> = written.iter().map(|w| word(choices, w)).collect();
     let known = known?;
     let ordered = choices.iter().filter(|choice| known.contains(choice));
@@ -441,7 +442,7 @@ impl fmt::Display for Kind {
             FractionPair => write!(f, "two numbers from 0 to below 1"),
             Text(meaning) => write!(f, "{meaning}"),
             Word(choices) => write!(f, "{}", or(choices)),
-            Words(choices) => write!(f, "a list of one or more of {}", choices.join(", ")),
+            Words(choices) => write!(f, "a list of {}", choices.join(", ")),
         }
     }
 }
