@@ -99,9 +99,7 @@ fn finetune(config: &RecipeConfig, member: &Member) -> Result<()> {
     let llama = config.llama(&base_dir)?;
     let tokenizer = tokenizer(config, &base_dir, &llama)?;
     let data = Data::load(config, &llama, &tokenizer)?;
-    let settings = config.without_places().to_yaml();
-    require_same(member.group, "configuration", &settings)?;
-    require_same(member.group, "training data", &data.samples)?;
+    require_same_run(member.group, config, &data)?;
     set_matmul_precision(config.matmul_precision);
     let is_first = member.group.rank() == 0;
     if is_first {
@@ -133,6 +131,14 @@ fn finetune(config: &RecipeConfig, member: &Member) -> Result<()> {
         exact_match,
         ..summary
     })
+}
+
+/// Members on machines of their own may have other files.
+fn require_same_run(group: &dyn ProcessGroup, config: &RecipeConfig, data: &Data) -> Result<()> {
+    let settings = config.without_places().to_yaml();
+    require_same(group, "configuration", &settings)?;
+    require_same(group, "training data", &data.samples)?;
+    require_same(group, "validation data", &data.validation)
 }
 
 fn print_notes(data: &Data, schedule: &LrSchedule) {
@@ -269,12 +275,14 @@ impl<'a> Run<'a> {
             if due(Some(config.log_every_n_steps), step) {
                 self.log(&self.step_metrics(step, order.epoch_of(step - 1), &output))?;
             }
-            if due(config.run_val_every_n_steps, step) {
+            if due(config.run_val_every_n_steps, step) && !data.validation.is_empty() {
                 let val_loss = validation_loss_in(group, &model, &data.validation)?;
                 self.log(&json!({ "step": step, "val_loss": val_loss }))?;
             }
             let is_saved = due(config.save_every_n_steps, step) || step == total_steps;
             if is_saved && group.rank() == 0 {
+                // If the program is told to end, it ends after this.
+                let _kept = self.member.last_step.lock();
                 self.dir.save_checkpoint(&model, &config.lora(), &trainer)?;
             }
         }

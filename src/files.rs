@@ -2,6 +2,7 @@
 
 use std::ffi::OsString;
 use std::fs::{self, File};
+use std::hash::{BuildHasher, RandomState};
 use std::path::Path;
 
 use crate::{Error, Result};
@@ -11,7 +12,8 @@ use crate::{Error, Result};
 pub(crate) fn write_atomic(path: &Path, write: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
     let mut name = OsString::from(".");
     name.push(path.file_name().unwrap_or_default());
-    name.push(format!(".{}.tmp", std::process::id()));
+    // Others may write the same file, on other machines too.
+    name.push(format!(".{:016x}.tmp", RandomState::new().hash_one(())));
     let temporary = path.with_file_name(name);
     // Writers that go through a private temporary file of their own would leave it private.
     let permissions = File::create(&temporary)

@@ -5,7 +5,7 @@ use burn::tensor::{DType, Int, Tensor};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
-use crate::llama::{KvCache, TransformerDecoder};
+use crate::llama::{KvCache, LlamaConfig, TransformerDecoder};
 use crate::{Error, Result};
 
 /// How the next token is chosen and when to stop.
@@ -89,18 +89,19 @@ impl GenerateOptions {
 ///
 /// # Errors
 /// [`Error::TokenOutOfRange`] if the prompt has a token beyond the vocabulary,
-/// [`Error::InvalidArgument`] if it is empty or an option cannot be used.
+/// [`Error::InvalidArgument`] if it is empty, leaves no room in the model's longest sequence, or an
+/// option cannot be used.
 pub fn generate(
     model: &TransformerDecoder,
     prompt: &[u32],
     options: &GenerateOptions,
 ) -> Result<Vec<u32>> {
     options.validate()?;
-    check_prompt(prompt, model.config.vocab_size)?;
+    check_prompt(prompt, &model.config)?;
     let model = model.valid();
     let mut cache = KvCache::new(model.config.num_layers);
     let mut rng = ChaCha8Rng::seed_from_u64(options.seed);
-    let room = model.config.max_seq_len.saturating_sub(prompt.len());
+    let room = model.config.max_seq_len - prompt.len();
     let mut generated = Vec::new();
     let mut input = prompt.to_vec();
     for _ in 0..options.max_new_tokens.min(room) {
@@ -115,12 +116,21 @@ pub fn generate(
     Ok(generated)
 }
 
-fn check_prompt(prompt: &[u32], vocab_size: usize) -> Result<()> {
-    if prompt.is_empty() {
-        return Err(Error::InvalidArgument {
+fn check_prompt(prompt: &[u32], config: &LlamaConfig) -> Result<()> {
+    let (len, longest, vocab_size) = (prompt.len(), config.max_seq_len, config.vocab_size);
+    let bad_length = |message| {
+        Err(Error::InvalidArgument {
             name: "prompt",
-            message: "must hold at least one token (the BOS token will do)".into(),
-        });
+            message,
+        })
+    };
+    if len == 0 {
+        return bad_length("must hold at least one token (the BOS token will do)".into());
+    }
+    if len >= longest {
+        return bad_length(format!(
+            "has {len} tokens, which leave no room for an answer in the model's context of {longest}"
+        ));
     }
     match prompt.iter().find(|id| **id as usize >= vocab_size) {
         Some(&id) => Err(Error::TokenOutOfRange { id, vocab_size }),

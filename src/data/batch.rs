@@ -24,7 +24,7 @@ pub enum Padding {
 }
 
 /// Samples of a step, padded on the right to rows of one length. Lives on the host.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Batch {
     /// Token ids, row by row; `[batch_size, seq_len]`.
     pub input_ids: Vec<i32>,

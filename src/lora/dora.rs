@@ -39,13 +39,14 @@ pub(super) fn rescale<const D: usize>(
     weight: Tensor<2>,
     mask: Option<DropoutMask>,
 ) -> Tensor<D> {
-    let ratio = ratio.cast(y.dtype()).unsqueeze::<D>();
-    let rescaled = y * ratio.clone();
+    // In half precision most ratios would be rounded to 1.
+    let change = (ratio - 1.0).cast(y.dtype()).unsqueeze::<D>();
+    let rescaled = y.clone() + y * change.clone();
     match mask {
         None => rescaled,
         Some(mask) => {
             let dropped = dropout(x.clone(), mask) - x;
-            rescaled + linear(dropped, weight) * (ratio - 1.0)
+            rescaled + linear(dropped, weight) * change
         }
     }
 }
@@ -59,4 +60,21 @@ pub(super) fn rescale_rows(weight: Tensor<2>, magnitude: Tensor<1>) -> Tensor<2>
 /// The Euclidean norm of each row, `[rows]`.
 pub(crate) fn row_norm(weight: Tensor<2>) -> Tensor<1> {
     weight.square().sum_dim(1).sqrt().squeeze_dim(1)
+}
+
+#[cfg(all(test, feature = "flex"))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_ratio_near_one_counts_in_half_precision() {
+        let device = Device::flex();
+        // 200.6, in bf16 201; the ratio itself is 1 there.
+        let y = Tensor::<2>::full([1, 4], 200.0, (&device, DType::BF16));
+        let ratio = Tensor::<1>::full([4], 1.003, (&device, DType::F32));
+        let out = rescale(y.clone(), ratio, y.clone(), y, None);
+        assert_eq!(out.dtype(), DType::BF16);
+        let out = out.cast(DType::F32).into_data();
+        assert_eq!(out.as_slice::<f32>().unwrap(), [201.0; 4]);
+    }
 }

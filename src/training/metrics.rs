@@ -29,14 +29,19 @@ impl MetricsLog {
     }
 
     /// Goes on with a log after `step`: lines of later steps are dropped, as the resumed training
-    /// writes them again.
+    /// writes them again, and so is a last line that was not written to its end.
     ///
     /// # Errors
     /// [`Error::Io`] if the file cannot be read or written, [`Error::Format`] if a line is not JSON.
     pub fn resume(path: impl AsRef<Path>, step: usize) -> Result<Self> {
         let path = path.as_ref();
+        let text = match path.exists() {
+            true => read_text(path)?,
+            false => String::new(),
+        };
+        let whole = text.rfind('\n').map_or("", |end| &text[..end]);
         let mut kept = String::new();
-        for line in read_text(path)?.lines() {
+        for line in whole.lines() {
             let value: Value =
                 serde_json::from_str(line).map_err(|error| Error::format(path, error))?;
             if value["step"].as_u64().is_some_and(|s| s <= step as u64) {
@@ -94,4 +99,31 @@ fn proc_bytes(path: &str, name: &str) -> Option<u64> {
     let value = text.lines().find_map(|line| line.strip_prefix(name))?;
     let kib: u64 = value.trim().strip_suffix("kB")?.trim().parse().ok()?;
     Some(kib * 1024)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn a_log_goes_on_after_its_last_whole_line() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("metrics.jsonl");
+        for before in [
+            None,
+            Some(""),
+            Some("{\"st"),
+            Some("{\"step\":1}\n{\"step\":3}\n{\"st"),
+        ] {
+            match before {
+                None => assert!(!path.exists()),
+                Some(text) => std::fs::write(&path, text).unwrap(),
+            }
+            let mut log = MetricsLog::resume(&path, 2).unwrap();
+            log.log(&json!({ "step": 3 })).unwrap();
+            let kept = before.map_or("", |text| &text[..text.find('\n').map_or(0, |end| end + 1)]);
+            assert_eq!(read_text(&path).unwrap(), format!("{kept}{{\"step\":3}}\n"));
+        }
+    }
 }

@@ -1,5 +1,6 @@
-use std::fs;
+use std::fs::{self, File, TryLockError};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
@@ -22,10 +23,14 @@ use crate::{Error, Result};
 ///   merged/                the final model, in Hugging Face's format
 ///   summary.json           what came out; its presence says that the run is finished
 /// ```
+///
+/// While a run is going on, `config.yaml` is locked, so that no other begins in its folder.
 #[derive(Debug, Clone)]
 pub struct RunDir {
     path: PathBuf,
     num_processes: usize,
+    /// The locked file, in the process that began the run or went on with it first.
+    lock: Option<Arc<File>>,
 }
 
 /// What `trainer.json` holds. It is written last: a checkpoint without it is not complete.
@@ -33,6 +38,8 @@ pub struct RunDir {
 struct TrainerState {
     step: usize,
     loss: Option<f64>,
+    /// The steps of the whole run, which follow from the records.
+    total_steps: Option<usize>,
     /// The processes that the run began with.
     #[serde(default = "one")]
     num_processes: usize,
@@ -58,28 +65,68 @@ impl RunDir {
     /// the others [`join`](Self::join).
     ///
     /// # Errors
-    /// [`Error::Io`] if the folder cannot be written, [`Error::Resume`] if it holds checkpoints of
-    /// a run that is not finished.
+    /// [`Error::Io`] if the folder cannot be written, [`Error::Resume`] if it holds a run that is not
+    /// finished or what this one reads, such as the merged model of the run before.
     pub fn create(config: &RecipeConfig, num_processes: usize) -> Result<Self> {
-        let run = Self::join(config, num_processes);
+        let mut run = Self::join(config, num_processes);
         create_dir(&run.path)?;
-        let checkpoints = run.path.join(CHECKPOINTS);
-        if run.last_checkpoint()?.is_some() {
-            let summary = run.path.join(SUMMARY);
-            if !summary.exists() {
-                let message = "this folder holds a run that is not finished; go on with it by \
-                               resume_from_checkpoint=true, or choose another output_dir";
-                return Err(run.error(message));
-            }
+        if let Err(TryLockError::WouldBlock) = run.try_lock() {
+            let message = "a run in this folder is going on; choose another output_dir";
+            return Err(run.error(message));
+        }
+        let summary = run.path.join(SUMMARY);
+        if run.last_checkpoint()?.is_some() && !summary.exists() {
+            let message = "this folder holds a run that is not finished; go on with it by \
+                           resume_from_checkpoint=true, or choose another output_dir";
+            return Err(run.error(message));
+        }
+        if summary.exists() {
+            run.remove_results(config)?;
             fs::remove_file(&summary).map_err(Error::io(&summary))?;
-            for folder in [checkpoints, run.adapter_dir(), run.merged_dir()] {
-                if folder.exists() {
-                    fs::remove_dir_all(&folder).map_err(Error::io(&folder))?;
-                }
-            }
         }
         write_text(&run.path.join(CONFIG), &config.to_yaml())?;
+        run.lock = run.try_lock().ok().map(Arc::new);
         Ok(run)
+    }
+
+    /// Deletes what a finished run has left, unless `config` names something in it.
+    fn remove_results(&self, config: &RecipeConfig) -> Result<()> {
+        let folders = [
+            self.path.join(CHECKPOINTS),
+            self.adapter_dir(),
+            self.merged_dir(),
+        ];
+        let inputs = [
+            ("checkpoint_dir", &config.checkpoint_dir),
+            ("tokenizer", &config.tokenizer),
+            ("dataset", &config.dataset),
+            ("validation_dataset", &config.validation_dataset),
+        ];
+        for (key, input) in inputs {
+            let input = input.as_ref().and_then(|path| path.canonicalize().ok());
+            let folder = |folder: &&PathBuf| {
+                let folder = folder.canonicalize();
+                folder.is_ok_and(|folder| input.as_ref().is_some_and(|i| i.starts_with(folder)))
+            };
+            if let Some(folder) = folders.iter().find(folder) {
+                return Err(self.error(&format!(
+                    "`{key}` is in {}, which a new run in this folder would delete; \
+                     choose another output_dir",
+                    folder.display()
+                )));
+            }
+        }
+        for folder in folders.iter().filter(|folder| folder.exists()) {
+            fs::remove_dir_all(folder).map_err(Error::io(folder))?;
+        }
+        Ok(())
+    }
+
+    /// Locks the configuration, if there is one and the disk knows locks.
+    fn try_lock(&self) -> Result<File, TryLockError> {
+        let file = File::open(self.path.join(CONFIG)).map_err(TryLockError::Error)?;
+        file.try_lock()?;
+        Ok(file)
     }
 
     /// The run that another of `num_processes` processes begins; touches no file.
@@ -87,6 +134,7 @@ impl RunDir {
         Self {
             path: config.output_dir.clone(),
             num_processes,
+            lock: None,
         }
     }
 
@@ -103,6 +151,8 @@ impl RunDir {
         run.num_processes = state.num_processes;
         let old = RecipeConfig::from_file(run.path.join(CONFIG), &[])?;
         let difference = old.difference(config);
+        // Of several processes one has it.
+        run.lock = run.try_lock().ok().map(Arc::new);
         match difference.is_empty() {
             true => Ok(run),
             false => Err(run.error(&format!(
@@ -151,6 +201,7 @@ impl RunDir {
         let state = TrainerState {
             step: trainer.step,
             loss: trainer.last_loss,
+            total_steps: Some(trainer.schedule.total_steps),
             num_processes: self.num_processes,
         };
         let name = format!("step_{}", trainer.step);
@@ -164,8 +215,8 @@ impl RunDir {
     /// trainer to it.
     ///
     /// # Errors
-    /// [`Error::Resume`] if there is none, and the errors of [`load_peft`] and of the optimizer's
-    /// state. Model and trainer are unchanged then.
+    /// [`Error::Resume`] if there is none, or the trainer is to do other steps in all than the run's,
+    /// and the errors of [`load_peft`] and of the optimizer's state. Model and trainer are unchanged then.
     pub fn load_checkpoint(
         &self,
         model: &mut TransformerDecoder,
@@ -174,6 +225,13 @@ impl RunDir {
         let Some((state, dir)) = self.last_checkpoint()? else {
             return Err(self.error(NO_CHECKPOINT));
         };
+        let total_steps = trainer.schedule.total_steps;
+        if let Some(of_run) = state.total_steps.filter(|steps| *steps != total_steps) {
+            return Err(self.error(&format!(
+                "the run in this folder has {of_run} steps, with today's records it would have \
+                 {total_steps}; use the records that it began with, or choose another output_dir"
+            )));
+        }
         let path = dir.join(OPTIMIZER);
         let mut optimizer = trainer.optimizer.clone();
         optimizer

@@ -1054,6 +1054,18 @@ fn an_empty_prompt() {
 }
 
 #[test]
+fn a_prompt_as_long_as_the_context() {
+    let options = GenerateOptions::greedy(4);
+    let longest = gqa_config().max_seq_len;
+    let error = generate(&base_model(), &vec![1; longest], &options).unwrap_err();
+    assert_variant!(error, InvalidArgument);
+    let parts = ["prompt", "256 tokens", "no room", "context of 256"];
+    assert_says(&error, &parts);
+    let one = generate(&base_model(), &vec![1; longest - 1], &options).unwrap();
+    assert!(one.len() <= 1);
+}
+
+#[test]
 fn generation_options_out_of_range() {
     let greedy = || GenerateOptions::greedy(4);
     for (options, name) in [
@@ -1222,10 +1234,8 @@ fn beginning_a_run_over_an_unfinished_one() {
     assert_eq!(files_in(dir.path()), before);
 }
 
-/// What is left of a finished run must not be taken for the new one's.
-#[test]
-fn beginning_a_run_over_a_finished_one() {
-    let (_dir, config, run) = unfinished_run();
+fn finished_run() -> (TempDir, RecipeConfig, RunDir) {
+    let (dir, config, run) = unfinished_run();
     let summary = Summary {
         steps: 1,
         final_loss: 1.0,
@@ -1241,9 +1251,81 @@ fn beginning_a_run_over_a_finished_one() {
         fs::create_dir(&folder).unwrap();
         fs::write(folder.join("old"), "").unwrap();
     }
-    RunDir::create(&config, 1).unwrap();
-    let left: Vec<_> = files_in(&config.output_dir).into_keys().collect();
-    assert_eq!(left, [PathBuf::from("config.yaml")]);
+    (dir, config, run)
+}
+
+/// What is left of a finished run must not be taken for the new one's.
+#[test]
+fn beginning_a_run_over_a_finished_one() {
+    for without_checkpoints in [false, true] {
+        let (_dir, config, run) = finished_run();
+        if without_checkpoints {
+            fs::remove_dir_all(run.path().join("checkpoints")).unwrap();
+        }
+        drop(run);
+        RunDir::create(&config, 1).unwrap();
+        let left: Vec<_> = files_in(&config.output_dir).into_keys().collect();
+        assert_eq!(left, [PathBuf::from("config.yaml")]);
+    }
+}
+
+#[test]
+fn beginning_a_run_with_what_it_would_delete() {
+    let (dir, config, run) = finished_run();
+    let merged = run.merged_dir();
+    drop(run);
+    // By another way to the same folder.
+    let detour = merged.join("../adapter/../merged");
+    for (key, path) in [
+        ("checkpoint_dir", detour.clone()),
+        ("tokenizer", merged.join("old")),
+        ("dataset", merged.join("old")),
+        ("validation_dataset", detour.join("old")),
+    ] {
+        let setting = format!("{key}={}", path.display());
+        let config = run_config(&config.output_dir, &[&setting]);
+        let before = files_in(dir.path());
+        let error = RunDir::create(&config, 1).unwrap_err();
+        assert_variant!(error, Resume);
+        assert_names(&error, &config.output_dir);
+        assert_says(&error, &[key, "merged", "another output_dir"]);
+        assert_eq!(files_in(dir.path()), before);
+    }
+}
+
+#[test]
+fn beginning_a_run_where_one_is_going_on() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = run_config(&dir.path().join("run"), &[]);
+    let run = RunDir::create(&config, 1).unwrap();
+    let other = run_config(&config.output_dir, &["lora_rank=4"]);
+    let before = files_in(dir.path());
+    let error = RunDir::create(&other, 1).unwrap_err();
+    assert_variant!(error, Resume);
+    assert_says(&error, &["is going on", "another output_dir"]);
+    assert_eq!(files_in(dir.path()), before);
+    drop(run);
+    RunDir::create(&other, 1).unwrap();
+
+    // One that was resumed goes on too.
+    let (_dir, config, run) = unfinished_run();
+    drop(run);
+    let _resumed = RunDir::resume(&config).unwrap();
+    let error = RunDir::create(&config, 1).unwrap_err();
+    assert_says(&error, &["is going on"]);
+}
+
+#[test]
+fn resuming_with_other_records() {
+    let (dir, config, run) = unfinished_run();
+    let mut trainer = config.trainer(11);
+    let mut model = lora_model(&config.lora());
+    let error = refused(&mut model, dir.path(), |m| {
+        run.load_checkpoint(m, &mut trainer)
+    });
+    assert_variant!(error, Resume);
+    assert_says(&error, &["has 10 steps", "would have 11", "records"]);
+    assert_eq!(trainer.step, 0);
 }
 
 #[test]

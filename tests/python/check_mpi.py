@@ -157,11 +157,16 @@ def different_data(recipe: Recipe) -> None:
     files = [recipe.folder / f"records_{rank}.json" for rank in range(2)]
     for path, count in zip(files, [20, 19], strict=True):
         path.write_text(json.dumps(records[:count]))
-    options = [[f"dataset={path}"] for path in files]
-    errors = ends_together(recipe, "different_data", *options)
-    message = "training data: rank 1 differs from rank 0; give all processes the same"
-    assert message in errors, errors
-    assert not (recipe.folder / "different_data").exists()
+    one_has_none = [[f"validation_dataset={files[0]}"], ["max_seq_len=128"]]
+    for what, options in [
+        ("training data", [[f"dataset={path}"] for path in files]),
+        ("validation data", [[f"validation_dataset={path}"] for path in files]),
+        ("validation data", one_has_none),
+    ]:
+        errors = ends_together(recipe, "different_data", *options)
+        message = f"{what}: rank 1 differs from rank 0; give all processes the same"
+        assert message in errors, errors
+        assert not (recipe.folder / "different_data").exists()
     print("processes with different data are refused")
 
 
