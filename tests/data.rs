@@ -138,6 +138,7 @@ mod alpaca {
         let foreign =
             "data.json: neither a JSON array of records nor JSON lines with a record a line";
         refused("instruction,output\na,b\n", foreign);
+        refused("{\n  \"data\": [\n  ]\n}\n", foreign);
     }
 
     proptest! {
@@ -220,7 +221,12 @@ mod samples {
         assert_eq!(cut(5).tokens, [1, he, he, bang, 2]);
         assert_eq!(cut(5).num_label_tokens(), 3);
         assert_eq!(cut(3).tokens, [1, he, 2]);
-        assert_eq!(cut(3).labels, [IGNORE_INDEX, IGNORE_INDEX, 2]);
+        // Nothing of the answer is left for EOS to follow.
+        assert_eq!(cut(3).num_label_tokens(), 0);
+        assert_eq!(cut(4).labels[2..], [i32::try_from(he).unwrap(), 2]);
+        // An answer that is empty fits.
+        let empty = sample("he", "", false, Some(3));
+        assert_eq!(empty.labels, [IGNORE_INDEX, IGNORE_INDEX, 2]);
         assert_eq!(cut(2).tokens, [1, 2]);
         assert_eq!(cut(2).num_label_tokens(), 0);
         assert_eq!(cut(1).tokens, [2]);
@@ -282,9 +288,10 @@ mod samples {
             prop_assert_eq!(&cut.labels[..last], &whole.labels[..last]);
 
             let prompt_len = 1 + tiny().encode(&prompt).unwrap().len();
-            let expected = if prompt_len < max { 2 } else { IGNORE_INDEX };
+            let follows_answer = whole.len() <= max || prompt_len < last;
+            let expected = if follows_answer { 2 } else { IGNORE_INDEX };
             prop_assert_eq!(cut.labels[last], expected);
-            if prompt_len >= max && !train_on_input {
+            if !follows_answer && !train_on_input {
                 prop_assert_eq!(cut.num_label_tokens(), 0);
             }
         }

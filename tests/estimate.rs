@@ -404,7 +404,7 @@ fn a_recipe_is_estimated_as_it_will_run() {
     let expected = EstimateConfig::new(LlamaConfig::llama2_7b(), Some(recipe.lora()), 3, 100)
         .with_dtype(DType::BF16)
         .on_device(&device())
-        .with_activations(recipe.trainer(1).activations);
+        .with_activations(recipe.trainer(1).options.activations);
     assert_eq!(config, expected);
     assert_eq!(config.activations, Activations::Recompute { layers: 1 });
 }

@@ -110,7 +110,7 @@ pub fn parse_alpaca(text: &str, origin: impl AsRef<Path>) -> Result<Vec<AlpacaRe
     let text = text.trim_start_matches('\u{feff}');
     let records = match text.trim_start().chars().next() {
         Some('[') => parse_array(text, origin)?,
-        Some('{') => parse_lines(text, origin)?,
+        Some('{') if !holds_list(text) => parse_lines(text, origin)?,
         Some(_) => {
             let message = "neither a JSON array of records nor JSON lines with a record a line";
             return Err(Error::format(origin, message));
@@ -122,6 +122,12 @@ pub fn parse_alpaca(text: &str, origin: impl AsRef<Path>) -> Result<Vec<AlpacaRe
         return Err(Error::format(origin, message));
     }
     Ok(records)
+}
+
+/// Whether the whole text is one object that holds a list, `{"data": [...]}` say.
+fn holds_list(text: &str) -> bool {
+    let object: Result<Map<String, Value>, _> = serde_json::from_str(text);
+    object.is_ok_and(|object| object.values().any(Value::is_array))
 }
 
 fn parse_array(text: &str, origin: &Path) -> Result<Vec<AlpacaRecord>> {

@@ -51,8 +51,8 @@ impl Sample {
     /// With `train_on_input` every token has a label, otherwise only the answer and EOS.
     ///
     /// Longer than `max_seq_len`, the answer loses its tail and EOS stays the last token. If
-    /// prompt and BOS alone leave no room for EOS, the prompt is cut as well and EOS, which does
-    /// not follow an answer then, has no label: without `train_on_input` such a sample has no
+    /// prompt and BOS leave no room for any of the answer, the prompt is cut as well and EOS, which
+    /// does not follow an answer then, has no label: without `train_on_input` such a sample has no
     /// label at all ([`Sample::num_label_tokens`] is 0) and can be dropped.
     ///
     /// # Errors
@@ -77,6 +77,7 @@ impl Sample {
         tokens.extend(tokenizer.encode(prompt)?);
         let prompt_len = tokens.len();
         tokens.extend(tokenizer.encode(answer)?);
+        let is_lost = tokens.len() > room && prompt_len >= room;
         tokens.truncate(room);
         tokens.push(eos);
 
@@ -88,7 +89,7 @@ impl Sample {
             let masked = prompt_len.min(labels.len());
             labels[..masked].fill(IGNORE_INDEX);
         }
-        if prompt_len > room {
+        if is_lost {
             labels[room] = IGNORE_INDEX;
         }
         Ok(Self { tokens, labels })

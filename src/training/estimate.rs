@@ -100,8 +100,8 @@ impl RecipeConfig {
         let config = EstimateConfig {
             micro_batches: self.gradient_accumulation_steps,
             dtype: self.dtype.into(),
-            activations: trainer.activations,
-            loss_chunk_rows: trainer.loss_chunk_rows,
+            activations: trainer.options.activations,
+            loss_chunk_rows: trainer.options.loss_chunk_rows,
             ..EstimateConfig::new(model.clone(), Some(self.lora()), self.batch_size, seq_len)
         };
         config.on_device(device)
@@ -384,7 +384,11 @@ impl<'a> Step<'a> {
             ..
         } = self.config;
         let rows = self.tokens.min(*loss_chunk_rows);
-        let logits = self.activations(rows * model.vocab_size * self.head.outputs_at_once());
+        let num_logits = rows * model.vocab_size;
+        // In half precision a gradient of the logits is multiplied by the loss's factor in f32.
+        let is_half = self.activations(1) < bytes(1);
+        let widened = u64::from(is_half) * bytes(num_logits);
+        let logits = self.activations(num_logits * self.head.outputs_at_once()) + widened;
         let weight = self.head.combined_bytes(*dtype);
         self.activations((self.tokens + rows) * model.embed_dim) + logits.max(weight)
     }

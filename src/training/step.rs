@@ -183,14 +183,8 @@ pub struct Trainer {
     pub schedule: LrSchedule,
     /// The norm above which gradients are clipped.
     pub max_grad_norm: Option<f64>,
-    /// What the loss of a step is divided by.
-    pub normalization: LossNormalization,
-    /// Where the backward pass gets activations from.
-    pub activations: Activations,
-    /// How many rows of logits exist at a time.
-    pub loss_chunk_rows: usize,
-    /// The seed from which each step's dropout follows.
-    pub seed: u64,
+    /// How gradients are formed. From its seed follows that of each step.
+    pub options: GradientOptions,
     /// The number of steps done.
     pub step: usize,
     /// The loss of the last step done.
@@ -204,10 +198,7 @@ impl Trainer {
             optimizer: AdamW::new(config),
             schedule,
             max_grad_norm: None,
-            normalization: LossNormalization::default(),
-            activations: Activations::default(),
-            loss_chunk_rows: LOSS_CHUNK_ROWS,
-            seed: 0,
+            options: GradientOptions::default(),
             step: 0,
             last_loss: None,
         }
@@ -221,31 +212,31 @@ impl Trainer {
 
     /// Another normalisation.
     pub fn with_normalization(mut self, normalization: LossNormalization) -> Self {
-        self.normalization = normalization;
+        self.options.normalization = normalization;
         self
     }
 
     /// Activations kept or recomputed.
     pub fn with_activations(mut self, activations: Activations) -> Self {
-        self.activations = activations;
+        self.options.activations = activations;
         self
     }
 
     /// So many rows of logits at a time: fewer take less memory, more are faster.
     pub fn with_loss_chunk_rows(mut self, rows: usize) -> Self {
-        self.loss_chunk_rows = rows;
+        self.options.loss_chunk_rows = rows;
         self
     }
 
     /// Another seed.
     pub fn with_seed(mut self, seed: u64) -> Self {
-        self.seed = seed;
+        self.options.seed = seed;
         self
     }
 
     /// One optimizer step over one or more micro-batches, in a process that trains alone.
     ///
-    /// Dropout follows from `seed`, the number of the step, the micro-batch and the layer, so a
+    /// Dropout follows from the options' seed, the number of the step, the micro-batch and the layer, so a
     /// training that was stopped and resumed draws the same as one that ran through, and one that
     /// recomputes activations the same as one that keeps them.
     ///
@@ -278,10 +269,8 @@ impl Trainer {
         batches: &[Batch],
     ) -> Result<StepGradients> {
         let options = GradientOptions {
-            normalization: self.normalization,
-            activations: self.activations,
-            loss_chunk_rows: self.loss_chunk_rows,
-            seed: mix(self.seed, self.step as u64),
+            seed: mix(self.options.seed, self.step as u64),
+            ..self.options
         };
         let counts = StepCounts::gather(group, batches)?;
         let (losses, grads) = gradients_of(model, batches, counts, options);
