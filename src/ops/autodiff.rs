@@ -384,8 +384,11 @@ impl<B: StepOps> Backward<B, 1> for CrossEntropyBackward {
         _checkpointer: &mut Checkpointer,
     ) {
         unary::<B, _>(ops.parents, ops.node, grads, |grad| {
-            let factor = B::float_cast(grad, ops.state.dtype().into());
-            B::float_mul(ops.state, B::float_reshape(factor, Shape::new([1, 1])))
+            // Rounding the factor, one over the number of labels say, would scale all gradients.
+            let (wide, narrow) = (grad.dtype(), ops.state.dtype());
+            let logits_grad = B::float_cast(ops.state, wide.into());
+            let factor = B::float_reshape(grad, Shape::new([1, 1]));
+            B::float_cast(B::float_mul(logits_grad, factor), narrow.into())
         });
     }
 }

@@ -98,8 +98,10 @@ fn plain_attention(q: Tensor<4>, k: Tensor<4>, v: Tensor<4>, mask: &AttentionMas
     };
     let scores = sums_of_products(q.swap_dims(1, 2), repeated(k).swap_dims(2, 3));
     let scores = scores / (head_dim as f64).sqrt();
-    let scores = scores.mask_fill(hidden(mask, &v.device()), f32::MIN);
-    sums_of_products(softmax(scores, 3), repeated(v)).swap_dims(1, 2)
+    let hidden = hidden(mask, &v.device());
+    let weights = softmax(scores.mask_fill(hidden.clone(), f32::MIN), 3);
+    // Or the weights of a query that sees nothing would be alike.
+    sums_of_products(weights.mask_fill(hidden, 0.0), repeated(v)).swap_dims(1, 2)
 }
 
 /// `a b`, which a backend's product of f32 may round to TF32.
@@ -155,6 +157,7 @@ fn bodies_equal_each_other() {
     updates_are_the_same();
     sums_of_squares_are_the_same();
     half_precision_weights_are_widened();
+    a_losss_factor_is_not_rounded();
     medium_precision_rounds_activations();
     attention_in_half_precision_is_that_of_f32();
 }
@@ -254,8 +257,16 @@ fn attention_is_the_same() {
 /// rounded too, a weight moves with the size of its score: these are kept small.
 fn attention_in_half_precision_is_that_of_f32() {
     let packed = AttentionMask::within_segments(&[vec![70, 1, 60], vec![3, 100]], 140);
+    let sees_nothing = |query| query % 7 == 3 || (60..90).contains(&query) || query > 120;
+    let blind = (0..140).map(|query| match sees_nothing(query) {
+        true => 5..5,
+        false => 0..query + 1,
+    });
+    let blind = AttentionMask::new(140, 140, blind.collect());
     let cases = [
         (1, 1, 1, 16, AttentionMask::causal(0, 1)),
+        (1, 4, 2, 48, blind),
+        (1, 2, 2, 112, AttentionMask::causal(0, 40)),
         (2, 4, 2, 16, AttentionMask::causal(0, 130)),
         (2, 6, 2, 32, packed),
         // Queries after keys that a cache holds.
@@ -430,7 +441,33 @@ fn half_precision_weights_are_widened() {
         assert_fused_equals_portable([random([5, 33])], |[x]| {
             linear(x, Tensor::from_inner(weight.clone())) / 33.0
         });
+        // Its gradient is of its type and, but for rounding to that, the one of f32.
+        let x = random([5, 33]);
+        let [half, wide] = [dtype, DType::F32].map(|dtype| {
+            let weight = Tensor::from_inner(weight.clone().cast(dtype)).require_grad();
+            let grads = linear(x.clone(), weight.clone()).sum().backward();
+            weight.grad(&grads).expect("it is trained")
+        });
+        assert_eq!(half.dtype(), dtype);
+        let difference = (half.cast(DType::F32) - wide.clone()).abs();
+        let allowed = wide.abs() * 2f32.powi(-8) + 1e-4;
+        assert!((difference - allowed).max().into_scalar::<f32>() <= 0.0);
     }
+}
+
+/// Of eight equal logits the target's gradient is -7/8, and a third of that in bf16 -149/512. With a
+/// rounded third it would be -150/512.
+fn a_losss_factor_is_not_rounded() {
+    if !device().supports_dtype(DType::BF16) {
+        return;
+    }
+    let logits = Tensor::<2>::zeros([1, 8], (&device(), DType::BF16)).require_grad();
+    let target = Tensor::<1, Int>::from_ints([2], &device());
+    let grads = (cross_entropy_sum(logits.clone(), target) / 3.0).backward();
+    let grad = logits.grad(&grads).expect("it is tracked");
+    assert_eq!(grad.dtype(), DType::BF16);
+    let grad: Vec<f32> = grad.cast(DType::F32).into_data().iter().collect();
+    assert_eq!(grad[2], -149.0 / 512.0);
 }
 
 /// Rounding to the eight digits of bf16 moves an activation by at most 2⁻⁹ of itself, and so a

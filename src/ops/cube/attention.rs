@@ -65,7 +65,7 @@ fn largest_score(
 }
 
 /// `softmax(scale · scores)` over the keys in sight, zero elsewhere.
-#[cube(launch)]
+#[cube(launch, address_type = "dynamic")]
 fn weights_kernel<F: Float, I: Int>(
     scores: &Tensor<f32>,
     visible: &Tensor<I>,
@@ -100,7 +100,7 @@ fn weights_kernel<F: Float, I: Int>(
 }
 
 /// The weights w again, and the gradients of the scores, `scale · w · (∂w - Σ w ∂w)`.
-#[cube(launch)]
+#[cube(launch, address_type = "dynamic")]
 fn weights_backward_kernel<F: Float, I: Int>(
     scores: &Tensor<f32>,
     weight_grads: &Tensor<f32>,
@@ -161,6 +161,7 @@ pub fn forward(
             &client,
             count,
             dim,
+            scores.required_address_type(),
             scores.into_tensor_arg(),
             visible.clone().into_tensor_arg(),
             weights.clone().into_tensor_arg(),
@@ -190,6 +191,7 @@ pub fn backward(
             &client,
             count,
             dim,
+            scores.required_address_type(),
             scores.into_tensor_arg(),
             weight_grads.into_tensor_arg(),
             visible.clone().into_tensor_arg(),

@@ -9,7 +9,7 @@ use cubecl::prelude::*;
 use super::{elem, empty, into_owned, row};
 
 /// The loss of each row; if asked for, the row is overwritten by `softmax(row) - onehot(target)`.
-#[cube(launch)]
+#[cube(launch, address_type = "dynamic")]
 fn cross_entropy_kernel<F: Float, I: Int>(
     logits: &mut Tensor<F>,
     targets: &Tensor<I>,
@@ -87,6 +87,7 @@ fn launch(logits: &CubeTensor, targets: CubeTensor, with_grad: bool) -> CubeTens
         &client,
         count,
         dim,
+        logits.required_address_type(),
         logits.clone().into_tensor_arg(),
         targets.into_tensor_arg(),
         losses.clone().into_tensor_arg(),

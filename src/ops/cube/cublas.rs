@@ -12,6 +12,7 @@ use burn::tensor::{DType, Shape};
 use burn_cubecl::tensor::CubeTensor;
 use cubecl::device::DeviceId;
 use cubecl::device_handle::DeviceHandle;
+use cubecl::ir::features::Plane;
 use cubecl::server::{BufferBinding, ServerError, ServerStorage};
 use cubecl_environment::backtrace::BackTrace;
 use cubecl_server::stream::failed_writing;
@@ -84,12 +85,16 @@ fn device(tensor: &CubeTensor) -> Option<Device> {
         return device.clone();
     }
     let device = match is_installed() {
-        true => {
-            // On a device without memory to spare, say, this may fail now and not the next time.
-            let cublas = in_context(tensor, Cublas::open)?;
-            let server = DeviceHandle::<Server>::new(service.device);
-            Some(Device { server, cublas })
-        }
+        true => match in_context(tensor, || Some(Cublas::open()))? {
+            Ok(cublas) => Some(Device {
+                server: DeviceHandle::new(service.device),
+                cublas,
+            }),
+            // There may be memory the next time.
+            Err(CublasError(sys::cublasStatus_t::CUBLAS_STATUS_ALLOC_FAILED)) => return None,
+            // It is for other cards or drivers, say.
+            Err(_) => None,
+        },
         false => None,
     };
     devices.push((service.device, device.clone()));
@@ -138,19 +143,31 @@ unsafe impl Send for Cublas {}
 
 impl Cublas {
     /// Of the current context.
-    fn open() -> Option<Self> {
-        let of_context = ContextEvents::find()?;
-        let context = ctx::get_current().ok()??;
-        let stream = stream::create(stream::StreamKind::NonBlocking).ok()?;
-        let event = event::create(driver::CUevent_flags::CU_EVENT_DISABLE_TIMING).ok()?;
-        let handle = cublas::create_handle().ok()?;
-        let f32_sums = sys::cublasMath_t::CUBLAS_MATH_DISALLOW_REDUCED_PRECISION_REDUCTION;
-        // SAFETY: handle and stream were made above.
-        unsafe {
-            cublas::set_stream(handle, stream.cast()).ok()?;
-            sys::cublasSetMathMode(handle, f32_sums).result().ok()?;
+    fn open() -> Result<Self, CublasError> {
+        let handle = cublas::create_handle()?;
+        let opened = Self::with_handle(handle);
+        if opened.is_err() {
+            // SAFETY: it was made above, and nobody else has it.
+            unsafe { cublas::destroy_handle(handle)? };
         }
-        Some(Self {
+        opened
+    }
+
+    fn with_handle(handle: sys::cublasHandle_t) -> Result<Self, CublasError> {
+        let no_driver = || CublasError(sys::cublasStatus_t::CUBLAS_STATUS_NOT_INITIALIZED);
+        let failed = |_: DriverError| no_driver();
+        let of_context = ContextEvents::find().ok_or_else(no_driver)?;
+        let context = ctx::get_current().map_err(failed)?.ok_or_else(no_driver)?;
+        let stream = stream::create(stream::StreamKind::NonBlocking).map_err(failed)?;
+        let event =
+            event::create(driver::CUevent_flags::CU_EVENT_DISABLE_TIMING).map_err(failed)?;
+        let f32_sums = sys::cublasMath_t::CUBLAS_MATH_DISALLOW_REDUCED_PRECISION_REDUCTION;
+        // SAFETY: the caller made the handle, the stream was made above.
+        unsafe {
+            cublas::set_stream(handle, stream.cast())?;
+            sys::cublasSetMathMode(handle, f32_sums).result()?;
+        }
+        Ok(Self {
             handle,
             context,
             stream,
@@ -290,7 +307,10 @@ impl Gemm {
     fn new(a: &CubeTensor, b: &CubeTensor, dtype: DType) -> Option<Self> {
         let known = a.dtype == b.dtype && [a.dtype, DType::F32].contains(&dtype);
         let batch = |shape: &Shape| shape[..shape.num_dims().saturating_sub(2)].to_vec();
-        if !known || batch(&a.shape()) != batch(&b.shape()) {
+        // cuBLAS multiplies bf16 from Volta on, the first cards on which planes can wait for their units.
+        let planes = &a.client.properties().features.plane;
+        let has_type = a.dtype != DType::BF16 || planes.contains(Plane::Sync);
+        if !known || !has_type || batch(&a.shape()) != batch(&b.shape()) {
             return None;
         }
         let matrices = |tensor: &CubeTensor| {

@@ -31,7 +31,7 @@ pub fn product(a: CubeTensor, b: CubeTensor, scale: f64, dtype: DType) -> CubeTe
     let has_tf32 = a.client.properties().supports_type(tf32);
     let out =
         match a.dtype == DType::F32 && has_tf32 && matmul_precision() == MatmulPrecision::Highest {
-            true => product_without_rounding(a, b),
+            true => cast(product_without_rounding(a, b), dtype),
             false => matmul(a, b, None, MatmulStrategy::default(), dtype)
                 .expect("some kernel multiplies these"),
         };
@@ -103,10 +103,10 @@ pub fn transposed(matrix: CubeTensor) -> CubeTensor {
     CubeBackend::float_swap_dims(matrix, 0, 1)
 }
 
-fn cast(weight: CubeTensor, dtype: DType) -> CubeTensor {
-    match weight.dtype == dtype {
-        true => weight,
-        false => CubeBackend::float_cast(weight, dtype.into()),
+fn cast(tensor: CubeTensor, dtype: DType) -> CubeTensor {
+    match tensor.dtype == dtype {
+        true => tensor,
+        false => CubeBackend::float_cast(tensor, dtype.into()),
     }
 }
 

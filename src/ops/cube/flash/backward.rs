@@ -40,6 +40,7 @@ pub fn means_kernel<F: Float>(
             mean += products.extract(i);
         }
     }
+    sync_plane();
     let mean = plane_sum(mean);
     if query < rows.len && UNIT_POS_X == 0 {
         means[(batch * layout.heads + head) * layout.seq + query] = mean;
@@ -120,6 +121,7 @@ pub fn seeing_kernel<I: Int>(
         highest = select(sees, query + 1, highest);
         query += PLANE as u32;
     }
+    sync_plane();
     let (first, end) = (plane_min(lowest), plane_max(highest));
     if UNIT_POS_X == 0 {
         let at = 2 * (batch * CUBE_COUNT_X as usize + CUBE_POS_X as usize);

@@ -10,6 +10,9 @@
 //! unit 4 g + t holds    row g:      columns 2 t, 2 t + 1
 //!                       row g + 8:  columns 2 t, 2 t + 1
 //! ```
+//!
+//! After branches that its units take apart, a plane comes together again (`sync_plane`) before they exchange
+//! numbers: since Volta nothing else promises it.
 
 mod backward;
 mod forward;

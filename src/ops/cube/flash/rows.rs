@@ -92,6 +92,7 @@ fn seen_by_all<I: Int>(
 ) -> (usize, usize) {
     let query = first_query + UNIT_POS_PLANE as usize % queries;
     let (first, end) = seen_by_one::<I>(visible, layout, batch, query);
+    sync_plane();
     let (first, end) = (plane_max(first as u32), plane_min(end as u32));
     (first as usize, end as usize)
 }
@@ -120,6 +121,7 @@ fn seen_by_any<I: Int>(
             highest = select(u32::cast_from(end) > highest, u32::cast_from(end), highest);
         }
     }
+    sync_plane();
     (plane_min(lowest) as usize, plane_max(highest) as usize)
 }
 

@@ -175,13 +175,10 @@ fn row_width(head_dim: usize) -> usize {
 /// Reads four matrices of eight rows and columns as a fragment; each unit names one row of one of them, by
 /// its place `at` in the tile.
 #[cube]
-fn matrices<F: Float>(
-    tile: &Tile<F>,
-    at: usize,
-    #[comptime] ident: MatrixIdent,
-    #[comptime] transposed: bool,
-) -> Fragment<F> {
+fn matrices<F: Float>(tile: &Tile<F>, at: usize, #[comptime] transposed: bool) -> Fragment<F> {
     let def = MmaDefinition::<F, F, f32>::new(16usize, 8usize, 16usize);
+    // They load alike for both sides.
+    let ident = MatrixIdent::A;
     def.load_matrix::<Vector<F, Eight>, Pair>(&tile[at..at + 1], ident, 4usize, transposed)
 }
 
@@ -205,7 +202,7 @@ fn left<F: Float>(
     #[unroll]
     for m in 0..below {
         let at = place + comptime!(m * ROWS * row_width(head_dim) + 2 * step);
-        fragments.push(matrices::<F>(tile, at, MatrixIdent::A, false));
+        fragments.push(matrices::<F>(tile, at, false));
     }
     fragments
 }
@@ -245,7 +242,7 @@ fn rights<F: Float>(
     #[unroll]
     for pair in 0..comptime!(STREAMED / 16) {
         let at = place + comptime!(16 * pair * row_width(head_dim) + 2 * step);
-        fragments.push(matrices::<F>(tile, at, MatrixIdent::B, false));
+        fragments.push(matrices::<F>(tile, at, false));
     }
     fragments
 }
@@ -322,7 +319,7 @@ pub fn add_by_columns<F: Float>(
     let place = (at + unit % 16) * comptime!(row_width(head_dim)) + unit / 16;
     let pairs = comptime!(head_dim / 16);
     let mut b = Sequence::<Fragment<F>>::new();
-    b.push(matrices::<F>(tile, place, MatrixIdent::B, true));
+    b.push(matrices::<F>(tile, place, true));
     #[unroll]
     for step in 0..comptime!(STREAMED / 16) {
         let a = rounded::<F>(a, step);
@@ -332,7 +329,7 @@ pub fn add_by_columns<F: Float>(
             if comptime!(next < STREAMED / 16 * pairs) {
                 let row = comptime!(next / pairs * 16 * row_width(head_dim));
                 let at = place + comptime!(row + 2 * (next % pairs));
-                b.push(matrices::<F>(tile, at, MatrixIdent::B, true));
+                b.push(matrices::<F>(tile, at, true));
             }
             add_pair::<F>(&a, b.index(comptime!(next - 1)), pair, sums);
         }
