@@ -134,6 +134,16 @@ impl<B: StepOps, C: CheckpointStrategy> StepOps for Autodiff<B, C> {
         (out, untracked)
     }
 
+    fn backward_root(output: FloatTensor<Self>, grad: FloatTensor<Self>) -> FloatTensor<Self> {
+        let prep = RootBackward.prepare::<C>([output.node()]);
+        let grad = grad.into_primitive();
+        let root = B::backward_root(output.into_primitive(), grad.clone());
+        match prep.compute_bound().stateful() {
+            OpsKind::Tracked(prep) => prep.finish(grad, root),
+            OpsKind::UnTracked(prep) => prep.finish(root),
+        }
+    }
+
     /// Keeps the gradient, which takes the place of the logits where the backend can write there.
     fn cross_entropy_sum(logits: FloatTensor<Self>, targets: IntTensor<Self>) -> FloatTensor<Self> {
         let prep = CrossEntropyBackward.prepare::<C>([logits.node()]);
@@ -390,5 +400,22 @@ impl<B: StepOps> Backward<B, 1> for CrossEntropyBackward {
             let factor = B::float_reshape(grad, Shape::new([1, 1]));
             B::float_cast(B::float_mul(logits_grad, factor), narrow.into())
         });
+    }
+}
+
+#[derive(Debug)]
+struct RootBackward;
+
+impl<B: StepOps> Backward<B, 1> for RootBackward {
+    /// The gradient to begin with.
+    type State = FloatTensor<B>;
+
+    fn backward(
+        self,
+        ops: Ops<Self::State, 1>,
+        grads: &mut Gradients,
+        _checkpointer: &mut Checkpointer,
+    ) {
+        unary::<B, _>(ops.parents, ops.node, grads, |_one| ops.state);
     }
 }

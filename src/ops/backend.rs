@@ -14,13 +14,13 @@
     allow(unused_variables, reason = "no backend, no call")
 )]
 
-use burn::backend::Backend;
 #[cfg(feature = "tch")]
 use burn::backend::LibTorch;
 #[cfg(feature = "ndarray")]
 use burn::backend::NdArray;
 use burn::backend::backend_extension;
 use burn::backend::tensor::{FloatTensor, IntTensor};
+use burn::backend::{Backend, FloatDType, TensorMetadata};
 
 #[cfg(feature = "fusion")]
 use burn::tensor::Shape;
@@ -254,6 +254,13 @@ pub trait StepOps: Backend {
         targets: IntTensor<Self>,
     ) -> (FloatTensor<Self>, FloatTensor<Self>) {
         cross_entropy::forward_with_grad::<Self>(logits, targets)
+    }
+
+    /// The root of a backward pass that begins at `output` with the gradient `grad`; its own number says
+    /// nothing.
+    #[fusion(default)]
+    fn backward_root(output: FloatTensor<Self>, _grad: FloatTensor<Self>) -> FloatTensor<Self> {
+        Self::float_zeros([1].into(), &output.device(), FloatDType::F32)
     }
 
     /// `parts`, f32, with numbers added whose sum is that of the squares of `values`.

@@ -19,6 +19,7 @@ mod adamw;
 mod attention;
 mod autodiff;
 mod backend;
+mod backward;
 mod cross_entropy;
 #[cfg(feature = "cube")]
 mod cube;
@@ -38,6 +39,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 pub(crate) use adamw::{AdamWStep, adamw};
 pub use attention::{AttentionBody, AttentionMask, attention, attention_body};
+pub(crate) use backward::backward_from;
 use burn::tensor::Device;
 pub use cross_entropy::cross_entropy_sum;
 pub(crate) use dropout::mix;

@@ -158,6 +158,7 @@ fn bodies_equal_each_other() {
     sums_of_squares_are_the_same();
     half_precision_weights_are_widened();
     a_losss_factor_is_not_rounded();
+    a_backward_pass_begins_with_a_gradient();
     medium_precision_rounds_activations();
     attention_in_half_precision_is_that_of_f32();
 }
@@ -453,6 +454,18 @@ fn half_precision_weights_are_widened() {
         let allowed = wide.abs() * 2f32.powi(-8) + 1e-4;
         assert!((difference - allowed).max().into_scalar::<f32>() <= 0.0);
     }
+}
+
+fn a_backward_pass_begins_with_a_gradient() {
+    let (x, grad) = (random([3, 5]), random([3, 5]).inner());
+    let output = || x.clone().exp();
+    let found = x.grad(&backward_from(output(), grad.clone()));
+    let plain = (output() * Tensor::from_inner(grad)).sum().backward();
+    assert_close(
+        found.expect("x is tracked"),
+        x.grad(&plain).expect("x is tracked"),
+        "gradient",
+    );
 }
 
 /// Of eight equal logits the target's gradient is -7/8, and a third of that in bf16 -149/512. With a

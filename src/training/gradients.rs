@@ -17,7 +17,7 @@ use super::GradientOptions;
 use crate::adapter::initialize_params;
 use crate::data::Batch;
 use crate::llama::{AttentionMask, RotaryEmbedding, TransformerDecoder, TransformerDecoderLayer};
-use crate::ops::{cross_entropy_sum, mix, seed_dropout};
+use crate::ops::{backward_from, cross_entropy_sum, mix, seed_dropout};
 
 /// How many rows of logits exist at a time, unless a step says otherwise: enough for each row of
 /// the output weight to be read from memory once for many products.
@@ -215,8 +215,7 @@ impl Backward<'_> {
         if !output.is_tracked() {
             return None;
         }
-        // The derivative of this sum by the output is `grad`.
-        let mut grads = (output * Tensor::from_inner(grad)).sum().backward();
+        let mut grads = backward_from(output, grad);
         self.accumulate(GradientsParams::from_module(&mut grads, self.forward.model));
         input?.grad_remove(&mut grads)
     }
