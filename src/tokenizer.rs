@@ -59,9 +59,9 @@ pub struct Tokenizer {
 impl Tokenizer {
     /// Reads a `tokenizer.json` or a SentencePiece `tokenizer.model`; the content decides which.
     ///
-    /// BOS and EOS are those that transformers uses, where the files say: `bos_token`,
-    /// `add_bos_token` and `eos_token` of the `tokenizer_config.json` beside the file, and what the
-    /// `tokenizer.json` puts before a text. Otherwise they are tokens of the usual names.
+    /// BOS and EOS are those that transformers uses, where the files say: what the `tokenizer.json` puts
+    /// before a text, and `bos_token`, `add_bos_token` and `eos_token` of the `tokenizer_config.json`
+    /// beside the file. Otherwise they are tokens of the usual names.
     ///
     /// # Errors
     ///
@@ -88,10 +88,10 @@ impl Tokenizer {
             serde_json::from_str(&read_text(path)?).map_err(|error| Error::format(path, error))?;
         let id = |token: Option<Token>| self.inner.token_to_id(&token?.into_content());
         let eos_id = id(config.eos_token).or(self.eos_id);
-        let bos_id = match config.add_bos_token {
-            Some(false) => None,
-            Some(true) => id(config.bos_token).or(self.bos_id),
-            None => self.bos_id,
+        let bos_id = match (prefix(&self.inner), config.add_bos_token) {
+            (None, Some(false)) => None,
+            (None, Some(true)) => id(config.bos_token).or(self.bos_id),
+            (Some(_), _) | (None, None) => self.bos_id,
         };
         Ok(Self {
             bos_id,

@@ -111,7 +111,7 @@ fn special_tokens_are_those_that_the_files_name() {
     let config = r#"{"eos_token": null, "bos_token": null, "add_bos_token": null}"#;
     assert_eq!(special_ids(config, as_made), [Some(1), Some(2)]);
 
-    // What a tokenizer.json puts before a text has precedence over a name.
+    // What a tokenizer.json puts before a text has precedence.
     let begins_with = |token: &'static str, id: u32| {
         move |json: &mut Value| {
             json["post_processor"] = json!({
@@ -130,8 +130,10 @@ fn special_tokens_are_those_that_the_files_name() {
             });
         }
     };
-    let ids = special_ids("{}", begins_with("<unk>", 0));
-    assert_eq!(ids, [Some(0), Some(2)]);
+    for config in ["{}", r#"{"add_bos_token": false, "bos_token": "<s>"}"#] {
+        let ids = special_ids(config, begins_with("<unk>", 0));
+        assert_eq!(ids, [Some(0), Some(2)]);
+    }
 }
 
 #[test]
