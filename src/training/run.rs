@@ -104,11 +104,11 @@ impl RunDir {
         ];
         for (key, input) in inputs {
             let input = input.as_ref().and_then(|path| path.canonicalize().ok());
-            let folder = |folder: &&PathBuf| {
-                let folder = folder.canonicalize();
-                folder.is_ok_and(|folder| input.as_ref().is_some_and(|i| i.starts_with(folder)))
+            let is_in = |folder: &&PathBuf| match (&input, folder.canonicalize()) {
+                (Some(input), Ok(folder)) => input.starts_with(folder),
+                _ => false,
             };
-            if let Some(folder) = folders.iter().find(folder) {
+            if let Some(folder) = folders.iter().find(is_in) {
                 return Err(self.error(&format!(
                     "`{key}` is in {}, which a new run in this folder would delete; \
                      choose another output_dir",
