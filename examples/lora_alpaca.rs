@@ -211,6 +211,7 @@ fn load_model(
 /// The folder of a run that begins, or of the one to go on with.
 fn run_dir(config: &RecipeConfig, group: &dyn ProcessGroup) -> Result<RunDir> {
     match (config.resume_from_checkpoint, group.rank()) {
+        (true, 0) => RunDir::resume(config)?.locked(),
         (true, _) => RunDir::resume(config),
         (false, 0) => RunDir::create(config, group.size()),
         (false, _) => Ok(RunDir::join(config, group.size())),
@@ -457,21 +458,13 @@ impl Data {
             Some(path) => (all, read(path)?),
             None => split(all, config)?,
         };
-        if validation.is_empty() && config.validation_split > 0.0 {
-            let fraction = config.validation_split;
-            let all = samples.len();
-            notes.push(format!(
-                "nothing is validated: {fraction} of {all} records is less than one"
-            ));
-        }
+        notes.extend(unvalidated(config, samples.len(), validation.len()));
         let lengths: Vec<usize> = samples.iter().map(Sample::len).collect();
         let rows = match config.packed {
             true => pack(&lengths, longest),
             false => (0..samples.len()).map(|index| vec![index]).collect(),
         };
-        // Some tokenizers have a token for padding for which the model has no row. Any that it has serves.
-        let pad_id = Some(tokenizer.pad_id()).filter(|id| (*id as usize) < llama.vocab_size);
-        let pad_id = pad_id.unwrap_or(0);
+        let pad_id = pad_id(tokenizer, llama);
         let validation = validation.chunks(config.batch_size);
         let batch = |samples: &[Sample]| Batch::collate(&Vec::from_iter(samples), pad_id);
         Ok(Self {
@@ -529,6 +522,12 @@ fn beyond_context(asked: usize, context: usize) -> Option<String> {
     })
 }
 
+fn unvalidated(config: &RecipeConfig, all: usize, held_out: usize) -> Option<String> {
+    let fraction = config.validation_split;
+    (held_out == 0 && fraction > 0.0)
+        .then(|| format!("nothing is validated: {fraction} of {all} records is less than one"))
+}
+
 fn left_out(path: &Path, count: usize, longest: usize) -> Option<String> {
     (count > 0).then(|| {
         format!(
@@ -550,13 +549,21 @@ fn cut(
         return Ok(None);
     }
     let whole = tokenize_records(records, tokenizer, true, None)?;
-    let count = whole.iter().filter(|sample| sample.len() > longest).count();
+    let too_long = whole.iter().filter(|sample| sample.len() > longest).count();
+    // Those that are left out are too long too.
+    let count = too_long - (records.len() - samples.len());
     Ok((count > 0).then(|| {
         format!(
             "{count} records of {} are longer than {longest} tokens and cut there",
             path.display()
         )
     }))
+}
+
+/// Some tokenizers have a token for padding for which the model has no row. Any that it has serves.
+fn pad_id(tokenizer: &Tokenizer, llama: &LlamaConfig) -> u32 {
+    let known = Some(tokenizer.pad_id()).filter(|id| (*id as usize) < llama.vocab_size);
+    known.unwrap_or(0)
 }
 
 /// Servers that have the adapter alone stop where the base model's configuration says.

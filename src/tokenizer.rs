@@ -59,9 +59,9 @@ pub struct Tokenizer {
 impl Tokenizer {
     /// Reads a `tokenizer.json` or a SentencePiece `tokenizer.model`; the content decides which.
     ///
-    /// BOS and EOS are those that transformers uses, where the files say: what the `tokenizer.json` puts
-    /// before a text, and `bos_token`, `add_bos_token` and `eos_token` of the `tokenizer_config.json`
-    /// beside the file. Otherwise they are tokens of the usual names.
+    /// EOS is the `eos_token` of the `tokenizer_config.json` beside the file, BOS what the
+    /// `tokenizer.json` puts before a text, as in transformers. Where they say nothing,
+    /// `add_bos_token` decides on BOS, as in transformers 4, and then tokens of the usual names.
     ///
     /// # Errors
     ///

@@ -139,6 +139,8 @@ mod alpaca {
             "data.json: neither a JSON array of records nor JSON lines with a record a line";
         refused("instruction,output\na,b\n", foreign);
         refused("{\n  \"data\": [\n  ]\n}\n", foreign);
+        let line = r#"{"instruction": "a", "output": "b", "history": []}"#;
+        assert_eq!(parse_alpaca(line, "x").unwrap(), [record("a", "", "b")]);
     }
 
     proptest! {

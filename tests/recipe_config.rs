@@ -540,8 +540,8 @@ fn an_unknown_word_names_the_nearest_one() {
     );
     assert_eq!(
         complaint("lora_attn_modules:\n- q_proj\n- kproj\n"),
-        "run.yaml (line 1): `lora_attn_modules` is [\"q_proj\",\"kproj\"], expected a list of one \
-         or more of q_proj, k_proj, v_proj, output_proj; did you mean `k_proj`?"
+        "run.yaml (line 1): `lora_attn_modules` is [\"q_proj\",\"kproj\"], expected a list \
+         of q_proj, k_proj, v_proj, output_proj; did you mean `k_proj`?"
     );
     assert_eq!(
         complaint("\nlr_scheduler: {kind: cosin}"),

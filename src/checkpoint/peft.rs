@@ -67,15 +67,7 @@ fn parse_config(fields: &Map<String, Value>) -> Result<LoRAConfig, String> {
         let found = show(fields.get("peft_type"));
         return Err(format!("`peft_type` is {found}, expected \"LORA\""));
     }
-    let unknown =
-        |(key, value): &(&String, &Value)| !KNOWN.contains(&key.as_str()) && is_set(value);
-    if let Some((key, _)) = fields.iter().find(unknown) {
-        return Err(format!(
-            "`{key}` is set, which is not supported; train the adapter without it, \
-             merge it with PEFT and load the merged model, \
-             or delete the key if it does not change what the adapter computes"
-        ));
-    }
+    check_known(fields)?;
     if let Some(bias) = fields.get("bias").filter(|bias| *bias != "none") {
         return Err(format!(
             "`bias` is {bias}, expected \"none\": trained biases are not supported"
@@ -104,6 +96,18 @@ fn parse_config(fields: &Map<String, Value>) -> Result<LoRAConfig, String> {
     add_targets(&mut config, fields.get("target_modules"))?;
     config.validate().map_err(|error| error.to_string())?;
     Ok(config)
+}
+
+fn check_known(fields: &Map<String, Value>) -> Result<(), String> {
+    let mut set = fields.iter().filter(|(_, value)| is_set(value));
+    match set.find(|(key, _)| !KNOWN.contains(&key.as_str())) {
+        None => Ok(()),
+        Some((key, _)) => Err(format!(
+            "`{key}` is set, which is not supported; train the adapter without it, \
+             merge it with PEFT and load the merged model, \
+             or delete the key if it does not change what the adapter computes"
+        )),
+    }
 }
 
 fn show(value: Option<&Value>) -> String {
@@ -194,7 +198,10 @@ pub fn load_peft(model: &mut TransformerDecoder, dir: impl AsRef<Path>) -> Resul
     for (name, shape) in file.shapes() {
         file.dtype(&name)?;
         let key = keys::from_peft(&name).unwrap_or_else(|| name.clone());
-        names.insert(key, (name, shape));
+        // Of a tied model, PEFT saves the embedding twice.
+        if !(model.config.tie_embeddings && key == "output.weight") {
+            names.insert(key, (name, shape));
+        }
     }
     let shapes = names
         .iter()

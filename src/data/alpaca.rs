@@ -124,10 +124,12 @@ pub fn parse_alpaca(text: &str, origin: impl AsRef<Path>) -> Result<Vec<AlpacaRe
     Ok(records)
 }
 
-/// Whether the whole text is one object that holds a list, `{"data": [...]}` say.
+/// Whether the whole text is one object that is no record and holds a list, `{"data": [...]}` say.
 fn holds_list(text: &str) -> bool {
     let object: Result<Map<String, Value>, _> = serde_json::from_str(text);
-    object.is_ok_and(|object| object.values().any(Value::is_array))
+    object.is_ok_and(|object| {
+        !object.contains_key("instruction") && object.values().any(Value::is_array)
+    })
 }
 
 fn parse_array(text: &str, origin: &Path) -> Result<Vec<AlpacaRecord>> {

@@ -253,20 +253,24 @@ fn attention_is_the_same() {
     }
 }
 
+/// Some queries see nothing, alone and side by side, within blocks and at their end.
+fn with_blind_queries() -> AttentionMask {
+    let is_blind = |query| query % 7 == 3 || (60..90).contains(&query) || query > 120;
+    let visible = (0..140).map(|query| match is_blind(query) {
+        true => 5..5,
+        false => 0..query + 1,
+    });
+    AttentionMask::new(140, 140, visible.collect())
+}
+
 /// Inputs in half precision against the same numbers in f32. Weights, outputs and gradients are rounded,
 /// each by up to half of `step` of itself, and gradients are sums of rounded numbers. Where scores are
 /// rounded too, a weight moves with the size of its score: these are kept small.
 fn attention_in_half_precision_is_that_of_f32() {
     let packed = AttentionMask::within_segments(&[vec![70, 1, 60], vec![3, 100]], 140);
-    let sees_nothing = |query| query % 7 == 3 || (60..90).contains(&query) || query > 120;
-    let blind = (0..140).map(|query| match sees_nothing(query) {
-        true => 5..5,
-        false => 0..query + 1,
-    });
-    let blind = AttentionMask::new(140, 140, blind.collect());
     let cases = [
         (1, 1, 1, 16, AttentionMask::causal(0, 1)),
-        (1, 4, 2, 48, blind),
+        (1, 4, 2, 48, with_blind_queries()),
         (1, 2, 2, 112, AttentionMask::causal(0, 40)),
         (2, 4, 2, 16, AttentionMask::causal(0, 130)),
         (2, 6, 2, 32, packed),

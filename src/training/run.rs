@@ -1,4 +1,4 @@
-use std::fs::{self, File, TryLockError};
+use std::fs::{self, File, OpenOptions, TryLockError};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -24,12 +24,12 @@ use crate::{Error, Result};
 ///   summary.json           what came out; its presence says that the run is finished
 /// ```
 ///
-/// While a run is going on, `config.yaml` is locked, so that no other begins in its folder.
+/// While a run is going on, `.lock` in its folder is locked, so that no other goes on there.
 #[derive(Debug, Clone)]
 pub struct RunDir {
     path: PathBuf,
     num_processes: usize,
-    /// The locked file, in the process that began the run or went on with it first.
+    /// The locked file, in the process that began the run or went on with it.
     lock: Option<Arc<File>>,
 }
 
@@ -50,6 +50,7 @@ fn one() -> usize {
 }
 
 const CONFIG: &str = "config.yaml";
+const LOCK: &str = ".lock";
 const SUMMARY: &str = "summary.json";
 const CHECKPOINTS: &str = "checkpoints";
 const OPTIMIZER: &str = "optimizer.safetensors";
@@ -68,12 +69,8 @@ impl RunDir {
     /// [`Error::Io`] if the folder cannot be written, [`Error::Resume`] if it holds a run that is not
     /// finished or what this one reads, such as the merged model of the run before.
     pub fn create(config: &RecipeConfig, num_processes: usize) -> Result<Self> {
-        let mut run = Self::join(config, num_processes);
-        create_dir(&run.path)?;
-        if let Err(TryLockError::WouldBlock) = run.try_lock() {
-            let message = "a run in this folder is going on; choose another output_dir";
-            return Err(run.error(message));
-        }
+        create_dir(&config.output_dir)?;
+        let run = Self::join(config, num_processes).locked()?;
         let summary = run.path.join(SUMMARY);
         if run.last_checkpoint()?.is_some() && !summary.exists() {
             let message = "this folder holds a run that is not finished; go on with it by \
@@ -85,7 +82,6 @@ impl RunDir {
             fs::remove_file(&summary).map_err(Error::io(&summary))?;
         }
         write_text(&run.path.join(CONFIG), &config.to_yaml())?;
-        run.lock = run.try_lock().ok().map(Arc::new);
         Ok(run)
     }
 
@@ -122,11 +118,26 @@ impl RunDir {
         Ok(())
     }
 
-    /// Locks the configuration, if there is one and the disk knows locks.
-    fn try_lock(&self) -> Result<File, TryLockError> {
-        let file = File::open(self.path.join(CONFIG)).map_err(TryLockError::Error)?;
-        file.try_lock()?;
-        Ok(file)
+    /// Keeps others from going on with the run or beginning one in its folder, as long as this or a clone
+    /// of it lives. Of several processes one does this. A disk that knows no locks has none.
+    ///
+    /// # Errors
+    /// [`Error::Resume`] if another has locked it, [`Error::Io`] if the folder cannot be written.
+    pub fn locked(mut self) -> Result<Self> {
+        let path = self.path.join(LOCK);
+        // Some network disks lock only what may be written.
+        let mut options = OpenOptions::new();
+        let file = options.write(true).create(true).truncate(false).open(&path);
+        let file = file.map_err(Error::io(&path))?;
+        match file.try_lock() {
+            Err(TryLockError::WouldBlock) => {
+                Err(self.error("a run in this folder is going on; choose another output_dir"))
+            }
+            Ok(()) | Err(TryLockError::Error(_)) => {
+                self.lock = Some(Arc::new(file));
+                Ok(self)
+            }
+        }
     }
 
     /// The run that another of `num_processes` processes begins; touches no file.
@@ -138,7 +149,8 @@ impl RunDir {
         }
     }
 
-    /// Opens the configuration's `output_dir` to go on with the run there, by any number of processes.
+    /// Opens the configuration's `output_dir` to go on with the run there, by any number of processes, of
+    /// which one has it [`locked`](Self::locked).
     ///
     /// # Errors
     /// [`Error::Resume`] if there is no checkpoint or the run had another configuration (the
@@ -151,8 +163,6 @@ impl RunDir {
         run.num_processes = state.num_processes;
         let old = RecipeConfig::from_file(run.path.join(CONFIG), &[])?;
         let difference = old.difference(config);
-        // Of several processes one has it.
-        run.lock = run.try_lock().ok().map(Arc::new);
         match difference.is_empty() {
             true => Ok(run),
             false => Err(run.error(&format!(

@@ -723,18 +723,15 @@ fn an_adapter_with_an_unknown_module() {
 #[test]
 fn an_adapter_that_names_single_layers() {
     let dir = copy_of("gqa/lora_qv_r8");
-    let paths = |layers: usize| {
-        let path = |layer, name| format!("model.layers.{layer}.self_attn.{name}");
-        let of_layer = |layer| ["q_proj", "v_proj"].map(|name| path(layer, name));
-        (0..layers).flat_map(of_layer).collect::<Vec<_>>()
-    };
+    let path = |layer, name| format!("model.layers.{layer}.self_attn.{name}");
+    let of_layer = |layer| ["q_proj", "v_proj"].map(|name| path(layer, name));
     edit_json(&dir.path().join(ADAPTER_CONFIG), |config| {
-        config["target_modules"] = json!(paths(4));
+        config["target_modules"] = (0..4).flat_map(of_layer).collect();
     });
     assert_eq!(read_peft_config(dir.path()).unwrap(), qv_config());
     load_peft(&mut lora_model(&qv_config()), dir.path()).unwrap();
 
-    // One layer less, in the file too.
+    // Of one layer there is none.
     tensors::edit_values(&dir.path().join(ADAPTER), |values| {
         values.retain(|key, _| !key.contains("layers.3."));
     });
@@ -757,6 +754,22 @@ fn an_adapter_of_pickled_tensors() {
     assert_variant!(error, Format);
     assert_names(&error, &pickle);
     assert_says(&error, &["adapter_model.safetensors"]);
+}
+
+/// As PEFT saves embeddings that it was told to.
+#[test]
+fn an_adapter_with_embeddings_replaces_those_of_the_base() {
+    let dir = copy_of("gqa/lora_qv_r8");
+    let key = "base_model.model.model.embed_tokens.weight";
+    tensors::edit_values(&dir.path().join(ADAPTER), |values| {
+        values.insert(key.into(), TensorData::ones::<f32, _>([128, 64]));
+    });
+    let mut model = lora_model(&qv_config());
+    load_hf_as(&mut model, golden("gqa"), DType::BF16).unwrap();
+    load_peft(&mut model, dir.path()).unwrap();
+    let embeddings = state_dict(&model).remove("tok_embeddings.weight").unwrap();
+    assert_eq!(embeddings.dtype(), DType::BF16);
+    assert!(embeddings.iter::<f32>().all(|number| number == 1.0));
 }
 
 /// As PEFT saves the embeddings of a vocabulary that was made larger.
@@ -1265,7 +1278,7 @@ fn beginning_a_run_over_a_finished_one() {
         drop(run);
         RunDir::create(&config, 1).unwrap();
         let left: Vec<_> = files_in(&config.output_dir).into_keys().collect();
-        assert_eq!(left, [PathBuf::from("config.yaml")]);
+        assert_eq!(left, [".lock", "config.yaml"].map(PathBuf::from));
     }
 }
 
@@ -1307,12 +1320,14 @@ fn beginning_a_run_where_one_is_going_on() {
     drop(run);
     RunDir::create(&other, 1).unwrap();
 
-    // One that was resumed goes on too.
+    // One that was resumed goes on too, in as many processes as it has.
     let (_dir, config, run) = unfinished_run();
     drop(run);
-    let _resumed = RunDir::resume(&config).unwrap();
-    let error = RunDir::create(&config, 1).unwrap_err();
-    assert_says(&error, &["is going on"]);
+    let _first = RunDir::resume(&config).unwrap().locked().unwrap();
+    let other = RunDir::resume(&config).unwrap();
+    for error in [other.locked(), RunDir::create(&config, 1)] {
+        assert_says(&error.unwrap_err(), &["is going on"]);
+    }
 }
 
 #[test]

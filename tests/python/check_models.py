@@ -49,11 +49,13 @@ MODELS = {
     "Qwen2, tied": (Qwen2ForCausalLM, Qwen2Config, {"tie_word_embeddings": True}),
     "Mistral": (MistralForCausalLM, MistralConfig, {"sliding_window": 256, "head_dim": 16}),
 }
+EMBEDDED = "changed embeddings in its file"
 ADAPTERS = {
     "all linear layers": {"target_modules": "all-linear"},
     "lm_head": {"target_modules": ["q_proj", "v_proj", "lm_head"]},
     "rsLoRA": {"target_modules": ["q_proj", "down_proj"], "use_rslora": True},
     "DoRA": {"target_modules": ["k_proj", "o_proj", "up_proj"], "use_dora": True},
+    EMBEDDED: {"target_modules": ["v_proj"]},
 }
 
 
@@ -70,16 +72,18 @@ def save_model(folder, cls, config):
     model.save_pretrained(folder)
 
 
-def adapt(base, folder, settings):
+def adapt(base, folder, name):
     """The model with a random adapter, which is saved to `folder`."""
-    config = LoraConfig(task_type="CAUSAL_LM", r=4, lora_alpha=8, **settings)
+    config = LoraConfig(task_type="CAUSAL_LM", r=4, lora_alpha=8, **ADAPTERS[name])
     model = get_peft_model(base, config).eval()
     for name, p in model.named_parameters():
         if "lora_B" in name:
             p.data = 0.1 * torch.randn_like(p)
         elif "magnitude" in name:
             p.data *= 1 + 0.1 * torch.randn_like(p)
-    model.save_pretrained(folder)
+    if name == EMBEDDED:
+        model.get_input_embeddings().weight.data *= 1.5
+    model.save_pretrained(folder, save_embedding_layers=True if name == EMBEDDED else "auto")
     return model
 
 
@@ -111,9 +115,9 @@ def check_model(program, folder, name):
             folder, dtype=torch.float32, attn_implementation="eager").eval()
 
     yield "base", compare(program, folder, None, save_expected(folder, load(), ids))
-    for adapter, adapter_settings in ADAPTERS.items():
+    for adapter in ADAPTERS:
         path = folder / adapter.replace(" ", "_")
-        expected = save_expected(path, adapt(load(), path, adapter_settings), ids)
+        expected = save_expected(path, adapt(load(), path, adapter), ids)
         yield adapter, compare(program, folder, path, expected)
 
 

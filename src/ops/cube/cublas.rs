@@ -47,8 +47,12 @@ pub fn add_product(sum: &CubeTensor, a: &CubeTensor, b: &CubeTensor) -> bool {
     is_added
 }
 
-/// What is known of each device: none if products are not cuBLAS's there.
-static DEVICES: Mutex<Vec<(DeviceId, Option<Device>)>> = Mutex::new(Vec::new());
+/// Each device with what was opened there, if it was, and how often that was tried.
+static DEVICES: Mutex<Vec<(DeviceId, Option<Device>, usize)>> = Mutex::new(Vec::new());
+
+/// Where memory is short, opening may fail at first. Where it always fails (a cuBLAS for other cards or
+/// drivers), products are CubeCL's.
+const MAX_TRIES: usize = 8;
 
 #[derive(Clone)]
 struct Device {
@@ -79,26 +83,25 @@ fn device(tensor: &CubeTensor) -> Option<Device> {
     if !is_cuda(tensor) {
         return None;
     }
-    let service = tensor.client.service_id();
+    let id = tensor.client.service_id().device;
     let mut devices = DEVICES.lock().expect("no panic while it is held");
-    if let Some((_, device)) = devices.iter().find(|(id, _)| *id == service.device) {
-        return device.clone();
+    let known = devices.iter().position(|(known, ..)| *known == id);
+    let index = known.unwrap_or(devices.len());
+    if known.is_none() {
+        devices.push((id, None, 0));
     }
-    let device = match is_installed() {
-        true => match in_context(tensor, || Some(Cublas::open()))? {
-            Ok(cublas) => Some(Device {
-                server: DeviceHandle::new(service.device),
-                cublas,
-            }),
-            // There may be memory the next time.
-            Err(CublasError(sys::cublasStatus_t::CUBLAS_STATUS_ALLOC_FAILED)) => return None,
-            // It is for other cards or drivers, say.
-            Err(_) => None,
-        },
-        false => None,
-    };
-    devices.push((service.device, device.clone()));
-    device
+    let (_, device, tries) = &mut devices[index];
+    if device.is_none() && *tries < MAX_TRIES {
+        *tries += 1;
+        *device = open(tensor, id);
+    }
+    device.clone()
+}
+
+fn open(tensor: &CubeTensor, id: DeviceId) -> Option<Device> {
+    let cublas = is_installed().then(|| in_context(tensor, Cublas::open))??;
+    let server = DeviceHandle::new(id);
+    Some(Device { server, cublas })
 }
 
 /// Whether there are cuBLAS and a driver, from 12.5 on, with events of a context.
@@ -143,31 +146,20 @@ unsafe impl Send for Cublas {}
 
 impl Cublas {
     /// Of the current context.
-    fn open() -> Result<Self, CublasError> {
-        let handle = cublas::create_handle()?;
-        let opened = Self::with_handle(handle);
-        if opened.is_err() {
-            // SAFETY: it was made above, and nobody else has it.
-            unsafe { cublas::destroy_handle(handle)? };
-        }
-        opened
-    }
-
-    fn with_handle(handle: sys::cublasHandle_t) -> Result<Self, CublasError> {
-        let no_driver = || CublasError(sys::cublasStatus_t::CUBLAS_STATUS_NOT_INITIALIZED);
-        let failed = |_: DriverError| no_driver();
-        let of_context = ContextEvents::find().ok_or_else(no_driver)?;
-        let context = ctx::get_current().map_err(failed)?.ok_or_else(no_driver)?;
-        let stream = stream::create(stream::StreamKind::NonBlocking).map_err(failed)?;
-        let event =
-            event::create(driver::CUevent_flags::CU_EVENT_DISABLE_TIMING).map_err(failed)?;
+    fn open() -> Option<Self> {
+        let of_context = ContextEvents::find()?;
+        let context = ctx::get_current().ok()??;
+        // What most likely fails comes first: nothing has to be given back then.
+        let handle = cublas::create_handle().ok()?;
+        let stream = stream::create(stream::StreamKind::NonBlocking).ok()?;
+        let event = event::create(driver::CUevent_flags::CU_EVENT_DISABLE_TIMING).ok()?;
         let f32_sums = sys::cublasMath_t::CUBLAS_MATH_DISALLOW_REDUCED_PRECISION_REDUCTION;
-        // SAFETY: the caller made the handle, the stream was made above.
+        // SAFETY: handle and stream were made above.
         unsafe {
-            cublas::set_stream(handle, stream.cast())?;
-            sys::cublasSetMathMode(handle, f32_sums).result()?;
+            cublas::set_stream(handle, stream.cast()).ok()?;
+            sys::cublasSetMathMode(handle, f32_sums).result().ok()?;
         }
-        Ok(Self {
+        Some(Self {
             handle,
             context,
             stream,

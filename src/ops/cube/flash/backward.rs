@@ -7,8 +7,8 @@ use super::rows::{
     seen_by_one,
 };
 use super::tile::{
-    Eight, PLANE, PLANES, Pair, ROWS, STREAMED, add_by_columns, block_tile, by_rows, head_rows,
-    lefts, new_stream, send, store, take_first, take_second, tile_by_rows, zeros,
+    Eight, PLANE, PLANES, Pair, ROWS, STREAMED, add_by_columns, begin, block_tile, by_rows,
+    head_rows, lefts, new_stream, send, store, take_first, take_second, tile_by_rows, zeros,
 };
 
 /// The queries of a cube in [`q_grad_kernel`], a fragment a plane.
@@ -78,10 +78,7 @@ pub fn q_grad_kernel<F: Float, I: Int>(
     let mut stream = new_stream::<F>(head_dim);
     let mut key = block.first_key;
     let mut at = 0usize;
-    send::<F>(&mut stream, k, &block.kv_rows, key, head_dim);
-    take_first::<F>(&mut stream, at, head_dim);
-    send::<F>(&mut stream, v, &block.kv_rows, key, head_dim);
-    take_second::<F>(&mut stream, at, head_dim);
+    begin::<F>(&mut stream, k, v, &block.kv_rows, key, head_dim);
     while key < block.end_key {
         sync_cube();
         let next = STREAMED - at;
@@ -170,10 +167,7 @@ pub fn kv_grad_kernel<F: Float, I: Int>(
         let mut at = 0usize;
         // What the tiles held of the last head must have been read.
         sync_cube();
-        send::<F>(&mut stream, q, &rows, query, head_dim);
-        take_first::<F>(&mut stream, at, head_dim);
-        send::<F>(&mut stream, grad, &rows, query, head_dim);
-        take_second::<F>(&mut stream, at, head_dim);
+        begin::<F>(&mut stream, q, grad, &rows, query, head_dim);
         while query < end_query {
             sync_cube();
             let next = STREAMED - at;

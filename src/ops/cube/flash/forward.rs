@@ -4,8 +4,8 @@ use cubecl::prelude::*;
 use super::Layout;
 use super::rows::{end_softmax, hide, new_softmax, query_block, take_in};
 use super::tile::{
-    Eight, PLANES, Pair, ROWS, STREAMED, add_by_columns, block_tile, new_stream, scale_rows, send,
-    store, take_first, take_second, tile_by_rows, zeros,
+    Eight, PLANES, Pair, ROWS, STREAMED, add_by_columns, begin, block_tile, new_stream, scale_rows,
+    send, store, take_first, take_second, tile_by_rows, zeros,
 };
 
 /// The fragments of queries that a plane has one below the other: what it reads of keys and values it
@@ -38,10 +38,7 @@ pub fn forward_kernel<F: Float, I: Int>(
     let mut stream = new_stream::<F>(head_dim);
     let mut key = block.first_key;
     let mut at = 0usize;
-    send::<F>(&mut stream, k, &block.kv_rows, key, head_dim);
-    take_first::<F>(&mut stream, at, head_dim);
-    send::<F>(&mut stream, v, &block.kv_rows, key, head_dim);
-    take_second::<F>(&mut stream, at, head_dim);
+    begin::<F>(&mut stream, k, v, &block.kv_rows, key, head_dim);
     while key < block.end_key {
         sync_cube();
         let next = STREAMED - at;

@@ -11,8 +11,8 @@
 //!                       row g + 8:  columns 2 t, 2 t + 1
 //! ```
 //!
-//! After branches that its units take apart, a plane comes together again (`sync_plane`) before they exchange
-//! numbers: since Volta nothing else promises it.
+//! Units exchange numbers with those that are where they are. Before the loops a plane comes together for it
+//! (`sync_plane`); in them it relies on the compiler, which brings units together after each branch.
 
 mod backward;
 mod forward;

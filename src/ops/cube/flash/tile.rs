@@ -167,6 +167,22 @@ pub fn take_second<F: Float>(stream: &mut Stream<F>, at: usize, #[comptime] head
     put::<F>(&stream.coming, &mut stream.second, at, STREAMED, head_dim);
 }
 
+/// Brings the rows from `row` on of both tensors into the first halves of the tiles.
+#[cube]
+pub fn begin<F: Float>(
+    stream: &mut Stream<F>,
+    first: &Tensor<Vector<F, Eight>>,
+    second: &Tensor<Vector<F, Eight>>,
+    rows: &HeadRows,
+    row: usize,
+    #[comptime] head_dim: usize,
+) {
+    send::<F>(stream, first, rows, row, head_dim);
+    take_first::<F>(stream, 0usize, head_dim);
+    send::<F>(stream, second, rows, row, head_dim);
+    take_second::<F>(stream, 0usize, head_dim);
+}
+
 /// From a row of a tile to the next, in pieces.
 fn row_width(head_dim: usize) -> usize {
     head_dim / 8 + 1
