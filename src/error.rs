@@ -204,6 +204,14 @@ impl Error {
         self
     }
 
+    /// The same error about a shape, with another name of the tensor: the one in the file, say.
+    pub(crate) fn with_key(mut self, name: &str) -> Self {
+        if let Self::Shape { key, .. } = &mut self {
+            *key = name.to_owned();
+        }
+        self
+    }
+
     /// An [`Error::Format`] for `path`.
     pub(crate) fn format(path: impl AsRef<Path>, message: impl ToString) -> Self {
         Self::Format {

@@ -141,24 +141,12 @@ impl Weights {
 
     /// An error about a tensor's shape, with the file and the name that the tensor has there.
     fn locate(&self, error: Error) -> Error {
-        match error {
-            Error::Shape {
-                key,
-                expected,
-                found,
-                ..
-            } => {
-                let entry = &self.entries[&key];
-                let file = &self.files[entry.file];
-                Error::Shape {
-                    origin: file.path().display().to_string(),
-                    key: entry.name.clone(),
-                    expected,
-                    found,
-                }
-            }
-            other => other,
-        }
+        let Error::Shape { key, .. } = &error else {
+            return error;
+        };
+        let entry = &self.entries[key];
+        let path = self.files[entry.file].path();
+        error.with_key(&entry.name).in_file(path)
     }
 
     fn read(&self, key: &str, target: impl Fn(DType) -> DType) -> Result<burn::tensor::TensorData> {

@@ -206,8 +206,14 @@ pub fn load_peft(model: &mut TransformerDecoder, dir: impl AsRef<Path>) -> Resul
     let shapes = names
         .iter()
         .map(|(key, (_, shape))| (key.as_str(), &shape[..]));
-    let mut report = compare_keys(model, &path.display().to_string(), shapes)
-        .map_err(|error| with_key(error, |key| names[key].0.clone()))?;
+    let in_file = |error: Error| match &error {
+        Error::Shape { key, .. } => {
+            let (name, _) = &names[key];
+            error.with_key(name)
+        }
+        _ => error,
+    };
+    let mut report = compare_keys(model, &path.display().to_string(), shapes).map_err(in_file)?;
     let adapter = get_adapter_params(model);
     report.missing.retain(|key| adapter.contains(key));
     report.renamed(keys::to_peft).require_complete()?;
@@ -230,24 +236,6 @@ fn weights_file(dir: &Path) -> Result<PathBuf> {
             format!("pickled tensors are not read; save the adapter again as {WEIGHTS_FILE}"),
         )),
         false => Ok(path),
-    }
-}
-
-/// An error about a tensor's shape, with the name that the tensor has in the file.
-fn with_key(error: Error, name: impl FnOnce(&str) -> String) -> Error {
-    match error {
-        Error::Shape {
-            origin,
-            key,
-            expected,
-            found,
-        } => Error::Shape {
-            origin,
-            key: name(&key),
-            expected,
-            found,
-        },
-        other => other,
     }
 }
 
