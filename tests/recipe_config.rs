@@ -203,12 +203,12 @@ fn a_checkpoint_is_what_the_model_key_names() {
     assert_eq!(llama("model: llama2_7b").unwrap(), LlamaConfig::llama2_7b());
     assert_eq!(llama("model: auto").unwrap(), LlamaConfig::llama2_7b());
     let error = llama("model: llama2_13b").unwrap_err().to_string();
-    assert!(error.contains("embed_dim is 4096, not 5120"), "{error}");
+    assert!(error.contains("hidden_size is 4096, not 5120"), "{error}");
 
     write(json(1e6));
     let error = llama("model: llama2_7b").unwrap_err().to_string();
     assert!(
-        error.contains("(rope_base is 1000000.0, not 10000.0)"),
+        error.contains("(rope_theta is 1000000.0, not 10000.0)"),
         "{error}"
     );
     assert!(error.contains("model=auto"), "{error}");

@@ -4,7 +4,7 @@
 use std::path::Path;
 
 use burn::tensor::DType;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::llama::{LlamaConfig, RopeScaling};
 use crate::{Error, Result};
@@ -17,12 +17,15 @@ struct HfConfig {
     intermediate_size: usize,
     num_hidden_layers: usize,
     num_attention_heads: usize,
-    num_key_value_heads: Option<usize>,
+    #[serde(default, deserialize_with = "given")]
+    num_key_value_heads: Option<Option<usize>>,
     head_dim: Option<usize>,
-    max_position_embeddings: usize,
-    sliding_window: Option<usize>,
-    use_sliding_window: Option<bool>,
-    rms_norm_eps: f64,
+    max_position_embeddings: Option<usize>,
+    #[serde(default, deserialize_with = "given")]
+    sliding_window: Option<Option<usize>>,
+    #[serde(default)]
+    use_sliding_window: bool,
+    rms_norm_eps: Option<f64>,
     hidden_act: Option<String>,
     rope_theta: Option<f64>,
     rope_scaling: Option<HfRope>,
@@ -37,7 +40,13 @@ struct HfConfig {
     eos_token_id: Option<OneOrMany>,
 }
 
-#[derive(Debug, Default, Deserialize)]
+/// A value of a key that is there, which may be null. Without the key there is none, and the model type's
+/// default holds.
+fn given<'de, D: Deserializer<'de>>(value: D) -> Result<Option<Option<usize>>, D::Error> {
+    Option::deserialize(value).map(Some)
+}
+
+#[derive(Debug, Default, PartialEq, Deserialize)]
 struct HfRope {
     rope_type: Option<String>,
     /// The older name of `rope_type`; some files have both.
@@ -57,74 +66,156 @@ enum OneOrMany {
     Many(Vec<u32>),
 }
 
-/// Model types whose layers are those of [`LlamaConfig`], and whether q, k and v have a bias.
-const MODEL_TYPES: [(&str, bool); 3] = [("llama", false), ("mistral", false), ("qwen2", true)];
+/// A model type whose layers are those of [`LlamaConfig`], with what transformers 5 takes for keys that a
+/// file does not have.
+struct ModelType {
+    name: &'static str,
+    max_position_embeddings: usize,
+    /// None: as many as query heads.
+    num_key_value_heads: Option<usize>,
+}
+
+const LLAMA: &str = "llama";
+const MISTRAL: &str = "mistral";
+const QWEN2: &str = "qwen2";
+
+const MODEL_TYPES: [ModelType; 3] = [
+    ModelType {
+        name: LLAMA,
+        max_position_embeddings: 2048,
+        num_key_value_heads: None,
+    },
+    ModelType {
+        name: MISTRAL,
+        max_position_embeddings: 131_072,
+        num_key_value_heads: Some(8),
+    },
+    ModelType {
+        name: QWEN2,
+        max_position_embeddings: 32_768,
+        num_key_value_heads: Some(32),
+    },
+];
+const SLIDING_WINDOW: usize = 4096;
+const RMS_NORM_EPS: f64 = 1e-6;
+const ROPE_THETA: f64 = 1e4;
+
+/// What the sizes are called here and in `config.json`.
+const SIZES: [(&str, &str); 12] = [
+    ("num_layers", "num_hidden_layers"),
+    ("num_heads", "num_attention_heads"),
+    ("num_kv_heads", "num_key_value_heads"),
+    ("embed_dim", "hidden_size"),
+    ("intermediate_dim", "intermediate_size"),
+    ("max_seq_len", "max_position_embeddings"),
+    ("norm_eps", "rms_norm_eps"),
+    ("rope_base", "rope_theta"),
+    ("tie_embeddings", "tie_word_embeddings"),
+    ("qkv_bias", "attention_bias"),
+    ("output_proj_bias", "attention_bias"),
+    ("eos_token_ids", "eos_token_id"),
+];
+
+/// The key of `config.json` that a field of [`LlamaConfig`] comes from.
+pub(crate) fn hf_config_key(field: &str) -> &str {
+    let row = SIZES.iter().find(|(ours, _)| *ours == field);
+    row.map_or(field, |(_, theirs)| theirs)
+}
 
 /// Reads the sizes of a model from the text of its `config.json`.
 pub(super) fn parse(text: &str, path: &Path) -> Result<LlamaConfig> {
     let hf: HfConfig = serde_json::from_str(text).map_err(|error| Error::format(path, error))?;
-    let unsupported = |what: String| Err(Error::format(path, what));
-    let Some((_, qkv_bias)) = MODEL_TYPES.iter().find(|(name, _)| *name == hf.model_type) else {
-        let names = MODEL_TYPES.map(|(name, _)| name).join(", ");
-        let found = &hf.model_type;
-        return unsupported(format!("model_type `{found}` is not one of {names}"));
-    };
-    if hf.hidden_act.as_deref().is_some_and(|act| act != "silu") {
-        return unsupported(format!("hidden_act {:?} is not silu", hf.hidden_act));
-    }
-    if hf.mlp_bias {
-        return unsupported("mlp_bias: a bias in the feed-forward block is not supported".into());
-    }
-    if hf.num_attention_heads == 0 {
-        return unsupported("num_attention_heads is 0".into());
-    }
-    let max_seq_len = hf.max_seq_len();
-    let rope = hf.rope_parameters.or(hf.rope_scaling).unwrap_or_default();
-    let config = LlamaConfig {
-        vocab_size: hf.vocab_size,
-        num_layers: hf.num_hidden_layers,
-        num_heads: hf.num_attention_heads,
-        num_kv_heads: hf.num_key_value_heads.unwrap_or(hf.num_attention_heads),
-        head_dim: hf
-            .head_dim
-            .unwrap_or(hf.hidden_size / hf.num_attention_heads),
-        embed_dim: hf.hidden_size,
-        intermediate_dim: hf.intermediate_size,
-        max_seq_len,
-        norm_eps: hf.rms_norm_eps,
-        rope_base: rope.rope_theta.or(hf.rope_theta).unwrap_or(1e4),
-        rope_scaling: rope.scaling(path)?,
-        tie_embeddings: hf.tie_word_embeddings,
-        qkv_bias: *qkv_bias || hf.attention_bias,
-        output_proj_bias: hf.attention_bias,
-        bos_token_id: hf.bos_token_id,
-        eos_token_ids: match hf.eos_token_id {
-            None => Vec::new(),
-            Some(OneOrMany::One(id)) => vec![id],
-            Some(OneOrMany::Many(ids)) => ids,
-        },
-    };
-    config
-        .validate()
-        .map_err(|error| Error::format(path, error))?;
+    let config = hf
+        .model_type()
+        .and_then(|model_type| hf.into_llama(model_type))
+        .map_err(|message| Error::format(path, message))?;
+    config.validate().map_err(|error| match error {
+        Error::InvalidArgument { name, message } => {
+            Error::format(path, format!("{}: {message}", hf_config_key(name)))
+        }
+        other => other,
+    })?;
     Ok(config)
 }
 
 impl HfConfig {
-    /// Attention here sees the whole sequence, which equals a sliding window up to its length.
-    fn max_seq_len(&self) -> usize {
-        let window = self
-            .sliding_window
-            .filter(|_| self.use_sliding_window != Some(false));
+    /// The model type, if this is a model that can be read.
+    fn model_type(&self) -> Result<&'static ModelType, String> {
+        if let Some(act) = self.hidden_act.as_ref().filter(|act| *act != "silu") {
+            return Err(format!("hidden_act `{act}` is not supported; only silu is"));
+        }
+        if self.mlp_bias {
+            return Err("mlp_bias: a bias in the feed-forward block is not supported".into());
+        }
+        if self.num_attention_heads == 0 {
+            return Err("num_attention_heads is 0".into());
+        }
+        let known = MODEL_TYPES.iter().find(|t| t.name == self.model_type);
+        known.ok_or_else(|| {
+            let names = MODEL_TYPES.map(|t| t.name).join(", ");
+            format!("model_type `{}` is not one of {names}", self.model_type)
+        })
+    }
+
+    fn into_llama(self, model_type: &ModelType) -> Result<LlamaConfig, String> {
+        let heads = self.num_attention_heads;
         let max = self.max_position_embeddings;
-        window.map_or(max, |window| window.min(max))
+        let max = max.unwrap_or(model_type.max_position_embeddings);
+        let window = self.window();
+        let kv_heads = self.num_key_value_heads;
+        let has_bias = self.attention_bias && model_type.name == LLAMA;
+        // transformers 5 takes the older setting where a file has both, unless it is empty.
+        let older = self.rope_scaling.filter(|rope| *rope != HfRope::default());
+        let rope = older.or(self.rope_parameters).unwrap_or_default();
+        let rope_base = rope.rope_theta.or(self.rope_theta);
+        Ok(LlamaConfig {
+            vocab_size: self.vocab_size,
+            num_layers: self.num_hidden_layers,
+            num_heads: heads,
+            num_kv_heads: kv_heads
+                .unwrap_or(model_type.num_key_value_heads)
+                .unwrap_or(heads),
+            head_dim: self.head_dim.unwrap_or(self.hidden_size / heads),
+            embed_dim: self.hidden_size,
+            intermediate_dim: self.intermediate_size,
+            max_seq_len: window.map_or(max, |window| window.min(max)),
+            norm_eps: self.rms_norm_eps.unwrap_or(RMS_NORM_EPS),
+            rope_base: rope_base.unwrap_or(ROPE_THETA),
+            rope_scaling: rope.scaling(max)?,
+            tie_embeddings: self.tie_word_embeddings,
+            qkv_bias: has_bias || model_type.name == QWEN2,
+            output_proj_bias: has_bias,
+            bos_token_id: self.bos_token_id,
+            eos_token_ids: self.eos_token_id.map_or_else(Vec::new, OneOrMany::into_vec),
+        })
+    }
+
+    /// How far attention looks back. Here it sees the whole sequence, which is the same up to this length.
+    fn window(&self) -> Option<usize> {
+        let is_used = match self.model_type.as_str() {
+            MISTRAL => true,
+            QWEN2 => self.use_sliding_window,
+            _ => false,
+        };
+        let window = self.sliding_window.unwrap_or(Some(SLIDING_WINDOW));
+        window.filter(|_| is_used)
+    }
+}
+
+impl OneOrMany {
+    fn into_vec(self) -> Vec<u32> {
+        match self {
+            Self::One(id) => vec![id],
+            Self::Many(ids) => ids,
+        }
     }
 }
 
 impl HfRope {
-    fn scaling(&self, path: &Path) -> Result<Option<RopeScaling>> {
+    /// The scaling of a model of `max` positions.
+    fn scaling(&self, max: usize) -> Result<Option<RopeScaling>, String> {
         let need = |value: Option<f64>, name: &str| {
-            value.ok_or_else(|| Error::format(path, format!("the rope scaling has no {name}")))
+            value.ok_or_else(|| format!("the rope scaling has no {name}"))
         };
         let rope_type = self.rope_type.as_ref().or(self.old_rope_type.as_ref());
         match rope_type.map(String::as_str) {
@@ -136,11 +227,10 @@ impl HfRope {
                 factor: need(self.factor, "factor")?,
                 low_freq_factor: need(self.low_freq_factor, "low_freq_factor")?,
                 high_freq_factor: need(self.high_freq_factor, "high_freq_factor")?,
-                original_max_seq_len: self.original_max_position_embeddings.unwrap_or(8192),
+                original_max_seq_len: self.original_max_position_embeddings.unwrap_or(max),
             })),
-            Some(other) => Err(Error::format(
-                path,
-                format!("rope type `{other}` is not one of default, linear, llama3"),
+            Some(other) => Err(format!(
+                "rope type `{other}` is not one of default, linear, llama3"
             )),
         }
     }
@@ -213,7 +303,8 @@ pub(super) fn to_json(config: &LlamaConfig, dtype: DType) -> String {
 fn scaling_to_json(scaling: &RopeScaling) -> serde_json::Value {
     match scaling {
         RopeScaling::Linear { factor } => {
-            serde_json::json!({ "rope_type": "linear", "factor": factor })
+            // Servers that are older than `rope_type` know this one by `type`.
+            serde_json::json!({ "rope_type": "linear", "type": "linear", "factor": factor })
         }
         RopeScaling::Llama3 {
             factor,
@@ -233,6 +324,7 @@ fn scaling_to_json(scaling: &RopeScaling) -> serde_json::Value {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use serde_json::{Value, json};
 
     #[test]
     fn written_config_reads_back() {
@@ -253,17 +345,122 @@ mod tests {
         }
     }
 
-    #[test]
-    fn a_sliding_window_bounds_the_sequence() {
+    /// Llama 2 7B's `config.json`, of another model type, with and without some keys.
+    fn read(model_type: &str, with: Value, without: &[&str]) -> LlamaConfig {
         let text = to_json(&LlamaConfig::llama2_7b(), DType::F32);
-        let with = |fields: &str| {
-            let text = text.replacen('{', &format!("{{ {fields},"), 1);
-            parse(&text, Path::new("config.json")).unwrap().max_seq_len
+        let mut config: Value = serde_json::from_str(&text).unwrap();
+        let fields = config.as_object_mut().unwrap();
+        fields.insert("model_type".into(), model_type.into());
+        fields.extend(with.as_object().unwrap().clone());
+        fields.retain(|key, _| !without.contains(&key.as_str()));
+        parse(&config.to_string(), Path::new("config.json")).unwrap()
+    }
+
+    #[test]
+    fn a_sliding_window_that_is_used_bounds_the_sequence() {
+        let (default, max) = (json!({}), 4096);
+        let (short, none) = (
+            json!({"sliding_window": 1024}),
+            json!({"sliding_window": null}),
+        );
+        let used = json!({"sliding_window": 1024, "use_sliding_window": true});
+        for (model_type, with, expected) in [
+            ("mistral", &short, 1024),
+            ("mistral", &none, max),
+            ("qwen2", &used, 1024),
+            ("qwen2", &short, max),
+            ("qwen2", &default, max),
+            ("llama", &used, max),
+        ] {
+            let found = read(model_type, with.clone(), &[]).max_seq_len;
+            assert_eq!(found, expected, "{model_type} {with}");
+        }
+        let long = |with| read("mistral", with, &["max_position_embeddings"]).max_seq_len;
+        assert_eq!((long(default), long(none)), (4096, 131_072));
+    }
+
+    #[test]
+    fn keys_that_are_missing_have_the_model_types_defaults() {
+        let missing = [
+            "max_position_embeddings",
+            "num_key_value_heads",
+            "rms_norm_eps",
+            "rope_theta",
+            "tie_word_embeddings",
+            "attention_bias",
+        ];
+        for (model_type, kv_heads, max) in [
+            ("llama", 64, 2048),
+            ("mistral", 8, 4096),
+            ("qwen2", 32, 32_768),
+        ] {
+            let config = read(model_type, json!({"num_attention_heads": 64}), &missing);
+            assert_eq!((config.num_kv_heads, config.max_seq_len), (kv_heads, max));
+            assert_eq!((config.norm_eps, config.rope_base), (1e-6, 1e4));
+            assert!(!config.tie_embeddings && !config.output_proj_bias);
+        }
+        let null = json!({"num_attention_heads": 16, "num_key_value_heads": null});
+        assert_eq!(read("qwen2", null, &[]).num_kv_heads, 16);
+    }
+
+    #[test]
+    fn only_llama_has_a_setting_for_biases() {
+        for (model_type, biases) in [
+            ("llama", (true, true)),
+            ("mistral", (false, false)),
+            ("qwen2", (true, false)),
+        ] {
+            let config = read(model_type, json!({"attention_bias": true}), &[]);
+            assert_eq!(
+                (config.qkv_bias, config.output_proj_bias),
+                biases,
+                "{model_type}"
+            );
+        }
+    }
+
+    /// As transformers 5 does.
+    #[test]
+    fn of_two_settings_of_the_rotary_embedding_the_older_holds() {
+        let newer = json!({"rope_type": "default", "rope_theta": 2e4});
+        let linear = json!({"rope_type": "linear", "factor": 2.0});
+        let with_base = json!({"rope_type": "linear", "factor": 2.0, "rope_theta": 3e4});
+        let scaled = Some(RopeScaling::Linear { factor: 2.0 });
+        for (older, base, scaling) in [
+            (&linear, 1e4, &scaled),
+            (&with_base, 3e4, &scaled),
+            (&json!({}), 2e4, &None),
+            (&Value::Null, 2e4, &None),
+        ] {
+            let both = json!({"rope_parameters": newer, "rope_scaling": older});
+            let config = read("llama", both, &["rope_theta"]);
+            assert_eq!((config.rope_base, &config.rope_scaling), (base, scaling));
+        }
+        let both = json!({"rope_parameters": newer, "rope_scaling": linear, "rope_theta": 5e4});
+        assert_eq!(read("llama", both, &[]).rope_base, 5e4);
+    }
+
+    #[test]
+    fn llama3_scaling_begins_at_the_models_own_length_by_default() {
+        let rope = json!({"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0});
+        let config = read("llama", json!({"rope_scaling": rope}), &[]);
+        let Some(RopeScaling::Llama3 {
+            original_max_seq_len,
+            ..
+        }) = config.rope_scaling
+        else {
+            panic!("{:?}", config.rope_scaling)
         };
-        assert_eq!(with("\"sliding_window\": 1024"), 1024);
-        assert_eq!(with("\"sliding_window\": null"), 4096);
-        let unused = "\"sliding_window\": 1024, \"use_sliding_window\": false";
-        assert_eq!(with(unused), 4096);
+        assert_eq!(original_max_seq_len, 4096);
+    }
+
+    #[test]
+    fn linear_scaling_is_written_under_both_names() {
+        let scaling = scaling_to_json(&RopeScaling::Linear { factor: 2.0 });
+        assert_eq!(
+            scaling,
+            json!({"rope_type": "linear", "type": "linear", "factor": 2.0})
+        );
     }
 
     #[test]
@@ -292,7 +489,11 @@ mod tests {
                 "\"model_type\": \"gpt2\"",
                 "gpt2",
             ),
-            ("\"silu\"", "\"gelu\"", "gelu"),
+            (
+                "\"silu\"",
+                "\"gelu\"",
+                "hidden_act `gelu` is not supported; only silu is",
+            ),
             ("\"mlp_bias\": false", "\"mlp_bias\": true", "mlp_bias"),
             (
                 "\"rope_scaling\": null",
@@ -302,7 +503,7 @@ mod tests {
             (
                 "\"num_key_value_heads\": 32",
                 "\"num_key_value_heads\": 5",
-                "num_kv_heads",
+                "num_key_value_heads: ",
             ),
             ("{", "[", "line 2"),
         ] {

@@ -11,6 +11,8 @@ mod keys;
 mod peft;
 mod tensors;
 
+pub(crate) use hf_config::hf_config_key;
+
 pub use hf::{load_hf, load_hf_as, read_hf_config, save_hf};
 pub use peft::{load_peft, read_peft_config, save_peft, save_peft_with_base};
 pub use tensors::{

@@ -29,7 +29,7 @@ use serde_json::Value;
 pub use keys::RecipeKey;
 
 use super::{Activations, AdamWConfig, LrSchedule, ScheduleKind, Trainer};
-use crate::checkpoint::read_hf_config;
+use crate::checkpoint::{hf_config_key, read_hf_config};
 use crate::data::DataOrder;
 use crate::llama::LlamaConfig;
 use crate::lora::{AttnModule, LoRAConfig};
@@ -268,7 +268,7 @@ fn differences(named: &LlamaConfig, found: &LlamaConfig) -> Vec<String> {
     keys.filter(|key| named[*key] != found[*key])
         .map(|key| {
             let [found, named] = [&found[key], &named[key]].map(keys::show);
-            format!("{key} is {found}, not {named}")
+            format!("{} is {found}, not {named}", hf_config_key(key))
         })
         .collect()
 }

@@ -442,8 +442,22 @@ fn a_model_configuration_that_is_no_model() {
     let dir = copy_of("gqa");
     let path = dir.path().join("config.json");
     for (key, value, parts) in [
-        ("num_key_value_heads", json!(3), ["num_kv_heads", "evenly"]),
-        ("num_hidden_layers", json!(0), ["num_layers", "at least 1"]),
+        (
+            "num_key_value_heads",
+            json!(3),
+            ["num_key_value_heads: ", "evenly"],
+        ),
+        (
+            "num_hidden_layers",
+            json!(0),
+            ["num_hidden_layers: ", "at least 1"],
+        ),
+        ("hidden_size", json!(0), ["hidden_size: ", "at least 1"]),
+        (
+            "intermediate_size",
+            json!(0),
+            ["intermediate_size: ", "at least 1"],
+        ),
         ("head_dim", json!(15), ["head_dim", "even width"]),
         ("hidden_size", json!(-1), ["integer `-1`", "usize"]),
     ] {
