@@ -441,7 +441,7 @@ struct Data {
 impl Data {
     fn load(config: &RecipeConfig, llama: &LlamaConfig, tokenizer: &Tokenizer) -> Result<Self> {
         let path = config.dataset.clone().unwrap_or_else(embedded::train_file);
-        let context = llama.max_seq_len;
+        let context = llama.context_len();
         let asked = config.max_seq_len.unwrap_or(context);
         let longest = asked.min(context);
         let mut notes = Vec::from_iter(beyond_context(asked, context));

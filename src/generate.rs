@@ -101,7 +101,7 @@ pub fn generate(
     let model = model.valid();
     let mut cache = KvCache::new(model.config.num_layers);
     let mut rng = ChaCha8Rng::seed_from_u64(options.seed);
-    let room = model.config.max_seq_len - prompt.len();
+    let room = model.config.context_len() - prompt.len();
     let mut generated = Vec::new();
     let mut input = prompt.to_vec();
     for _ in 0..options.max_new_tokens.min(room) {
@@ -117,7 +117,7 @@ pub fn generate(
 }
 
 fn check_prompt(prompt: &[u32], config: &LlamaConfig) -> Result<()> {
-    let (len, longest, vocab_size) = (prompt.len(), config.max_seq_len, config.vocab_size);
+    let (len, longest, vocab_size) = (prompt.len(), config.context_len(), config.vocab_size);
     let bad_length = |message| {
         Err(Error::InvalidArgument {
             name: "prompt",

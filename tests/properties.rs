@@ -17,7 +17,7 @@ use burn_peft::checkpoint::{
     save_hf, save_peft, save_state_dict,
 };
 use burn_peft::generate::{GenerateOptions, generate};
-use burn_peft::llama::{LlamaConfig, TransformerDecoder};
+use burn_peft::llama::{LlamaConfig, ModelType, TransformerDecoder};
 use burn_peft::lora::{AttnModule, LoRAAdapter, LoRAConfig, LoRALinear, MlpModule};
 use proptest::prelude::*;
 use rand::{RngExt, SeedableRng};
@@ -346,8 +346,13 @@ proptest! {
 
     #[test]
     fn hf_folders_give_back_the_model(llama in llama_config(), seed: u64) {
-        // Hugging Face has no model with a bias on the output projection alone.
-        let llama = LlamaConfig { qkv_bias: llama.qkv_bias || llama.output_proj_bias, ..llama };
+        // Hugging Face has no model with a bias on the output projection alone, and Qwen2 for one on the others.
+        let qkv_bias = llama.qkv_bias || llama.output_proj_bias;
+        let model_type = match qkv_bias && !llama.output_proj_bias {
+            true => ModelType::Qwen2,
+            false => ModelType::Llama,
+        };
+        let llama = LlamaConfig { model_type, qkv_bias, ..llama };
         let dir = tempfile::tempdir().unwrap();
         let model = random_base(&llama, seed);
         save_hf(&model, dir.path()).unwrap();

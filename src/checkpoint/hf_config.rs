@@ -6,7 +6,7 @@ use std::path::Path;
 use burn::tensor::DType;
 use serde::{Deserialize, Deserializer, Serialize};
 
-use crate::llama::{LlamaConfig, RopeScaling};
+use crate::llama::{LlamaConfig, ModelType, RopeScaling};
 use crate::{Error, Result};
 
 #[derive(Debug, Deserialize)]
@@ -66,36 +66,39 @@ enum OneOrMany {
     Many(Vec<u32>),
 }
 
-/// A model type whose layers are those of [`LlamaConfig`], with what transformers 5 takes for keys that a
-/// file does not have.
-struct ModelType {
+/// A model type, with what transformers 5 takes for keys that a file does not have.
+struct Kind {
+    model_type: ModelType,
     name: &'static str,
+    architecture: &'static str,
     max_position_embeddings: usize,
     /// None: as many as query heads.
     num_key_value_heads: Option<usize>,
 }
 
-const LLAMA: &str = "llama";
-const MISTRAL: &str = "mistral";
-const QWEN2: &str = "qwen2";
+static LLAMA: Kind = Kind {
+    model_type: ModelType::Llama,
+    name: "llama",
+    architecture: "LlamaForCausalLM",
+    max_position_embeddings: 2048,
+    num_key_value_heads: None,
+};
+static MISTRAL: Kind = Kind {
+    model_type: ModelType::Mistral,
+    name: "mistral",
+    architecture: "MistralForCausalLM",
+    max_position_embeddings: 131_072,
+    num_key_value_heads: Some(8),
+};
+static QWEN2: Kind = Kind {
+    model_type: ModelType::Qwen2,
+    name: "qwen2",
+    architecture: "Qwen2ForCausalLM",
+    max_position_embeddings: 32_768,
+    num_key_value_heads: Some(32),
+};
+static KINDS: [&Kind; 3] = [&LLAMA, &MISTRAL, &QWEN2];
 
-const MODEL_TYPES: [ModelType; 3] = [
-    ModelType {
-        name: LLAMA,
-        max_position_embeddings: 2048,
-        num_key_value_heads: None,
-    },
-    ModelType {
-        name: MISTRAL,
-        max_position_embeddings: 131_072,
-        num_key_value_heads: Some(8),
-    },
-    ModelType {
-        name: QWEN2,
-        max_position_embeddings: 32_768,
-        num_key_value_heads: Some(32),
-    },
-];
 const SLIDING_WINDOW: usize = 4096;
 const RMS_NORM_EPS: f64 = 1e-6;
 const ROPE_THETA: f64 = 1e4;
@@ -126,8 +129,8 @@ pub(crate) fn hf_config_key(field: &str) -> &str {
 pub(super) fn parse(text: &str, path: &Path) -> Result<LlamaConfig> {
     let hf: HfConfig = serde_json::from_str(text).map_err(|error| Error::format(path, error))?;
     let config = hf
-        .model_type()
-        .and_then(|model_type| hf.into_llama(model_type))
+        .kind()
+        .and_then(|kind| hf.into_llama(kind))
         .map_err(|message| Error::format(path, message))?;
     config.validate().map_err(|error| match error {
         Error::InvalidArgument { name, message } => {
@@ -139,8 +142,8 @@ pub(super) fn parse(text: &str, path: &Path) -> Result<LlamaConfig> {
 }
 
 impl HfConfig {
-    /// The model type, if this is a model that can be read.
-    fn model_type(&self) -> Result<&'static ModelType, String> {
+    /// The kind of model, if it is one that can be read.
+    fn kind(&self) -> Result<&'static Kind, String> {
         if let Some(act) = self.hidden_act.as_ref().filter(|act| *act != "silu") {
             return Err(format!("hidden_act `{act}` is not supported; only silu is"));
         }
@@ -150,52 +153,54 @@ impl HfConfig {
         if self.num_attention_heads == 0 {
             return Err("num_attention_heads is 0".into());
         }
-        let known = MODEL_TYPES.iter().find(|t| t.name == self.model_type);
-        known.ok_or_else(|| {
-            let names = MODEL_TYPES.map(|t| t.name).join(", ");
+        let kind = KINDS.into_iter().find(|kind| kind.name == self.model_type);
+        kind.ok_or_else(|| {
+            let names = KINDS.map(|kind| kind.name).join(", ");
             format!("model_type `{}` is not one of {names}", self.model_type)
         })
     }
 
-    fn into_llama(self, model_type: &ModelType) -> Result<LlamaConfig, String> {
+    fn into_llama(self, kind: &Kind) -> Result<LlamaConfig, String> {
         let heads = self.num_attention_heads;
         let max = self.max_position_embeddings;
-        let max = max.unwrap_or(model_type.max_position_embeddings);
-        let window = self.window();
+        let max = max.unwrap_or(kind.max_position_embeddings);
+        let sliding_window = self.window(kind.model_type);
         let kv_heads = self.num_key_value_heads;
-        let has_bias = self.attention_bias && model_type.name == LLAMA;
+        let has_bias = self.attention_bias && kind.model_type == ModelType::Llama;
         // transformers 5 takes the older setting where a file has both, unless it is empty.
         let older = self.rope_scaling.filter(|rope| *rope != HfRope::default());
         let rope = older.or(self.rope_parameters).unwrap_or_default();
         let rope_base = rope.rope_theta.or(self.rope_theta);
         Ok(LlamaConfig {
+            model_type: kind.model_type,
             vocab_size: self.vocab_size,
             num_layers: self.num_hidden_layers,
             num_heads: heads,
             num_kv_heads: kv_heads
-                .unwrap_or(model_type.num_key_value_heads)
+                .unwrap_or(kind.num_key_value_heads)
                 .unwrap_or(heads),
             head_dim: self.head_dim.unwrap_or(self.hidden_size / heads),
             embed_dim: self.hidden_size,
             intermediate_dim: self.intermediate_size,
-            max_seq_len: window.map_or(max, |window| window.min(max)),
+            max_seq_len: max,
+            sliding_window,
             norm_eps: self.rms_norm_eps.unwrap_or(RMS_NORM_EPS),
             rope_base: rope_base.unwrap_or(ROPE_THETA),
             rope_scaling: rope.scaling(max)?,
             tie_embeddings: self.tie_word_embeddings,
-            qkv_bias: has_bias || model_type.name == QWEN2,
+            qkv_bias: has_bias || kind.model_type == ModelType::Qwen2,
             output_proj_bias: has_bias,
             bos_token_id: self.bos_token_id,
             eos_token_ids: self.eos_token_id.map_or_else(Vec::new, OneOrMany::into_vec),
         })
     }
 
-    /// How far attention looks back. Here it sees the whole sequence, which is the same up to this length.
-    fn window(&self) -> Option<usize> {
-        let is_used = match self.model_type.as_str() {
-            MISTRAL => true,
-            QWEN2 => self.use_sliding_window,
-            _ => false,
+    /// How far attention looks back, where that is bounded.
+    fn window(&self, model_type: ModelType) -> Option<usize> {
+        let is_used = match model_type {
+            ModelType::Mistral => true,
+            ModelType::Qwen2 => self.use_sliding_window,
+            ModelType::Llama => false,
         };
         let window = self.sliding_window.unwrap_or(Some(SLIDING_WINDOW));
         window.filter(|_| is_used)
@@ -249,6 +254,9 @@ struct HfConfigOut<'a> {
     num_key_value_heads: usize,
     head_dim: usize,
     max_position_embeddings: usize,
+    /// Null is no window; a model type that has none has no such key.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    sliding_window: Option<Option<usize>>,
     rms_norm_eps: f64,
     hidden_act: &'a str,
     rope_theta: f64,
@@ -263,13 +271,11 @@ struct HfConfigOut<'a> {
 
 /// The text of `config.json` for a model whose weights are of `dtype`.
 pub(super) fn to_json(config: &LlamaConfig, dtype: DType) -> String {
-    let (architecture, model_type) = match (config.qkv_bias, config.output_proj_bias) {
-        (true, false) => ("Qwen2ForCausalLM", "qwen2"),
-        _ => ("LlamaForCausalLM", "llama"),
-    };
+    let kind = kind_of(config);
+    let is_mistral = kind.model_type == ModelType::Mistral;
     let out = HfConfigOut {
-        architectures: [architecture],
-        model_type,
+        architectures: [kind.architecture],
+        model_type: kind.name,
         vocab_size: config.vocab_size,
         hidden_size: config.embed_dim,
         intermediate_size: config.intermediate_dim,
@@ -277,7 +283,12 @@ pub(super) fn to_json(config: &LlamaConfig, dtype: DType) -> String {
         num_attention_heads: config.num_heads,
         num_key_value_heads: config.num_kv_heads,
         head_dim: config.head_dim,
-        max_position_embeddings: config.max_seq_len,
+        // Qwen2's window is only some layers', a Llama has none.
+        max_position_embeddings: match is_mistral {
+            true => config.max_seq_len,
+            false => config.context_len(),
+        },
+        sliding_window: is_mistral.then_some(config.sliding_window),
         rms_norm_eps: config.norm_eps,
         hidden_act: "silu",
         rope_theta: config.rope_base,
@@ -298,6 +309,15 @@ pub(super) fn to_json(config: &LlamaConfig, dtype: DType) -> String {
         },
     };
     serde_json::to_string_pretty(&out).expect("a struct of numbers and strings serialises")
+}
+
+/// The kind that a model is saved as: the one that it is, if that has the biases which the model has.
+fn kind_of(config: &LlamaConfig) -> &'static Kind {
+    match (config.qkv_bias, config.output_proj_bias) {
+        (true, false) => &QWEN2,
+        (false, false) if config.model_type == ModelType::Mistral => &MISTRAL,
+        _ => &LLAMA,
+    }
 }
 
 fn scaling_to_json(scaling: &RopeScaling) -> serde_json::Value {
@@ -338,6 +358,17 @@ mod tests {
                 rope_scaling: Some(RopeScaling::Linear { factor: 2.0 }),
                 eos_token_ids: vec![3, 4],
                 qkv_bias: true,
+                model_type: ModelType::Qwen2,
+                ..LlamaConfig::llama2_7b()
+            },
+            LlamaConfig {
+                max_seq_len: 32_768,
+                sliding_window: Some(4096),
+                model_type: ModelType::Mistral,
+                ..LlamaConfig::llama2_7b()
+            },
+            LlamaConfig {
+                model_type: ModelType::Mistral,
                 ..LlamaConfig::llama2_7b()
             },
         ] {
@@ -372,11 +403,23 @@ mod tests {
             ("qwen2", &default, max),
             ("llama", &used, max),
         ] {
-            let found = read(model_type, with.clone(), &[]).max_seq_len;
+            let found = read(model_type, with.clone(), &[]).context_len();
             assert_eq!(found, expected, "{model_type} {with}");
         }
-        let long = |with| read("mistral", with, &["max_position_embeddings"]).max_seq_len;
+        let long = |with| read("mistral", with, &["max_position_embeddings"]).context_len();
         assert_eq!((long(default), long(none)), (4096, 131_072));
+    }
+
+    /// Only some layers of a Qwen2 have it.
+    #[test]
+    fn the_window_of_a_qwen2_bounds_what_is_written() {
+        let used = json!({"sliding_window": 1024, "use_sliding_window": true});
+        let written = to_json(&read("qwen2", used, &[]), DType::F32);
+        let again = parse(&written, Path::new("config.json")).unwrap();
+        assert_eq!(
+            (again.model_type, again.max_seq_len),
+            (ModelType::Qwen2, 1024)
+        );
     }
 
     #[test]
@@ -391,7 +434,7 @@ mod tests {
         ];
         for (model_type, kv_heads, max) in [
             ("llama", 64, 2048),
-            ("mistral", 8, 4096),
+            ("mistral", 8, 131_072),
             ("qwen2", 32, 32_768),
         ] {
             let config = read(model_type, json!({"num_attention_heads": 64}), &missing);

@@ -6,9 +6,26 @@ use crate::adapter::{get_adapter_params, set_trainable_params};
 use crate::lora::{AttnModule, LoRAConfig, MlpModule};
 use crate::{Error, Result};
 
+/// The families of models whose layers are alike. Other programs choose a tokenizer by them.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum ModelType {
+    /// Llama.
+    #[default]
+    Llama,
+    /// Mistral.
+    Mistral,
+    /// Qwen2 and Qwen2.5.
+    Qwen2,
+}
+
 /// The sizes of a Llama-like decoder.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct LlamaConfig {
+    /// What a saved `config.json` calls the model, where the biases allow it.
+    #[serde(default)]
+    pub model_type: ModelType,
     /// The number of token ids.
     pub vocab_size: usize,
     /// The number of decoder layers.
@@ -25,6 +42,10 @@ pub struct LlamaConfig {
     pub intermediate_dim: usize,
     /// The longest sequence that the model was trained for.
     pub max_seq_len: usize,
+    /// How many tokens attention looks back, where that is bounded (Mistral). It is not applied: see
+    /// [`context_len`](Self::context_len).
+    #[serde(default)]
+    pub sliding_window: Option<usize>,
     /// The epsilon of the RMS norms.
     pub norm_eps: f64,
     /// The base of the rotary embedding's frequencies.
@@ -140,6 +161,7 @@ impl LlamaConfig {
 
     fn llama2(layers: usize, heads: usize, kv_heads: usize, dim: usize, ffn: usize) -> Self {
         Self {
+            model_type: ModelType::Llama,
             vocab_size: 32000,
             num_layers: layers,
             num_heads: heads,
@@ -148,6 +170,7 @@ impl LlamaConfig {
             embed_dim: dim,
             intermediate_dim: ffn,
             max_seq_len: 4096,
+            sliding_window: None,
             norm_eps: 1e-5,
             rope_base: 1e4,
             rope_scaling: None,
@@ -157,6 +180,13 @@ impl LlamaConfig {
             bos_token_id: Some(1),
             eos_token_ids: vec![2],
         }
+    }
+
+    /// The longest sequence that the model is right for. Attention sees all of it, which equals a sliding
+    /// window up to the window's length.
+    pub fn context_len(&self) -> usize {
+        let window = self.sliding_window.unwrap_or(self.max_seq_len);
+        window.min(self.max_seq_len)
     }
 
     /// The width of all key (or value) heads together.
@@ -200,6 +230,7 @@ impl LlamaConfig {
             ("embed_dim", self.embed_dim),
             ("intermediate_dim", self.intermediate_dim),
             ("max_seq_len", self.max_seq_len),
+            ("sliding_window", self.sliding_window.unwrap_or(1)),
         ];
         if let Some((name, _)) = sizes.into_iter().find(|(_, size)| *size == 0) {
             return invalid(name, "must be at least 1".into());

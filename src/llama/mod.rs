@@ -22,7 +22,7 @@ pub use builders::{
     llama2_7b, llama2_13b, llama2_70b, lora_llama2_7b, lora_llama2_13b, lora_llama2_70b,
 };
 pub use cache::{KvCache, LayerCache};
-pub use config::{LlamaConfig, RopeScaling};
+pub use config::{LlamaConfig, ModelType, RopeScaling};
 pub use decoder::TransformerDecoder;
 pub use embedding::Embedding;
 pub use layer::TransformerDecoderLayer;
