@@ -1,6 +1,6 @@
 //! Hugging Face folders: `config.json` and one or more safetensors files.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::ErrorKind;
 use std::path::{Component, Path, PathBuf};
 
@@ -205,7 +205,8 @@ fn shard_path(dir: &Path, index: &Path, shard: &str) -> Result<PathBuf> {
 }
 
 /// Writes a model without adapters as a Hugging Face folder that transformers, vLLM and llama.cpp
-/// load; files above 5 GB are split. Merge or remove adapters first.
+/// load; files above 5 GB are split. Merge or remove adapters first. Weights that an earlier save left in
+/// the folder are replaced, or removed if they have other names.
 ///
 /// # Errors
 /// [`Error::Io`] if the folder cannot be written.
@@ -234,23 +235,52 @@ fn save_hf_in_shards(model: &TransformerDecoder, dir: &Path, max_bytes: usize) -
     for (number, shard) in shards.into_iter().enumerate() {
         let file = match count {
             1 => SINGLE_FILE.to_owned(),
-            _ => format!("model-{:05}-of-{count:05}.safetensors", number + 1),
+            _ => shard_name(number + 1, count),
         };
         let named: Vec<_> = shard.into_iter().map(|r| (hf_name(&r.key), r)).collect();
         index.extend(named.iter().map(|(name, _)| (name.clone(), file.clone())));
         write_tensors(named, &dir.join(file))?;
     }
-    // What an earlier save in the other form left would be read instead of this one.
+    // What an earlier save in the other form left would be read instead of this one, and some programs
+    // read every shard that there is.
+    let files: BTreeSet<String> = index.values().cloned().collect();
     if count > 1 {
         write_index(dir, index)?;
         remove_stale(&dir.join(SINGLE_FILE))?;
     } else {
         remove_stale(&dir.join(INDEX_FILE))?;
     }
+    remove_other_shards(dir, &files)?;
     write_text(
         &dir.join(CONFIG_FILE),
         &hf_config::to_json(&model.config, dtype),
     )
+}
+
+fn shard_name(number: usize, count: usize) -> String {
+    format!("model-{number:05}-of-{count:05}.safetensors")
+}
+
+fn remove_other_shards(dir: &Path, files: &BTreeSet<String>) -> Result<()> {
+    for entry in std::fs::read_dir(dir).map_err(Error::io(dir))? {
+        let name = entry.map_err(Error::io(dir))?.file_name();
+        let name = name.to_string_lossy();
+        if is_shard(&name) && !files.contains(&*name) {
+            remove_stale(&dir.join(&*name))?;
+        }
+    }
+    Ok(())
+}
+
+/// Whether this is a name that [`shard_name`] gives.
+fn is_shard(name: &str) -> bool {
+    let numbers = name
+        .strip_prefix("model-")
+        .and_then(|rest| rest.strip_suffix(".safetensors")?.split_once("-of-"));
+    let parse = |number: &str| number.parse().ok();
+    numbers
+        .and_then(|(number, count)| Some(shard_name(parse(number)?, parse(count)?)))
+        .is_some_and(|again| again == name)
 }
 
 fn remove_stale(path: &Path) -> Result<()> {
@@ -299,9 +329,8 @@ mod tests {
     use crate::adapter::state_dict;
     use burn::tensor::Device;
 
-    #[test]
-    fn shards_read_back_as_the_same_model() {
-        let config = LlamaConfig {
+    fn config() -> LlamaConfig {
+        LlamaConfig {
             vocab_size: 50,
             num_layers: 2,
             num_heads: 2,
@@ -310,12 +339,16 @@ mod tests {
             embed_dim: 16,
             intermediate_dim: 24,
             ..LlamaConfig::llama2_7b()
-        };
+        }
+    }
+
+    #[test]
+    fn shards_read_back_as_the_same_model() {
         let device = Device::default();
-        let model = config.init(&device);
+        let model = config().init(&device);
         let dir = tempfile::tempdir().unwrap();
         // What an older save left there is replaced.
-        save_hf(&config.init(&device), dir.path()).unwrap();
+        save_hf(&config().init(&device), dir.path()).unwrap();
         save_hf_in_shards(&model, dir.path(), 4000).unwrap();
         save_hf(&model, dir.path()).unwrap();
         assert!(!dir.path().join(INDEX_FILE).exists());
@@ -324,5 +357,30 @@ mod tests {
         let mut again = read_hf_config(dir.path()).unwrap().init(&device);
         load_hf(&mut again, dir.path()).unwrap();
         assert_eq!(state_dict(&again), state_dict(&model));
+    }
+
+    #[test]
+    fn the_shards_of_an_earlier_save_go() {
+        let model = config().init(&Device::default());
+        let dir = tempfile::tempdir().unwrap();
+        let others = [
+            "model-1-of-2.safetensors",
+            "model-00001-of-00002.safetensors.bak",
+        ];
+        for other in others {
+            std::fs::write(dir.path().join(other), "").unwrap();
+        }
+        let shards = || {
+            let names = std::fs::read_dir(dir.path()).unwrap();
+            let names = names.map(|entry| entry.unwrap().file_name().into_string().unwrap());
+            names.filter(|name| name.contains("-of-")).count() - others.len()
+        };
+        save_hf_in_shards(&model, dir.path(), 4000).unwrap();
+        let many = shards();
+        save_hf_in_shards(&model, dir.path(), 8000).unwrap();
+        assert!(1 < shards() && shards() < many);
+        save_hf(&model, dir.path()).unwrap();
+        assert_eq!(shards(), 0);
+        assert!(others.iter().all(|other| dir.path().join(other).exists()));
     }
 }
