@@ -9,7 +9,8 @@ use serde::{Deserialize, Serialize};
 
 use super::hf_config;
 use super::keys;
-use super::tensors::{SafetensorsFile, write_tensors};
+use super::tensors::write_tensors;
+use super::weights::Weights;
 use crate::adapter::{
     LoadReport, StateReader, compare_keys, load_tensors, require_dtype, state_readers,
 };
@@ -69,7 +70,8 @@ pub fn load_hf_as(
 }
 
 fn load(model: &mut TransformerDecoder, dir: &Path, dtype: Option<DType>) -> Result<LoadReport> {
-    let weights = Weights::open(dir, model.config.tie_embeddings)?;
+    let tied = model.config.tie_embeddings;
+    let weights = Weights::open(weight_files(dir)?, keys::from_hf, tied)?;
     let report = compare_keys(model, &dir.display().to_string(), weights.shapes())
         .map_err(|error| weights.locate(error))?;
     require_base(model, &report)?;
@@ -92,68 +94,6 @@ fn require_base(model: &TransformerDecoder, report: &LoadReport) -> Result<()> {
     let mut base = report.clone();
     base.missing.retain(|key| !adapter.contains(key));
     base.renamed(keys::to_hf).require_complete()
-}
-
-/// The open files of a folder and where each of our keys is in them.
-struct Weights {
-    files: Vec<SafetensorsFile>,
-    entries: BTreeMap<String, Entry>,
-}
-
-struct Entry {
-    file: usize,
-    name: String,
-    shape: Vec<usize>,
-}
-
-impl Weights {
-    /// Opens every file and checks every header and type.
-    fn open(dir: &Path, tied: bool) -> Result<Self> {
-        let mut weights = Self {
-            files: Vec::new(),
-            entries: BTreeMap::new(),
-        };
-        for path in weight_files(dir)? {
-            weights.add_file(SafetensorsFile::open(path)?, tied)?;
-        }
-        Ok(weights)
-    }
-
-    fn add_file(&mut self, file: SafetensorsFile, tied: bool) -> Result<()> {
-        for (name, shape) in file.shapes() {
-            // Old files carry the rotary frequencies, which follow from the configuration; some
-            // files of tied models carry the embedding a second time.
-            if name.ends_with("rotary_emb.inv_freq") || (tied && name == "lm_head.weight") {
-                continue;
-            }
-            file.dtype(&name)?;
-            let key = keys::from_hf(&name).unwrap_or_else(|| name.clone());
-            let file = self.files.len();
-            self.entries.insert(key, Entry { file, name, shape });
-        }
-        self.files.push(file);
-        Ok(())
-    }
-
-    fn shapes(&self) -> impl Iterator<Item = (&str, &[usize])> {
-        self.entries.iter().map(|(k, e)| (k.as_str(), &e.shape[..]))
-    }
-
-    /// An error about a tensor's shape, with the file and the name that the tensor has there.
-    fn locate(&self, error: Error) -> Error {
-        let Error::Shape { key, .. } = &error else {
-            return error;
-        };
-        let entry = &self.entries[key];
-        let path = self.files[entry.file].path();
-        error.with_key(&entry.name).in_file(path)
-    }
-
-    fn read(&self, key: &str, target: impl Fn(DType) -> DType) -> Result<burn::tensor::TensorData> {
-        let entry = &self.entries[key];
-        let file = &self.files[entry.file];
-        file.read(&entry.name, target(file.dtype(&entry.name)?))
-    }
 }
 
 /// The safetensors files of a folder: the single one, or those that the index names.

@@ -10,6 +10,7 @@ mod hf_config;
 mod keys;
 mod peft;
 mod tensors;
+mod weights;
 
 pub(crate) use hf_config::hf_config_key;
 

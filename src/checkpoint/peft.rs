@@ -1,13 +1,13 @@
 //! PEFT adapter folders: `adapter_config.json` and `adapter_model.safetensors`.
 
-use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use burn::tensor::DType;
 use serde_json::{Map, Value, json};
 
 use super::keys;
-use super::tensors::{SafetensorsFile, write_tensors};
+use super::tensors::write_tensors;
+use super::weights::Weights;
 use crate::adapter::{LoadReport, compare_keys, get_adapter_params, load_tensors, state_readers};
 use crate::files::{create_dir, read_text, write_text};
 use crate::llama::TransformerDecoder;
@@ -186,34 +186,18 @@ fn adaptable() -> Vec<&'static str> {
 /// # Errors
 /// [`Error::Adapter`] if the folder's configuration differs from the model's adapters,
 /// [`Error::Keys`] if a tensor is missing or matches nothing, [`Error::Shape`] if the adapter is
-/// for another model, and the errors of [`read_peft_config`] and [`SafetensorsFile::open`]. The
-/// model is unchanged then.
+/// for another model, [`Error::DType`] if a tensor is not of f32, f16 or bf16, and the errors of
+/// [`read_peft_config`] and
+/// [`SafetensorsFile::open`](super::SafetensorsFile::open). The model is unchanged then.
 pub fn load_peft(model: &mut TransformerDecoder, dir: impl AsRef<Path>) -> Result<LoadReport> {
     let dir = dir.as_ref();
     let config = read_peft_config(dir)?;
     check_config(model, &config, dir)?;
     let path = weights_file(dir)?;
-    let file = SafetensorsFile::open(&path)?;
-    let mut names = BTreeMap::new();
-    for (name, shape) in file.shapes() {
-        file.dtype(&name)?;
-        let key = keys::from_peft(&name).unwrap_or_else(|| name.clone());
-        // Of a tied model, PEFT saves the embedding twice.
-        if !(model.config.tie_embeddings && key == "output.weight") {
-            names.insert(key, (name, shape));
-        }
-    }
-    let shapes = names
-        .iter()
-        .map(|(key, (_, shape))| (key.as_str(), &shape[..]));
-    let in_file = |error: Error| match &error {
-        Error::Shape { key, .. } => {
-            let (name, _) = &names[key];
-            error.with_key(name)
-        }
-        _ => error,
-    };
-    let mut report = compare_keys(model, &path.display().to_string(), shapes).map_err(in_file)?;
+    let origin = path.display().to_string();
+    let weights = Weights::open([path], keys::from_peft, model.config.tie_embeddings)?;
+    let mut report =
+        compare_keys(model, &origin, weights.shapes()).map_err(|error| weights.locate(error))?;
     let adapter = get_adapter_params(model);
     report.missing.retain(|key| adapter.contains(key));
     report.renamed(keys::to_peft).require_complete()?;
@@ -221,7 +205,7 @@ pub fn load_peft(model: &mut TransformerDecoder, dir: impl AsRef<Path>) -> Resul
     let base_dtype = has_base.then(|| model.tok_embeddings.weight.val().dtype());
     load_tensors(model, &report.loaded, |key| {
         let base_dtype = base_dtype.filter(|_| !adapter.contains(key));
-        file.read(&names[key].0, base_dtype.unwrap_or(DType::F32))
+        weights.read(key, |_| base_dtype.unwrap_or(DType::F32))
     })?;
     Ok(report)
 }

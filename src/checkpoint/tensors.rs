@@ -109,6 +109,16 @@ impl SafetensorsFile {
         Ok(data)
     }
 
+    /// Whether a tensor has the type, shape and bytes of another, perhaps in another file.
+    pub(super) fn holds_same(&self, key: &str, other: &Self, other_key: &str) -> bool {
+        let (a, b) = (self.info(key), other.info(other_key));
+        let same =
+            (a.dtype, &a.shape) == (b.dtype, &b.shape) && self.bytes(key) == other.bytes(other_key);
+        self.release(key);
+        other.release(other_key);
+        same
+    }
+
     /// Lets the system take back the pages of a tensor that has been copied. Without this, all of
     /// the file stays counted as this process's memory beside the model made from it.
     #[cfg(unix)]

@@ -398,6 +398,70 @@ fn an_unexpected_key() {
     assert_says(&error, &[&nearest]);
 }
 
+/// The golden model with tied embeddings, and with an output in its file that `edit` makes of the embedding.
+fn tied(edit: impl FnOnce(&mut StateDict, TensorData)) -> TempDir {
+    let dir = copy_of("gqa");
+    edit_json(&dir.path().join("config.json"), |config| {
+        config["tie_word_embeddings"] = json!(true);
+    });
+    tensors::edit_values(&dir.path().join(WEIGHTS), |values| {
+        let embedding = values["model.embed_tokens.weight"].clone();
+        edit(values, embedding);
+    });
+    dir
+}
+
+#[test]
+fn an_output_that_is_not_the_embedding_of_a_tied_model() {
+    let dir = tied(|_, _| ());
+    let mut model = read_hf_config(dir.path()).unwrap().init(&device());
+    let error = refused(&mut model, dir.path(), |m| load_hf(m, dir.path()));
+    assert_variant!(error, Format);
+    assert_names(&error, &dir.path().join(WEIGHTS));
+    assert_says(
+        &error,
+        &[
+            "`lm_head.weight` differs from `model.embed_tokens.weight`",
+            "set tie_word_embeddings to false",
+        ],
+    );
+}
+
+#[test]
+fn the_embedding_of_a_tied_model_may_stand_under_both_names_or_the_outputs() {
+    let load = |dir: &TempDir| {
+        let mut model = read_hf_config(dir.path()).unwrap().init(&device());
+        load_hf(&mut model, dir.path()).unwrap();
+        state_dict(&model)
+    };
+    let twice = tied(|values, embedding| {
+        values.insert("lm_head.weight".into(), embedding);
+    });
+    let once = tied(|values, embedding| {
+        values.remove("model.embed_tokens.weight");
+        values.insert("lm_head.weight".into(), embedding);
+    });
+    let values = load(&twice);
+    assert_eq!(
+        values["tok_embeddings.weight"],
+        state_dict(&base_model())["tok_embeddings.weight"]
+    );
+    assert_eq!(load(&once), values);
+}
+
+#[test]
+fn tables_of_the_rotary_embedding_are_passed_over() {
+    let dir = copy_of("gqa");
+    tensors::edit_values(&dir.path().join(WEIGHTS), |values| {
+        for table in ["inv_freq", "cos_cached", "sin_cached"] {
+            let key = format!("model.layers.0.self_attn.rotary_emb.{table}");
+            values.insert(key, TensorData::zeros::<f32, _>([8]));
+        }
+    });
+    let mut model = base_model();
+    load_hf(&mut model, dir.path()).unwrap();
+}
+
 #[test]
 fn a_misspelt_key_names_the_one_that_is_missing() {
     let (good, bad) = (
@@ -789,6 +853,33 @@ fn an_adapter_with_embeddings_replaces_those_of_the_base() {
     let embeddings = state_dict(&model).remove("tok_embeddings.weight").unwrap();
     assert_eq!(embeddings.dtype(), dtype);
     assert!(embeddings.iter::<f32>().all(|number| number == 1.0));
+}
+
+/// Of a tied model PEFT saves the embedding under both names.
+#[test]
+fn an_adapter_with_two_embeddings_of_a_tied_model() {
+    let config = LlamaConfig {
+        tie_embeddings: true,
+        ..gqa_config()
+    };
+    let load = |output: f32| {
+        let dir = copy_of("gqa/lora_qv_r8");
+        tensors::edit_values(&dir.path().join(ADAPTER), |values| {
+            let embedding = TensorData::new(vec![1f32; 128 * 64], [128, 64]);
+            let output = TensorData::new(vec![output; 128 * 64], [128, 64]);
+            values.insert(
+                "base_model.model.model.embed_tokens.weight".into(),
+                embedding,
+            );
+            values.insert("base_model.model.lm_head.weight".into(), output);
+        });
+        let mut model = config.init_lora(&qv_config(), &device()).unwrap();
+        load_peft(&mut model, dir.path())
+    };
+    load(1.0).unwrap();
+    let error = load(2.0).unwrap_err();
+    assert_variant!(error, Format);
+    assert_says(&error, &["`base_model.model.lm_head.weight` differs from"]);
 }
 
 /// As PEFT saves the embeddings of a vocabulary that was made larger.

@@ -1,0 +1,113 @@
+//! The tensors of one or more files, under this crate's keys.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use burn::tensor::{DType, TensorData};
+
+use super::tensors::SafetensorsFile;
+use crate::{Error, Result};
+
+const EMBEDDING: &str = "tok_embeddings.weight";
+const OUTPUT: &str = "output.weight";
+
+/// Open files and where each of our keys is in them.
+pub(super) struct Weights {
+    files: Vec<SafetensorsFile>,
+    entries: BTreeMap<String, Entry>,
+}
+
+struct Entry {
+    file: usize,
+    name: String,
+    shape: Vec<usize>,
+}
+
+impl Weights {
+    /// Opens every file and checks every header and type. What has no key of ours keeps its name. The
+    /// output of a model with tied embeddings must be its embedding.
+    pub(super) fn open(
+        paths: impl IntoIterator<Item = PathBuf>,
+        key_of: fn(&str) -> Option<String>,
+        tied: bool,
+    ) -> Result<Self> {
+        let mut weights = Self {
+            files: Vec::new(),
+            entries: BTreeMap::new(),
+        };
+        for path in paths {
+            weights.add_file(SafetensorsFile::open(path)?, key_of)?;
+        }
+        if tied {
+            weights.tie()?;
+        }
+        Ok(weights)
+    }
+
+    fn add_file(
+        &mut self,
+        file: SafetensorsFile,
+        key_of: fn(&str) -> Option<String>,
+    ) -> Result<()> {
+        for (name, shape) in file.shapes() {
+            if is_rotary(&name) {
+                continue;
+            }
+            file.dtype(&name)?;
+            let key = key_of(&name).unwrap_or_else(|| name.clone());
+            let file = self.files.len();
+            self.entries.insert(key, Entry { file, name, shape });
+        }
+        self.files.push(file);
+        Ok(())
+    }
+
+    /// Some programs save the embedding of a tied model as the output's weight too, or only so.
+    fn tie(&mut self) -> Result<()> {
+        let Some(output) = self.entries.remove(OUTPUT) else {
+            return Ok(());
+        };
+        let Some(embedding) = self.entries.get(EMBEDDING) else {
+            self.entries.insert(EMBEDDING.to_owned(), output);
+            return Ok(());
+        };
+        let [of_output, of_embedding] = [&output, embedding].map(|e| &self.files[e.file]);
+        if of_output.holds_same(&output.name, of_embedding, &embedding.name) {
+            return Ok(());
+        }
+        let (output, embedding) = (&output.name, &embedding.name);
+        let message = format!(
+            "`{output}` differs from `{embedding}`, but the model's config.json says that they are one; \
+             if the model has both, set tie_word_embeddings to false there"
+        );
+        Err(Error::format(of_output.path(), message))
+    }
+
+    pub(super) fn shapes(&self) -> impl Iterator<Item = (&str, &[usize])> {
+        self.entries.iter().map(|(k, e)| (k.as_str(), &e.shape[..]))
+    }
+
+    /// An error about a tensor's shape, with the file and the name that the tensor has there.
+    pub(super) fn locate(&self, error: Error) -> Error {
+        let Error::Shape { key, .. } = &error else {
+            return error;
+        };
+        let entry = &self.entries[key];
+        let path = self.files[entry.file].path();
+        error.with_key(&entry.name).in_file(path)
+    }
+
+    /// Reads a tensor in the type that `target` gives for the stored one.
+    pub(super) fn read(&self, key: &str, target: impl Fn(DType) -> DType) -> Result<TensorData> {
+        let entry = &self.entries[key];
+        let file = &self.files[entry.file];
+        file.read(&entry.name, target(file.dtype(&entry.name)?))
+    }
+}
+
+/// What old files carry of the rotary embedding, which follows from the configuration.
+fn is_rotary(name: &str) -> bool {
+    let tables = ["inv_freq", "cos_cached", "sin_cached"];
+    let is = |table| name.ends_with(&format!("rotary_emb.{table}"));
+    tables.into_iter().any(is)
+}
