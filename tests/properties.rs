@@ -57,7 +57,8 @@ prop_compose! {
     fn lora_config()(
         attn_modules in proptest::sample::subsequence(AttnModule::ALL.to_vec(), 1..=4),
         mlp_modules in proptest::sample::subsequence(MlpModule::ALL.to_vec(), 0..=3),
-        (rank, alpha) in (1usize..5, 0.5f64..16.0),
+        // Above the width of some layers, too.
+        (rank, alpha) in (1usize..12, 0.5f64..16.0),
         (apply_to_output, use_dora, use_rslora) in any::<(bool, bool, bool)>(),
     ) -> LoRAConfig {
         LoRAConfig {

@@ -266,8 +266,8 @@ impl LlamaConfig {
     /// allocated before a parameter is used or loaded.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] if the sizes or the LoRA configuration cannot be used, the rank
-    /// is above a layer's width, or the output is to be adapted but is the embedding's weight.
+    /// [`Error::InvalidArgument`] if the sizes or the LoRA configuration cannot be used, or the output
+    /// is to be adapted but is the embedding's weight.
     pub fn init_lora(&self, lora: &LoRAConfig, device: &Device) -> Result<TransformerDecoder> {
         self.validate()?;
         self.validate_lora(lora)?;
@@ -278,14 +278,6 @@ impl LlamaConfig {
 
     fn validate_lora(&self, lora: &LoRAConfig) -> Result<()> {
         lora.validate()?;
-        for &module in &lora.attn_modules {
-            let (in_dim, out_dim) = self.attn_dims(module);
-            lora.validate_width(module.name(), in_dim, out_dim)?;
-        }
-        for &module in &lora.mlp_modules {
-            let (in_dim, out_dim) = self.mlp_dims(module);
-            lora.validate_width(module.name(), in_dim, out_dim)?;
-        }
         if lora.apply_to_output && self.tie_embeddings {
             return Err(Error::InvalidArgument {
                 name: "apply_lora_to_output",
@@ -293,9 +285,6 @@ impl LlamaConfig {
                           it cannot have an adapter of its own"
                     .into(),
             });
-        }
-        if lora.apply_to_output {
-            lora.validate_width("output", self.embed_dim, self.vocab_size)?;
         }
         Ok(())
     }

@@ -982,21 +982,6 @@ fn rank_zero() {
 }
 
 #[test]
-fn a_rank_above_the_layers_width() {
-    let error = lora_error(&gqa_config(), qv_config().with_rank(33));
-    assert_says(
-        &error,
-        &[
-            "lora_rank",
-            "rank 33 is above the width 32 of `v_proj` (64 -> 32)",
-            "choose at most 32",
-        ],
-    );
-    let lora = qv_config().with_rank(32);
-    assert!(gqa_config().init_lora(&lora, &device()).is_ok());
-}
-
-#[test]
 fn no_module_at_all() {
     let error = lora_error(&gqa_config(), LoRAConfig::new([]));
     assert_says(
