@@ -71,6 +71,12 @@ pub(super) fn from_peft(key: &str) -> Option<String> {
     })
 }
 
+/// The module, in Hugging Face's words, that a tensor of PEFT's adapts.
+pub(super) fn adapted_by(key: &str) -> Option<&str> {
+    let (_, lora_a) = ADAPTER[0];
+    key.strip_suffix(lora_a)?.strip_suffix('.')
+}
+
 /// The last part of a module's name in Hugging Face's files: `output_proj` to `o_proj`.
 pub(super) fn module_name_to_hf(name: &str) -> Option<&'static str> {
     rows().find_map(|(ours, theirs)| (last_part(ours) == name).then_some(last_part(theirs)))

@@ -1,12 +1,13 @@
 //! PEFT adapter folders: `adapter_config.json` and `adapter_model.safetensors`.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use burn::tensor::DType;
 use serde_json::{Map, Value, json};
 
 use super::keys;
-use super::tensors::write_tensors;
+use super::tensors::{SafetensorsFile, write_tensors};
 use super::weights::Weights;
 use crate::adapter::{LoadReport, compare_keys, get_adapter_params, load_tensors, state_readers};
 use crate::files::{create_dir, read_text, write_text};
@@ -16,6 +17,7 @@ use crate::{Error, Result};
 
 const CONFIG_FILE: &str = "adapter_config.json";
 const WEIGHTS_FILE: &str = "adapter_model.safetensors";
+const ALL_LINEAR: &str = "all-linear";
 
 /// Settings of PEFT that are read here, or that say nothing about what a trained adapter computes. Any
 /// other must be absent, null, false or empty.
@@ -48,17 +50,21 @@ const KNOWN: [&str; 25] = [
 ];
 
 /// Reads which layers an adapter folder adapts and how, to build a model for it by
-/// [`LlamaConfig::init_lora`](crate::llama::LlamaConfig::init_lora).
+/// [`LlamaConfig::init_lora`](crate::llama::LlamaConfig::init_lora). Where the configuration has a pattern
+/// for the layers' names, they are those that have tensors.
 ///
 /// # Errors
-/// [`Error::Io`], [`Error::Format`] if the configuration is malformed, [`Error::Adapter`] if it is
+/// [`Error::Io`], [`Error::Format`] if a file is malformed, [`Error::Adapter`] if it is
 /// not LoRA on a Llama-like model, uses a setting that this crate does not have, or was set up in a
 /// way that changes the base model (PiSSA, OLoRA, ...).
 pub fn read_peft_config(dir: impl AsRef<Path>) -> Result<LoRAConfig> {
     let path = dir.as_ref().join(CONFIG_FILE);
     let text = read_text(&path)?;
-    let fields: Map<String, Value> =
+    let mut fields: Map<String, Value> =
         serde_json::from_str(&text).map_err(|error| Error::format(&path, error))?;
+    if let Some(targets) = fields.get_mut("target_modules").filter(|t| is_pattern(t)) {
+        *targets = json!(adapted_modules(dir.as_ref())?);
+    }
     parse_config(&fields).map_err(|message| Error::Adapter { path, message })
 }
 
@@ -136,32 +142,49 @@ fn is_set(value: &Value) -> bool {
     }
 }
 
+/// PEFT takes any other text for a regular expression.
+fn is_pattern(targets: &Value) -> bool {
+    targets.as_str().is_some_and(|text| text != ALL_LINEAR)
+}
+
+/// The paths of the layers that have tensors in an adapter folder.
+fn adapted_modules(dir: &Path) -> Result<BTreeSet<String>> {
+    let file = SafetensorsFile::open(weights_file(dir)?)?;
+    let names = file.shapes().into_keys();
+    Ok(names
+        .filter_map(|name| keys::adapted_by(&name).map(str::to_owned))
+        .collect())
+}
+
 fn add_targets(config: &mut LoRAConfig, targets: Option<&Value>) -> Result<(), String> {
-    if targets == Some(&json!("all-linear")) {
+    if targets == Some(&json!(ALL_LINEAR)) {
         config.attn_modules = AttnModule::ALL.to_vec();
         config.mlp_modules = MlpModule::ALL.to_vec();
         return Ok(());
     }
-    let list = targets.and_then(Value::as_array).ok_or_else(|| {
-        format!(
-            "`target_modules` is {}, expected \"all-linear\" or a list of names among {}",
-            show(targets),
-            adaptable().join(", ")
-        )
-    })?;
+    let expected = || {
+        let names = adaptable().join(", ");
+        format!("expected \"{ALL_LINEAR}\", a pattern, or a list with names among {names}")
+    };
+    let wrong = || format!("`target_modules` is {}, {}", show(targets), expected());
     let mut names = Vec::new();
-    for target in list {
+    for target in targets.and_then(Value::as_array).ok_or_else(wrong)? {
         // A whole path, `model.layers.0.mlp.up_proj`, names one layer. Whether each has its own, the
         // tensors tell.
         let name = target.as_str().and_then(|path| path.rsplit('.').next());
-        let Some(name) = name.filter(|name| adaptable().contains(name)) else {
+        let name = name.ok_or_else(wrong)?;
+        // PEFT takes names that no layer has, as in a list for several kinds of models.
+        let known = keys::module_name_from_hf(name);
+        if known.is_some() && !adaptable().contains(&name) {
             return Err(format!(
-                "`target_modules` names {target}, where a Llama model has no adapter; \
-                 it can have them on {}",
-                adaptable().join(", ")
+                "`target_modules` names `{name}`, which cannot have an adapter here; {}",
+                expected()
             ));
-        };
-        names.extend(keys::module_name_from_hf(name));
+        }
+        names.extend(known);
+    }
+    if names.is_empty() {
+        return Err(wrong());
     }
     let (attn, mlp) = (AttnModule::ALL.into_iter(), MlpModule::ALL.into_iter());
     config.attn_modules = attn.filter(|m| names.contains(&m.name())).collect();
@@ -188,7 +211,7 @@ fn adaptable() -> Vec<&'static str> {
 /// [`Error::Keys`] if a tensor is missing or matches nothing, [`Error::Shape`] if the adapter is
 /// for another model, [`Error::DType`] if a tensor is not of f32, f16 or bf16, and the errors of
 /// [`read_peft_config`] and
-/// [`SafetensorsFile::open`](super::SafetensorsFile::open). The model is unchanged then.
+/// [`SafetensorsFile::open`]. The model is unchanged then.
 pub fn load_peft(model: &mut TransformerDecoder, dir: impl AsRef<Path>) -> Result<LoadReport> {
     let dir = dir.as_ref();
     let config = read_peft_config(dir)?;

@@ -784,18 +784,67 @@ fn an_adapter_that_shifts_the_base_weights() {
 }
 
 #[test]
-fn an_adapter_with_an_unknown_module() {
-    for name in ["q_porj", "embed_tokens", "output_proj"] {
-        let error = error_of_setting("target_modules", json!(["q_proj", name]));
-        let parts = ["`target_modules` names", name, "q_proj, k_proj", "lm_head"];
+fn an_adapter_for_no_layer_that_can_have_one() {
+    for targets in [
+        json!(["q_porj", "output_proj"]),
+        json!([]),
+        json!(3),
+        json!([3]),
+        json!(null),
+    ] {
+        let error = error_of_setting("target_modules", targets.clone());
+        let parts = [
+            "`target_modules` is",
+            &targets.to_string(),
+            "q_proj, k_proj",
+            "lm_head",
+        ];
         assert_says(&error, &parts);
     }
-    let error = error_of_setting("target_modules", json!(".*q_proj"));
-    let parts = [
-        "`target_modules` is \".*q_proj\"",
-        "a list of names among q_proj",
-    ];
+    let error = error_of_setting("target_modules", json!(["q_proj", "embed_tokens"]));
+    let parts = ["`target_modules` names `embed_tokens`", "q_proj, k_proj"];
     assert_says(&error, &parts);
+}
+
+/// The golden adapter with these `target_modules`.
+fn with_targets(targets: Value) -> TempDir {
+    let dir = copy_of("gqa/lora_qv_r8");
+    edit_json(&dir.path().join(ADAPTER_CONFIG), |config| {
+        config["target_modules"] = targets;
+    });
+    dir
+}
+
+/// PEFT writes what it was told, though the model has no such layer.
+#[test]
+fn an_adapter_for_several_kinds_of_models() {
+    let dir = with_targets(json!(["q_proj", "v_proj", "query_key_value", "c_attn"]));
+    assert_eq!(read_peft_config(dir.path()).unwrap(), qv_config());
+    load_peft(&mut lora_model(&qv_config()), dir.path()).unwrap();
+
+    // What the model has, the file must have, and the other way round.
+    let dir = with_targets(json!(["q_proj", "v_proj", "o_proj"]));
+    let mut model = lora_model(&read_peft_config(dir.path()).unwrap());
+    let error = refused(&mut model, dir.path(), |m| load_peft(m, dir.path()));
+    assert_variant!(error, Keys);
+    assert_says(&error, &["8 missing", "self_attn.o_proj.lora_A.weight"]);
+    let dir = with_targets(json!(["q_proj", "query_key_value"]));
+    let mut model = lora_model(&read_peft_config(dir.path()).unwrap());
+    let error = refused(&mut model, dir.path(), |m| load_peft(m, dir.path()));
+    assert_variant!(error, Keys);
+    assert_says(&error, &["8 unexpected", "self_attn.v_proj.lora_A.weight"]);
+}
+
+#[test]
+fn an_adapter_with_a_pattern_for_its_layers() {
+    let dir = with_targets(json!(r".*\.(q|v)_proj"));
+    assert_eq!(read_peft_config(dir.path()).unwrap(), qv_config());
+    load_peft(&mut lora_model(&qv_config()), dir.path()).unwrap();
+
+    fs::remove_file(dir.path().join(ADAPTER)).unwrap();
+    let error = read_peft_config(dir.path()).unwrap_err();
+    assert_variant!(error, Io);
+    assert_names(&error, &dir.path().join(ADAPTER));
 }
 
 #[test]
