@@ -85,6 +85,7 @@ fn load(model: &mut TransformerDecoder, dir: &Path, dtype: Option<DType>) -> Res
         None => DType::F32,
     };
     load_tensors(model, &report.loaded, |key| weights.read(key, target))?;
+    model.changed_base.clear();
     Ok(report)
 }
 

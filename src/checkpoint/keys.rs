@@ -71,6 +71,17 @@ pub(super) fn from_peft(key: &str) -> Option<String> {
     })
 }
 
+/// One of the weights of [`EMBEDDINGS`] to its name in PEFT, where the output may have an adapter.
+pub(super) fn embedding_to_peft(key: &str, output_is_adapted: bool) -> Option<String> {
+    let module = key.strip_suffix(".weight")?;
+    let base_layer = match output_is_adapted && module == "output" {
+        true => ".base_layer",
+        false => "",
+    };
+    let theirs = module_to_hf(module).filter(|_| EMBEDDINGS.contains(&module))?;
+    Some(format!("{PEFT_PREFIX}{theirs}{base_layer}.weight"))
+}
+
 /// The module, in Hugging Face's words, that a tensor of PEFT's adapts.
 pub(super) fn adapted_by(key: &str) -> Option<&str> {
     let (_, lora_a) = ADAPTER[0];
@@ -158,10 +169,16 @@ mod tests {
 
     #[test]
     fn weights_that_peft_saves_beside_an_adapter() {
-        let key = "base_model.model.lm_head.base_layer.weight";
-        assert_eq!(from_peft(key).as_deref(), Some("output.weight"));
-        let key = "base_model.model.model.embed_tokens.weight";
-        assert_eq!(from_peft(key).as_deref(), Some("tok_embeddings.weight"));
+        for (ours, adapted, theirs) in [
+            ("output.weight", true, "lm_head.base_layer.weight"),
+            ("output.weight", false, "lm_head.weight"),
+            ("tok_embeddings.weight", true, "model.embed_tokens.weight"),
+        ] {
+            let key = format!("base_model.model.{theirs}");
+            assert_eq!(from_peft(&key).as_deref(), Some(ours));
+            assert_eq!(embedding_to_peft(ours, adapted), Some(key));
+        }
+        assert_eq!(embedding_to_peft("norm.weight", false), None);
     }
 
     #[test]

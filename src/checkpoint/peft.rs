@@ -12,7 +12,7 @@ use super::weights::Weights;
 use crate::adapter::{LoadReport, compare_keys, get_adapter_params, load_tensors, state_readers};
 use crate::files::{create_dir, read_text, write_text};
 use crate::llama::TransformerDecoder;
-use crate::lora::{AttnModule, LoRAConfig, MlpModule};
+use crate::lora::{AttnModule, LoRAAdapter, LoRAConfig, MlpModule};
 use crate::{Error, Result};
 
 const CONFIG_FILE: &str = "adapter_config.json";
@@ -204,7 +204,8 @@ fn adaptable() -> Vec<&'static str> {
 /// Loads an adapter folder into a model that was built for it, in f32.
 ///
 /// PEFT saves the embedding or output weight too where it was adapted or asked to: it then replaces the
-/// base's, as when PEFT loads the folder, in the base's type.
+/// base's, as when PEFT loads the folder, in the base's type. The report names it among what was loaded, and
+/// [`save_peft`] writes it again.
 ///
 /// # Errors
 /// [`Error::Adapter`] if the folder's configuration differs from the model's adapters,
@@ -215,7 +216,10 @@ fn adaptable() -> Vec<&'static str> {
 pub fn load_peft(model: &mut TransformerDecoder, dir: impl AsRef<Path>) -> Result<LoadReport> {
     let dir = dir.as_ref();
     let config = read_peft_config(dir)?;
-    check_config(model, &config, dir)?;
+    check_config(model, &config, "the folder").map_err(|differs| Error::Adapter {
+        path: dir.join(CONFIG_FILE),
+        message: format!("{differs}; model and adapter folder must have the same configuration"),
+    })?;
     let path = weights_file(dir)?;
     let origin = path.display().to_string();
     let weights = Weights::open([path], keys::from_peft, model.config.tie_embeddings)?;
@@ -230,6 +234,8 @@ pub fn load_peft(model: &mut TransformerDecoder, dir: impl AsRef<Path>) -> Resul
         let base_dtype = base_dtype.filter(|_| !adapter.contains(key));
         weights.read(key, |_| base_dtype.unwrap_or(DType::F32))
     })?;
+    let base = report.loaded.iter().filter(|key| !adapter.contains(key));
+    model.changed_base.extend(base.cloned());
     Ok(report)
 }
 
@@ -246,45 +252,44 @@ fn weights_file(dir: &Path) -> Result<PathBuf> {
     }
 }
 
-/// The model's adapters must be where the configuration says, and scale alike.
-fn check_config(model: &TransformerDecoder, config: &LoRAConfig, dir: &Path) -> Result<()> {
-    let differs = |message: String| {
-        Err(Error::Adapter {
-            path: dir.join(CONFIG_FILE),
-            message: format!(
-                "{message}; model and adapter folder must have the same configuration"
-            ),
-        })
-    };
+/// The model's adapters must be where the configuration says, and scale alike. `other` is where the
+/// configuration is from, in words.
+fn check_config(
+    model: &TransformerDecoder,
+    config: &LoRAConfig,
+    other: &str,
+) -> Result<(), String> {
     let adapted = model.adapters();
     let expected = config.module_names();
     for (name, adapter) in &adapted {
         let module = name.rsplit('.').next().unwrap_or(name);
         if !expected.contains(&module) {
-            return differs(format!("the model adapts `{module}`, the folder does not"));
+            return Err(format!("the model adapts `{module}`, {other} does not"));
         }
-        if !is_same(adapter.scale, config.scale()) {
-            let (model, folder) = (adapter.scale, config.scale());
-            return differs(format!(
-                "the model scales by {model}, the folder by {folder}"
-            ));
-        }
-        if adapter.rank() != config.rank {
-            let (model, folder) = (adapter.rank(), config.rank);
-            return differs(format!("the model has rank {model}, the folder {folder}"));
-        }
-        if adapter.magnitude.is_some() != config.use_dora {
-            let (with, without) = match config.use_dora {
-                true => ("folder", "model"),
-                false => ("model", "folder"),
-            };
-            return differs(format!("the {with} uses DoRA, the {without} does not"));
-        }
+        check_adapter(adapter, config, other)?;
     }
     let is_adapted = |module: &&str| adapted.iter().any(|(name, _)| name.ends_with(module));
     match expected.iter().find(|module| !is_adapted(module)) {
-        Some(module) => differs(format!("the folder adapts `{module}`, the model does not")),
+        Some(module) => Err(format!("{other} adapts `{module}`, the model does not")),
         None => Ok(()),
+    }
+}
+
+fn check_adapter(adapter: &LoRAAdapter, config: &LoRAConfig, other: &str) -> Result<(), String> {
+    let (scale, expected) = (adapter.scale, config.scale());
+    if !is_same(scale, expected) {
+        return Err(format!(
+            "the model scales by {scale}, {other} by {expected}"
+        ));
+    }
+    let (rank, expected) = (adapter.rank(), config.rank);
+    if rank != expected {
+        return Err(format!("the model has rank {rank}, {other} {expected}"));
+    }
+    match (adapter.magnitude.is_some(), config.use_dora) {
+        (true, false) => Err(format!("the model uses DoRA, {other} does not")),
+        (false, true) => Err(format!("{other} uses DoRA, the model does not")),
+        _ => Ok(()),
     }
 }
 
@@ -293,7 +298,8 @@ fn is_same(a: f64, b: f64) -> bool {
     (a - b).abs() <= 1e-12 * a.abs().max(b.abs())
 }
 
-/// Writes the model's adapters as a folder that PEFT and vLLM load.
+/// Writes the model's adapters as a folder that PEFT loads, and vLLM where it can (see
+/// `docs/file-formats.md`), with the embedding or output weight that [`load_peft`] took from such a folder.
 ///
 /// # Errors
 /// [`Error::Io`] if the folder cannot be written; [`Error::Adapter`] if `config` is not the one
@@ -325,18 +331,26 @@ fn save(
     base_model: Option<&str>,
     dir: &Path,
 ) -> Result<()> {
-    check_config(model, config, dir)?;
+    check_config(model, config, "the LoRAConfig given").map_err(|differs| Error::Adapter {
+        path: dir.to_owned(),
+        message: format!("{differs}; give the one that the model was built with"),
+    })?;
     create_dir(dir)?;
-    let adapter = state_readers(model).into_iter().filter(|r| r.is_adapter);
-    let named = adapter.map(|reader| (peft_name(&reader.key), reader));
+    let mut readers = state_readers(model);
+    readers.retain(|r| r.is_adapter || model.changed_base.contains(&r.key));
+    let named = readers
+        .into_iter()
+        .map(|reader| (peft_name(&reader.key, config), reader));
     write_tensors(named, &dir.join(WEIGHTS_FILE))?;
     let text = serde_json::to_string_pretty(&config_json(config, base_model))
         .expect("a JSON value serialises");
     write_text(&dir.join(CONFIG_FILE), &text)
 }
 
-fn peft_name(key: &str) -> String {
-    keys::to_peft(key).unwrap_or_else(|| panic!("`{key}` has no name in a PEFT folder"))
+fn peft_name(key: &str, config: &LoRAConfig) -> String {
+    let adapted = config.apply_to_output;
+    let name = keys::to_peft(key).or_else(|| keys::embedding_to_peft(key, adapted));
+    name.unwrap_or_else(|| panic!("`{key}` has no name in a PEFT folder"))
 }
 
 fn config_json(config: &LoRAConfig, base_model: Option<&str>) -> Value {

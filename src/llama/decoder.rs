@@ -1,3 +1,5 @@
+use std::collections::BTreeSet;
+
 use burn::module::Module;
 use burn::tensor::{Bool, Device, Int, Tensor};
 
@@ -21,6 +23,9 @@ pub struct TransformerDecoder {
     /// The sizes.
     #[module(skip)]
     pub config: LlamaConfig,
+    /// The names of base weights that came with an adapter and must stay with it.
+    #[module(skip)]
+    pub(crate) changed_base: BTreeSet<String>,
 }
 
 impl TransformerDecoder {
@@ -36,6 +41,7 @@ impl TransformerDecoder {
             norm: RMSNorm::new(dim, config.norm_eps, device),
             output: (!config.tie_embeddings).then(output),
             config: config.clone(),
+            changed_base: BTreeSet::new(),
         }
     }
 
