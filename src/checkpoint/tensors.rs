@@ -138,7 +138,7 @@ impl SafetensorsFile {
     #[cfg(not(unix))]
     fn release(&self, _key: &str) {}
 
-    /// Reads integers (token ids), of whatever width they are stored in.
+    /// Reads integers (token ids) of 32 or 64 bits.
     ///
     /// # Errors
     /// [`Error::Format`] if the elements are not i64 or i32.
@@ -212,7 +212,7 @@ pub fn load_state_dict_file(path: impl AsRef<Path>) -> Result<StateDict> {
 /// Writes a state dict to one file.
 ///
 /// # Errors
-/// [`Error::Io`] if the file cannot be written.
+/// See [`write_tensors`].
 pub fn save_state_dict(values: &StateDict, path: impl AsRef<Path>) -> Result<()> {
     let tensors = values.iter().map(|(key, value)| (key.clone(), value));
     write_tensors(tensors, path.as_ref())
@@ -259,18 +259,17 @@ impl WritableTensor for StateReader {
 /// Writes named tensors to one file, each fetched when its turn comes.
 ///
 /// # Errors
-/// [`Error::Io`] if the file cannot be written; what stood at `path` stays then.
-///
-/// # Panics
-/// If a tensor's elements are not f32, f16, bf16 or i32.
+/// [`Error::Io`] if the file cannot be written, [`Error::Format`] if a tensor's elements are not f32, f16,
+/// bf16 or i32. What stood at `path` stays then.
 pub fn write_tensors<T: WritableTensor>(
     tensors: impl IntoIterator<Item = (String, T)>,
     path: &Path,
 ) -> Result<()> {
-    let views: Vec<_> = tensors
-        .into_iter()
-        .map(|(key, t)| (key, Entry::new(t)))
-        .collect();
+    let entry = |(key, tensor): (String, T)| {
+        let entry = Entry::new(&key, tensor).map_err(|message| Error::format(path, message))?;
+        Ok((key, entry))
+    };
+    let views: Vec<_> = tensors.into_iter().map(entry).collect::<Result<_>>()?;
     let metadata = HashMap::from([("format".to_owned(), "pt".to_owned())]);
     write_atomic(path, |temporary| {
         serialize_to_file(views, Some(metadata), temporary).map_err(|error| match error {
@@ -287,20 +286,24 @@ struct Entry<T> {
 }
 
 impl<T: WritableTensor> Entry<T> {
-    fn new(tensor: T) -> Self {
+    fn new(key: &str, tensor: T) -> Result<Self, String> {
         let dtype = match tensor.dtype() {
             DType::F32 => Dtype::F32,
             DType::F16 => Dtype::F16,
             DType::BF16 => Dtype::BF16,
             DType::I32 => Dtype::I32,
-            other => panic!("tensors of {other:?} are not written to files"),
+            other => {
+                return Err(format!(
+                    "`{key}` holds {other:?}; what is written must be F32, F16, BF16 or I32, cast it first"
+                ));
+            }
         };
         let shape = tensor.shape();
-        Self {
+        Ok(Self {
             tensor,
             dtype,
             shape,
-        }
+        })
     }
 }
 

@@ -592,6 +592,25 @@ fn a_state_dict_with_integers() {
 }
 
 #[test]
+fn a_state_dict_of_numbers_that_are_not_written() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join(WEIGHTS);
+    for (value, kind) in [
+        (TensorData::new(vec![1i64], [1]), "I64"),
+        (TensorData::new(vec![1f64], [1]), "F64"),
+    ] {
+        let values = StateDict::from([("norm.weight".into(), value)]);
+        let error = refused(&mut base_model(), dir.path(), |_| {
+            save_state_dict(&values, &path)
+        });
+        assert_variant!(error, Format);
+        assert_names(&error, &path);
+        let holds = format!("`norm.weight` holds {kind}");
+        assert_says(&error, &[&holds, "F32, F16, BF16 or I32"]);
+    }
+}
+
+#[test]
 fn a_state_dict_with_another_shape() {
     let dir = tempfile::tempdir().unwrap();
     let mut values = state_dict(&base_model());
