@@ -298,8 +298,8 @@ fn is_same(a: f64, b: f64) -> bool {
     (a - b).abs() <= 1e-12 * a.abs().max(b.abs())
 }
 
-/// Writes the model's adapters as a folder that PEFT loads, and vLLM where it can (see
-/// `docs/file-formats.md`), with the embedding or output weight that [`load_peft`] took from such a folder.
+/// Writes the model's adapters as a folder that PEFT loads, and vLLM too unless they are DoRA, with the
+/// embedding or output weight that [`load_peft`] took from such a folder.
 ///
 /// # Errors
 /// [`Error::Io`] if the folder cannot be written; [`Error::Adapter`] if `config` is not the one
