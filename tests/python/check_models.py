@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
-"""Compares the logits of models of all kinds that are read, with and without adapters, with those of
-transformers and PEFT.
+"""Compares the logits of models of all kinds that are read, with and without adapters, and of folders in
+several styles, with those of transformers and PEFT.
 
     python check_models.py path/to/compare
 
@@ -21,7 +21,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # everything is a local folder
 import torch
 import transformers
 from peft import LoraConfig, get_peft_model
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from transformers import (
     AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM,
     Qwen2Config, Qwen2ForCausalLM,
@@ -38,6 +38,7 @@ LLAMA3_ROPE = {
     "high_freq_factor": 4.0, "original_max_position_embeddings": 64,
 }
 LINEAR_ROPE = {"rope_type": "linear", "rope_theta": 1e4, "factor": 2.0}
+DEFAULT_ROPE = {"rope_type": "default", "rope_theta": 5e5}
 MODELS = {
     "Llama 3.1": (LlamaForCausalLM, LlamaConfig, {"rope_parameters": LLAMA3_ROPE, "head_dim": 32}),
     "Llama 3.2, tied": (
@@ -49,12 +50,41 @@ MODELS = {
     "Qwen2, tied": (Qwen2ForCausalLM, Qwen2Config, {"tie_word_embeddings": True}),
     "Mistral": (MistralForCausalLM, MistralConfig, {"sliding_window": 256, "head_dim": 16}),
 }
+# A model from above, what is set in its config.json, and what is left out of it.
+LINEAR = "Llama, linear scaling"
+OLD_ROPE = {"type": "linear", "factor": 2.0}
+BARE_LLAMA3 = {k: v for k, v in LLAMA3_ROPE.items() if "original" not in k}
+DEFAULTS = [
+    "max_position_embeddings", "rms_norm_eps", "rope_parameters", "attention_bias", "tie_word_embeddings"]
+CONFIGS = {
+    "Llama, old rope": (LINEAR, {"rope_scaling": OLD_ROPE, "rope_theta": 2e4}, ["rope_parameters"]),
+    "Llama, old rope beside new": (LINEAR, {"rope_parameters": DEFAULT_ROPE, "rope_scaling": OLD_ROPE}, []),
+    "Llama, old rope and base beside new": (
+        LINEAR, {"rope_parameters": DEFAULT_ROPE, "rope_scaling": OLD_ROPE, "rope_theta": 2e4}, []),
+    "Llama, empty old rope beside new": (
+        LINEAR, {"rope_parameters": DEFAULT_ROPE, "rope_scaling": {}, "rope_theta": 2e4}, []),
+    "Llama 3.1, no original length": ("Llama 3.1", {"rope_parameters": BARE_LLAMA3}, []),
+    "Llama, sliding_window": (LINEAR, {"sliding_window": 8}, []),
+    "Llama, defaults": (LINEAR, {}, DEFAULTS),
+    "Mistral, no window": ("Mistral", {"sliding_window": None}, []),
+    "Mistral, attention_bias": ("Mistral", {"attention_bias": True}, []),
+    "Mistral, defaults": ("Mistral", {}, [*DEFAULTS, "sliding_window"]),
+    "Qwen2, no use_sliding_window": ("Qwen2", {"sliding_window": 8}, ["use_sliding_window", "layer_types"]),
+    "Qwen2, attention_bias": ("Qwen2", {"attention_bias": True}, []),
+    "Qwen2, defaults": ("Qwen2", {}, [*DEFAULTS, "use_sliding_window", "layer_types"]),
+}
+# What the file of a tied model holds as output, times the embedding, and whether it holds the embedding.
+TWO_OUTPUTS = "another output"
+OUTPUTS = {"the embedding twice": (1, True), "the embedding as output": (1, False), TWO_OUTPUTS: (2, True)}
 EMBEDDED = "changed embeddings in its file"
 ADAPTERS = {
     "all linear layers": {"target_modules": "all-linear"},
     "lm_head": {"target_modules": ["q_proj", "v_proj", "lm_head"]},
     "rsLoRA": {"target_modules": ["q_proj", "down_proj"], "use_rslora": True},
     "DoRA": {"target_modules": ["k_proj", "o_proj", "up_proj"], "use_dora": True},
+    "several kinds of models": {"target_modules": ["q_proj", "v_proj", "query_key_value"]},
+    "a pattern": {"target_modules": r".*self_attn\.(q|o)_proj"},
+    "a rank above the width": {"target_modules": ["k_proj", "v_proj"], "r": 48},
     EMBEDDED: {"target_modules": ["v_proj"]},
 }
 
@@ -74,12 +104,12 @@ def save_model(folder, cls, config):
 
 def adapt(base, folder, name):
     """The model with a random adapter, which is saved to `folder`."""
-    config = LoraConfig(task_type="CAUSAL_LM", r=4, lora_alpha=8, **ADAPTERS[name])
+    config = LoraConfig(**{"task_type": "CAUSAL_LM", "r": 4, "lora_alpha": 8, **ADAPTERS[name]})
     model = get_peft_model(base, config).eval()
-    for name, p in model.named_parameters():
-        if "lora_B" in name:
+    for key, p in model.named_parameters():
+        if "lora_B" in key:
             p.data = 0.1 * torch.randn_like(p)
-        elif "magnitude" in name:
+        elif "magnitude" in key:
             p.data *= 1 + 0.1 * torch.randn_like(p)
     if name == EMBEDDED:
         model.get_input_embeddings().weight.data *= 1.5
@@ -103,28 +133,68 @@ def compare(program, folder, adapter, expected):
     return json.loads(run.stdout)["max_abs_logits"] if run.returncode == 0 else run.stderr.strip()
 
 
-def check_model(program, folder, name):
-    """Yields the name of each case and what came of it."""
+def load(folder):
+    return AutoModelForCausalLM.from_pretrained(
+        folder, dtype=torch.float32, attn_implementation="eager").eval()
+
+
+def prepare(folder, name):
+    """Saves a model and what it is asked, which is returned."""
     cls, config, settings = MODELS[name]
     save_model(folder, cls, config(**SIZES, **settings))
     ids = torch.randint(3, SIZES["vocab_size"], (2, 100))
     save_file({"input_ids": ids.int()}, folder / "inputs.safetensors")
+    return ids
 
-    def load():
-        return AutoModelForCausalLM.from_pretrained(
-            folder, dtype=torch.float32, attn_implementation="eager").eval()
 
-    yield "base", compare(program, folder, None, save_expected(folder, load(), ids))
+def check_base(program, folder, ids):
+    return compare(program, folder, None, save_expected(folder, load(folder), ids))
+
+
+def check_model(program, folder, name):
+    """Yields the name of each case and what came of it."""
+    ids = prepare(folder, name)
+    yield "base", check_base(program, folder, ids)
     for adapter in ADAPTERS:
         path = folder / adapter.replace(" ", "_")
-        expected = save_expected(path, adapt(load(), path, adapter), ids)
+        expected = save_expected(path, adapt(load(folder), path, adapter), ids)
         yield adapter, compare(program, folder, path, expected)
 
 
-def is_right(model, adapter, result):
-    """An output that is the embedding can have no adapter, which must be said."""
+def check_config(program, folder, name):
+    """A config.json in another style, or with less in it."""
+    model, settings, left_out = CONFIGS[name]
+    ids = prepare(folder, model)
+    path = folder / "config.json"
+    config = json.loads(path.read_text()) | settings
+    path.write_text(json.dumps({k: v for k, v in config.items() if k not in left_out}))
+    yield "base", check_base(program, folder, ids)
+
+
+def check_output(program, folder, name):
+    """A file of a tied model with an output of its own."""
+    factor, keeps_embedding = OUTPUTS[name]
+    ids = prepare(folder, "Llama 3.2, tied")
+    path = folder / "model.safetensors"
+    tensors = load_file(path)
+    embedding = tensors["model.embed_tokens.weight"]
+    if not keeps_embedding:
+        del tensors["model.embed_tokens.weight"]
+    save_file({**tensors, "lm_head.weight": factor * embedding}, path, {"format": "pt"})
+    yield "base", check_base(program, folder, ids)
+
+
+def refusal(model, adapter):
+    """What must be said of a case that this crate does not do."""
     if adapter == "lm_head" and MODELS[model][2].get("tie_word_embeddings"):
-        return "the output projection of this model is its embedding" in str(result)
+        return "the output projection of this model is its embedding"
+    return "set tie_word_embeddings to false" if model == TWO_OUTPUTS else None
+
+
+def is_right(model, adapter, result):
+    refused = refusal(model, adapter)
+    if refused:
+        return refused in str(result)
     return isinstance(result, float) and result <= TOLERANCE
 
 
@@ -135,12 +205,13 @@ def main(program):
     warnings.filterwarnings("ignore", category=FutureWarning)  # transformers' own
     warnings.filterwarnings("ignore", category=UserWarning, module=r"peft\b")
     wrong = 0
-    for model in MODELS:
-        with tempfile.TemporaryDirectory() as folder:
-            for adapter, result in check_model(program, Path(folder), model):
-                right = is_right(model, adapter, result)
-                print("ok  " if right else "FAIL", f"{model}, {adapter}: {result}")
-                wrong += not right
+    for check, names in [(check_model, MODELS), (check_config, CONFIGS), (check_output, OUTPUTS)]:
+        for name in names:
+            with tempfile.TemporaryDirectory() as folder:
+                for case, result in check(program, Path(folder), name):
+                    right = is_right(name, case, result)
+                    print("ok  " if right else "FAIL", f"{name}, {case}: {result}")
+                    wrong += not right
     if wrong:
         sys.exit(f"{wrong} cases differ")
 
