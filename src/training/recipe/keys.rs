@@ -199,9 +199,9 @@ pub(super) const KEYS: &[RecipeKey] = &[
     key(
         "matmul_precision",
         Word(&["highest", "medium"]),
-        "For speed, `medium` rounds the inputs of f32 products: on the CPU activations to bf16 in \
-         products with a bf16 base, where the processor multiplies bf16 (AVX512-BF16, AMX); on NVIDIA's GPUs \
-         to TF32.",
+        "`medium` rounds the inputs of f32 products: on NVIDIA's GPUs to TF32, on the CPU activations to \
+         bf16 in products with a bf16 base, where the processor multiplies bf16 (AVX512-BF16, AMX). \
+         That is faster on GPUs, on AMD's processors and with AMX, slower on Intel's without it.",
     ),
     key(
         "device",
