@@ -8,8 +8,8 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 /// What can go wrong with a file, a flag, a data set or a configuration.
 ///
-/// Every message says which file and which key, what was expected, and what to try. A bug of the
-/// calling program (a tensor of the wrong rank, say) panics instead, and the function's `# Panics`
+/// A message about a file names it and the key; most say what was expected or what to try. A bug of
+/// the calling program (a tensor of the wrong rank, say) panics instead, and the function's `# Panics`
 /// section says so.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]

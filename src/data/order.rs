@@ -23,6 +23,9 @@ pub struct DataOrder {
 
 impl DataOrder {
     /// The steps of an epoch; its last micro-batch and its last step may be smaller.
+    ///
+    /// # Panics
+    /// If `batch_size`, `accumulation_steps` or `num_processes` is 0.
     pub fn steps_per_epoch(&self) -> usize {
         let steps = self.num_samples.div_ceil(self.samples_per_step());
         self.max_steps_per_epoch.map_or(steps, |max| steps.min(max))
@@ -31,7 +34,7 @@ impl DataOrder {
     /// The epoch of a step, both counted from 0.
     ///
     /// # Panics
-    /// If there are no samples.
+    /// If there are no samples or `max_steps_per_epoch` is 0, and as [`Self::steps_per_epoch`].
     pub fn epoch_of(&self, step: usize) -> usize {
         step / self.steps_per_epoch()
     }
@@ -40,7 +43,7 @@ impl DataOrder {
     /// process that does the whole step.
     ///
     /// # Panics
-    /// If there are no samples.
+    /// As [`Self::epoch_of`].
     pub fn step(&self, step: usize) -> Vec<Vec<usize>> {
         self.shard(step, 0, 1)
     }
@@ -50,7 +53,7 @@ impl DataOrder {
     /// they differ by at most one sample, so that one may be empty.
     ///
     /// # Panics
-    /// If there are no samples, or `rank` is not below `size`.
+    /// If `rank` is not below `size`, and as [`Self::epoch_of`].
     pub fn shard(&self, step: usize, rank: usize, size: usize) -> Vec<Vec<usize>> {
         assert!(rank < size, "rank {rank} of {size} processes");
         let epoch = self.epoch_of(step);

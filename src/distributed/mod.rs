@@ -52,6 +52,9 @@ pub trait ProcessGroup {
     ///
     /// # Errors
     /// [`Error::PeerLost`] if a member has ended.
+    ///
+    /// # Panics
+    /// If the device of `values` has failed.
     fn all_reduce(&self, values: Tensor<1>) -> Result<Tensor<1>>;
 
     /// Every member's values, in the order of ranks. All bring equally many.

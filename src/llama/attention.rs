@@ -124,6 +124,9 @@ impl CausalSelfAttention {
     /// - `x`: `[batch, seq, embed_dim]`, output the same
     /// - `rope`: the rotations of the positions of `x`
     /// - `mask`: over `seq` queries and all keys, those in the cache included
+    ///
+    /// # Panics
+    /// If the shapes do not fit.
     pub fn forward(
         &self,
         x: Tensor<3>,

@@ -112,8 +112,8 @@ impl TransformerDecoder {
     /// - output: `[batch, seq, vocab_size]`
     ///
     /// # Panics
-    /// On a CPU, if an id is not below `vocab_size`. A GPU does not tell: see
-    /// [`check_vocab`](crate::data::check_vocab).
+    /// If `ids` is empty, `is_token` has another shape or a token follows padding. On a CPU, also if an id
+    /// is not below `vocab_size`; a GPU does not tell: see [`check_vocab`](crate::data::check_vocab).
     pub fn forward(&self, ids: Tensor<2, Int>, is_token: Option<Tensor<2, Bool>>) -> Tensor<3> {
         let (rope, mask) = self.positions(0, &ids, is_token);
         let embedded = self.tok_embeddings.forward(ids);
@@ -129,7 +129,7 @@ impl TransformerDecoder {
     /// - output: `[batch, vocab_size]`
     ///
     /// # Panics
-    /// If `ids` is empty or the cache is of a model with fewer layers, and as [`Self::forward`].
+    /// If the cache is of a model with fewer layers or of other rows, and as [`Self::forward`].
     pub fn forward_cached(&self, ids: Tensor<2, Int>, cache: &mut KvCache) -> Tensor<2> {
         let [_, seq] = ids.dims();
         let (rope, mask) = self.positions(cache.len(), &ids, None);
@@ -147,6 +147,9 @@ impl TransformerDecoder {
     /// # Shapes
     /// - `hidden`: `[batch, seq, embed_dim]`
     /// - output: `[batch, seq, vocab_size]`
+    ///
+    /// # Panics
+    /// If the last dimension of `hidden` is not `embed_dim`.
     pub fn project(&self, hidden: Tensor<3>) -> Tensor<3> {
         match &self.output {
             Some(output) => output.forward(hidden),

@@ -44,6 +44,9 @@ impl Embedding {
     /// # Shapes
     /// - `hidden`: `[batch, seq, dim]`
     /// - output: `[batch, seq, vocab_size]`
+    ///
+    /// # Panics
+    /// If the last dimension of `hidden` is not `dim`.
     pub fn project(&self, hidden: Tensor<3>) -> Tensor<3> {
         linear(hidden, self.weight.val())
     }

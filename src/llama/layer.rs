@@ -52,6 +52,9 @@ impl TransformerDecoderLayer {
     /// # Shapes
     /// - `x`: `[batch, seq, embed_dim]`, output the same
     /// - `rope`, `mask`, `cache`: see [`CausalSelfAttention::forward`]
+    ///
+    /// # Panics
+    /// If the shapes do not fit.
     pub fn forward(
         &self,
         x: Tensor<3>,

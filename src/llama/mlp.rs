@@ -57,6 +57,9 @@ impl FeedForward {
     ///
     /// # Shapes
     /// - `x`: `[batch, seq, embed_dim]`, output the same
+    ///
+    /// # Panics
+    /// If the last dimension of `x` is not `embed_dim`.
     pub fn forward(&self, x: Tensor<3>) -> Tensor<3> {
         let gate = self.w1.forward(x.clone());
         self.w2.forward(swiglu(gate, self.w3.forward(x)))

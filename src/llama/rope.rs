@@ -18,6 +18,9 @@ pub struct RotaryEmbedding {
 
 impl RotaryEmbedding {
     /// The rotations for the positions `start .. start + seq_len`.
+    ///
+    /// # Panics
+    /// If `seq_len` is 0.
     pub fn new(config: &LlamaConfig, start: usize, seq_len: usize, device: &Device) -> Self {
         Self::at_positions(config, start..start + seq_len, seq_len, device)
     }
@@ -26,7 +29,7 @@ impl RotaryEmbedding {
     /// positions begin anew with each. `segments` are the samples' lengths, row by row.
     ///
     /// # Panics
-    /// If the samples of a row are longer than `seq_len` together.
+    /// If `seq_len` is 0, or the samples of a row are longer than it together.
     pub fn within_segments(
         config: &LlamaConfig,
         segments: &[Vec<usize>],
@@ -63,6 +66,9 @@ impl RotaryEmbedding {
     ///
     /// # Shapes
     /// - `x`: `[batch, seq, heads, head_dim]`, output the same
+    ///
+    /// # Panics
+    /// If the shapes do not fit.
     pub fn apply(&self, x: Tensor<4>) -> Tensor<4> {
         rotary(x, self.cos.clone(), self.sin.clone())
     }

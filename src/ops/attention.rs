@@ -32,14 +32,17 @@ impl AttentionMask {
     /// query and row by row, or those of one row for all.
     ///
     /// # Panics
-    /// If there are not `seq` ranges in each row, or one ends after the keys.
+    /// If there are not `seq` ranges in each row, or a range of keys is reversed or ends after the keys.
     pub fn new(seq: usize, keys: usize, visible: Vec<Range<usize>>) -> Self {
         assert!(
             visible.len().is_multiple_of(seq.max(1)),
             "a row is not whole"
         );
         let is_inside = |range: &Range<usize>| range.start <= range.end && range.end <= keys;
-        assert!(visible.iter().all(is_inside), "a range ends after the keys");
+        assert!(
+            visible.iter().all(is_inside),
+            "a range of keys is reversed or ends after the keys"
+        );
         Self {
             ranges: KeyRanges(Arc::new(Ranges { visible, seq, keys })),
             on_device: Arc::default(),
@@ -101,7 +104,7 @@ pub enum AttentionBody {
     Cache,
     /// The scores of a block of queries in memory, those of all rows and heads.
     Blocks,
-    /// No scores in memory. The output is kept for the backward pass too.
+    /// No scores in memory. The output and the totals of the softmaxes are kept for the backward pass too.
     Flash,
 }
 

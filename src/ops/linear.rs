@@ -71,7 +71,8 @@ pub fn compute_dtype(device: &Device, dtype: DType) -> DType {
 }
 
 /// Whether products on `device`, of CUDA, are CubeCL's, which take several times longer, because
-/// cuBLAS cannot be used: the loader finds no `libcublas.so`, or the driver is older than CUDA 12.5.
+/// cuBLAS cannot be used: the loader finds no `libcublas.so`, or one that does not go with the driver
+/// (that of CUDA 13 with a driver of CUDA 12), or the driver is older than CUDA 12.5.
 pub fn lacks_cublas(device: &Device) -> bool {
     #[cfg(feature = "cuda")]
     let lacks = super::cube::lacks_cublas(device);

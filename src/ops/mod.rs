@@ -11,7 +11,7 @@
 //! | [`lora_linear`] | `x Wᵀ + s·(dropout(x) Aᵀ) Bᵀ` | x, if A or W is trained, `s·dropout(x) Aᵀ` and the seed |
 //! | [`rms_norm`] | `w · x / sqrt(mean(x²) + eps)` | x |
 //! | [`rotary`] | pairs turned by their angles | the angles |
-//! | [`attention`] | `softmax(q kᵀ / sqrt(d)) v` | q, k, v; on GPUs in half precision the output too |
+//! | [`attention`] | `softmax(q kᵀ / sqrt(d)) v` | q, k, v; on GPUs in half precision the output and the softmaxes' totals too |
 //! | [`swiglu`] | `silu(gate) · up` | gate, up |
 //! | [`cross_entropy_sum`] | `-Σ log softmax(logits)[target]` | its gradient, fused in the logits' place |
 

@@ -67,7 +67,8 @@ impl RunDir {
     ///
     /// # Errors
     /// [`Error::Io`] if the folder cannot be written, [`Error::Resume`] if it holds a run that is not
-    /// finished or what this one reads, such as the merged model of the run before.
+    /// finished or what this one reads, such as the merged model of the run before, or if another run is
+    /// going on there.
     pub fn create(config: &RecipeConfig, num_processes: usize) -> Result<Self> {
         create_dir(&config.output_dir)?;
         let run = Self::join(config, num_processes).locked()?;
@@ -201,7 +202,8 @@ impl RunDir {
     /// Saves adapter, optimizer and step, everything that resuming needs.
     ///
     /// # Errors
-    /// [`Error::Io`] if a file cannot be written.
+    /// [`Error::Io`] if a file cannot be written, [`Error::Adapter`] if `lora` is not the configuration
+    /// that the model was built with.
     pub fn save_checkpoint(
         &self,
         model: &TransformerDecoder,

@@ -113,6 +113,9 @@ impl Suggestion {
 
 /// What brings a training's memory down, if it is above the `available` bytes: each change alone
 /// that does by 1 % or more, and, if none of them is enough, as many of them together as it takes.
+///
+/// # Panics
+/// As [`estimate`].
 pub fn suggestions(config: &EstimateConfig, available: u64) -> Vec<Suggestion> {
     let total = estimate(config).total();
     if total <= available {
