@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Puts the LLVM that Burn's CUDA backend links in place from PyPI, for machines whose build cannot
-# download it from GitHub. Needs Python 3 with pip, and unzip or Python's zipfile.
+# Puts LLVM 23.1 from wheels on PyPI in the place of the LLVM that Burn's CUDA backend links, for machines
+# whose build cannot download that from GitHub. Needs Python 3 with pip.
 #
 #     scripts/install_llvm.sh
 #

@@ -2,7 +2,7 @@
 # Compares training steps with PEFT on PyTorch: same model, data and threads, side by side.
 #
 #     benches/vs_peft/run.sh [--quick] [--rounds N] [--only TEXT] [--threads N]
-#     benches/vs_peft/run.sh --gpu [--rounds N] [--only TEXT] [--peak-tflops N]
+#     benches/vs_peft/run.sh --gpu [--rounds N] [--steps N] [--only TEXT] [--peak-tflops N] [--dry-run]
 #
 # --quick runs the first row alone, three times; --only those whose name contains TEXT. The
 # environment and the case stay in ~/.cache/burn-peft-vs-peft.
