@@ -67,7 +67,8 @@ impl Tokenizer {
     ///
     /// [`Error::Io`] if the file cannot be read, [`Error::Format`] if it is neither of the two, is
     /// damaged, or is a SentencePiece model of a kind that Llama does not use (anything but BPE
-    /// with the identity normalisation); also if `tokenizer_config.json` is not JSON.
+    /// with the identity normalisation); also if `tokenizer_config.json` is not JSON or names a token
+    /// that the file does not have.
     pub fn from_file(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
         let bytes = fs::read(path).map_err(Error::io(path))?;
@@ -86,17 +87,32 @@ impl Tokenizer {
     fn configured(self, path: &Path) -> Result<Self> {
         let config: Config =
             serde_json::from_str(&read_text(path)?).map_err(|error| Error::format(path, error))?;
-        let id = |token: Option<Token>| self.inner.token_to_id(&token?.into_content());
-        let eos_id = id(config.eos_token).or(self.eos_id);
+        let id = |token: Option<Token>| {
+            let token = token.map(Token::into_content);
+            token.map(|token| self.named_id(&token, path)).transpose()
+        };
+        let eos_id = id(config.eos_token)?.or(self.eos_id);
         let bos_id = match (prefix(&self.inner), config.add_bos_token) {
             (None, Some(false)) => None,
-            (None, Some(true)) => id(config.bos_token).or(self.bos_id),
+            (None, Some(true)) => id(config.bos_token)?.or(self.bos_id),
             (Some(_), _) | (None, None) => self.bos_id,
         };
         Ok(Self {
             bos_id,
             eos_id,
             ..self
+        })
+    }
+
+    /// The id of a token that `config` names.
+    fn named_id(&self, token: &str, config: &Path) -> Result<u32> {
+        self.inner.token_to_id(token).ok_or_else(|| {
+            let message = format!(
+                "`{token}` is not in {}; take a tokenizer.json that has it (transformers writes one: \
+                 `AutoTokenizer.from_pretrained(dir).save_pretrained(dir)`)",
+                self.origin.display()
+            );
+            Error::format(config, message)
         })
     }
 
@@ -152,6 +168,22 @@ impl Tokenizer {
             .encode_fast(text, false)
             .map_err(|e| Error::format(&self.origin, format!("the text cannot be encoded: {e}")))?;
         Ok(encoding.get_ids().to_vec())
+    }
+
+    /// The token ids of a text that goes on where another ends, such as an answer after its prompt:
+    /// without the space that SentencePiece puts before a text.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Tokenizer::encode`].
+    pub fn encode_continuation(&self, text: &str) -> Result<Vec<u32>> {
+        // No piece joins a line break to what follows, unless it is another one.
+        let before = self.encode("\n")?;
+        let joined = self.encode(&format!("\n{text}"))?;
+        match joined.strip_prefix(&before[..]) {
+            Some(ids) => Ok(ids.to_vec()),
+            None => self.encode(text),
+        }
     }
 
     /// The text of `ids`. Special tokens and ids that the tokenizer does not know (a model's

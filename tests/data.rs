@@ -165,7 +165,7 @@ mod samples {
 
     #[test]
     fn tokens_and_labels() {
-        let tokens = vec![1, id("\u{2581}hello"), id("\u{2581}he"), id("!"), 2];
+        let tokens = vec![1, id("\u{2581}hello"), id("he"), id("!"), 2];
         let labels: Vec<i32> = tokens.iter().map(|&t| t as i32).collect();
         let all = sample("hello", "he!", true, None);
         assert_eq!(all.tokens, tokens);
@@ -189,16 +189,39 @@ mod samples {
         assert_eq!(set.unwrap(), [expected.clone(), expected]);
     }
 
+    /// An answer's tokens are those that it has in one text with its prompt, not those of a text of its
+    /// own, which SentencePiece begins with a space.
+    #[test]
+    fn prompt_and_answer_are_one_text() {
+        let prompt = record("Say hi.", "", "").prompt();
+        let assets = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/assets/tiny");
+        let shared = shared().into_iter().flat_map(|root| {
+            ["assets/llama2_tokenizer", "reference/stories260k/hf"].map(|dir| root.join(dir))
+        });
+        let byte_level = Tokenizer::from_dir(assets).unwrap();
+        let real = shared.map(|dir| Tokenizer::from_dir(dir).unwrap());
+        for tokenizer in [tiny(), byte_level].into_iter().chain(real) {
+            for answer in ["hello he", "Hello!", " hello", "\u{2581}he", "1 + 1 = 2\n\nhe", ""] {
+                let sample = Sample::from_prompt(&prompt, answer, &tokenizer, false, None).unwrap();
+                let text = tokenizer.encode(&format!("{prompt}{answer}")).unwrap();
+                let (bos, eos) = (tokenizer.bos_id(), tokenizer.eos_id());
+                let expected: Vec<u32> = bos.into_iter().chain(text).chain(eos).collect();
+                assert_eq!(sample.tokens, expected, "{answer:?} with {tokenizer:?}");
+            }
+            // Where an answer begins with a line break, pieces may go over the end of the prompt.
+            let sample = Sample::from_prompt(&prompt, "\nhe", &tokenizer, false, None).unwrap();
+            let text = tokenizer.decode(&sample.tokens).unwrap();
+            assert_eq!(text, format!("{prompt}\nhe"));
+        }
+    }
+
     #[test]
     fn without_bos_the_prompt_comes_first() {
         let json = tiny_tokenizer::json().replace("<s>", "[X]");
         let tokenizer = Tokenizer::from_json_bytes(json.as_bytes()).unwrap();
         let sample = Sample::from_prompt("he", "!", &tokenizer, false, None).unwrap();
-        assert_eq!(
-            sample.tokens,
-            [id("\u{2581}he"), id("\u{2581}"), id("!"), 2]
-        );
-        assert_eq!(sample.num_label_tokens(), 3);
+        assert_eq!(sample.tokens, [id("\u{2581}he"), id("!"), 2]);
+        assert_eq!(sample.num_label_tokens(), 2);
     }
 
     #[test]
@@ -218,11 +241,11 @@ mod samples {
 
     #[test]
     fn truncation_keeps_eos() {
-        let (he, bang) = (id("\u{2581}he"), id("!"));
+        let (prompt, he, bang) = (id("\u{2581}he"), id("he"), id("!"));
         let cut = |max| sample("he", "he!!!", false, Some(max));
-        assert_eq!(cut(5).tokens, [1, he, he, bang, 2]);
+        assert_eq!(cut(5).tokens, [1, prompt, he, bang, 2]);
         assert_eq!(cut(5).num_label_tokens(), 3);
-        assert_eq!(cut(3).tokens, [1, he, 2]);
+        assert_eq!(cut(3).tokens, [1, prompt, 2]);
         // Nothing of the answer is left for EOS to follow.
         assert_eq!(cut(3).num_label_tokens(), 0);
         assert_eq!(cut(4).labels[2..], [i32::try_from(he).unwrap(), 2]);
@@ -539,7 +562,8 @@ mod order {
     }
 }
 
-/// The batches of the reference finetuning run, from the records and the tokenizer it used.
+/// The batches of the reference finetuning run, from the records and the tokenizer it used. It encodes
+/// an answer like a text of its own, with SentencePiece's space before it.
 #[test]
 fn reference_run_is_reproduced() {
     let Some(root) = shared() else { return };
@@ -554,7 +578,18 @@ fn reference_run_is_reproduced() {
             .into_iter()
             .map(|row| records[row as usize].clone())
             .collect();
-        let samples = tokenize_records(&rows, &tokenizer, false, None).unwrap();
+        let encode = |text: &str| tokenizer.encode(text).unwrap();
+        let as_there = rows.iter().map(|record| {
+            let mut sample = Sample::from_record(record, &tokenizer, false, None).unwrap();
+            let prompt = 1 + encode(&record.prompt()).len();
+            let answer = [encode(&record.output), vec![2]].concat();
+            sample.tokens.splice(prompt.., answer);
+            sample.labels.truncate(prompt);
+            let labels = sample.tokens[prompt..].iter().map(|id| *id as i32);
+            sample.labels.extend(labels);
+            sample
+        });
+        let samples: Vec<Sample> = as_there.collect();
         check_vocab(&samples, 512).unwrap();
         let batch = Batch::collate_to(
             &samples.iter().collect::<Vec<_>>(),

@@ -137,12 +137,22 @@ fn special_tokens_are_those_that_the_files_name() {
 }
 
 #[test]
-fn a_malformed_tokenizer_config_is_named() {
+fn a_tokenizer_config_that_is_malformed_or_of_another_tokenizer_is_named() {
     let dir = tempfile::tempdir().unwrap();
     fs::write(dir.path().join("tokenizer.json"), tiny_tokenizer::json()).unwrap();
     let path = dir.path().join("tokenizer_config.json");
     fs::write(&path, "{").unwrap();
     assert!(message(Tokenizer::from_dir(&dir)).contains("tokenizer_config.json"));
+    for config in [
+        r#"{"eos_token": "<|im_end|>"}"#,
+        r#"{"bos_token": "<|im_end|>", "add_bos_token": true}"#,
+    ] {
+        fs::write(&path, config).unwrap();
+        let message = message(Tokenizer::from_dir(&dir));
+        for expected in ["tokenizer_config.json", "`<|im_end|>` is not in", "tokenizer.json"] {
+            assert!(message.contains(expected), "{message}");
+        }
+    }
 }
 
 fn check_golden(name: &str, folder: &str) {

@@ -44,9 +44,10 @@ impl Sample {
         )
     }
 
-    /// `[BOS] prompt answer [EOS]`, prompt and answer each encoded on its own, so that the tokens
-    /// of a prompt are the same at training and at generation. There is no BOS if the tokenizer
-    /// has none. With an empty prompt and `train_on_input` it is a sample of plain text.
+    /// `[BOS] prompt answer [EOS]`, the prompt encoded on its own, so that its tokens are the same at
+    /// training and at generation, and the answer as [what goes on
+    /// there](Tokenizer::encode_continuation). There is no BOS if the tokenizer has none. With an empty
+    /// prompt and `train_on_input` it is a sample of plain text.
     ///
     /// With `train_on_input` every token has a label, otherwise only the answer and EOS.
     ///
@@ -76,7 +77,10 @@ impl Sample {
         let mut tokens: Vec<u32> = tokenizer.bos_id().into_iter().collect();
         tokens.extend(tokenizer.encode(prompt)?);
         let prompt_len = tokens.len();
-        tokens.extend(tokenizer.encode(answer)?);
+        tokens.extend(match prompt.is_empty() {
+            true => tokenizer.encode(answer)?,
+            false => tokenizer.encode_continuation(answer)?,
+        });
         let is_lost = tokens.len() > room && prompt_len >= room;
         tokens.truncate(room);
         tokens.push(eos);
