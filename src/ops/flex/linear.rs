@@ -26,7 +26,7 @@ pub fn x_grad(grad: &Primitive, weight: &Primitive) -> Primitive {
 }
 
 fn apply(x: &Primitive, weight: &Primitive, pass: Pass) -> Primitive {
-    let (x, weight) = (contiguous(x), contiguous(weight));
+    let (x, weight) = (contiguous(x), in_either_order(weight));
     match weight.dtype() {
         DType::F32 => multiply::<f32>(&x, weight.storage(), &weight, pass, write),
         DType::BF16 if matmul_precision() == MatmulPrecision::Medium && multiplies_bf16() => {
@@ -53,7 +53,8 @@ pub fn add_x_grad(sum: Primitive, grad: &Primitive, weight: &Primitive) -> Primi
 }
 
 fn add(sum: Primitive, x: &Primitive, weight: &Primitive, pass: Pass) -> Primitive {
-    let (mut sum, x, weight) = (into_contiguous(sum), contiguous(x), contiguous(weight));
+    let (mut sum, x) = (into_contiguous(sum), contiguous(x));
+    let weight = in_either_order(weight);
     let (x, weight) = matrices::<f32>(&x, weight.storage(), &weight, pass);
     let out = MatMut::row_major_of(sum.storage_mut(), [x.shape()[0], weight.shape()[1]]);
     matmul(out, Output::Add, x, weight);
@@ -78,6 +79,18 @@ fn multiply<T: Number>(
     primitive(values, &shape)
 }
 
+/// A weight whose numbers, and no others, lie row by row or column by column, as one that came from
+/// [`burn::nn::Linear`] does.
+fn in_either_order(weight: &Primitive) -> Primitive {
+    let columns = weight.layout().transpose(0, 1);
+    let is_whole = columns.start_offset() == 0
+        && weight.bytes().len() == columns.num_elements() * weight.dtype().size();
+    match columns.is_contiguous() && is_whole {
+        true => weight.clone(),
+        false => contiguous(weight),
+    }
+}
+
 /// The rows of `x`, and the matrix that they are multiplied by.
 fn matrices<'a, T>(
     x: &'a Primitive,
@@ -85,7 +98,11 @@ fn matrices<'a, T>(
     weight: &Primitive,
     pass: Pass,
 ) -> (Mat<'a>, Mat<'a, T>) {
-    let weight = Mat::row_major(values, weight.shape().dims());
+    let shape @ [out_dim, in_dim] = weight.shape().dims();
+    let weight = match weight.layout().is_contiguous() {
+        true => Mat::row_major(values, shape),
+        false => Mat::row_major(values, [in_dim, out_dim]).transpose(),
+    };
     let weight = match pass {
         Pass::Forward => weight.transpose(),
         Pass::Backward => weight,
