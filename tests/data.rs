@@ -201,7 +201,14 @@ mod samples {
         let byte_level = Tokenizer::from_dir(assets).unwrap();
         let real = shared.map(|dir| Tokenizer::from_dir(dir).unwrap());
         for tokenizer in [tiny(), byte_level].into_iter().chain(real) {
-            for answer in ["hello he", "Hello!", " hello", "\u{2581}he", "1 + 1 = 2\n\nhe", ""] {
+            for answer in [
+                "hello he",
+                "Hello!",
+                " hello",
+                "\u{2581}he",
+                "1 + 1 = 2\n\nhe",
+                "",
+            ] {
                 let sample = Sample::from_prompt(&prompt, answer, &tokenizer, false, None).unwrap();
                 let text = tokenizer.encode(&format!("{prompt}{answer}")).unwrap();
                 let (bos, eos) = (tokenizer.bos_id(), tokenizer.eos_id());

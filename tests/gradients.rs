@@ -6,7 +6,10 @@ use std::collections::BTreeMap;
 use burn::module::{Module, ModuleVisitor, Param, ParamId};
 use burn::optim::GradientsParams;
 use burn::tensor::{Device, Distribution, Int, Tensor, TensorData};
-use burn_peft::adapter::{get_adapter_params, get_params, initialize_params, set_trainable_params};
+use burn_peft::adapter::{
+    get_adapter_params, get_params, initialize_params, load_state_dict, set_trainable_params,
+    state_dict,
+};
 use burn_peft::data::{Batch, IGNORE_INDEX, Padding, Sample, pack};
 use burn_peft::llama::{LlamaConfig, TransformerDecoder};
 use burn_peft::lora::{AttnModule, LoRAConfig};
@@ -163,6 +166,22 @@ fn recomputing_changes_no_bit() {
                 assert!(again.1[key] == *grad, "{name}, {layers} layers: {key}");
             }
         }
+    }
+}
+
+#[test]
+fn burns_gradient_checkpointing_changes_no_bit() {
+    let batches = [batch(&[40, 33])];
+    let model = with_adapters(&config(), &qv());
+    let expected = gradients(&model, &batches, Activations::Keep);
+    let device = device().gradient_checkpointing();
+    let mut other = config().init_lora(&qv(), &device).unwrap();
+    load_state_dict(&mut other, &state_dict(&model), true).unwrap();
+    for activations in [Activations::Keep, Activations::Recompute { layers: 2 }] {
+        assert!(
+            gradients(&other, &batches, activations) == expected,
+            "{activations:?}"
+        );
     }
 }
 

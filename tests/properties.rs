@@ -556,7 +556,7 @@ proptest! {
         let theirs = burn_linear(in_dim, out_dim, bias);
         let x = Tensor::<2>::random([3, in_dim], Distribution::Default, &device());
         let expected = floats(on_cpu(theirs.clone()).forward(on_cpu(x.clone())));
-        let plain = burn_peft::lora::Linear::from(theirs.clone());
+        let plain = burn_peft::lora::PlainLinear::from(theirs.clone());
         prop_assert_eq!(plain.shape(), [out_dim, in_dim]);
         assert_same(&floats(plain.forward(x.clone())), &expected);
         let without = LoRALinear::from(theirs.clone());
@@ -629,7 +629,7 @@ proptest! {
         let expected = on_cpu(x.clone()).matmul(on_cpu(theirs.clone()).delta());
         assert_same(&floats(update.clone()), &floats(expected));
         let again = LoRALinear {
-            base: burn_peft::lora::Linear::zeros(in_dim, out_dim, &device()),
+            base: burn_peft::lora::PlainLinear::zeros(in_dim, out_dim, &device()),
             adapter: Some(LoRAAdapter::from(&theirs)),
         };
         assert_same(&floats(again.forward(x)), &floats(update));

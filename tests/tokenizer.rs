@@ -149,7 +149,11 @@ fn a_tokenizer_config_that_is_malformed_or_of_another_tokenizer_is_named() {
     ] {
         fs::write(&path, config).unwrap();
         let message = message(Tokenizer::from_dir(&dir));
-        for expected in ["tokenizer_config.json", "`<|im_end|>` is not in", "tokenizer.json"] {
+        for expected in [
+            "tokenizer_config.json",
+            "`<|im_end|>` is not in",
+            "tokenizer.json",
+        ] {
             assert!(message.contains(expected), "{message}");
         }
     }

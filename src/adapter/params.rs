@@ -1,6 +1,6 @@
 use std::fmt;
 
-use burn::module::{Module, ModuleMapper, ModuleVisitor, Param, ParamId};
+use burn::module::{Flag, Module, ModuleMapper, ModuleVisitor, Param, ParamId};
 use burn::tensor::Tensor;
 use indexmap::IndexMap;
 
@@ -73,6 +73,9 @@ impl ParamSet {
 }
 
 /// Every float parameter of a module by name. Allocates nothing.
+///
+/// # Panics
+/// If two have the same name, which only a type of your own that is called `LoRALinear` can bring about.
 pub fn get_params<M: Module>(model: &M) -> ParamSet {
     let mut lister = Lister::default();
     model.visit(&mut lister);
@@ -80,12 +83,17 @@ pub fn get_params<M: Module>(model: &M) -> ParamSet {
 }
 
 /// The parameters of all adapters by name: `lora_a.weight`, `lora_b.weight` and `magnitude` of each
-/// [`LoRALinear`](crate::lora::LoRALinear), wherever in the module it stands. Allocates nothing.
+/// [`LoRALinear`](crate::lora::LoRALinear), wherever in the module it stands, and those of Burn's own
+/// [`LoraAdapter`](burn::module::LoraAdapter)s. Allocates nothing.
 pub fn get_adapter_params<M: Module>(model: &M) -> ParamSet {
     get_params(model).filter(|_, info| info.is_adapter)
 }
 
-/// Makes exactly the named parameters trainable and freezes all others. Allocates nothing.
+/// Makes exactly the named parameters trainable and freezes all others. An adapter's dropout acts if one
+/// of its parameters is trained. Allocates nothing.
+///
+/// What is no parameter goes on as before: to stop the running statistics of a `BatchNorm` and the
+/// dropout of the base too, call [`Module::freeze`] first.
 ///
 /// Burn's parameters share a lazy value between clones: freezing a clone of a model that is not
 /// initialised yet would freeze the original too, so this takes the model itself.
@@ -133,7 +141,12 @@ impl ModuleVisitor for Lister {
             shape: saved_shape(param),
             is_adapter: self.path.in_adapter(),
         };
-        self.params.0.insert(self.path.key(), info);
+        let key = self.path.key();
+        let before = self.params.0.insert(key.clone(), info);
+        assert!(
+            before.is_none(),
+            "two parameters are called `{key}`: the level below a module called `LoRALinear` has no name"
+        );
     }
 }
 
@@ -147,6 +160,18 @@ impl ModuleMapper for Freezer<'_> {
 
     fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
         param.set_require_grad(self.trainable.contains(&self.path.key()))
+    }
+
+    /// That of an adapter's dropout.
+    fn map_flag(&mut self, flag: Param<Flag>) -> Param<Flag> {
+        if !self.path.in_adapter() {
+            return flag;
+        }
+        let key = self.path.key();
+        let adapter = key.trim_end_matches("training");
+        let mut trainable = self.trainable.iter();
+        let is_trained = trainable.any(|(name, info)| info.is_adapter && name.starts_with(adapter));
+        flag.with_value(is_trained)
     }
 }
 

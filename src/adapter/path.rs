@@ -4,8 +4,8 @@
 /// The container types that leave no trace in names: a `LoRALinear`'s weight is `q_proj.weight`,
 /// not `q_proj.base.weight`, with and without an adapter.
 const TRANSPARENT: &str = "Struct:LoRALinear";
-/// The container type below which every parameter belongs to an adapter.
-const ADAPTER: &str = "Struct:LoRAAdapter";
+/// The container types below which every parameter belongs to an adapter: this crate's and Burn's.
+const ADAPTERS: [&str; 2] = ["Struct:LoRAAdapter", "Struct:LoraAdapter"];
 
 /// Follows `enter_module` and `exit_module` of a module visitor or mapper.
 #[derive(Debug, Default)]
@@ -35,7 +35,7 @@ impl Path {
     pub(crate) fn in_adapter(&self) -> bool {
         self.levels
             .iter()
-            .any(|(_, container)| container == ADAPTER)
+            .any(|(_, container)| ADAPTERS.contains(&container.as_str()))
     }
 }
 

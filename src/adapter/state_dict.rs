@@ -199,11 +199,11 @@ pub(crate) fn compare_keys<'a, M: Module>(
 /// Gives the named parameters new values, one after the other, each read when its turn comes. An
 /// old value is dropped before the new one is made.
 ///
-/// # Errors
-/// The first error of `read`. Parameters from that one on keep their old values.
+/// A panic in `read` ends the process: the model is in pieces then.
 ///
-/// # Panics
-/// If a value has another shape than its parameter.
+/// # Errors
+/// The first error of `read`, or [`Error::Shape`] if a value has another shape than its parameter.
+/// Parameters from that one on keep their old values.
 pub fn load_tensors<M: Module>(
     model: &mut M,
     keys: &[String],
@@ -274,6 +274,18 @@ impl ModuleVisitor for Collector {
     }
 }
 
+fn of_shape(data: TensorData, expected: &[usize], key: &str) -> Result<TensorData> {
+    match data.shape()[..] == *expected {
+        true => Ok(data),
+        false => Err(Error::Shape {
+            origin: "the values to load".to_owned(),
+            key: key.to_owned(),
+            expected: expected.to_vec(),
+            found: data.shape().to_vec(),
+        }),
+    }
+}
+
 struct Loader<'a, F> {
     path: Path,
     keys: std::collections::HashSet<&'a str>,
@@ -285,15 +297,15 @@ struct Loader<'a, F> {
 
 impl<F: FnMut(&str) -> Result<TensorData>> Loader<'_, F> {
     fn load<const D: usize>(&mut self, key: &str, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
-        let data = match (self.read)(key) {
+        let shape = saved_shape(&param);
+        let data = (self.read)(key).and_then(|data| of_shape(data, &shape, key));
+        let data = match data {
             Ok(data) => data,
             Err(error) => {
                 self.error = Some(error);
                 return param;
             }
         };
-        let shape = saved_shape(&param);
-        assert_eq!(data.shape()[..], shape, "`{key}` has another shape");
         let value: Tensor<D> = lasting_tensor(data, &param.lazy_device());
         if D == 2 && !self.path.in_adapter() {
             let matrix = value.clone().reshape([shape[0], shape[1]]);

@@ -1,33 +1,58 @@
 use std::collections::BTreeSet;
 
-use super::LoadReport;
+use super::{LoadReport, ParamSet};
 use crate::lora::LoRAConfig;
 use crate::{Error, Result};
 
-/// The names of the modules that have an adapter (`q_proj`, `w1`, ..., or those of your own model).
+/// Which modules have an adapter: those of certain names (`q_proj`, `w1`, ..., or those of your own
+/// model), or those of [`get_adapter_params`](super::get_adapter_params).
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct AdaptedModules(Vec<String>);
+pub struct AdaptedModules(By);
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum By {
+    /// The last part of a module's path.
+    Name(Vec<String>),
+    /// The keys of the adapters' parameters.
+    Key(BTreeSet<String>),
+}
 
 impl From<&LoRAConfig> for AdaptedModules {
     fn from(config: &LoRAConfig) -> Self {
-        Self(config.module_names().into_iter().map(Into::into).collect())
+        config.module_names().into_iter().collect()
     }
 }
 
 impl<const N: usize> From<[&str; N]> for AdaptedModules {
     fn from(names: [&str; N]) -> Self {
-        Self(names.map(Into::into).to_vec())
+        names.into_iter().collect()
+    }
+}
+
+impl<S: Into<String>> FromIterator<S> for AdaptedModules {
+    fn from_iter<I: IntoIterator<Item = S>>(names: I) -> Self {
+        Self(By::Name(names.into_iter().map(Into::into).collect()))
+    }
+}
+
+impl From<&ParamSet> for AdaptedModules {
+    fn from(adapters: &ParamSet) -> Self {
+        Self(By::Key(adapters.names().map(Into::into).collect()))
     }
 }
 
 impl AdaptedModules {
     /// Whether a state-dict key is an adapter parameter of one of these modules.
     fn is_adapter_key(&self, key: &str) -> bool {
+        let names = match &self.0 {
+            By::Key(keys) => return keys.contains(key),
+            By::Name(names) => names,
+        };
         let module_path = ["lora_a.weight", "lora_b.weight", "magnitude"]
             .into_iter()
             .find_map(|suffix| key.strip_suffix(suffix)?.strip_suffix('.'));
         let module = module_path.map(|path| path.rsplit('.').next().unwrap_or(path));
-        module.is_some_and(|module| self.0.iter().any(|name| name == module))
+        module.is_some_and(|module| names.iter().any(|name| name == module))
     }
 }
 
@@ -72,7 +97,8 @@ fn found(report: &LoadReport) -> BTreeSet<String> {
 /// Checks that a base state dict and an adapter state dict together make up a LoRA model.
 ///
 /// A key is an adapter key if it is `lora_a.weight`, `lora_b.weight` or `magnitude` of one of the
-/// named modules. Of the dicts that are given, the base must have every other key of the model and
+/// named modules, or one of the given [`ParamSet`]: `validate_state_dict_for_lora(&get_adapter_params(&model),
+/// &report)` suits every model. Of the dicts that are given, the base must have every other key of the model and
 /// no adapter key, the adapter must have every adapter key and no other, and neither may have keys
 /// that the model does not have or that the other has too.
 ///

@@ -17,6 +17,8 @@
 //! | [`DeviceGroup`] | threads of a process, each with a device | NCCL between CUDA devices, otherwise main memory |
 //! | `MpiGroup`, feature `mpi` | processes, on any number of machines | MPI |
 //!
+//! In a loop of your own, [`reduce_gradients`] adds up the gradients of any module.
+//!
 //! [`Trainer::gradients`]: crate::training::Trainer::gradients
 //! [`Trainer::update`]: crate::training::Trainer::update
 //! [`DataOrder::shard`]: crate::data::DataOrder::shard
@@ -35,8 +37,7 @@ use crate::{Error, Result};
 pub use devices::DeviceGroup;
 #[cfg(feature = "mpi")]
 pub use mpi::MpiGroup;
-pub use reduce::broadcast_params;
-pub(crate) use reduce::reduce_gradients;
+pub use reduce::{broadcast_params, reduce_gradients};
 
 /// The members of a data-parallel training, seen by one of them. All members call the same methods
 /// in the same order.

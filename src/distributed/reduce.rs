@@ -6,10 +6,17 @@ use burn::tensor::{DType, Tensor};
 
 use super::ProcessGroup;
 use crate::Result;
+use crate::ops::GraphState;
 
-/// The sums of all members' gradients and of the parts of their losses. Zeros stand for what a member
-/// does not have.
-pub(crate) fn reduce_gradients<M: Module>(
+/// The sums of all members' gradients and of the parts of their losses, `[1]` each. Zeros stand for what
+/// a member does not have, such as the gradients of a step in which it had no data.
+///
+/// # Errors
+/// [`Error::PeerLost`](crate::Error::PeerLost) if a member has ended.
+///
+/// # Panics
+/// If members' models differ in what is trained.
+pub fn reduce_gradients<M: Module>(
     group: &dyn ProcessGroup,
     model: &M,
     mut grads: GradientsParams,
@@ -91,7 +98,10 @@ impl ModuleVisitor for SplitGradients {
     fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
         if param.is_require_grad() {
             let grad = self.rest.take(param.dims());
-            self.grads.register(param.id, grad);
+            // A parameter that stands in two places has its gradient in the first.
+            if self.grads.get::<D>(param.id).is_none() {
+                self.grads.register(param.id, grad);
+            }
         }
     }
 }
@@ -113,12 +123,14 @@ impl ModuleMapper for SetValues {
         if !param.is_require_grad() {
             return param;
         }
+        let id = param.id;
         param.map(|value| {
+            let state = GraphState::of(&value);
             let new = self.0.take(value.dims()).cast(value.dtype());
             // In memory of its own, not as a part of all values.
             let copy = |new: Tensor<D>| new * 1.0;
             let new = new.device().memory_persistent_allocations(new, copy);
-            Tensor::from_inner(new).require_grad()
+            state.give_to(new, id)
         })
     }
 }

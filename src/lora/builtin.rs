@@ -5,9 +5,9 @@ use burn::nn;
 use burn::tensor::Tensor;
 
 use super::plain::untracked;
-use super::{Linear, LoRAAdapter, LoRAConfig, LoRALinear};
+use super::{LoRAAdapter, LoRAConfig, LoRALinear, PlainLinear};
 
-impl From<nn::Linear> for Linear {
+impl From<nn::Linear> for PlainLinear {
     /// Takes over weight and bias; the weight is viewed transposed, nothing is copied.
     ///
     /// # Panics
@@ -24,11 +24,21 @@ impl From<nn::Linear> for Linear {
     }
 }
 
+impl From<PlainLinear> for nn::Linear {
+    /// Gives weight and bias back to Burn's layer; the weight is viewed transposed, nothing is copied.
+    fn from(linear: PlainLinear) -> Self {
+        Self {
+            weight: transposed(linear.weight),
+            bias: linear.bias,
+        }
+    }
+}
+
 impl From<nn::Linear> for LoRALinear {
     /// Takes over weight, bias and, if one is attached, Burn's adapter.
     fn from(linear: nn::Linear) -> Self {
         let adapter = linear.weight.adapter().map(LoRAAdapter::from);
-        let base = Linear {
+        let base = PlainLinear {
             weight: transposed(linear.weight),
             bias: linear.bias,
         };
@@ -39,11 +49,14 @@ impl From<nn::Linear> for LoRALinear {
 impl LoRALinear {
     /// Wraps one of Burn's linear layers: its weight and bias are frozen, a new adapter is added.
     ///
+    /// Clones of a layer that has no values yet share them: a clone is frozen with it.
+    ///
     /// # Panics
-    /// If the rank is 0 or the dropout is outside of `[0, 1)`.
+    /// If the rank is 0 or the dropout is outside of `[0, 1)`, or if one of Burn's adapters is attached
+    /// to the weight: [`LoRALinear::from`] takes it over.
     pub fn from_linear(linear: nn::Linear, config: &LoRAConfig) -> Self {
         Self {
-            base: Linear::from(linear),
+            base: PlainLinear::from(linear),
             adapter: None,
         }
         .with_adapter(config)
@@ -52,7 +65,7 @@ impl LoRALinear {
 
 impl From<&LoraAdapter> for LoRAAdapter {
     fn from(adapter: &LoraAdapter) -> Self {
-        let linear = |weight: &Param<Tensor<2>>| Linear {
+        let linear = |weight: &Param<Tensor<2>>| PlainLinear {
             weight: transposed(weight.clone()),
             bias: None,
         };
@@ -62,6 +75,7 @@ impl From<&LoraAdapter> for LoRAAdapter {
             magnitude: None,
             scale: adapter.scale,
             dropout: 0.0,
+            training: Param::from_bool(true),
         }
     }
 }

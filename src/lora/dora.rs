@@ -4,17 +4,20 @@
 use burn::module::{Param, ParamId};
 use burn::tensor::{DType, Device, Tensor};
 
-use super::Linear;
+use super::PlainLinear;
 use crate::ops::{DropoutMask, dropout, linear};
 
 /// The magnitude of a new adapter: the norm of each row of the base weight, since `B` is zero.
 ///
-/// Lazy like the weight, so the base may still be loaded after this was called.
-pub(super) fn magnitude_param(base: &Linear) -> Param<Tensor<1>> {
+/// Lazy like the weight, so the base may still be loaded after this was called, by
+/// [`load_state_dict`](crate::adapter::load_state_dict) and what is built on it. After Burn's own records
+/// [`initialize_adapters`](crate::adapter::initialize_adapters) takes the norms of the loaded weights.
+pub(super) fn magnitude_param(base: &PlainLinear) -> Param<Tensor<1>> {
     let [out_dim, _] = base.shape();
     let weight = base.weight.clone();
-    let init = move |_: &Device, require_grad| {
-        row_norm(weight.val().cast(DType::F32))
+    let init = move |device: &Device, require_grad| {
+        let weight = weight.val().to_device(device);
+        row_norm(weight.cast(DType::F32))
             .detach()
             .set_require_grad(require_grad)
     };

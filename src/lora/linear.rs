@@ -1,8 +1,8 @@
-use burn::module::{Content, DisplaySettings, Module, ModuleDisplay, Param};
+use burn::module::{Content, DisplaySettings, Flag, Module, ModuleDisplay, Param};
 use burn::tensor::{DType, Device, Tensor};
 
 use super::plain::untracked;
-use super::{Linear, LoRAConfig, dora};
+use super::{LoRAConfig, PlainLinear, dora};
 use crate::ops::{DropoutMask, linear, lora_linear};
 
 /// A linear layer with an optional low-rank adapter: `y = W x + b + s·B(A·dropout(x))`.
@@ -23,8 +23,9 @@ use crate::ops::{DropoutMask, linear, lora_linear};
 #[derive(Module, Debug)]
 #[module(custom_display)]
 pub struct LoRALinear {
-    /// `W` and `b`, frozen while there is an adapter.
-    pub base: Linear,
+    /// `W` and `b`, frozen when an adapter is put beside them; they stay so when it is merged or
+    /// taken off.
+    pub base: PlainLinear,
     /// `A`, `B` and what belongs to them.
     pub adapter: Option<LoRAAdapter>,
 }
@@ -34,9 +35,9 @@ pub struct LoRALinear {
 #[module(custom_display)]
 pub struct LoRAAdapter {
     /// `A`, `[rank, in_dim]`, without a bias.
-    pub lora_a: Linear,
+    pub lora_a: PlainLinear,
     /// `B`, `[out_dim, rank]`, without a bias.
-    pub lora_b: Linear,
+    pub lora_b: PlainLinear,
     /// DoRA's magnitude m, `[out_dim]`.
     pub magnitude: Option<Param<Tensor<1>>>,
     /// The factor s of the update.
@@ -46,6 +47,9 @@ pub struct LoRAAdapter {
     /// follows from [`seed_dropout`](crate::ops::seed_dropout).
     #[module(skip)]
     pub dropout: f64,
+    /// Whether the adapter takes part in a training: cleared by [`Module::valid`] and
+    /// [`Module::freeze`], as that of [`burn::nn::Dropout`].
+    pub training: Param<Flag>,
 }
 
 impl LoRALinear {
@@ -66,7 +70,7 @@ impl LoRALinear {
     /// A layer with a random base and no adapter.
     pub fn plain(in_dim: usize, out_dim: usize, bias: bool, device: &Device) -> Self {
         Self {
-            base: Linear::new(in_dim, out_dim, bias, device),
+            base: PlainLinear::new(in_dim, out_dim, bias, device),
             adapter: None,
         }
     }
@@ -74,6 +78,8 @@ impl LoRALinear {
     /// Freezes the base and puts a new adapter beside it: `A` from Kaiming's uniform distribution,
     /// `B` zero, so that the layer's output stays what it is. DoRA's magnitude becomes the row norm
     /// of the base.
+    ///
+    /// Clones of a layer that has no values yet share them: a clone's base is frozen with it.
     ///
     /// # Panics
     /// If the rank is 0 or the dropout is outside of `[0, 1)`.
@@ -121,7 +127,7 @@ impl LoRALinear {
         let Self { base, adapter } = self;
         let base = match adapter {
             None => base,
-            Some(adapter) => Linear {
+            Some(adapter) => PlainLinear {
                 weight: map_value(base.weight, |w| adapter.merged_weight(w)),
                 bias: base.bias,
             },
@@ -138,16 +144,22 @@ impl LoRAAdapter {
     ///
     /// # Panics
     /// If the rank is 0 or the dropout is outside of `[0, 1)`.
-    pub fn new(base: &Linear, config: &LoRAConfig) -> Self {
+    pub fn new(base: &PlainLinear, config: &LoRAConfig) -> Self {
         assert!(config.rank > 0, "the rank of an adapter must be at least 1");
+        assert!(
+            (0.0..1.0).contains(&config.dropout),
+            "the dropout of an adapter must lie in [0, 1), not {}",
+            config.dropout
+        );
         let [out_dim, in_dim] = base.shape();
         let device = base.weight.lazy_device();
         Self {
-            lora_a: Linear::new(in_dim, config.rank, false, &device),
-            lora_b: Linear::zeros(config.rank, out_dim, &device),
+            lora_a: PlainLinear::new(in_dim, config.rank, false, &device),
+            lora_b: PlainLinear::zeros(config.rank, out_dim, &device),
             magnitude: config.use_dora.then(|| dora::magnitude_param(base)),
             scale: config.scale(),
             dropout: config.dropout,
+            training: Param::from_bool(true),
         }
     }
 
@@ -157,8 +169,9 @@ impl LoRAAdapter {
         rank
     }
 
-    fn forward<const D: usize>(&self, base: &Linear, x: Tensor<D>) -> Tensor<D> {
-        let is_dropped = self.dropout > 0.0 && x.device().is_autodiff();
+    fn forward<const D: usize>(&self, base: &PlainLinear, x: Tensor<D>) -> Tensor<D> {
+        let is_training = self.training.is_enabled() && x.device().is_autodiff();
+        let is_dropped = is_training && self.dropout > 0.0;
         let mask = is_dropped.then(|| DropoutMask::draw(self.dropout));
         let weight = base.weight.val();
         let update = [self.lora_a.weight.val(), self.lora_b.weight.val()];
@@ -167,7 +180,7 @@ impl LoRAAdapter {
             None => y,
             Some(magnitude) => {
                 let norm = dora::row_norm(self.combined_weight(weight.clone()));
-                dora::rescale(y, magnitude.val() / norm, x, weight, mask)
+                dora::rescale(y, magnitude.val().cast(DType::F32) / norm, x, weight, mask)
             }
         })
     }

@@ -3,7 +3,7 @@
 //! ```text
 //!            before                              after
 //!
-//!   x ──► Linear W ──► y          x ─┬─► Linear W (frozen) ────────────► + ──► y
+//!   x ──► PlainLinear W ──► y          x ─┬─► PlainLinear W (frozen) ────────────► + ──► y
 //!                                    └─► dropout ─► A ─► B ─► × s ───────┘
 //!                                                  [r,in] [out,r]
 //!          y = W x + b                     y = W x + b + s·B(A·dropout(x))
@@ -22,5 +22,5 @@ mod plain;
 pub use config::{AttnModule, LoRAConfig, MlpModule};
 pub(crate) use dora::row_norm;
 pub use linear::{LoRAAdapter, LoRALinear};
-pub use plain::Linear;
+pub use plain::PlainLinear;
 pub(crate) use plain::one_line;

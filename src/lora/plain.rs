@@ -6,21 +6,23 @@ use crate::ops::linear;
 /// A linear layer whose weight has PyTorch's layout: `y = x Wᵀ + b`.
 ///
 /// The layout is that of the checkpoint files, so a weight is loaded and saved as it is; the
-/// transposed view costs nothing.
+/// transposed view costs nothing. [`burn::nn::Linear`] has `[in_dim, out_dim]` and is brought into this
+/// form by `PlainLinear::from`. The name differs because burn-store transposes the weight of every
+/// module that is called `Linear` when it reads or writes PyTorch's files.
 ///
 /// # Shapes
 /// - `weight`: `[out_dim, in_dim]`
 /// - `bias`: `[out_dim]`
 #[derive(Module, Debug)]
 #[module(custom_display)]
-pub struct Linear {
+pub struct PlainLinear {
     /// The weight, `[out_dim, in_dim]`.
     pub weight: Param<Tensor<2>>,
     /// The bias, `[out_dim]`.
     pub bias: Option<Param<Tensor<1>>>,
 }
 
-impl Linear {
+impl PlainLinear {
     /// A layer with weight and bias from `U(-k, k)`, `k = 1 / sqrt(in_dim)`, like
     /// `torch.nn.Linear`: Kaiming's uniform distribution with `a = sqrt(5)`.
     ///
@@ -102,7 +104,7 @@ fn random_param<const D: usize>(
     Param::uninitialized(ParamId::new(), init, device.clone(), true, shape.into())
 }
 
-impl ModuleDisplay for Linear {
+impl ModuleDisplay for PlainLinear {
     fn custom_settings(&self) -> Option<DisplaySettings> {
         one_line().optional()
     }
@@ -110,6 +112,7 @@ impl ModuleDisplay for Linear {
     fn custom_content(&self, content: Content) -> Option<Content> {
         let [out_dim, in_dim] = self.shape();
         content
+            .set_top_level_type("Linear")
             .add("in_dim", &in_dim)
             .add("out_dim", &out_dim)
             .add("bias", &self.bias.is_some())

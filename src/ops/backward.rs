@@ -1,5 +1,6 @@
 use burn::backend::Dispatch;
-use burn::tensor::{Gradients, Tensor};
+use burn::module::ParamId;
+use burn::tensor::{GradientCheckpointingStrategy, Gradients, Tensor};
 
 use super::backend::StepOps;
 
@@ -19,7 +20,48 @@ pub(crate) fn backward_from<const D: usize>(output: Tensor<D>, grad: Tensor<D>) 
         grad.dtype(),
         "the gradient's type is not the output's"
     );
-    let grad = Tensor::from_inner(grad);
+    let grad = in_graph(grad, output.gradient_checkpointing_strategy());
     let root = Dispatch::backward_root(output.into_dispatch(), grad.into_dispatch());
     Tensor::<1>::from_dispatch(root).backward()
+}
+
+/// What autodiff knows of a parameter's value besides its numbers, taken before an update and given to the
+/// new value.
+pub(crate) struct GraphState {
+    require_grad: bool,
+    is_distributed: bool,
+    checkpointing: Option<GradientCheckpointingStrategy>,
+}
+
+impl GraphState {
+    pub(crate) fn of<const D: usize>(value: &Tensor<D>) -> Self {
+        Self {
+            require_grad: value.is_require_grad(),
+            is_distributed: value.is_distributed(),
+            checkpointing: value.gradient_checkpointing_strategy(),
+        }
+    }
+
+    /// The new value of the parameter `id`, from one without a graph.
+    pub(crate) fn give_to<const D: usize>(self, new: Tensor<D>, id: ParamId) -> Tensor<D> {
+        let new = in_graph(new, self.checkpointing).set_require_grad(self.require_grad);
+        match self.is_distributed {
+            true => new.set_distributed(id),
+            false => new,
+        }
+    }
+}
+
+/// A tensor without a graph in one of this strategy
+/// ([`Device::gradient_checkpointing`](burn::tensor::Device::gradient_checkpointing)): Burn refuses to
+/// combine tensors that differ in it.
+fn in_graph<const D: usize>(
+    tensor: Tensor<D>,
+    strategy: Option<GradientCheckpointingStrategy>,
+) -> Tensor<D> {
+    let tensor = Tensor::from_inner(tensor);
+    match strategy {
+        Some(strategy) => tensor.with_gradient_checkpointing_strategy(strategy),
+        None => tensor,
+    }
 }

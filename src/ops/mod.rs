@@ -39,7 +39,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 pub(crate) use adamw::{AdamWStep, adamw};
 pub use attention::{AttentionBody, AttentionMask, attention, attention_body};
-pub(crate) use backward::backward_from;
+pub(crate) use backward::{GraphState, backward_from};
 use burn::tensor::Device;
 pub use cross_entropy::cross_entropy_sum;
 pub(crate) use dropout::mix;

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::adapter::{ParamSet, StateDict, get_params, lasting_tensor, to_host};
 use crate::error::nearest;
-use crate::ops::{AdamWStep, adamw};
+use crate::ops::{AdamWStep, GraphState, adamw};
 use crate::{Error, Result};
 
 /// The constants of [`AdamW`], with PyTorch's defaults.
@@ -239,15 +239,15 @@ impl ModuleMapper for Updater<'_> {
             return param;
         };
         let (id, value, mapper) = param.consume();
-        let require_grad = value.is_require_grad();
+        let state = GraphState::of(&value);
         let (shape, dtype) = (value.shape(), value.dtype());
         let flat = |tensor: Tensor<D>| tensor.cast(DType::F32).flatten::<1>(0, D - 1);
         let (value, grad) = (flat(value.inner()), flat(grad));
         let updated = self
             .optimizer
             .update(id, self.lr, self.grad_scale, value, grad);
-        let updated = Tensor::from_inner(updated.reshape(shape).cast(dtype));
-        Param::from_mapped_value(id, updated.set_require_grad(require_grad), mapper)
+        let updated = updated.reshape(shape).cast(dtype);
+        Param::from_mapped_value(id, state.give_to(updated, id), mapper)
     }
 }
 

@@ -8,5 +8,6 @@ mod distributed;
 mod golden;
 mod golden_cases;
 mod initialize;
+mod own_model;
 mod snapshots;
 mod stories;
