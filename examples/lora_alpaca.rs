@@ -35,7 +35,7 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use answer::answer;
-use burn::tensor::Device;
+use burn::tensor::{DType, Device};
 use burn_peft::adapter::{
     ParamCount, initialize_adapters, initialize_params, validate_state_dict_for_lora,
 };
@@ -47,7 +47,7 @@ use burn_peft::data::{
 use burn_peft::distributed::{ProcessGroup, broadcast_params, require_same};
 use burn_peft::generate::GenerateOptions;
 use burn_peft::llama::{LlamaConfig, TransformerDecoder};
-use burn_peft::ops::{lacks_cublas, set_matmul_precision};
+use burn_peft::ops::{compute_dtype, lacks_cublas, set_matmul_precision};
 use burn_peft::tokenizer::{Tokenizer, copy_tokenizer};
 use burn_peft::training::recipe::RecipeConfig;
 use burn_peft::training::{
@@ -104,12 +104,14 @@ fn finetune(config: &RecipeConfig, member: &Member) -> Result<()> {
     let is_first = member.group.rank() == 0;
     if is_first {
         let estimate = config.estimate_config(&llama, data.longest_row(), member.device);
-        print_device(&estimate, member.device);
+        print_device(&estimate, member);
     }
+    let dir = run_dir(config, member.group)?.on_data(&data.samples);
     let llama = ending_as(&tokenizer, llama);
     let mut model = load_model(config, &llama, &base_dir, member)?;
-
-    let dir = run_dir(config, member.group)?;
+    if is_first && !config.resume_from_checkpoint {
+        dir.begin(config)?;
+    }
     let order = config.data_order(data.rows.len(), dir.num_processes());
     let mut trainer = config.trainer(order.steps_per_epoch() * config.epochs);
     if config.resume_from_checkpoint {
@@ -122,7 +124,7 @@ fn finetune(config: &RecipeConfig, member: &Member) -> Result<()> {
         return run.train(model, trainer, &data, &order).map(drop);
     }
     println!("{}", ParamCount::of(&model));
-    print_notes(&data, &trainer.schedule);
+    print_notes(config, member.device, &data, &trainer.schedule);
     let quiz = Quiz::before(config, &model, &tokenizer)?;
     let (model, summary) = run.train(model, trainer, &data, &order)?;
     let exact_match = quiz.after(&model, &tokenizer)?;
@@ -141,10 +143,19 @@ fn require_same_run(group: &dyn ProcessGroup, config: &RecipeConfig, data: &Data
     require_same(group, "validation data", &data.validation)
 }
 
-fn print_notes(data: &Data, schedule: &LrSchedule) {
-    for note in data.notes.iter().chain(&late_warmup(schedule)) {
+fn print_notes(config: &RecipeConfig, device: &Device, data: &Data, schedule: &LrSchedule) {
+    let others = [late_warmup(schedule), unscaled(config, device)];
+    for note in data.notes.iter().chain(others.iter().flatten()) {
         println!("note: {note}");
     }
+}
+
+/// f16 ends where bf16 and f32 have 30 digits more to go.
+fn unscaled(config: &RecipeConfig, device: &Device) -> Option<String> {
+    (compute_dtype(device, config.dtype.into()) == DType::F16).then(|| {
+        "small gradients are zero in f16, as the loss is not scaled; dtype=bf16 has the range of f32"
+            .into()
+    })
 }
 
 fn late_warmup(schedule: &LrSchedule) -> Option<String> {
@@ -168,12 +179,17 @@ const GPU_OVERHEAD: u64 = 2_000_000_000;
 
 /// The memory that the run will take on the device and, if there is not as much, what takes less; and
 /// whether the device could be faster.
-fn print_device(config: &EstimateConfig, device: &Device) {
+fn print_device(config: &EstimateConfig, member: &Member) {
+    let device = member.device;
     let memory = estimate(config);
     println!("Estimated memory of the training:\n{memory}");
     let is_gpu = device.memory_pool_usage().is_some();
     if let Some(available) = available_memory_bytes(device) {
-        println!("{:<12}{:>9}", "available", Bytes(available));
+        let (available, sharing) = match is_gpu || member.num_local == 1 {
+            true => (available, String::new()),
+            false => share(available, member.num_local),
+        };
+        println!("{:<12}{:>9}{sharing}", "available", Bytes(available));
         let usable = match is_gpu {
             true => available.saturating_sub(GPU_OVERHEAD),
             false => available,
@@ -189,6 +205,12 @@ fn print_device(config: &EstimateConfig, device: &Device) {
     if lacks_cublas(device) {
         println!("{WITHOUT_CUBLAS}\n");
     }
+}
+
+/// What each of some members has of one memory, and a word on it.
+fn share(available: u64, members: usize) -> (u64, String) {
+    let sharing = format!(" for each of {members} on this machine");
+    (available / members as u64, sharing)
 }
 
 /// The base weights with new adapters beside them.
@@ -213,7 +235,7 @@ fn run_dir(config: &RecipeConfig, group: &dyn ProcessGroup) -> Result<RunDir> {
     match (config.resume_from_checkpoint, group.rank()) {
         (true, 0) => RunDir::resume(config)?.locked(),
         (true, _) => RunDir::resume(config),
-        (false, 0) => RunDir::create(config, group.size()),
+        (false, 0) => RunDir::claim(config, group.size()),
         (false, _) => Ok(RunDir::join(config, group.size())),
     }
 }
@@ -261,6 +283,7 @@ impl<'a> Run<'a> {
         let (config, group) = (self.config, self.member.group);
         let total_steps = trainer.schedule.total_steps;
         let due = |every: Option<usize>, step: usize| every.is_some_and(|n| step.is_multiple_of(n));
+        let mut val_loss = None;
         while trainer.step < total_steps {
             let started = Instant::now();
             let indices = order.shard(trainer.step, group.rank(), group.size());
@@ -274,21 +297,27 @@ impl<'a> Run<'a> {
             self.progress.show(step, output.loss, self.speed.mean());
 
             if due(Some(config.log_every_n_steps), step) {
-                self.log(&self.step_metrics(step, order.epoch_of(step - 1), &output))?;
+                self.log(&self.step_metrics(step, order.epoch_of(step - 1), &output));
             }
-            if due(config.run_val_every_n_steps, step) && !data.validation.is_empty() {
-                let val_loss = validation_loss_in(group, &model, &data.validation)?;
-                self.log(&json!({ "step": step, "val_loss": val_loss }))?;
+            val_loss = match due(config.run_val_every_n_steps, step) {
+                true => data.validation_loss(group, &model)?,
+                false => None,
+            };
+            if let Some(val_loss) = val_loss {
+                self.log(&json!({ "step": step, "val_loss": val_loss }));
             }
             let is_saved = due(config.save_every_n_steps, step) || step == total_steps;
             if is_saved && group.rank() == 0 {
                 // If the program is told to end, it ends after this.
                 let _kept = self.member.last_step.lock();
-                self.dir.save_checkpoint(&model, &config.lora(), &trainer)?;
+                self.save_checkpoint(&model, &trainer)?;
             }
         }
         self.progress.finish();
-        let summary = self.summary(&model, &trainer, &data.validation)?;
+        if val_loss.is_none() {
+            val_loss = data.validation_loss(group, &model)?;
+        }
+        let summary = self.summary(&model, &trainer, val_loss);
         Ok((model, summary))
     }
 
@@ -312,8 +341,20 @@ impl<'a> Run<'a> {
         (model, output)
     }
 
-    fn log(&mut self, metrics: &serde_json::Value) -> Result<()> {
-        self.metrics.as_mut().map_or(Ok(()), |log| log.log(metrics))
+    fn save_checkpoint(&self, model: &TransformerDecoder, trainer: &Trainer) -> Result<()> {
+        let config = self.config;
+        self.dir.save_checkpoint(model, &config.lora(), trainer)?;
+        let keep_last = |count| self.dir.keep_last_checkpoints(count);
+        config.keep_last_n_checkpoints.map_or(Ok(()), keep_last)
+    }
+
+    /// A training is not lost for want of its log.
+    fn log(&mut self, metrics: &serde_json::Value) {
+        let logged = self.metrics.as_mut().map(|log| log.log(metrics));
+        if let Some(Err(error)) = logged {
+            eprintln!("warning: no more metrics are logged: {error}");
+            self.metrics = None;
+        }
     }
 
     fn step_metrics(&self, step: usize, epoch: usize, output: &StepOutput) -> serde_json::Value {
@@ -337,14 +378,10 @@ impl<'a> Run<'a> {
         &self,
         model: &TransformerDecoder,
         trainer: &Trainer,
-        validation: &[Batch],
-    ) -> Result<Summary> {
+        val_loss: Option<f64>,
+    ) -> Summary {
         let count = ParamCount::of(model);
-        let val_loss = match validation {
-            [] => None,
-            batches => Some(validation_loss_in(self.member.group, model, batches)?),
-        };
-        Ok(Summary {
+        Summary {
             steps: trainer.step,
             final_loss: trainer.last_loss.expect("a run has at least one step"),
             total_params: count.total,
@@ -353,7 +390,7 @@ impl<'a> Run<'a> {
             peak_memory_bytes: peak_memory_bytes(),
             val_loss,
             exact_match: None,
-        })
+        }
     }
 
     /// The last step is in a checkpoint by now. Each weight makes room for the merged one.
@@ -474,6 +511,18 @@ impl Data {
             pad_id,
             notes,
         })
+    }
+
+    /// None without validation records.
+    fn validation_loss(
+        &self,
+        group: &dyn ProcessGroup,
+        model: &TransformerDecoder,
+    ) -> Result<Option<f64>> {
+        match &self.validation[..] {
+            [] => Ok(None),
+            batches => validation_loss_in(group, model, batches).map(Some),
+        }
     }
 
     /// The tokens of the longest row.

@@ -1,11 +1,13 @@
 //! Writing files so that no half-written one is ever seen under its final name.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::fs::{self, File};
 use std::hash::{BuildHasher, RandomState};
 use std::path::Path;
 
 use crate::{Error, Result};
+
+const TEMPORARY: &str = ".tmp";
 
 /// Lets `write` fill a temporary file beside `path`, then moves it to `path`. If anything fails,
 /// what stood at `path` stays and the temporary file is removed.
@@ -13,7 +15,10 @@ pub(crate) fn write_atomic(path: &Path, write: impl FnOnce(&Path) -> Result<()>)
     let mut name = OsString::from(".");
     name.push(path.file_name().unwrap_or_default());
     // Others may write the same file, on other machines too.
-    name.push(format!(".{:016x}.tmp", RandomState::new().hash_one(())));
+    name.push(format!(
+        ".{:016x}{TEMPORARY}",
+        RandomState::new().hash_one(())
+    ));
     let temporary = path.with_file_name(name);
     // Writers that go through a private temporary file of their own would leave it private.
     let permissions = File::create(&temporary)
@@ -31,6 +36,12 @@ pub(crate) fn write_atomic(path: &Path, write: impl FnOnce(&Path) -> Result<()>)
         let _ = fs::remove_file(&temporary);
     }
     result
+}
+
+/// Whether a file has the name of one that [`write_atomic`] had not finished.
+pub(crate) fn is_temporary(name: &OsStr) -> bool {
+    let name = name.as_encoded_bytes();
+    name.starts_with(b".") && name.ends_with(TEMPORARY.as_bytes())
 }
 
 /// [`write_atomic`] for text.

@@ -513,6 +513,8 @@ fn a_bad_value_names_what_is_accepted() {
             "is \".nan\", expected a number, at least 0",
         ),
         ("eps: 0", "eps", "is 0, expected a number above 0"),
+        // Zero in f32.
+        ("eps: 1e-50", "eps", "is 1e-50, expected a number above 0"),
         (
             "betas: [0.9]",
             "betas",
@@ -637,6 +639,7 @@ fn what_does_not_change_the_training_is_no_difference() {
         "log_every_n_steps=7",
         "log_peak_memory_stats=false",
         "save_every_n_steps=3",
+        "keep_last_n_checkpoints=2",
         "save_adapter_weights_only=true",
         "validation_dataset=v.json",
         "run_val_every_n_steps=9",

@@ -1,5 +1,6 @@
 //! Ending early without losing what was learned.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use burn_peft::llama::TransformerDecoder;
@@ -7,9 +8,9 @@ use burn_peft::lora::LoRAConfig;
 use burn_peft::training::{RunDir, Trainer};
 use burn_peft::{Error, Result};
 
-/// The state after the last complete step, which is saved if the program is told to end: by Ctrl-C,
-/// by a scheduler, or by the launcher of several processes when one of them has died. Each process
-/// saves what all have, as nobody knows who is left.
+/// The state after the last complete step, which is saved if the training fails or the program is told to
+/// end: by Ctrl-C, by a scheduler, or by the launcher of several processes when one of them has died. Each
+/// process saves what all have, as nobody knows who is left.
 #[derive(Clone, Default)]
 pub struct LastStep(Arc<Mutex<Option<State>>>);
 
@@ -40,8 +41,21 @@ impl LastStep {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Saves what is kept, if anything is, after an error or a panic, and says so.
+    pub fn rescue(&self) {
+        if self.lock().is_none() {
+            return;
+        }
+        // What has failed may be the device that the adapter is on.
+        match catch_unwind(AssertUnwindSafe(|| self.save())) {
+            Ok(Ok(saved)) => say(format!("the training has failed{saved}\n")),
+            Ok(Err(error)) => say(format!("the last step is not saved: {error}\n")),
+            Err(_) => say("the last step cannot be read from the device; it is not saved\n".into()),
+        }
+    }
+
     /// Saves what is kept, and says so in the second half of a sentence.
-    pub fn save(&self) -> Result<String> {
+    fn save(&self) -> Result<String> {
         let state = self.lock();
         let Some(state) = state.as_ref().filter(|state| state.trainer.step > 0) else {
             return Ok("; no complete step is left to be saved".into());
@@ -56,6 +70,11 @@ impl LastStep {
             state.run.path().display()
         ))
     }
+}
+
+/// At once, as other processes print too.
+fn say(lines: String) {
+    eprint!("{lines}");
 }
 
 #[cfg(unix)]
@@ -74,8 +93,10 @@ fn watch_signals(last: LastStep) -> std::io::Result<()> {
         };
         let name = signal_name(signal).unwrap_or("a signal");
         match last.save() {
-            Ok(saved) => eprintln!("\nended {by} ({name}){saved}"),
-            Err(error) => eprintln!("\nended {by} ({name}); the last step is not saved: {error}"),
+            Ok(saved) => say(format!("\nended {by} ({name}){saved}\n")),
+            Err(error) => say(format!(
+                "\nended {by} ({name}); the last step is not saved: {error}\n"
+            )),
         }
         // Without waiting for threads that wait for another process.
         exit(128 + signal);

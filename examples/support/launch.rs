@@ -1,5 +1,6 @@
 //! Runs a training as the processes and devices that it was started with.
 
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::process::ExitCode;
 use std::thread;
 
@@ -17,6 +18,8 @@ use crate::interrupt::LastStep;
 pub struct Member<'a> {
     pub device: &'a Device,
     pub group: &'a dyn ProcessGroup,
+    /// How many members this machine has, itself among them.
+    pub num_local: usize,
     /// Where it keeps what is saved if the program is told to end.
     pub last_step: LastStep,
 }
@@ -40,11 +43,13 @@ pub fn launch(config: &RecipeConfig, train: Train) -> ExitCode {
 #[cfg(feature = "mpi")]
 fn in_each_process(group: &MpiGroup, devices: &str, train: Train) -> ExitCode {
     let run = || {
-        train(Member {
+        let member = Member {
             device: &device::from_name(devices, group.local_rank())?,
             group,
+            num_local: group.local_size(),
             last_step: LastStep::watch()?,
-        })
+        };
+        train_safely(train, member).unwrap_or_else(|panic| resume_unwind(panic))
     };
     if let Err(error) = run() {
         // The others wait for this process: end them too.
@@ -66,18 +71,20 @@ fn in_this_process(config: &RecipeConfig, train: Train) -> Result<()> {
     let devices: Vec<Device> = devices.collect::<Result<_>>()?;
     let last_step = LastStep::watch()?;
     if let [device] = &devices[..] {
-        return train(Member {
+        let member = Member {
             device,
             group: &SingleProcess,
+            num_local: 1,
             last_step,
-        });
+        };
+        return train_safely(train, member).unwrap_or_else(|panic| resume_unwind(panic));
     }
     let results = in_threads(devices, &last_step, train);
+    if results.iter().any(Result::is_err) {
+        last_step.rescue();
+    }
     let is_lost = |error: &Error| matches!(error, Error::PeerLost);
     let mut errors: Vec<Error> = results.into_iter().filter_map(Result::err).collect();
-    if errors.iter().any(is_lost) {
-        eprintln!("a device's thread has ended{}", last_step.save()?);
-    }
     // The cause before its consequences.
     errors.sort_by_key(is_lost);
     errors.into_iter().next().map_or(Ok(()), Err)
@@ -86,6 +93,7 @@ fn in_this_process(config: &RecipeConfig, train: Train) -> Result<()> {
 /// What the threads came to, one a device; a panic counts as a lost one. The first keeps its steps in
 /// `last_step`.
 fn in_threads(devices: Vec<Device>, last_step: &LastStep, train: Train) -> Vec<Result<()>> {
+    let num_local = devices.len();
     thread::scope(|scope| {
         let members = DeviceGroup::new(devices).into_iter();
         let threads = members.map(|member| {
@@ -97,6 +105,7 @@ fn in_threads(devices: Vec<Device>, last_step: &LastStep, train: Train) -> Vec<R
                 train(Member {
                     device: member.device(),
                     group: &member,
+                    num_local,
                     last_step,
                 })
             })
@@ -107,6 +116,16 @@ fn in_threads(devices: Vec<Device>, last_step: &LastStep, train: Train) -> Vec<R
             .map(|result| result.unwrap_or(Err(Error::PeerLost)))
             .collect()
     })
+}
+
+/// Whatever ends the training early, what was learned until then is saved.
+fn train_safely(train: Train, member: Member) -> thread::Result<Result<()>> {
+    let last_step = member.last_step.clone();
+    let ended = catch_unwind(AssertUnwindSafe(|| train(member)));
+    if !matches!(ended, Ok(Ok(()))) {
+        last_step.rescue();
+    }
+    ended
 }
 
 /// Success, or failure with the error on the terminal.

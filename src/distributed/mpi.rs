@@ -16,8 +16,9 @@ use crate::Result;
 /// reason of its own must [`abort`](Self::abort).
 pub struct MpiGroup {
     world: SimpleCommunicator,
-    /// The rank among the processes of this machine.
+    /// The rank among the processes of this machine, and how many there are.
     local_rank: usize,
+    local_size: usize,
     // Dropped last: it ends MPI.
     _universe: Universe,
 }
@@ -35,10 +36,11 @@ impl MpiGroup {
         let (universe, _) = initialize_with_threading(Threading::Funneled)
             .expect("MPI is initialised once in a process");
         let world = universe.world();
-        let local_rank = world.split_shared(world.rank()).rank() as usize;
+        let machine = world.split_shared(world.rank());
         Self {
+            local_rank: machine.rank() as usize,
+            local_size: machine.size() as usize,
             world,
-            local_rank,
             _universe: universe,
         }
     }
@@ -47,6 +49,11 @@ impl MpiGroup {
     /// where each has one.
     pub fn local_rank(&self) -> usize {
         self.local_rank
+    }
+
+    /// How many processes of the group this machine has.
+    pub fn local_size(&self) -> usize {
+        self.local_size
     }
 
     /// Ends all processes of the group. What holds for one that returns while others wait for it:

@@ -120,6 +120,8 @@ pub struct RecipeConfig {
     pub output_dir: PathBuf,
     /// The number of steps between checkpoints; `None` means only one, at the end.
     pub save_every_n_steps: Option<usize>,
+    /// How many of the run's checkpoints are kept, the last ones; `None` keeps all.
+    pub keep_last_n_checkpoints: Option<usize>,
     /// Whether only the adapter is saved at the end, not the merged model too.
     pub save_adapter_weights_only: bool,
     /// Whether to go on from the last checkpoint in `output_dir`.
@@ -169,6 +171,7 @@ impl Default for RecipeConfig {
             enable_activation_checkpointing: false,
             output_dir: "./lora_finetune_output".into(),
             save_every_n_steps: None,
+            keep_last_n_checkpoints: None,
             save_adapter_weights_only: false,
             resume_from_checkpoint: false,
             metric_logger: MetricLogger::Jsonl,

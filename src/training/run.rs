@@ -1,3 +1,4 @@
+use std::cmp::Reverse;
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -7,9 +8,11 @@ use serde::{Deserialize, Serialize};
 use super::Trainer;
 use super::recipe::RecipeConfig;
 use crate::checkpoint::{load_peft, load_state_dict_file, save_peft, save_state_dict};
-use crate::files::{create_dir, read_text, write_text};
+use crate::data::Sample;
+use crate::files::{create_dir, is_temporary, read_text, write_text};
 use crate::llama::TransformerDecoder;
 use crate::lora::LoRAConfig;
+use crate::ops::mix;
 use crate::{Error, Result};
 
 /// The folder of a run.
@@ -29,6 +32,8 @@ use crate::{Error, Result};
 pub struct RunDir {
     path: PathBuf,
     num_processes: usize,
+    /// The [`fingerprint`] of the training data, where it is known.
+    data: Option<u64>,
     /// The locked file, in the process that began the run or went on with it.
     lock: Option<Arc<File>>,
 }
@@ -38,8 +43,10 @@ pub struct RunDir {
 struct TrainerState {
     step: usize,
     loss: Option<f64>,
-    /// The steps of the whole run, which follow from the records.
+    /// The steps of the whole run, which follow from the number of records.
     total_steps: Option<usize>,
+    /// The fingerprint of the training data.
+    data: Option<u64>,
     /// The processes that the run began with.
     #[serde(default = "one")]
     num_processes: usize,
@@ -70,29 +77,60 @@ impl RunDir {
     /// finished or what this one reads, such as the merged model of the run before, or if another run is
     /// going on there.
     pub fn create(config: &RecipeConfig, num_processes: usize) -> Result<Self> {
+        let run = Self::claim(config, num_processes)?;
+        run.begin(config)?;
+        Ok(run)
+    }
+
+    /// The first half of [`create`](Self::create), before the time that loading a model takes: checks
+    /// that a run may begin in the folder, and keeps others from it. A finished run there is left as it is.
+    ///
+    /// # Errors
+    /// Those of [`create`](Self::create).
+    pub fn claim(config: &RecipeConfig, num_processes: usize) -> Result<Self> {
         create_dir(&config.output_dir)?;
         let run = Self::join(config, num_processes).locked()?;
-        let summary = run.path.join(SUMMARY);
-        if run.last_checkpoint()?.is_some() && !summary.exists() {
+        let is_finished = run.path.join(SUMMARY).exists();
+        if run.last_checkpoint()?.is_some() && !is_finished {
             let message = "this folder holds a run that is not finished; go on with it by \
                            resume_from_checkpoint=true, or choose another output_dir";
             return Err(run.error(message));
         }
-        if summary.exists() {
-            run.remove_results(config)?;
-            fs::remove_file(&summary).map_err(Error::io(&summary))?;
+        if is_finished {
+            run.require_unread(config)?;
         }
-        write_text(&run.path.join(CONFIG), &config.to_yaml())?;
         Ok(run)
     }
 
-    /// Deletes what a finished run has left, unless `config` names something in it.
-    fn remove_results(&self, config: &RecipeConfig) -> Result<()> {
-        let folders = [
+    /// The second half of [`create`](Self::create): deletes the results of a finished run, and writes the
+    /// configuration.
+    ///
+    /// # Errors
+    /// [`Error::Io`] if that cannot be done.
+    pub fn begin(&self, config: &RecipeConfig) -> Result<()> {
+        let summary = self.path.join(SUMMARY);
+        if summary.exists() {
+            let results = self.results();
+            for folder in results.iter().filter(|folder| folder.exists()) {
+                fs::remove_dir_all(folder).map_err(Error::io(folder))?;
+            }
+            fs::remove_file(&summary).map_err(Error::io(&summary))?;
+        }
+        write_text(&self.path.join(CONFIG), &config.to_yaml())
+    }
+
+    /// The folders that a run leaves.
+    fn results(&self) -> [PathBuf; 3] {
+        [
             self.path.join(CHECKPOINTS),
             self.adapter_dir(),
             self.merged_dir(),
-        ];
+        ]
+    }
+
+    /// Checks that `config` names nothing in the results of a finished run.
+    fn require_unread(&self, config: &RecipeConfig) -> Result<()> {
+        let folders = self.results();
         let inputs = [
             ("checkpoint_dir", &config.checkpoint_dir),
             ("tokenizer", &config.tokenizer),
@@ -112,9 +150,6 @@ impl RunDir {
                     folder.display()
                 )));
             }
-        }
-        for folder in folders.iter().filter(|folder| folder.exists()) {
-            fs::remove_dir_all(folder).map_err(Error::io(folder))?;
         }
         Ok(())
     }
@@ -136,7 +171,21 @@ impl RunDir {
             }
             Ok(()) | Err(TryLockError::Error(_)) => {
                 self.lock = Some(Arc::new(file));
+                self.remove_temporary();
                 Ok(self)
+            }
+        }
+    }
+
+    /// What a run that was killed was writing. Whatever cannot be removed does no harm.
+    fn remove_temporary(&self) {
+        let entries = |folder: &Path| fs::read_dir(folder).into_iter().flatten().flatten();
+        let [checkpoints, adapter, merged] = self.results();
+        let checkpoints = entries(&checkpoints).map(|entry| entry.path());
+        let folders = checkpoints.chain([adapter, merged]);
+        for file in folders.flat_map(|folder| entries(&folder)) {
+            if is_temporary(&file.file_name()) {
+                let _ = fs::remove_file(file.path());
             }
         }
     }
@@ -146,8 +195,17 @@ impl RunDir {
         Self {
             path: config.output_dir.clone(),
             num_processes,
+            data: None,
             lock: None,
         }
+    }
+
+    /// The run as one on this training data, which checkpoints note and [`load_checkpoint`] compares.
+    ///
+    /// [`load_checkpoint`]: Self::load_checkpoint
+    pub fn on_data(mut self, samples: &[Sample]) -> Self {
+        self.data = Some(fingerprint(samples));
+        self
     }
 
     /// Opens the configuration's `output_dir` to go on with the run there, by any number of processes, of
@@ -214,6 +272,7 @@ impl RunDir {
             step: trainer.step,
             loss: trainer.last_loss,
             total_steps: Some(trainer.schedule.total_steps),
+            data: self.data,
             num_processes: self.num_processes,
         };
         let name = format!("step_{}", trainer.step);
@@ -223,12 +282,28 @@ impl RunDir {
         write_json(&dir.join(TRAINER), &state)
     }
 
+    /// Deletes all complete checkpoints but the last `count`.
+    ///
+    /// # Errors
+    /// [`Error::Io`] if one cannot be deleted.
+    pub fn keep_last_checkpoints(&self, count: usize) -> Result<()> {
+        let mut checkpoints = self.checkpoints()?;
+        checkpoints.sort_by_key(|(state, _)| Reverse(state.step));
+        for (_, folder) in checkpoints.iter().skip(count) {
+            // Without it, what is left of the folder is no checkpoint.
+            let trainer = folder.join(TRAINER);
+            fs::remove_file(&trainer).map_err(Error::io(&trainer))?;
+            fs::remove_dir_all(folder).map_err(Error::io(folder))?;
+        }
+        Ok(())
+    }
+
     /// Loads the last complete checkpoint into a model that was built for this run, and sets the
     /// trainer to it.
     ///
     /// # Errors
-    /// [`Error::Resume`] if there is none, or the trainer is to do other steps in all than the run's,
-    /// and the errors of [`load_peft`] and of the optimizer's state. Model and trainer are unchanged then.
+    /// [`Error::Resume`] if there is none, if the trainer is to do other steps in all than the run's or on
+    /// other data, and the errors of [`load_peft`] and of the optimizer's state. Model and trainer are unchanged then.
     pub fn load_checkpoint(
         &self,
         model: &mut TransformerDecoder,
@@ -243,6 +318,14 @@ impl RunDir {
                 "the run in this folder has {of_run} steps, with today's records it would have \
                  {total_steps}; use the records that it began with, or choose another output_dir"
             )));
+        }
+        if let (Some(of_run), Some(today)) = (state.data, self.data)
+            && of_run != today
+        {
+            return Err(self.error(
+                "the run in this folder was trained on other records, or with another tokenizer; \
+                 use those that it began with, or choose another output_dir",
+            ));
         }
         let path = dir.join(OPTIMIZER);
         let mut optimizer = trainer.optimizer.clone();
@@ -266,9 +349,15 @@ impl RunDir {
 
     /// State and folder of the last complete checkpoint.
     fn last_checkpoint(&self) -> Result<Option<(TrainerState, PathBuf)>> {
+        let checkpoints = self.checkpoints()?.into_iter();
+        Ok(checkpoints.max_by_key(|(state, _)| state.step))
+    }
+
+    /// States and folders of the complete checkpoints.
+    fn checkpoints(&self) -> Result<Vec<(TrainerState, PathBuf)>> {
         let dir = self.path.join(CHECKPOINTS);
         if !dir.exists() {
-            return Ok(None);
+            return Ok(Vec::new());
         }
         let entries = fs::read_dir(&dir).map_err(Error::io(&dir))?;
         let folders = entries.filter_map(|entry| Some(entry.ok()?.path()));
@@ -277,7 +366,7 @@ impl RunDir {
             let state: TrainerState = serde_json::from_str(&text).ok()?;
             Some((state, folder))
         });
-        Ok(states.max_by_key(|(state, _)| state.step))
+        Ok(states.collect())
     }
 
     fn error(&self, message: &str) -> Error {
@@ -329,6 +418,19 @@ impl Summary {
         let path = run_dir.as_ref().join(SUMMARY);
         serde_json::from_str(&read_text(&path)?).map_err(|error| Error::format(&path, error))
     }
+}
+
+/// A number that differs where tokens, labels or the order of samples do, the same in every version of this
+/// crate.
+fn fingerprint(samples: &[Sample]) -> u64 {
+    let of_sample = |hash, sample: &Sample| {
+        let labels = sample.labels.iter().map(|label| *label as u32);
+        let numbers = sample.tokens.iter().copied().chain(labels);
+        numbers.fold(mix(hash, sample.len() as u64), |hash, number| {
+            mix(hash, u64::from(number))
+        })
+    };
+    samples.iter().fold(0, of_sample)
 }
 
 fn write_json(path: &Path, value: &impl Serialize) -> Result<()> {

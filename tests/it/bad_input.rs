@@ -1525,6 +1525,91 @@ fn resuming_with_other_records() {
 }
 
 #[test]
+fn resuming_with_as_many_other_records() {
+    let sample = |tokens: &[u32]| Sample {
+        tokens: tokens.to_vec(),
+        labels: tokens.iter().map(|token| *token as i32).collect(),
+    };
+    let samples = [sample(&[1, 5]), sample(&[1, 9, 2])];
+    let (dir, config, run) = unfinished_run();
+    let state = |model: &TransformerDecoder, step| {
+        let mut trainer = config.trainer(10);
+        trainer.step = step;
+        let run = run.clone().on_data(&samples);
+        run.save_checkpoint(model, &config.lora(), &trainer)
+            .unwrap();
+    };
+    let mut model = lora_model(&config.lora());
+    state(&model, 2);
+    let mut unlabelled = samples.clone();
+    unlabelled[0].labels[1] = -100;
+    let [first, second] = samples.clone();
+    for other in [
+        vec![second.clone(), first.clone()],
+        vec![first.clone()],
+        vec![sample(&[1, 5, 1]), sample(&[9, 2])],
+        unlabelled.to_vec(),
+    ] {
+        let run = run.clone().on_data(&other);
+        let mut trainer = config.trainer(10);
+        let error = refused(&mut model, dir.path(), |m| {
+            run.load_checkpoint(m, &mut trainer)
+        });
+        assert_variant!(error, Resume);
+        assert_says(&error, &["other records", "another output_dir"]);
+        assert_eq!(trainer.step, 0);
+    }
+    let mut trainer = config.trainer(10);
+    let run = run.on_data(&samples);
+    run.load_checkpoint(&mut model, &mut trainer).unwrap();
+    assert_eq!(trainer.step, 2);
+}
+
+#[test]
+fn the_last_checkpoints_are_kept() {
+    let (_dir, config, run) = unfinished_run();
+    let model = lora_model(&config.lora());
+    for step in [2, 9, 10] {
+        let mut trainer = config.trainer(10);
+        trainer.step = step;
+        run.save_checkpoint(&model, &config.lora(), &trainer)
+            .unwrap();
+    }
+    // Not complete: nobody knows what it is.
+    let torn = run.path().join("checkpoints/step_11");
+    fs::create_dir(&torn).unwrap();
+    let left = |count| {
+        run.keep_last_checkpoints(count).unwrap();
+        let steps = [1, 2, 9, 10, 11];
+        let exists = |step: &usize| run.path().join(format!("checkpoints/step_{step}")).exists();
+        steps.into_iter().filter(exists).collect::<Vec<_>>()
+    };
+    assert_eq!(left(5), [1, 2, 9, 10, 11]);
+    assert_eq!(left(2), [9, 10, 11]);
+    assert_eq!(left(1), [10, 11]);
+}
+
+#[test]
+fn a_run_that_was_killed_leaves_nothing_half_written() {
+    let (_dir, config, run) = unfinished_run();
+    fs::create_dir(run.merged_dir()).unwrap();
+    let checkpoint = run.path().join("checkpoints/step_1");
+    let half = [
+        run.merged_dir()
+            .join(".model.safetensors.0123456789abcdef.tmp"),
+        checkpoint.join(".trainer.json.0123456789abcdef.tmp"),
+    ];
+    let other = run.merged_dir().join(".hidden");
+    for file in half.iter().chain([&other]) {
+        fs::write(file, "x").unwrap();
+    }
+    drop(run);
+    let _run = RunDir::resume(&config).unwrap().locked().unwrap();
+    assert!(half.iter().all(|file| !file.exists()));
+    assert!(other.exists() && checkpoint.join("trainer.json").exists());
+}
+
+#[test]
 fn a_run_whose_configuration_is_broken() {
     let (dir, config, _) = unfinished_run();
     let path = config.output_dir.join("config.yaml");

@@ -145,6 +145,20 @@ def ends_together(recipe: Recipe, name: str, *programs: list[str]) -> str:
     return run.stderr
 
 
+def a_failure(recipe: Recipe) -> None:
+    """An error in the middle of a run costs no complete step."""
+    for processes, device in [(1, "flex"), (1, "flex,flex"), (2, "flex")]:
+        name = f"failure_of_{processes}_on_{device}"
+        diverges = ["optimizer.lr=1e38", "lr_scheduler.num_warmup_steps=0"]
+        command = recipe.command(processes, name, f"device={device}", *diverges)
+        run = subprocess.run(command, env=QUIET, capture_output=True, text=True, timeout=60)
+        assert run.returncode != 0, f"{name} did not fail"
+        for expected in ["step 1 is saved in", "step 2: the loss is NaN"]:
+            assert expected in run.stderr, run.stderr
+        assert (recipe.folder / name / "checkpoints/step_1/trainer.json").exists()
+    print("a failure leaves the last complete step")
+
+
 def a_panic(recipe: Recipe) -> None:
     errors = ends_together(recipe, "panic", ["BURN_DEVICE=flex"], ["BURN_DEVICE=nonsense"])
     assert "panicked" in errors, errors
@@ -186,6 +200,7 @@ def main(program: str) -> None:
         a_death(recipe, 0, unbroken)
         different_data(recipe)
         different_configurations(recipe)
+        a_failure(recipe)
         a_panic(recipe)
 
 

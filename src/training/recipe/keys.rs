@@ -224,6 +224,13 @@ pub(super) const KEYS: &[RecipeKey] = &[
     .optional()
     .free(),
     key(
+        "keep_last_n_checkpoints",
+        Count(1),
+        "How many of the run's checkpoints are kept, the last ones; `null` keeps all.",
+    )
+    .optional()
+    .free(),
+    key(
         "save_adapter_weights_only",
         Flag,
         "Save the adapter alone at the end, not the merged model too.",
@@ -396,7 +403,8 @@ impl Kind {
         let accepted = match self {
             Flag => value.is_boolean(),
             Count(min) => value.as_u64().is_some_and(|n| n >= *min),
-            Positive => value.as_f64().is_some_and(|x| x > 0.0),
+            // In f32, in which it serves.
+            Positive => value.as_f64().is_some_and(|x| x as f32 > 0.0),
             NonNegative => value.as_f64().is_some_and(|x| x >= 0.0),
             Fraction => is_fraction(value),
             FractionPair => value
