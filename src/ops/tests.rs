@@ -5,7 +5,7 @@ use std::cell::Cell;
 #[cfg(feature = "cube")]
 use burn::backend::DispatchDevice;
 use burn::tensor::activation::{silu, softmax};
-use burn::tensor::{Bool, DType, Device, Int, Tensor, TensorData};
+use burn::tensor::{Bool, DType, Device, Distribution, Int, Tensor, TensorData};
 
 use super::*;
 
@@ -409,6 +409,18 @@ fn sums_of_squares_are_the_same() {
     };
     assert_close(sum(), expected.clone(), "sum of squares");
     assert_close(portable(sum), expected, "sum of squares");
+}
+
+/// Members of a training clip by it, each on its own.
+#[test]
+fn a_sum_of_squares_is_the_same_each_time() {
+    let values = Tensor::<1>::random([5 << 20], Distribution::Default, &Device::flex());
+    let bits = || {
+        let sum = SumOfSquares::zero(&Device::flex()).add(values.clone());
+        sum.total().into_scalar::<f32>().to_bits()
+    };
+    let first = bits();
+    assert!((0..20).all(|_| bits() == first));
 }
 
 fn a_query_that_sees_nothing_gives_zero() {

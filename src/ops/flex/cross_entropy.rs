@@ -21,7 +21,7 @@ pub fn forward(logits: Primitive, targets: IntTensor<Flex>) -> Primitive {
         );
         loss(row[*target], largest, total)
     });
-    primitive(vec![losses.sum::<f64>() as f32], &[1])
+    primitive(vec![in_order(losses)], &[1])
 }
 
 /// Forms the loss and, in the place of the logits, its gradient `softmax(logits) - onehot(target)`:
@@ -48,8 +48,14 @@ pub fn forward_with_grad(logits: Primitive, targets: IntTensor<Flex>) -> (Primit
             },
         )
     });
-    let loss = losses.sum::<f64>() as f32;
+    let loss = in_order(losses);
     (primitive(vec![loss], &[1]), logits)
+}
+
+/// The sum of the rows' losses, whichever thread had which.
+fn in_order(losses: impl IndexedParallelIterator<Item = f64>) -> f32 {
+    let losses: Vec<f64> = losses.collect();
+    losses.iter().sum::<f64>() as f32
 }
 
 /// `-log softmax` of a logit.

@@ -7,6 +7,7 @@ mod gemm;
 mod linear;
 mod rms_norm;
 mod rotary;
+mod squares;
 mod swiglu;
 mod vector;
 
@@ -170,6 +171,13 @@ impl StepOps for Flex {
         match takes(&logits) {
             true => cross_entropy::forward_with_grad(logits, targets),
             false => portable::cross_entropy::forward_with_grad::<Self>(logits, targets),
+        }
+    }
+
+    fn add_squares(parts: Primitive, values: Primitive) -> Primitive {
+        match takes(&values) {
+            true => squares::add(parts, &values),
+            false => portable::squares::add::<Self>(parts, values),
         }
     }
 }
