@@ -126,7 +126,11 @@ fn read_ids(file: &SafetensorsFile, key: &str) -> Result<(Vec<i32>, Vec<usize>)>
     let shapes = file.shapes();
     let shape = shapes.get(key).ok_or_else(|| missing(file, key))?;
     if shape.len() != 2 {
-        return Err(shape_error(file, key, &[0, 0], shape));
+        let message = format!("`{key}` must be `[batch, seq]`, found {shape:?}");
+        return Err(Error::Format {
+            path: file.path().to_owned(),
+            message,
+        });
     }
     let ids = file.read_ints(key)?.into_iter();
     Ok((ids.map(|id| id as i32).collect(), shape.clone()))

@@ -39,7 +39,7 @@ use burn::tensor::{DType, Device};
 use burn_peft::adapter::{
     ParamCount, initialize_adapters, initialize_params, validate_state_dict_for_lora,
 };
-use burn_peft::checkpoint::{load_hf_as, save_hf, save_peft_with_base};
+use burn_peft::checkpoint::{copy_generation_config, load_hf_as, save_hf, save_peft_with_base};
 use burn_peft::data::{
     AlpacaRecord, Batch, DataOrder, Padding, Sample, check_vocab, load_alpaca, pack,
     split_validation, tokenize_records,
@@ -403,6 +403,7 @@ impl<'a> Run<'a> {
             save_hf(&model.merge_lora(), self.dir.merged_dir())?;
             let tokenizer = self.config.tokenizer.as_deref().unwrap_or(base_dir);
             copy_tokenizer(tokenizer, self.dir.merged_dir())?;
+            copy_generation_config(base_dir, self.dir.merged_dir())?;
         }
         draw_loss_curve(self.dir.path());
         Ok(())
@@ -622,7 +623,7 @@ fn other_end(tokenizer: &Tokenizer, llama: &LlamaConfig) -> Option<String> {
     (!known.is_empty() && !known.contains(&eos)).then(|| {
         format!(
             "answers end with token {eos}, the tokenizer's end of a text, but config.json names \
-             {known:?}; merged/ stops at both, who serves the adapter alone must be told"
+             {known:?}; the merged model stops at both, a server of the adapter alone must be told"
         )
     })
 }

@@ -77,8 +77,8 @@ impl GenerateOptions {
         if self.top_k == Some(0) {
             return invalid("top_k", "must be at least 1".into());
         }
-        if self.top_p.is_some_and(|p| !(p > 0.0 && p <= 1.0)) {
-            return invalid("top_p", format!("must lie in (0, 1], not {:?}", self.top_p));
+        if let Some(p) = self.top_p.filter(|p| !(*p > 0.0 && *p <= 1.0)) {
+            return invalid("top_p", format!("must lie in (0, 1], not {p}"));
         }
         Ok(())
     }

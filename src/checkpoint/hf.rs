@@ -6,6 +6,7 @@ use std::path::{Component, Path, PathBuf};
 
 use burn::tensor::DType;
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 use super::hf_config;
 use super::keys;
@@ -21,13 +22,14 @@ use crate::{Error, Result};
 const SINGLE_FILE: &str = "model.safetensors";
 const INDEX_FILE: &str = "model.safetensors.index.json";
 const CONFIG_FILE: &str = "config.json";
+const GENERATION_FILE: &str = "generation_config.json";
 /// The size from which on a file is split, in bytes.
 const MAX_SHARD_BYTES: usize = 5_000_000_000;
 
 #[derive(Deserialize, Serialize)]
 struct Index {
     #[serde(default)]
-    metadata: serde_json::Value,
+    metadata: Value,
     weight_map: BTreeMap<String, String>,
 }
 
@@ -198,6 +200,40 @@ fn save_hf_in_shards(model: &TransformerDecoder, dir: &Path, max_bytes: usize) -
     )
 }
 
+/// Copies how a model generates (`generation_config.json`: temperature, tokens that end a text) into the folder
+/// of one that was made from it. What ends a text for the new model, by its `config.json`, is added: for
+/// transformers and vLLM this file has precedence.
+///
+/// # Errors
+/// [`Error::Io`] if a file cannot be read or written, [`Error::Format`] if one is malformed.
+pub fn copy_generation_config(from: impl AsRef<Path>, to: impl AsRef<Path>) -> Result<()> {
+    let (from, to) = (from.as_ref(), to.as_ref());
+    let path = from.join(GENERATION_FILE);
+    if !path.exists() {
+        return Ok(());
+    }
+    let text = read_text(&path)?;
+    let mut fields: serde_json::Map<String, Value> =
+        serde_json::from_str(&text).map_err(|error| Error::format(&path, error))?;
+    let mut ends = match fields.remove("eos_token_id") {
+        None | Some(Value::Null) => Vec::new(),
+        Some(Value::Array(ids)) => ids,
+        Some(id) => vec![id],
+    };
+    for id in read_hf_config(to)?.eos_token_ids {
+        if !ends.contains(&id.into()) {
+            ends.push(id.into());
+        }
+    }
+    match &ends[..] {
+        [] => {}
+        [id] => drop(fields.insert("eos_token_id".into(), id.clone())),
+        _ => drop(fields.insert("eos_token_id".into(), ends.into())),
+    }
+    let text = serde_json::to_string_pretty(&fields).expect("JSON serialises");
+    write_text(&to.join(GENERATION_FILE), &(text + "\n"))
+}
+
 fn shard_name(number: usize, count: usize) -> String {
     format!("model-{number:05}-of-{count:05}.safetensors")
 }
@@ -298,6 +334,37 @@ mod tests {
         let mut again = read_hf_config(dir.path()).unwrap().init(&device);
         load_hf(&mut again, dir.path()).unwrap();
         assert_eq!(state_dict(&again), state_dict(&model));
+    }
+
+    #[test]
+    fn what_ends_a_text_is_added_to_a_generation_config() {
+        let [from, to] = [(); 2].map(|()| tempfile::tempdir().unwrap());
+        let file = |dir: &tempfile::TempDir| dir.path().join(GENERATION_FILE);
+        let copied = |eos: Value, of_model: &[u32]| {
+            let theirs = serde_json::json!({ "temperature": 0.6, "eos_token_id": eos });
+            std::fs::write(file(&from), theirs.to_string()).unwrap();
+            let mut model = config().init(&Device::default());
+            model.config.eos_token_ids = of_model.to_vec();
+            save_hf(&model, to.path()).unwrap();
+            copy_generation_config(&from, &to).unwrap();
+            let copy: Value = serde_json::from_str(&read_text(&file(&to)).unwrap()).unwrap();
+            assert_eq!(copy["temperature"], 0.6);
+            copy["eos_token_id"].clone()
+        };
+        assert_eq!(copied(2.into(), &[2]), 2);
+        assert_eq!(copied(2.into(), &[2, 7]), serde_json::json!([2, 7]));
+        assert_eq!(
+            copied([4, 5].to_vec().into(), &[7]),
+            serde_json::json!([4, 5, 7])
+        );
+        assert_eq!(copied(Value::Null, &[7]), 7);
+        assert_eq!(copied(Value::Null, &[]), Value::Null);
+
+        std::fs::write(file(&from), "[").unwrap();
+        let error = copy_generation_config(&from, &to).unwrap_err().to_string();
+        assert!(error.contains(GENERATION_FILE), "{error}");
+        std::fs::remove_file(file(&from)).unwrap();
+        copy_generation_config(&from, &to).unwrap();
     }
 
     #[test]

@@ -14,7 +14,7 @@ mod weights;
 
 pub(crate) use hf_config::hf_config_key;
 
-pub use hf::{load_hf, load_hf_as, read_hf_config, save_hf};
+pub use hf::{copy_generation_config, load_hf, load_hf_as, read_hf_config, save_hf};
 pub use peft::{load_peft, read_peft_config, save_peft, save_peft_with_base};
 pub use tensors::{
     SafetensorsFile, WritableTensor, load_state_dict_file, save_state_dict, write_tensors,

@@ -163,8 +163,8 @@ fn label(id: u32) -> Result<i32> {
 fn no_eos() -> Error {
     Error::InvalidArgument {
         name: "tokenizer",
-        message: "it has no end-of-sequence token that is known by name; \
-                  give its id with `with_special_ids`"
+        message: "it names no end-of-sequence token; set `eos_token` in tokenizer_config.json or \
+                  `eos_token_id` in config.json, or in a program `Tokenizer::with_special_ids`"
             .into(),
     }
 }

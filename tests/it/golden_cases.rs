@@ -48,10 +48,13 @@ pub fn expected(path: &str) -> Tensors {
 }
 
 /// Our name of a tensor in PEFT's files, found through a file that this crate wrote.
+/// The names of an adapter's tensors; not of a base weight that PEFT saved with them.
 pub fn peft_names(model: &TransformerDecoder, lora: &LoRAConfig) -> Vec<String> {
     let dir = tempfile::tempdir().unwrap();
     save_peft(model, lora, dir.path()).unwrap();
-    Tensors::open(dir.path().join("adapter_model.safetensors")).keys()
+    let names = Tensors::open(dir.path().join("adapter_model.safetensors")).keys();
+    let is_adapter = |name: &String| name.contains(".lora_");
+    names.into_iter().filter(is_adapter).collect()
 }
 
 pub fn our_name(peft: &str) -> String {
