@@ -300,16 +300,10 @@ impl<'a> Run<'a> {
                 self.log(&self.step_metrics(step, order.epoch_of(step - 1), &output));
             }
             val_loss = match due(config.run_val_every_n_steps, step) {
-                true => data.validation_loss(group, &model)?,
+                true => self.validate(&model, data, step)?,
                 false => None,
             };
-            if let Some(val_loss) = val_loss {
-                self.log(&json!({ "step": step, "val_loss": val_loss }));
-            }
-            let is_saved = due(config.save_every_n_steps, step) || step == total_steps;
-            if is_saved && group.rank() == 0 {
-                // If the program is told to end, it ends after this.
-                let _kept = self.member.last_step.lock();
+            if due(config.save_every_n_steps, step) || step == total_steps {
                 self.save_checkpoint(&model, &trainer)?;
             }
         }
@@ -319,6 +313,19 @@ impl<'a> Run<'a> {
         }
         let summary = self.summary(&model, &trainer, val_loss);
         Ok((model, summary))
+    }
+
+    fn validate(
+        &mut self,
+        model: &TransformerDecoder,
+        data: &Data,
+        step: usize,
+    ) -> Result<Option<f64>> {
+        let val_loss = data.validation_loss(self.member.group, model)?;
+        if let Some(val_loss) = val_loss {
+            self.log(&json!({ "step": step, "val_loss": val_loss }));
+        }
+        Ok(val_loss)
     }
 
     /// The optimizer's update, after which the step is complete and kept.
@@ -341,8 +348,14 @@ impl<'a> Run<'a> {
         (model, output)
     }
 
+    /// Only the first member writes.
     fn save_checkpoint(&self, model: &TransformerDecoder, trainer: &Trainer) -> Result<()> {
         let config = self.config;
+        if self.member.group.rank() != 0 {
+            return Ok(());
+        }
+        // If the program is told to end, it ends after this.
+        let _kept = self.member.last_step.lock();
         self.dir.save_checkpoint(model, &config.lora(), trainer)?;
         let keep_last = |count| self.dir.keep_last_checkpoints(count);
         config.keep_last_n_checkpoints.map_or(Ok(()), keep_last)
