@@ -150,7 +150,7 @@ fn print_notes(config: &RecipeConfig, device: &Device, data: &Data, schedule: &L
     }
 }
 
-/// f16 ends where bf16 and f32 have 30 digits more to go.
+/// The smallest number of f16 is about 1e-8, that of bf16 and f32 below 1e-38.
 fn unscaled(config: &RecipeConfig, device: &Device) -> Option<String> {
     (compute_dtype(device, config.dtype.into()) == DType::F16).then(|| {
         "small gradients are zero in f16, as the loss is not scaled; dtype=bf16 has the range of f32"
@@ -185,11 +185,13 @@ fn print_device(config: &EstimateConfig, member: &Member) {
     println!("Estimated memory of the training:\n{memory}");
     let is_gpu = device.memory_pool_usage().is_some();
     if let Some(available) = available_memory_bytes(device) {
-        let (available, sharing) = match is_gpu || member.num_local == 1 {
-            true => (available, String::new()),
-            false => share(available, member.num_local),
-        };
-        println!("{:<12}{:>9}{sharing}", "available", Bytes(available));
+        // GPUs have memory of their own.
+        let sharing = if is_gpu { 1 } else { member.num_local };
+        let available = available / sharing as u64;
+        println!("{:<12}{:>9}", "available", Bytes(available));
+        if sharing > 1 {
+            println!("for each of the {sharing} that train on this machine");
+        }
         let usable = match is_gpu {
             true => available.saturating_sub(GPU_OVERHEAD),
             false => available,
@@ -205,12 +207,6 @@ fn print_device(config: &EstimateConfig, member: &Member) {
     if lacks_cublas(device) {
         println!("{WITHOUT_CUBLAS}\n");
     }
-}
-
-/// What each of some members has of one memory, and a word on it.
-fn share(available: u64, members: usize) -> (u64, String) {
-    let sharing = format!(" for each of {members} on this machine");
-    (available / members as u64, sharing)
 }
 
 /// The base weights with new adapters beside them.
@@ -357,8 +353,11 @@ impl<'a> Run<'a> {
         // If the program is told to end, it ends after this.
         let _kept = self.member.last_step.lock();
         self.dir.save_checkpoint(model, &config.lora(), trainer)?;
-        let keep_last = |count| self.dir.keep_last_checkpoints(count);
-        config.keep_last_n_checkpoints.map_or(Ok(()), keep_last)
+        if let Some(count) = config.keep_last_n_checkpoints {
+            let kept = self.dir.keep_last_checkpoints(count);
+            warn("old checkpoints are left", kept);
+        }
+        Ok(())
     }
 
     /// A training is not lost for want of its log.
@@ -416,7 +415,10 @@ impl<'a> Run<'a> {
             save_hf(&model.merge_lora(), self.dir.merged_dir())?;
             let tokenizer = self.config.tokenizer.as_deref().unwrap_or(base_dir);
             copy_tokenizer(tokenizer, self.dir.merged_dir())?;
-            copy_generation_config(base_dir, self.dir.merged_dir())?;
+            warn(
+                "no generation_config.json",
+                copy_generation_config(base_dir, self.dir.merged_dir()),
+            );
         }
         draw_loss_curve(self.dir.path());
         Ok(())
@@ -449,12 +451,16 @@ fn require_finite(trainer: &Trainer, gradients: &StepGradients) -> Result<()> {
     }
 }
 
-/// The picture is an extra: a run is not lost for want of it.
 fn draw_loss_curve(run: &Path) {
     let drawn = plot::Run::read(run)
         .and_then(|curve| plot::loss_curve(&[curve], plot::SMOOTHING, &run.join("loss_curve.svg")));
-    if let Err(error) = drawn {
-        eprintln!("warning: no loss curve: {error}");
+    warn("no loss curve", drawn);
+}
+
+/// A run is not lost for want of extras.
+fn warn(what: &str, result: Result<()>) {
+    if let Err(error) = result {
+        eprintln!("warning: {what}: {error}");
     }
 }
 

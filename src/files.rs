@@ -40,8 +40,11 @@ pub(crate) fn write_atomic(path: &Path, write: impl FnOnce(&Path) -> Result<()>)
 
 /// Whether a file has the name of one that [`write_atomic`] had not finished.
 pub(crate) fn is_temporary(name: &OsStr) -> bool {
-    let name = name.as_encoded_bytes();
-    name.starts_with(b".") && name.ends_with(TEMPORARY.as_bytes())
+    let rest = name
+        .to_str()
+        .and_then(|name| name.strip_prefix('.')?.strip_suffix(TEMPORARY));
+    let number = rest.and_then(|rest| rest.rsplit_once('.').map(|(_, number)| number));
+    number.is_some_and(|n| n.len() == 16 && n.bytes().all(|b| b.is_ascii_hexdigit()))
 }
 
 /// [`write_atomic`] for text.

@@ -41,6 +41,10 @@ const COMPANIONS: [&str; 4] = [
 /// The character that SentencePiece writes for a space.
 const SPACE: &str = "\u{2581}";
 
+/// What stands before a text that goes on somewhere. Hardly any piece joins a line break to what follows it,
+/// unless that is another one.
+const BEFORE: &str = "\n";
+
 /// A tokenizer that adds nothing to a text: no BOS, no EOS, no chat template. It knows which tokens
 /// those are.
 ///
@@ -88,7 +92,8 @@ impl Tokenizer {
         let config: Config =
             serde_json::from_str(&read_text(path)?).map_err(|error| Error::format(path, error))?;
         let id = |token: Option<Token>| {
-            let token = token.map(Token::into_content);
+            // Some old conversions name no token so.
+            let token = token.map(Token::into_content).filter(|t| !t.is_empty());
             token.map(|token| self.named_id(&token, path)).transpose()
         };
         let eos_id = id(config.eos_token)?.or(self.eos_id);
@@ -177,9 +182,8 @@ impl Tokenizer {
     ///
     /// Those of [`Tokenizer::encode`].
     pub fn encode_continuation(&self, text: &str) -> Result<Vec<u32>> {
-        // No piece joins a line break to what follows, unless it is another one.
-        let before = self.encode("\n")?;
-        let joined = self.encode(&format!("\n{text}"))?;
+        let before = self.encode(BEFORE)?;
+        let joined = self.encode(&format!("{BEFORE}{text}"))?;
         match joined.strip_prefix(&before[..]) {
             Some(ids) => Ok(ids.to_vec()),
             None => self.encode(text),
@@ -199,6 +203,17 @@ impl Tokenizer {
         self.inner
             .decode(ids, true)
             .map_err(|e| Error::format(&self.origin, format!("the ids cannot be decoded: {e}")))
+    }
+
+    /// The text of ids that go on where another text ends, such as a generated answer: with every space
+    /// that it begins with. Undoes [`encode_continuation`](Self::encode_continuation).
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Tokenizer::decode`].
+    pub fn decode_continuation(&self, ids: &[u32]) -> Result<String> {
+        let text = self.decode(&[&self.encode(BEFORE)?, ids].concat())?;
+        Ok(text.strip_prefix(BEFORE).unwrap_or(&text).to_owned())
     }
 
     /// One more than the largest token id: the rows that a model's embedding needs at least.

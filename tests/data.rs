@@ -215,6 +215,14 @@ mod samples {
                 let expected: Vec<u32> = bos.into_iter().chain(text).chain(eos).collect();
                 assert_eq!(sample.tokens, expected, "{answer:?} with {tokenizer:?}");
             }
+            for text in ["he", " he", "    return x", "\n\nhe", "", "\u{e9}"] {
+                // Some tokenizers make one space of several.
+                let whole = tokenizer.encode(&format!("he\n{text}")).unwrap();
+                let whole = tokenizer.decode(&whole).unwrap();
+                let ids = tokenizer.encode_continuation(text).unwrap();
+                let found = tokenizer.decode_continuation(&ids).unwrap();
+                assert_eq!(format!("he\n{found}"), whole, "{tokenizer:?}");
+            }
             // Where an answer begins with a line break, pieces may go over the end of the prompt.
             let sample = Sample::from_prompt(&prompt, "\nhe", &tokenizer, false, None).unwrap();
             let text = tokenizer.decode(&sample.tokens).unwrap();
@@ -570,7 +578,8 @@ mod order {
 }
 
 /// The batches of the reference finetuning run, from the records and the tokenizer it used. It encodes
-/// an answer like a text of its own, with SentencePiece's space before it.
+/// an answer like a text of its own, with SentencePiece's space before it: so do the samples here, whose prompts
+/// and batches are the crate's.
 #[test]
 fn reference_run_is_reproduced() {
     let Some(root) = shared() else { return };

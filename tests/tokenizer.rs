@@ -110,6 +110,8 @@ fn special_tokens_are_those_that_the_files_name() {
     assert_eq!(special_ids(config, as_made), [Some(2), Some(0)]);
     let config = r#"{"eos_token": null, "bos_token": null, "add_bos_token": null}"#;
     assert_eq!(special_ids(config, as_made), [Some(1), Some(2)]);
+    let config = r#"{"eos_token": "", "bos_token": {"content": ""}, "add_bos_token": true}"#;
+    assert_eq!(special_ids(config, as_made), [Some(1), Some(2)]);
 
     // What a tokenizer.json puts before a text has precedence.
     let begins_with = |token: &'static str, id: u32| {

@@ -18,5 +18,5 @@ pub fn answer(
     let ends = tokenizer.eos_id().into_iter();
     let ends = ends.chain(model.config.eos_token_ids.iter().copied());
     let options = options.clone().with_stop_tokens(ends);
-    tokenizer.decode(&generate(model, &prompt, &options)?)
+    tokenizer.decode_continuation(&generate(model, &prompt, &options)?)
 }

@@ -47,11 +47,12 @@ impl LastStep {
             return;
         }
         // What has failed may be the device that the adapter is on.
-        match catch_unwind(AssertUnwindSafe(|| self.save())) {
-            Ok(Ok(saved)) => say(format!("the training has failed{saved}\n")),
-            Ok(Err(error)) => say(format!("the last step is not saved: {error}\n")),
-            Err(_) => say("the last step cannot be read from the device; it is not saved\n".into()),
-        }
+        let saved = match catch_unwind(AssertUnwindSafe(|| self.save())) {
+            Ok(Ok(saved)) => saved,
+            Ok(Err(error)) => format!("; the last step is not saved: {error}"),
+            Err(_) => "; the last step is not saved, as it cannot be read from the device".into(),
+        };
+        say(format!("the training has failed{saved}\n"));
     }
 
     /// Saves what is kept, and says so in the second half of a sentence.

@@ -49,7 +49,7 @@ fn in_each_process(group: &MpiGroup, devices: &str, train: Train) -> ExitCode {
             num_local: group.local_size(),
             last_step: LastStep::watch()?,
         };
-        train_safely(train, member).unwrap_or_else(|panic| resume_unwind(panic))
+        train_safely(train, member)
     };
     if let Err(error) = run() {
         // The others wait for this process: end them too.
@@ -77,7 +77,7 @@ fn in_this_process(config: &RecipeConfig, train: Train) -> Result<()> {
             num_local: 1,
             last_step,
         };
-        return train_safely(train, member).unwrap_or_else(|panic| resume_unwind(panic));
+        return train_safely(train, member);
     }
     let results = in_threads(devices, &last_step, train);
     if results.iter().any(Result::is_err) {
@@ -119,13 +119,13 @@ fn in_threads(devices: Vec<Device>, last_step: &LastStep, train: Train) -> Vec<R
 }
 
 /// Whatever ends the training early, what was learned until then is saved.
-fn train_safely(train: Train, member: Member) -> thread::Result<Result<()>> {
+fn train_safely(train: Train, member: Member) -> Result<()> {
     let last_step = member.last_step.clone();
     let ended = catch_unwind(AssertUnwindSafe(|| train(member)));
     if !matches!(ended, Ok(Ok(()))) {
         last_step.rescue();
     }
-    ended
+    ended.unwrap_or_else(|panic| resume_unwind(panic))
 }
 
 /// Success, or failure with the error on the terminal.

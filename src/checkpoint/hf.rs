@@ -86,8 +86,8 @@ fn load(model: &mut TransformerDecoder, dir: &Path, dtype: Option<DType>) -> Res
         None if device.supports_dtype(stored) => stored,
         None => DType::F32,
     };
-    load_tensors(model, &report.loaded, |key| weights.read(key, target))?;
     model.changed_base.clear();
+    load_tensors(model, &report.loaded, |key| weights.read(key, target))?;
     Ok(report)
 }
 

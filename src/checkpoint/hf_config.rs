@@ -36,13 +36,17 @@ struct HfConfig {
     attention_bias: bool,
     #[serde(default)]
     mlp_bias: bool,
-    bos_token_id: Option<u32>,
-    eos_token_id: Option<OneOrMany>,
+    #[serde(default, deserialize_with = "given")]
+    bos_token_id: Option<Option<u32>>,
+    #[serde(default, deserialize_with = "given")]
+    eos_token_id: Option<Option<OneOrMany>>,
 }
 
 /// A value of a key that is there, which may be null. Without the key there is none, and the model type's
 /// default holds.
-fn given<'de, D: Deserializer<'de>>(value: D) -> Result<Option<Option<usize>>, D::Error> {
+fn given<'de, D: Deserializer<'de>, T: Deserialize<'de>>(
+    value: D,
+) -> Result<Option<Option<T>>, D::Error> {
     Option::deserialize(value).map(Some)
 }
 
@@ -74,6 +78,8 @@ struct Kind {
     max_position_embeddings: usize,
     /// None: as many as query heads.
     num_key_value_heads: Option<usize>,
+    /// The ids of BOS and EOS.
+    special_ids: Option<[u32; 2]>,
 }
 
 static LLAMA: Kind = Kind {
@@ -82,6 +88,7 @@ static LLAMA: Kind = Kind {
     architecture: "LlamaForCausalLM",
     max_position_embeddings: 2048,
     num_key_value_heads: None,
+    special_ids: Some([1, 2]),
 };
 static MISTRAL: Kind = Kind {
     model_type: ModelType::Mistral,
@@ -89,6 +96,7 @@ static MISTRAL: Kind = Kind {
     architecture: "MistralForCausalLM",
     max_position_embeddings: 131_072,
     num_key_value_heads: Some(8),
+    special_ids: Some([1, 2]),
 };
 static QWEN2: Kind = Kind {
     model_type: ModelType::Qwen2,
@@ -96,6 +104,7 @@ static QWEN2: Kind = Kind {
     architecture: "Qwen2ForCausalLM",
     max_position_embeddings: 32_768,
     num_key_value_heads: Some(32),
+    special_ids: None,
 };
 static KINDS: [&Kind; 3] = [&LLAMA, &MISTRAL, &QWEN2];
 
@@ -103,8 +112,8 @@ const SLIDING_WINDOW: usize = 4096;
 const RMS_NORM_EPS: f64 = 1e-6;
 const ROPE_THETA: f64 = 1e4;
 
-/// What the sizes are called here and in `config.json`.
-const SIZES: [(&str, &str); 12] = [
+/// What the fields are called here and in `config.json`.
+const KEYS: [(&str, &str); 12] = [
     ("num_layers", "num_hidden_layers"),
     ("num_heads", "num_attention_heads"),
     ("num_kv_heads", "num_key_value_heads"),
@@ -121,7 +130,7 @@ const SIZES: [(&str, &str); 12] = [
 
 /// The key of `config.json` that a field of [`LlamaConfig`] comes from.
 pub(crate) fn hf_config_key(field: &str) -> &str {
-    let row = SIZES.iter().find(|(ours, _)| *ours == field);
+    let row = KEYS.iter().find(|(ours, _)| *ours == field);
     row.map_or(field, |(_, theirs)| theirs)
 }
 
@@ -166,6 +175,8 @@ impl HfConfig {
         let max = max.unwrap_or(kind.max_position_embeddings);
         let sliding_window = self.window(kind.model_type);
         let kv_heads = self.num_key_value_heads;
+        let [bos, eos] = [0, 1].map(|i| kind.special_ids.map(|ids| ids[i]));
+        let eos = self.eos_token_id.unwrap_or(eos.map(OneOrMany::One));
         let has_bias = self.attention_bias && kind.model_type == ModelType::Llama;
         // transformers 5 takes the older setting where a file has both, unless it is empty.
         let older = self.rope_scaling.filter(|rope| *rope != HfRope::default());
@@ -190,8 +201,8 @@ impl HfConfig {
             tie_embeddings: self.tie_word_embeddings,
             qkv_bias: has_bias || kind.model_type == ModelType::Qwen2,
             output_proj_bias: has_bias,
-            bos_token_id: self.bos_token_id,
-            eos_token_ids: self.eos_token_id.map_or_else(Vec::new, OneOrMany::into_vec),
+            bos_token_id: self.bos_token_id.unwrap_or(bos),
+            eos_token_ids: eos.map_or_else(Vec::new, OneOrMany::into_vec),
         })
     }
 

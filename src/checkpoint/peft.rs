@@ -62,10 +62,19 @@ pub fn read_peft_config(dir: impl AsRef<Path>) -> Result<LoRAConfig> {
     let text = read_text(&path)?;
     let mut fields: Map<String, Value> =
         serde_json::from_str(&text).map_err(|error| Error::format(&path, error))?;
+    let refused = |message| Error::Adapter {
+        path: path.clone(),
+        message,
+    };
     if let Some(targets) = fields.get_mut("target_modules").filter(|t| is_pattern(t)) {
-        *targets = json!(adapted_modules(dir.as_ref())?);
+        let adapted = adapted_modules(dir.as_ref())?;
+        if adapted.is_empty() {
+            let message = format!("`target_modules` is {targets}, and no layer has tensors");
+            return Err(refused(message));
+        }
+        *targets = json!(adapted);
     }
-    parse_config(&fields).map_err(|message| Error::Adapter { path, message })
+    parse_config(&fields).map_err(refused)
 }
 
 fn parse_config(fields: &Map<String, Value>) -> Result<LoRAConfig, String> {

@@ -55,8 +55,12 @@ impl Weights {
             }
             file.dtype(&name)?;
             let key = key_of(&name).unwrap_or_else(|| name.clone());
-            let file = self.files.len();
-            self.entries.insert(key, Entry { file, name, shape });
+            let entry = Entry {
+                file: self.files.len(),
+                name,
+                shape,
+            };
+            self.entries.insert(key, entry);
         }
         self.files.push(file);
         Ok(())

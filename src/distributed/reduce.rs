@@ -9,13 +9,14 @@ use crate::Result;
 use crate::ops::GraphState;
 
 /// The sums of all members' gradients and of the parts of their losses, `[1]` each. Zeros stand for what
-/// a member does not have, such as the gradients of a step in which it had no data.
+/// a member does not have, such as the gradients of a step in which it had no data. All members' models must
+/// train the same parameters, of which there is one at least.
 ///
 /// # Errors
 /// [`Error::PeerLost`](crate::Error::PeerLost) if a member has ended.
 ///
 /// # Panics
-/// If members' models differ in what is trained.
+/// If members bring different numbers of gradients.
 pub fn reduce_gradients<M: Module>(
     group: &dyn ProcessGroup,
     model: &M,

@@ -23,7 +23,8 @@ pub struct TransformerDecoder {
     /// The sizes.
     #[module(skip)]
     pub config: LlamaConfig,
-    /// The names of base weights that came with an adapter and must stay with it.
+    /// The names of base weights that came with an adapter and must stay with it. Burn's records do not have
+    /// them.
     #[module(skip)]
     pub(crate) changed_base: BTreeSet<String>,
 }

@@ -49,7 +49,7 @@ impl From<nn::Linear> for LoRALinear {
 impl LoRALinear {
     /// Wraps one of Burn's linear layers: its weight and bias are frozen, a new adapter is added.
     ///
-    /// Clones of a layer that has no values yet share them: a clone is frozen with it.
+    /// Clones of a layer whose values are still lazy share them: a clone is frozen with it.
     ///
     /// # Panics
     /// If the rank is 0 or the dropout is outside of `[0, 1)`, or if one of Burn's adapters is attached

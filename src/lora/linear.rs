@@ -79,7 +79,7 @@ impl LoRALinear {
     /// `B` zero, so that the layer's output stays what it is. DoRA's magnitude becomes the row norm
     /// of the base.
     ///
-    /// Clones of a layer that has no values yet share them: a clone's base is frozen with it.
+    /// Clones of a layer whose values are still lazy share them: a clone's base is frozen with it.
     ///
     /// # Panics
     /// If the rank is 0 or the dropout is outside of `[0, 1)`.

@@ -3,7 +3,7 @@
 //! ```text
 //!            before                              after
 //!
-//!   x ──► PlainLinear W ──► y          x ─┬─► PlainLinear W (frozen) ────────────► + ──► y
+//!   x ──► Linear W ──► y          x ─┬─► Linear W (frozen) ────────────► + ──► y
 //!                                    └─► dropout ─► A ─► B ─► × s ───────┘
 //!                                                  [r,in] [out,r]
 //!          y = W x + b                     y = W x + b + s·B(A·dropout(x))

@@ -19,8 +19,8 @@ impl SumOfSquares {
         Self(Tensor::from_dispatch(parts))
     }
 
-    /// `[1]`.
-    pub(crate) fn total(self) -> Tensor<1> {
-        self.0.sum()
+    /// Numbers whose sum it is. Added up in their order, it is the same on every machine.
+    pub(crate) fn parts(self) -> Tensor<1> {
+        self.0
     }
 }

@@ -2,19 +2,20 @@ use burn::module::{Module, ModuleVisitor, Param};
 use burn::optim::GradientsParams;
 use burn::tensor::Tensor;
 
+use super::gradients::read_sum;
 use crate::ops::SumOfSquares;
 
 /// The Euclidean norm of all gradients of a model taken as one vector.
 pub fn grad_norm<M: Module>(model: &M, grads: &GradientsParams) -> f64 {
     let square = squared_norm(model, grads);
-    square.map_or(0.0, |square| f64::from(square.into_scalar::<f32>()).sqrt())
+    read_sum(square.into_iter().collect()).sqrt()
 }
 
-/// Its square, still on the device; none if there is no gradient.
+/// The parts of its square, still on the device; none if there is no gradient.
 pub(super) fn squared_norm<M: Module>(model: &M, grads: &GradientsParams) -> Option<Tensor<1>> {
     let mut squares = Squares { grads, sum: None };
     model.visit(&mut squares);
-    squares.sum.map(SumOfSquares::total)
+    squares.sum.map(SumOfSquares::parts)
 }
 
 /// Scales all gradients by `max_norm / norm` if their [`grad_norm`] is above `max_norm`, like

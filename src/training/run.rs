@@ -32,7 +32,7 @@ use crate::{Error, Result};
 pub struct RunDir {
     path: PathBuf,
     num_processes: usize,
-    /// The [`fingerprint`] of the training data, where it is known.
+    /// The [`fingerprint`] of what is trained on, where it is known.
     data: Option<u64>,
     /// The locked file, in the process that began the run or went on with it.
     lock: Option<Arc<File>>,
@@ -107,7 +107,14 @@ impl RunDir {
     ///
     /// # Errors
     /// [`Error::Io`] if that cannot be done.
+    ///
+    /// # Panics
+    /// If the folder was not [claimed](Self::claim).
     pub fn begin(&self, config: &RecipeConfig) -> Result<()> {
+        assert!(
+            self.lock.is_some(),
+            "a run begins in a folder that it has claimed"
+        );
         let summary = self.path.join(SUMMARY);
         if summary.exists() {
             let results = self.results();
@@ -169,9 +176,12 @@ impl RunDir {
             Err(TryLockError::WouldBlock) => {
                 Err(self.error("a run in this folder is going on; choose another output_dir"))
             }
-            Ok(()) | Err(TryLockError::Error(_)) => {
+            locked => {
+                // A disk that knows no locks does not tell whether another writes there.
+                if locked.is_ok() {
+                    self.remove_temporary();
+                }
                 self.lock = Some(Arc::new(file));
-                self.remove_temporary();
                 Ok(self)
             }
         }
@@ -200,7 +210,8 @@ impl RunDir {
         }
     }
 
-    /// The run as one on this training data, which checkpoints note and [`load_checkpoint`] compares.
+    /// The run as one that trains on these samples, which checkpoints note and [`load_checkpoint`] compares.
+    /// What it validates with may change.
     ///
     /// [`load_checkpoint`]: Self::load_checkpoint
     pub fn on_data(mut self, samples: &[Sample]) -> Self {
@@ -275,8 +286,7 @@ impl RunDir {
             data: self.data,
             num_processes: self.num_processes,
         };
-        let name = format!("step_{}", trainer.step);
-        let dir = self.path.join(CHECKPOINTS).join(name);
+        let dir = self.path.join(CHECKPOINTS).join(folder_of(trainer.step));
         save_peft(model, lora, &dir)?;
         save_state_dict(&trainer.optimizer.state_dict(model), dir.join(OPTIMIZER))?;
         write_json(&dir.join(TRAINER), &state)
@@ -288,6 +298,8 @@ impl RunDir {
     /// [`Error::Io`] if one cannot be deleted.
     pub fn keep_last_checkpoints(&self, count: usize) -> Result<()> {
         let mut checkpoints = self.checkpoints()?;
+        // A copy by another name is the user's.
+        checkpoints.retain(|(state, folder)| folder.ends_with(folder_of(state.step)));
         checkpoints.sort_by_key(|(state, _)| Reverse(state.step));
         for (_, folder) in checkpoints.iter().skip(count) {
             // Without it, what is left of the folder is no checkpoint.
@@ -323,7 +335,7 @@ impl RunDir {
             && of_run != today
         {
             return Err(self.error(
-                "the run in this folder was trained on other records, or with another tokenizer; \
+                "the run in this folder trains on other records, or with another tokenizer; \
                  use those that it began with, or choose another output_dir",
             ));
         }
@@ -418,6 +430,10 @@ impl Summary {
         let path = run_dir.as_ref().join(SUMMARY);
         serde_json::from_str(&read_text(&path)?).map_err(|error| Error::format(&path, error))
     }
+}
+
+fn folder_of(step: usize) -> String {
+    format!("step_{step}")
 }
 
 /// A number that differs where tokens, labels or the order of samples do, the same in every version of this

@@ -459,7 +459,8 @@ fn tables_of_the_rotary_embedding_are_passed_over() {
         }
     });
     let mut model = base_model();
-    load_hf(&mut model, dir.path()).unwrap();
+    let report = load_hf(&mut model, dir.path()).unwrap();
+    assert!(report.unexpected.is_empty(), "{report:?}");
 }
 
 #[test]
@@ -1448,6 +1449,29 @@ fn finished_run() -> (TempDir, RecipeConfig, RunDir) {
     (dir, config, run)
 }
 
+/// Between the two a model is loaded, which may fail.
+#[test]
+fn claiming_a_folder_deletes_nothing() {
+    let (dir, config, run) = finished_run();
+    drop(run);
+    let before = files_in(dir.path());
+    let other = run_config(&config.output_dir, &["lora_rank=4"]);
+    let run = RunDir::claim(&other, 1).unwrap();
+    assert_eq!(files_in(dir.path()), before);
+    assert_says(&RunDir::claim(&config, 1).unwrap_err(), &["is going on"]);
+    run.begin(&other).unwrap();
+    let left: Vec<_> = files_in(&config.output_dir).into_keys().collect();
+    assert_eq!(left, [".lock", "config.yaml"].map(PathBuf::from));
+}
+
+#[test]
+#[should_panic = "has claimed"]
+fn beginning_a_run_without_a_claim() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = run_config(dir.path(), &[]);
+    RunDir::join(&config, 1).begin(&config).unwrap();
+}
+
 /// What is left of a finished run must not be taken for the new one's.
 #[test]
 fn beginning_a_run_over_a_finished_one() {
@@ -1565,6 +1589,21 @@ fn resuming_with_as_many_other_records() {
     assert_eq!(trainer.step, 2);
 }
 
+/// They decide how many samples a step has.
+#[test]
+fn a_run_remembers_how_many_processes_began_it() {
+    let (_dir, config, run) = unfinished_run();
+    assert_eq!(run.num_processes(), 1);
+    drop(run);
+    fs::remove_dir_all(config.output_dir.join("checkpoints")).unwrap();
+    let run = RunDir::create(&config, 3).unwrap();
+    let model = lora_model(&config.lora());
+    let trainer = config.trainer(10);
+    run.save_checkpoint(&model, &config.lora(), &trainer)
+        .unwrap();
+    assert_eq!(RunDir::resume(&config).unwrap().num_processes(), 3);
+}
+
 #[test]
 fn the_last_checkpoints_are_kept() {
     let (_dir, config, run) = unfinished_run();
@@ -1578,6 +1617,11 @@ fn the_last_checkpoints_are_kept() {
     // Not complete: nobody knows what it is.
     let torn = run.path().join("checkpoints/step_11");
     fs::create_dir(&torn).unwrap();
+    // The user's own.
+    let best = run.path().join("checkpoints/best");
+    fs::create_dir(&best).unwrap();
+    let trainer = "checkpoints/step_1/trainer.json";
+    fs::copy(run.path().join(trainer), best.join("trainer.json")).unwrap();
     let left = |count| {
         run.keep_last_checkpoints(count).unwrap();
         let steps = [1, 2, 9, 10, 11];
@@ -1587,6 +1631,7 @@ fn the_last_checkpoints_are_kept() {
     assert_eq!(left(5), [1, 2, 9, 10, 11]);
     assert_eq!(left(2), [9, 10, 11]);
     assert_eq!(left(1), [10, 11]);
+    assert!(best.join("trainer.json").exists());
 }
 
 #[test]
@@ -1599,14 +1644,16 @@ fn a_run_that_was_killed_leaves_nothing_half_written() {
             .join(".model.safetensors.0123456789abcdef.tmp"),
         checkpoint.join(".trainer.json.0123456789abcdef.tmp"),
     ];
-    let other = run.merged_dir().join(".hidden");
-    for file in half.iter().chain([&other]) {
+    let others = [".hidden", ".notes.tmp", "x.0123456789abcdef.tmp"];
+    let others = others.map(|name| run.merged_dir().join(name));
+    for file in half.iter().chain(&others) {
         fs::write(file, "x").unwrap();
     }
     drop(run);
     let _run = RunDir::resume(&config).unwrap().locked().unwrap();
     assert!(half.iter().all(|file| !file.exists()));
-    assert!(other.exists() && checkpoint.join("trainer.json").exists());
+    assert!(others.iter().all(|file| file.exists()));
+    assert!(checkpoint.join("trainer.json").exists());
 }
 
 #[test]

@@ -47,8 +47,8 @@ pub fn expected(path: &str) -> Tensors {
     Tensors::open(golden(path).join("expected.safetensors"))
 }
 
-/// Our name of a tensor in PEFT's files, found through a file that this crate wrote.
-/// The names of an adapter's tensors; not of a base weight that PEFT saved with them.
+/// The names of an adapter's tensors in PEFT's files, found through one that this crate wrote; not of a base
+/// weight that PEFT saved with them.
 pub fn peft_names(model: &TransformerDecoder, lora: &LoRAConfig) -> Vec<String> {
     let dir = tempfile::tempdir().unwrap();
     save_peft(model, lora, dir.path()).unwrap();
@@ -57,6 +57,7 @@ pub fn peft_names(model: &TransformerDecoder, lora: &LoRAConfig) -> Vec<String> 
     names.into_iter().filter(is_adapter).collect()
 }
 
+/// Our name of such a tensor.
 pub fn our_name(peft: &str) -> String {
     peft.replace("base_model.model.model.layers", "layers")
         .replace("base_model.model.lm_head", "output")

@@ -159,6 +159,13 @@ def a_failure(recipe: Recipe) -> None:
     print("a failure leaves the last complete step")
 
 
+def old_checkpoints(recipe: Recipe) -> None:
+    recipe.run(1, "old", "save_every_n_steps=15", "keep_last_n_checkpoints=2")
+    left = sorted(folder.name for folder in (recipe.folder / "old/checkpoints").iterdir())
+    assert left == [f"step_{STEPS - 5}", f"step_{STEPS}"], left
+    print("two checkpoints are kept")
+
+
 def a_panic(recipe: Recipe) -> None:
     errors = ends_together(recipe, "panic", ["BURN_DEVICE=flex"], ["BURN_DEVICE=nonsense"])
     assert "panicked" in errors, errors
@@ -201,6 +208,7 @@ def main(program: str) -> None:
         different_data(recipe)
         different_configurations(recipe)
         a_failure(recipe)
+        old_checkpoints(recipe)
         a_panic(recipe)
 
 
