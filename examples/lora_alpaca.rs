@@ -291,7 +291,6 @@ impl<'a> Run<'a> {
             let step = trainer.step;
             self.speed.add(output.num_tokens, started.elapsed());
             self.progress.show(step, output.loss, self.speed.mean());
-
             if due(Some(config.log_every_n_steps), step) {
                 self.log(&self.step_metrics(step, order.epoch_of(step - 1), &output));
             }

@@ -168,7 +168,7 @@ impl ModuleMapper for Freezer<'_> {
             return flag;
         }
         let key = self.path.key();
-        let adapter = key.trim_end_matches("training");
+        let adapter = key.strip_suffix("training").unwrap_or(&key);
         let mut trainable = self.trainable.iter();
         let is_trained = trainable.any(|(name, info)| info.is_adapter && name.starts_with(adapter));
         flag.with_value(is_trained)
