@@ -35,7 +35,6 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use answer::answer;
-use burn::tensor::{DType, Device};
 use burn_peft::adapter::{
     ParamCount, initialize_adapters, initialize_params, validate_state_dict_for_lora,
 };
@@ -47,7 +46,7 @@ use burn_peft::data::{
 use burn_peft::distributed::{ProcessGroup, broadcast_params, require_same};
 use burn_peft::generate::GenerateOptions;
 use burn_peft::llama::{LlamaConfig, TransformerDecoder};
-use burn_peft::ops::{compute_dtype, lacks_cublas, set_matmul_precision};
+use burn_peft::ops::{lacks_cublas, set_matmul_precision};
 use burn_peft::tokenizer::{Tokenizer, copy_tokenizer};
 use burn_peft::training::recipe::RecipeConfig;
 use burn_peft::training::{
@@ -124,7 +123,7 @@ fn finetune(config: &RecipeConfig, member: &Member) -> Result<()> {
         return run.train(model, trainer, &data, &order).map(drop);
     }
     println!("{}", ParamCount::of(&model));
-    print_notes(config, member.device, &data, &trainer.schedule);
+    print_notes(&data, &trainer.schedule);
     let quiz = Quiz::before(config, &model, &tokenizer)?;
     let (model, summary) = run.train(model, trainer, &data, &order)?;
     let exact_match = quiz.after(&model, &tokenizer)?;
@@ -143,19 +142,10 @@ fn require_same_run(group: &dyn ProcessGroup, config: &RecipeConfig, data: &Data
     require_same(group, "validation data", &data.validation)
 }
 
-fn print_notes(config: &RecipeConfig, device: &Device, data: &Data, schedule: &LrSchedule) {
-    let others = [late_warmup(schedule), unscaled(config, device)];
-    for note in data.notes.iter().chain(others.iter().flatten()) {
+fn print_notes(data: &Data, schedule: &LrSchedule) {
+    for note in data.notes.iter().chain(&late_warmup(schedule)) {
         println!("note: {note}");
     }
-}
-
-/// The smallest number of f16 is about 1e-8, that of bf16 and f32 below 1e-38.
-fn unscaled(config: &RecipeConfig, device: &Device) -> Option<String> {
-    (compute_dtype(device, config.dtype.into()) == DType::F16).then(|| {
-        "small gradients are zero in f16, as the loss is not scaled; dtype=bf16 has the range of f32"
-            .into()
-    })
 }
 
 fn late_warmup(schedule: &LrSchedule) -> Option<String> {

@@ -11,12 +11,16 @@
 )]
 mod common;
 
-use burn::tensor::DType;
+use burn::module::{Module, ModuleVisitor, Param};
+use burn::optim::GradientsParams;
+use burn::tensor::{DType, Tensor};
 use burn_peft::adapter::{adapter_state_dict, state_dict};
 use burn_peft::checkpoint::{load_hf_as, load_peft, read_hf_config, read_peft_config};
 use burn_peft::llama::TransformerDecoder;
 use burn_peft::ops::{compute_dtype, set_fused};
-use burn_peft::training::{AdamWConfig, LrSchedule, ScheduleKind, Trainer};
+use burn_peft::training::{
+    AdamWConfig, GradientOptions, LrSchedule, ScheduleKind, Trainer, accumulate_gradients,
+};
 
 use common::{Tensors, device, floats, golden, max_abs_diff};
 
@@ -44,6 +48,7 @@ fn half_precision_bases_serve_and_train() {
         set_fused(fused);
         logits_are_those_of_f32_but_for_rounding();
         adapters_train_in_f32();
+        small_gradients_do_not_vanish();
     }
 }
 
@@ -100,5 +105,40 @@ fn adapters_train_in_f32() {
             assert_eq!(value.dtype(), DType::F32, "{key}");
         }
         assert_eq!(state_dict(&model.without_adapters()), base);
+    }
+}
+
+/// The mean over many copies of a batch is that over one, and so is its gradient, though each copy's part
+/// of it is below f16's smallest number.
+fn small_gradients_do_not_vanish() {
+    let inputs = Tensors::open(golden("gqa/inputs.safetensors"));
+    let batch = inputs.batches("train_input_ids", "train_labels").remove(0);
+    for (dtype, _) in half_types() {
+        let model = load("lora_qv_r8", dtype);
+        let gradients = |copies: usize| {
+            let batches = vec![batch.clone(); copies];
+            let (loss, grads) = accumulate_gradients(&model, &batches, GradientOptions::default());
+            let mut values = Values(&grads, vec![loss as f32]);
+            model.visit(&mut values);
+            values.1
+        };
+        let (one, many) = (gradients(1), gradients(256));
+        let largest = one[1..].iter().fold(0f32, |max, x| max.max(x.abs()));
+        let difference = max_abs_diff(&one, &many);
+        println!("{dtype:?}: {difference:e} of {largest:e}");
+        assert!(
+            difference < 1e-5 * largest,
+            "{dtype:?}: {difference:e} of {largest:e}"
+        );
+    }
+}
+
+struct Values<'a>(&'a GradientsParams, Vec<f32>);
+
+impl ModuleVisitor for Values<'_> {
+    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+        if let Some(grad) = self.0.get::<D>(param.id) {
+            self.1.extend(floats(&grad.into_data()));
+        }
     }
 }

@@ -24,9 +24,13 @@ pub fn clip_grad_norm<M: Module>(model: &M, grads: &mut GradientsParams, max_nor
     let norm = grad_norm(model, grads);
     let factor = clip_factor(norm, max_norm);
     if factor < 1.0 {
-        model.visit(&mut Scale { grads, factor });
+        scale_gradients(model, grads, factor);
     }
     norm
+}
+
+pub(super) fn scale_gradients<M: Module>(model: &M, grads: &mut GradientsParams, factor: f64) {
+    model.visit(&mut Scale { grads, factor });
 }
 
 /// What clipping multiplies gradients of this norm by, at most 1.

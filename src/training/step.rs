@@ -1,7 +1,7 @@
 use burn::optim::{GradientsAccumulator, GradientsParams};
-use burn::tensor::Tensor;
+use burn::tensor::{DType, Tensor};
 
-use super::clip::{clip_factor, squared_norm};
+use super::clip::{clip_factor, scale_gradients, squared_norm};
 use super::gradients::{
     Activations, LOSS_CHUNK_ROWS, lm_loss_sum, micro_batch_gradients, read_sum,
 };
@@ -10,7 +10,7 @@ use crate::Result;
 use crate::data::Batch;
 use crate::distributed::{ProcessGroup, SingleProcess, reduce_gradients};
 use crate::llama::TransformerDecoder;
-use crate::ops::mix;
+use crate::ops::{compute_dtype, mix};
 
 /// What a step's summed loss is divided by.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -139,16 +139,35 @@ fn gradients_of(
     options: GradientOptions,
 ) -> (Vec<Tensor<1>>, GradientsParams) {
     let mut accumulator = GradientsAccumulator::new();
+    let scale = loss_scale(model, &counts);
     let micro_batches = (counts.micro_batches_before..).zip(batches);
     let losses = micro_batches.flat_map(|(index, batch)| {
-        let divisor = options.normalization.divisor(batch, &counts);
+        let divisor = options.normalization.divisor(batch, &counts) / scale;
         let options = GradientOptions {
             seed: mix(options.seed, index as u64),
             ..options
         };
         micro_batch_gradients(model, batch, divisor, options, &mut accumulator)
     });
-    (losses.collect(), accumulator.grads())
+    let mut losses: Vec<_> = losses.collect();
+    let mut grads = accumulator.grads();
+    if scale != 1.0 {
+        losses = losses.into_iter().map(|loss| loss / scale).collect();
+        scale_gradients(model, &mut grads, 1.0 / scale);
+    }
+    (losses, grads)
+}
+
+/// What the loss is multiplied by before the backward pass, and the gradients of the parameters, f32,
+/// divided by after it. In f16, whose smallest number is 6e-8, much of the gradient of a mean over
+/// thousands of tokens would be zero; that of their sum is not. A power of two, which rounds nothing.
+/// Micikevicius et al., <https://arxiv.org/abs/1710.03740>, section 3.2.
+fn loss_scale(model: &TransformerDecoder, counts: &StepCounts) -> f64 {
+    let weight = model.tok_embeddings.weight.val();
+    match compute_dtype(&weight.device(), weight.dtype()) {
+        DType::F16 => counts.labels.max(1.0).log2().floor().exp2(),
+        _ => 1.0,
+    }
 }
 
 const ALONE: &str = "a single process loses no other";

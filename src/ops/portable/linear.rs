@@ -22,11 +22,13 @@ pub fn weight_grad<B: Backend>(
     x: FloatTensor<B>,
     weight: FloatTensor<B>,
 ) -> FloatTensor<B> {
-    let grad = B::linear_weight_backward(x, grad);
-    transposed::<B>(grad, weight.dtype().into())
+    // A sum over all tokens may be beyond f16.
+    let dtype = weight.dtype().into();
+    let [x, grad] = [x, grad].map(|tensor| cast::<B>(tensor, dtype));
+    B::float_swap_dims(B::linear_weight_backward(x, grad), 0, 1)
 }
 
-/// Burn's layout of a weight, `[in_dim, out_dim]`, or back.
+/// Burn's layout of a weight, `[in_dim, out_dim]`.
 fn transposed<B: Backend>(weight: FloatTensor<B>, dtype: FloatDType) -> FloatTensor<B> {
     B::float_swap_dims(cast::<B>(weight, dtype), 0, 1)
 }
