@@ -15,7 +15,8 @@ if [ ! -f "$target/complete" ]; then
     python3 -m pip download --quiet --no-deps --dest "$work" "$package" >&2
     python3 -m zipfile -e "$work"/*.whl "$work/unpacked" >&2
     mkdir -p "$target"
-    find "$work/unpacked" -name 'libcublas*.so*' -exec cp {} "$target/" \;
+    find "$work/unpacked" -name 'libcublas*.so*' -exec cp -t "$target" {} +
+    ls "$target"/libcublas.so* "$target"/libcublasLt.so* >/dev/null
     touch "$target/complete"
 fi
 echo "$target"

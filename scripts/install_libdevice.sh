@@ -15,6 +15,7 @@ if [ ! -f "$target/nvvm/libdevice/libdevice.10.bc" ]; then
     python3 -m pip download --quiet --no-deps --dest "$work" "nvidia-nvvm==$version" >&2
     python3 -m zipfile -e "$work"/*.whl "$work/unpacked" >&2
     mkdir -p "$target/nvvm/libdevice"
-    find "$work/unpacked" -name libdevice.10.bc -exec cp {} "$target/nvvm/libdevice/" \;
+    find "$work/unpacked" -name libdevice.10.bc -exec cp {} "$target/part" \;
+    mv "$target/part" "$target/nvvm/libdevice/libdevice.10.bc"
 fi
 echo "$target"

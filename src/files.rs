@@ -1,8 +1,9 @@
 //! Writing files so that no half-written one is ever seen under its final name.
 
 use std::ffi::{OsStr, OsString};
-use std::fs::{self, File};
+use std::fs::{self, File, OpenOptions};
 use std::hash::{BuildHasher, RandomState};
+use std::io;
 use std::path::Path;
 
 use crate::{Error, Result};
@@ -26,8 +27,8 @@ pub(crate) fn write_atomic(path: &Path, write: impl FnOnce(&Path) -> Result<()>)
         .map_err(Error::io(path))?
         .permissions();
     let publish = || {
+        sync(&temporary)?;
         fs::set_permissions(&temporary, permissions)?;
-        File::open(&temporary)?.sync_all()?;
         fs::rename(&temporary, path)
     };
     let result = write(&temporary).and_then(|()| publish().map_err(Error::io(path)));
@@ -36,6 +37,20 @@ pub(crate) fn write_atomic(path: &Path, write: impl FnOnce(&Path) -> Result<()>)
         let _ = fs::remove_file(&temporary);
     }
     result
+}
+
+/// Brings what was written to a file to the disk.
+fn sync(path: &Path) -> io::Result<()> {
+    // Windows asks for the right to write.
+    let synced = OpenOptions::new().write(true).open(path)?.sync_all();
+    match synced {
+        // EINVAL and ENOTSUP: macOS has disks, over the network say, that cannot.
+        Err(error) if cfg!(target_vendor = "apple") => match error.raw_os_error() {
+            Some(22 | 45) => Ok(()),
+            _ => Err(error),
+        },
+        synced => synced,
+    }
 }
 
 /// Whether a file has the name of one that [`write_atomic`] had not finished.

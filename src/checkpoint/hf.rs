@@ -24,7 +24,7 @@ const INDEX_FILE: &str = "model.safetensors.index.json";
 const CONFIG_FILE: &str = "config.json";
 const GENERATION_FILE: &str = "generation_config.json";
 /// The size from which on a file is split, in bytes.
-const MAX_SHARD_BYTES: usize = 5_000_000_000;
+const MAX_SHARD_BYTES: u64 = 5_000_000_000;
 
 #[derive(Deserialize, Serialize)]
 struct Index {
@@ -160,7 +160,7 @@ pub fn save_hf(model: &TransformerDecoder, dir: impl AsRef<Path>) -> Result<()> 
     save_hf_in_shards(model, dir.as_ref(), MAX_SHARD_BYTES)
 }
 
-fn save_hf_in_shards(model: &TransformerDecoder, dir: &Path, max_bytes: usize) -> Result<()> {
+fn save_hf_in_shards(model: &TransformerDecoder, dir: &Path, max_bytes: u64) -> Result<()> {
     let readers = state_readers(model);
     assert!(
         readers.iter().all(|reader| !reader.is_adapter),
@@ -277,11 +277,11 @@ fn write_index(dir: &Path, weight_map: BTreeMap<String, String>) -> Result<()> {
 }
 
 /// Groups tensors, in order, into shards of at most `max_bytes`.
-fn split(readers: Vec<StateReader>, max_bytes: usize) -> Vec<Vec<StateReader>> {
+fn split(readers: Vec<StateReader>, max_bytes: u64) -> Vec<Vec<StateReader>> {
     let mut shards: Vec<Vec<StateReader>> = Vec::new();
     let mut room = 0;
     for reader in readers {
-        let bytes = reader.shape.iter().product::<usize>() * reader.dtype().size();
+        let bytes = (reader.shape.iter().product::<usize>() * reader.dtype().size()) as u64;
         match shards.last_mut() {
             Some(shard) if bytes <= room => {
                 room -= bytes;

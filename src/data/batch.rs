@@ -12,6 +12,7 @@ use super::{IGNORE_INDEX, Sample};
 
 /// How long the rows of a [`Batch`] are.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Padding {
     /// As long as the longest sample.
     #[default]

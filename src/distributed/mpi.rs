@@ -1,3 +1,5 @@
+use std::marker::PhantomData;
+
 use burn::tensor::{DType, Tensor, TensorData};
 use mpi::Threading;
 use mpi::collective::SystemOperation;
@@ -19,6 +21,8 @@ pub struct MpiGroup {
     /// The rank among the processes of this machine, and how many there are.
     local_rank: usize,
     local_size: usize,
+    /// Only the thread that initialised MPI may call it.
+    one_thread: PhantomData<*const ()>,
     // Dropped last: it ends MPI.
     _universe: Universe,
 }
@@ -41,6 +45,7 @@ impl MpiGroup {
             local_rank: machine.rank() as usize,
             local_size: machine.size() as usize,
             world,
+            one_thread: PhantomData,
             _universe: universe,
         }
     }

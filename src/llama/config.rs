@@ -66,6 +66,7 @@ pub struct LlamaConfig {
 
 /// A change of the rotary embedding's frequencies.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub enum RopeScaling {
     /// All frequencies divided by a factor (position interpolation).
     Linear {

@@ -99,6 +99,7 @@ impl KeyRanges {
 
 /// How a device runs the attention, see [`attention_body`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum AttentionBody {
     /// The scores of a few queries at a time, in the processor's cache.
     Cache,

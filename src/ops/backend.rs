@@ -14,6 +14,18 @@
     allow(unused_variables, reason = "no backend, no call")
 )]
 
+/// Burn with its fusion, whose feature any program that depends on Burn may turn on: the attribute of
+/// [`StepOps`] names it so.
+#[cfg(feature = "cube")]
+mod burn {
+    pub use ::burn::*;
+
+    pub mod backend {
+        pub use ::burn::backend::*;
+        pub use burn_fusion as fusion;
+    }
+}
+
 #[cfg(feature = "tch")]
 use burn::backend::LibTorch;
 #[cfg(feature = "ndarray")]
@@ -22,8 +34,10 @@ use burn::backend::backend_extension;
 use burn::backend::tensor::{FloatTensor, IntTensor};
 use burn::backend::{Backend, FloatDType, TensorMetadata};
 
-#[cfg(feature = "fusion")]
-use burn::tensor::Shape;
+#[cfg(feature = "cube")]
+use burn::backend::fusion::custom::TensorSpec;
+#[cfg(feature = "cube")]
+use burn::tensor::{DType, Shape};
 
 use super::DropoutMask;
 use super::adamw::AdamWStep;
@@ -42,7 +56,7 @@ use super::portable::{
     NdArray: cfg(feature = "ndarray"),
     LibTorch: cfg(feature = "tch"),
     Autodiff,
-    Fusion: cfg(feature = "fusion")
+    Fusion: cfg(feature = "cube")
 )]
 pub trait StepOps: Backend {
     /// `a b` of the last two dimensions. Burn's fusion would take a product of f32 that is rounded.
@@ -311,28 +325,25 @@ impl StepOps for LibTorch {}
 
 // What Burn's fusion must know of outputs before they are computed.
 
-#[cfg(feature = "fusion")]
+#[cfg(feature = "cube")]
 fn linear_shape(x: &Shape, out_dim: usize) -> Shape {
     let (mut shape, last) = (x.clone(), x.num_dims() - 1);
     shape[last] = out_dim;
     shape
 }
 
-#[cfg(feature = "fusion")]
+#[cfg(feature = "cube")]
 fn product_shape(a: &Shape, b: &Shape) -> Shape {
     linear_shape(a, b[b.num_dims() - 1])
 }
 
-#[cfg(feature = "fusion")]
-fn totals_spec(
-    q: &burn::backend::fusion::custom::TensorSpec,
-) -> burn::backend::fusion::custom::TensorSpec {
+#[cfg(feature = "cube")]
+fn totals_spec(q: &TensorSpec) -> TensorSpec {
     let [batch, seq, heads, _] = q.shape.dims();
-    let shape = Shape::new([batch, heads, seq]);
-    burn::backend::fusion::custom::TensorSpec::new(shape, burn::tensor::DType::F32)
+    TensorSpec::new(Shape::new([batch, heads, seq]), DType::F32)
 }
 
-#[cfg(feature = "fusion")]
-fn loss_spec() -> burn::backend::fusion::custom::TensorSpec {
-    burn::backend::fusion::custom::TensorSpec::new([1].into(), burn::tensor::DType::F32)
+#[cfg(feature = "cube")]
+fn loss_spec() -> TensorSpec {
+    TensorSpec::new([1].into(), DType::F32)
 }

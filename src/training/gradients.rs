@@ -25,6 +25,7 @@ pub(super) const LOSS_CHUNK_ROWS: usize = 256;
 
 /// Where the backward pass gets the layers' activations from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
 pub enum Activations {
     /// The forward pass keeps them all.
     #[default]

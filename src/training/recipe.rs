@@ -323,6 +323,7 @@ impl Default for SchedulerConfig {
 /// The size of the model that a recipe finetunes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
+#[non_exhaustive]
 pub enum ModelSize {
     /// Whatever the checkpoint's `config.json` says.
     Auto,
@@ -364,6 +365,7 @@ impl From<Precision> for burn::tensor::DType {
 /// Where a run's metrics go.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
+#[non_exhaustive]
 pub enum MetricLogger {
     /// `metrics.jsonl` in the run's folder, a JSON object a line.
     Jsonl,

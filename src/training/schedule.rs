@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 /// How the learning rate goes on after the warmup.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
+#[non_exhaustive]
 pub enum ScheduleKind {
     /// Down along half a cosine, to 0 at the end.
     Cosine,

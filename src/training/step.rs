@@ -14,6 +14,7 @@ use crate::ops::{compute_dtype, mix};
 
 /// What a step's summed loss is divided by.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
 pub enum LossNormalization {
     /// By the labelled tokens of all its micro-batches: the step equals one with a single large
     /// batch, however it is cut.
@@ -68,6 +69,7 @@ impl StepCounts {
 
 /// What a step did.
 #[derive(Debug, Clone, Copy, PartialEq)]
+#[non_exhaustive]
 pub struct StepOutput {
     /// The normalised loss before the update; 0 if no token has a label.
     pub loss: f64,

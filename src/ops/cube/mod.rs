@@ -2,8 +2,8 @@
 //! one between two products, where Burn's tensor operations launch a kernel a step and leave what is
 //! between in memory. Numbers are read and written in the tensors' type and computed in f32.
 //!
-//! Products are cuBLAS's on CUDA, where it is installed, and CubeCL's elsewhere. The gradients of norms,
-//! which LoRA does not ask for, are the portable ones.
+//! Products are cuBLAS's on CUDA, where it is installed, and CubeCL's elsewhere. The gradient of a
+//! norm's weight, which LoRA does not ask for, is the portable one.
 
 mod adamw;
 mod attention;

@@ -13,6 +13,7 @@ const SHORTEST_ROW: usize = 128;
 
 /// A change that takes less memory. It prints as the recipe's keys.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Change {
     /// Activations recomputed, layer by layer.
     Recompute,
@@ -93,6 +94,7 @@ fn halvings(value: usize, least: usize) -> impl Iterator<Item = usize> {
 
 /// Changes of a training, and its memory with them.
 #[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
 pub struct Suggestion {
     /// What to change, together.
     pub changes: Vec<Change>,

@@ -193,8 +193,8 @@ pub(super) const KEYS: &[RecipeKey] = &[
     key(
         "dtype",
         Word(&["f32", "bf16", "f16"]),
-        "Type of the base model's weights; `fp32` and `fp16` are accepted too. The loss is not scaled: \
-         take bf16 rather than f16.",
+        "Type of the base model's weights; `fp32` and `fp16` are accepted too. f16 is for GPUs without \
+         bf16; the recipe scales the loss for it.",
     ),
     key(
         "matmul_precision",

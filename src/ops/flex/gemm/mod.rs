@@ -140,6 +140,7 @@ pub trait Number: Copy + Send + Sync {
     }
 
     /// The matrix itself, if it is of bf16.
+    #[cfg(target_arch = "x86_64")]
     fn as_bf16(_mat: Mat<Self>) -> Option<Mat<bf16>> {
         None
     }
@@ -173,6 +174,7 @@ impl Number for bf16 {
         self.to_f32()
     }
 
+    #[cfg(target_arch = "x86_64")]
     fn as_bf16(mat: Mat<Self>) -> Option<Mat<bf16>> {
         Some(mat)
     }
