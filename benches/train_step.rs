@@ -203,6 +203,7 @@ fn alpaca_samples(args: &Args) -> Result<Vec<Sample>> {
 
 fn sample(tokens: &[i64], labels: &[i64]) -> Sample {
     Sample {
+        is_cut: false,
         tokens: tokens.iter().map(|id| *id as u32).collect(),
         labels: labels.iter().map(|label| *label as i32).collect(),
     }

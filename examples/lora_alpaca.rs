@@ -28,41 +28,44 @@ mod interrupt;
 mod launch;
 #[path = "support/plot.rs"]
 mod plot;
+#[path = "support/quiz.rs"]
+mod quiz;
+#[path = "support/records.rs"]
+mod records;
+#[path = "support/report.rs"]
+mod report;
 
-use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use answer::answer;
+use burn_peft::Result;
 use burn_peft::adapter::{
     ParamCount, initialize_adapters, initialize_params, validate_state_dict_for_lora,
 };
-use burn_peft::checkpoint::{copy_generation_config, load_hf_as, save_hf, save_peft_with_base};
-use burn_peft::data::{
-    AlpacaRecord, Batch, DataOrder, Padding, Sample, check_vocab, load_alpaca, pack,
-    split_validation, tokenize_records,
+use burn_peft::checkpoint::{
+    copy_generation_config, load_hf_as, load_peft, save_hf, save_peft_with_base,
 };
+use burn_peft::data::{Batch, DataOrder};
 use burn_peft::distributed::{ProcessGroup, broadcast_params, require_same};
-use burn_peft::generate::GenerateOptions;
 use burn_peft::llama::{LlamaConfig, TransformerDecoder};
-use burn_peft::ops::{lacks_cublas, set_matmul_precision};
-use burn_peft::tokenizer::{Tokenizer, copy_tokenizer};
+use burn_peft::ops::set_matmul_precision;
+use burn_peft::tokenizer::copy_tokenizer;
 use burn_peft::training::recipe::RecipeConfig;
 use burn_peft::training::{
-    Bytes, EstimateConfig, ExactMatch, LrSchedule, MetricsLog, RunDir, StepGradients, StepOutput,
-    Summary, Trainer, available_memory_bytes, estimate, peak_memory_bytes, suggestions,
-    validation_loss_in,
+    MetricsLog, RunDir, StepGradients, StepOutput, Summary, Trainer, peak_memory_bytes,
 };
-use burn_peft::{Error, Result};
 use clap::Parser;
-use indicatif::{ProgressBar, ProgressStyle};
 use interrupt::State;
 use launch::{Member, exit_code, launch};
+use quiz::Quiz;
+use records::{Data, ending_as, tokenizer};
+use report::{Progress, Speed, print_device, print_notes, print_work};
 use serde_json::json;
 
 /// Finetune a Llama with LoRA on Alpaca-like records.
 #[derive(Parser)]
+#[command(after_help = "docs/recipe.md explains every key.")]
 struct Args {
     /// The recipe's YAML file; without it, the tiny model of this repository is finetuned.
     #[arg(long)]
@@ -74,10 +77,18 @@ struct Args {
 
 fn main() -> ExitCode {
     allocator::keep_freed_memory();
-    let args = Args::parse();
+    let args = Args::parse_from(std::env::args().map(without_dashes));
     match configuration(&args) {
         Ok(config) => launch(&config, &|member| finetune(&config, &member)),
         Err(error) => exit_code(Err(error)),
+    }
+}
+
+/// `--lora_rank=4` means `lora_rank=4`.
+fn without_dashes(argument: String) -> String {
+    match argument.strip_prefix("--") {
+        Some(setting) if setting.contains('=') && !setting.starts_with("config=") => setting.into(),
+        _ => argument,
     }
 }
 
@@ -86,11 +97,17 @@ fn configuration(args: &Args) -> Result<RecipeConfig> {
     if let Some(path) = &args.config {
         return RecipeConfig::from_file(path, &args.overrides);
     }
-    let tiny = RecipeConfig::from_yaml(embedded::CONFIG, "embedded default", &args.overrides)?;
-    match tiny.checkpoint_dir {
-        None => Ok(tiny),
-        Some(_) => RecipeConfig::default().with_overrides(&args.overrides),
+    let tiny = |overrides| RecipeConfig::from_yaml(embedded::CONFIG, "embedded default", overrides);
+    let config = tiny(&args.overrides)?;
+    if config.checkpoint_dir.is_some() {
+        return RecipeConfig::default().with_overrides(&args.overrides);
     }
+    // In a folder of its own it may be run again and again.
+    let is_own = config.output_dir == tiny(&[])?.output_dir;
+    Ok(RecipeConfig {
+        overwrite_output_dir: config.overwrite_output_dir || is_own,
+        ..config
+    })
 }
 
 fn finetune(config: &RecipeConfig, member: &Member) -> Result<()> {
@@ -102,6 +119,7 @@ fn finetune(config: &RecipeConfig, member: &Member) -> Result<()> {
     set_matmul_precision(config.matmul_precision);
     let is_first = member.group.rank() == 0;
     if is_first {
+        print_work(&base_dir, &data);
         let estimate = config.estimate_config(&llama, data.longest_row(), member.device);
         print_device(&estimate, member);
     }
@@ -123,7 +141,7 @@ fn finetune(config: &RecipeConfig, member: &Member) -> Result<()> {
         return run.train(model, trainer, &data, &order).map(drop);
     }
     println!("{}", ParamCount::of(&model));
-    print_notes(&data, &trainer.schedule);
+    print_notes(&data.notes, &trainer.schedule);
     let quiz = Quiz::before(config, &model, &tokenizer)?;
     let (model, summary) = run.train(model, trainer, &data, &order)?;
     let exact_match = quiz.after(&model, &tokenizer)?;
@@ -142,63 +160,6 @@ fn require_same_run(group: &dyn ProcessGroup, config: &RecipeConfig, data: &Data
     require_same(group, "validation data", &data.validation)
 }
 
-fn print_notes(data: &Data, schedule: &LrSchedule) {
-    for note in data.notes.iter().chain(&late_warmup(schedule)) {
-        println!("note: {note}");
-    }
-}
-
-fn late_warmup(schedule: &LrSchedule) -> Option<String> {
-    let (warmup, total) = (schedule.warmup_steps, schedule.total_steps);
-    (warmup >= total).then(|| {
-        format!(
-            "the learning rate never reaches optimizer.lr: the run has {total} steps, \
-             lr_scheduler.num_warmup_steps is {warmup}"
-        )
-    })
-}
-
-const WITHOUT_CUBLAS: &str = "\
-Matrices are not multiplied by cuBLAS, and a step takes several times as long: put the folder with
-libcublas.so into LD_LIBRARY_PATH (scripts/install_cublas.sh brings one where there is no CUDA toolkit),
-and use a driver of CUDA 12.5 or newer.";
-
-/// What the estimate of a GPU's memory leaves out: what cuBLAS takes, and what lies between the
-/// buffers of CubeCL's pools.
-const GPU_OVERHEAD: u64 = 2_000_000_000;
-
-/// The memory that the run will take on the device and, if there is not as much, what takes less; and
-/// whether the device could be faster.
-fn print_device(config: &EstimateConfig, member: &Member) {
-    let device = member.device;
-    let memory = estimate(config);
-    println!("Estimated memory of the training:\n{memory}");
-    let is_gpu = device.memory_pool_usage().is_some();
-    if let Some(available) = available_memory_bytes(device) {
-        // GPUs have memory of their own.
-        let sharing = if is_gpu { 1 } else { member.num_local };
-        let available = available / sharing as u64;
-        println!("{:<12}{:>9}", "available", Bytes(available));
-        if sharing > 1 {
-            println!("for each of the {sharing} that train on this machine");
-        }
-        let usable = match is_gpu {
-            true => available.saturating_sub(GPU_OVERHEAD),
-            false => available,
-        };
-        if memory.total() > usable {
-            println!("This will probably not fit.");
-            for suggestion in suggestions(config, usable) {
-                println!("{suggestion}");
-            }
-        }
-    }
-    println!();
-    if lacks_cublas(device) {
-        println!("{WITHOUT_CUBLAS}\n");
-    }
-}
-
 /// The base weights with new adapters beside them.
 fn load_model(
     config: &RecipeConfig,
@@ -211,8 +172,12 @@ fn load_model(
     let mut model = llama.init_lora(&lora, &device)?;
     let report = load_hf_as(&mut model, base_dir, config.dtype.into())?;
     validate_state_dict_for_lora(&lora, &report)?;
-    let model = initialize_adapters(model, config.seed);
+    let mut model = initialize_adapters(model, config.seed);
     initialize_params(&model);
+    let adapter = config.adapter_checkpoint.as_ref();
+    if let Some(dir) = adapter.filter(|_| !config.resume_from_checkpoint) {
+        load_peft(&mut model, dir)?;
+    }
     Ok(model)
 }
 
@@ -275,7 +240,7 @@ impl<'a> Run<'a> {
             let indices = order.shard(trainer.step, group.rank(), group.size());
             let micro_batches: Vec<Batch> = indices.iter().map(|i| data.batch(i)).collect();
             let gradients = trainer.gradients(group, &model, &micro_batches)?;
-            require_finite(&trainer, &gradients)?;
+            trainer.require_finite(&gradients)?;
             let output;
             (model, output) = self.update(model, &mut trainer, gradients);
             let step = trainer.step;
@@ -309,6 +274,8 @@ impl<'a> Run<'a> {
         let val_loss = data.validation_loss(self.member.group, model)?;
         if let Some(val_loss) = val_loss {
             self.log(&json!({ "step": step, "val_loss": val_loss }));
+            self.progress
+                .say(&format!("step {step}: validation loss {val_loss:.4}"));
         }
         Ok(val_loss)
     }
@@ -400,7 +367,12 @@ impl<'a> Run<'a> {
         let base_name = base_dir.to_string_lossy();
         let lora = self.config.lora();
         save_peft_with_base(&model, &lora, &base_name, self.dir.adapter_dir())?;
+        println!("the adapter is in {}", self.dir.adapter_dir().display());
         if !self.config.save_adapter_weights_only {
+            println!(
+                "the merged model goes to {}",
+                self.dir.merged_dir().display()
+            );
             save_hf(&model.merge_lora(), self.dir.merged_dir())?;
             let tokenizer = self.config.tokenizer.as_deref().unwrap_or(base_dir);
             copy_tokenizer(tokenizer, self.dir.merged_dir())?;
@@ -418,25 +390,15 @@ impl<'a> Run<'a> {
         let Summary {
             final_loss, steps, ..
         } = summary;
-        println!("loss {final_loss:.4} after {steps} steps");
+        println!("loss {final_loss:.4} after step {steps}");
+        if let Some(val_loss) = summary.val_loss {
+            println!("validation loss {val_loss:.4}");
+        }
         println!(
-            "adapter, loss curve and summary are in {}",
+            "loss curve and summary are in {}",
             self.dir.path().display()
         );
         Ok(())
-    }
-}
-
-/// Before the update spoils the adapter.
-fn require_finite(trainer: &Trainer, gradients: &StepGradients) -> Result<()> {
-    let (loss, grad_norm) = (gradients.loss, gradients.grad_norm);
-    match loss.is_finite() && grad_norm.is_finite() {
-        true => Ok(()),
-        false => Err(Error::Diverged {
-            step: trainer.step + 1,
-            loss,
-            grad_norm,
-        }),
     }
 }
 
@@ -450,327 +412,5 @@ fn draw_loss_curve(run: &Path) {
 fn warn(what: &str, result: Result<()>) {
     if let Err(error) = result {
         eprintln!("warning: {what}: {error}");
-    }
-}
-
-/// The model's own end of a text serves where the tokenizer knows none.
-fn tokenizer(config: &RecipeConfig, base_dir: &Path, llama: &LlamaConfig) -> Result<Tokenizer> {
-    let tokenizer = match &config.tokenizer {
-        Some(path) if path.is_file() => Tokenizer::from_file(path),
-        Some(dir) => Tokenizer::from_dir(dir),
-        None => Tokenizer::from_dir(base_dir),
-    }?;
-    let known = tokenizer.eos_id();
-    let eos = known.or_else(|| llama.eos_token_ids.first().copied());
-    Ok(tokenizer.with_special_ids(None, eos))
-}
-
-/// The model with the end of a text that it learns among those where it stops.
-fn ending_as(tokenizer: &Tokenizer, mut llama: LlamaConfig) -> LlamaConfig {
-    let known = &llama.eos_token_ids;
-    let new = tokenizer.eos_id().filter(|eos| !known.contains(eos));
-    llama.eos_token_ids.extend(new);
-    llama
-}
-
-/// What a run trains on and validates with.
-struct Data {
-    samples: Vec<Sample>,
-    /// The samples that share a row: one each, unless they are packed.
-    rows: Vec<Vec<usize>>,
-    validation: Vec<Batch>,
-    pad_id: u32,
-    /// Where the records do not give what the configuration asks for.
-    notes: Vec<String>,
-}
-
-impl Data {
-    fn load(config: &RecipeConfig, llama: &LlamaConfig, tokenizer: &Tokenizer) -> Result<Self> {
-        let path = config.dataset.clone().unwrap_or_else(embedded::train_file);
-        let context = llama.context_len();
-        let asked = config.max_seq_len.unwrap_or(context);
-        let longest = asked.min(context);
-        let mut notes = Vec::from_iter(beyond_context(asked, context));
-        notes.extend(other_end(tokenizer, llama));
-        let mut read = |path: &Path| {
-            let records = load_alpaca(path)?;
-            let samples = samples(&records, path, config, llama, tokenizer, longest)?;
-            notes.extend(left_out(path, records.len() - samples.len(), longest));
-            notes.extend(cut(path, &records, &samples, tokenizer, longest)?);
-            Ok::<_, Error>(samples)
-        };
-        let all = read(&path)?;
-        let (samples, validation) = match &config.validation_dataset {
-            Some(path) => (all, read(path)?),
-            None => split(all, config)?,
-        };
-        notes.extend(unvalidated(config, samples.len(), validation.len()));
-        let lengths: Vec<usize> = samples.iter().map(Sample::len).collect();
-        let rows = match config.packed {
-            true => pack(&lengths, longest),
-            false => (0..samples.len()).map(|index| vec![index]).collect(),
-        };
-        let pad_id = pad_id(tokenizer, llama);
-        let validation = validation.chunks(config.batch_size);
-        let batch = |samples: &[Sample]| Batch::collate(&Vec::from_iter(samples), pad_id);
-        Ok(Self {
-            validation: validation.map(batch).collect(),
-            samples,
-            rows,
-            pad_id,
-            notes,
-        })
-    }
-
-    /// None without validation records.
-    fn validation_loss(
-        &self,
-        group: &dyn ProcessGroup,
-        model: &TransformerDecoder,
-    ) -> Result<Option<f64>> {
-        match &self.validation[..] {
-            [] => Ok(None),
-            batches => validation_loss_in(group, model, batches).map(Some),
-        }
-    }
-
-    /// The tokens of the longest row.
-    fn longest_row(&self) -> usize {
-        let tokens = |row: &Vec<usize>| row.iter().map(|i| self.samples[*i].len()).sum();
-        self.rows.iter().map(tokens).max().unwrap_or(0)
-    }
-
-    fn batch(&self, rows: &[usize]) -> Batch {
-        let samples = |row: &usize| self.rows[*row].iter().map(|i| &self.samples[*i]).collect();
-        let rows: Vec<Vec<&Sample>> = rows.iter().map(samples).collect();
-        let rows: Vec<&[&Sample]> = rows.iter().map(Vec::as_slice).collect();
-        Batch::collate_packed(&rows, self.pad_id, Padding::Longest)
-    }
-}
-
-fn samples(
-    records: &[AlpacaRecord],
-    path: &Path,
-    config: &RecipeConfig,
-    llama: &LlamaConfig,
-    tokenizer: &Tokenizer,
-    longest: usize,
-) -> Result<Vec<Sample>> {
-    let mut samples = tokenize_records(records, tokenizer, config.train_on_input, Some(longest))?;
-    check_vocab(&samples, llama.vocab_size)?;
-    // A record whose prompt fills the whole sequence teaches nothing.
-    samples.retain(|sample| sample.num_label_tokens() > 0);
-    match samples.is_empty() {
-        false => Ok(samples),
-        true => Err(Error::Config {
-            origin: path.display().to_string(),
-            key: "max_seq_len".into(),
-            line: None,
-            message: format!("no record has an answer within max_seq_len = {longest} tokens"),
-            nearest: Vec::new(),
-        }),
-    }
-}
-
-fn beyond_context(asked: usize, context: usize) -> Option<String> {
-    (asked > context).then(|| {
-        format!(
-            "records are cut to the model's context of {context} tokens; max_seq_len is {asked}"
-        )
-    })
-}
-
-fn unvalidated(config: &RecipeConfig, all: usize, held_out: usize) -> Option<String> {
-    let fraction = config.validation_split;
-    (held_out == 0 && fraction > 0.0)
-        .then(|| format!("nothing is validated: {fraction} of {all} records is less than one"))
-}
-
-fn left_out(path: &Path, count: usize, longest: usize) -> Option<String> {
-    (count > 0).then(|| {
-        format!(
-            "{count} records of {} are left out, which have no answer within {longest} tokens",
-            path.display()
-        )
-    })
-}
-
-/// An answer that is cut ends, for the model, where it is cut.
-fn cut(
-    path: &Path,
-    records: &[AlpacaRecord],
-    samples: &[Sample],
-    tokenizer: &Tokenizer,
-    longest: usize,
-) -> Result<Option<String>> {
-    if samples.iter().all(|sample| sample.len() < longest) {
-        return Ok(None);
-    }
-    let whole = tokenize_records(records, tokenizer, true, None)?;
-    let too_long = whole.iter().filter(|sample| sample.len() > longest).count();
-    // Those that are left out are too long too.
-    let count = too_long - (records.len() - samples.len());
-    Ok((count > 0).then(|| {
-        format!(
-            "{count} records of {} are longer than {longest} tokens and cut there",
-            path.display()
-        )
-    }))
-}
-
-/// Some tokenizers have a token for padding for which the model has no row. Any that it has serves.
-fn pad_id(tokenizer: &Tokenizer, llama: &LlamaConfig) -> u32 {
-    let known = Some(tokenizer.pad_id()).filter(|id| (*id as usize) < llama.vocab_size);
-    known.unwrap_or(0)
-}
-
-/// Servers that have the adapter alone stop where the base model's configuration says.
-fn other_end(tokenizer: &Tokenizer, llama: &LlamaConfig) -> Option<String> {
-    let eos = tokenizer.eos_id()?;
-    let known = &llama.eos_token_ids;
-    (!known.is_empty() && !known.contains(&eos)).then(|| {
-        format!(
-            "answers end with token {eos}, the tokenizer's end of a text, but config.json names \
-             {known:?}; the merged model stops at both, a server of the adapter alone must be told"
-        )
-    })
-}
-
-fn split(samples: Vec<Sample>, config: &RecipeConfig) -> Result<(Vec<Sample>, Vec<Sample>)> {
-    let held_out = (samples.len() as f64 * config.validation_split) as usize;
-    let (train, validation) = split_validation(samples.len(), held_out, config.seed)?;
-    let pick = |indices: Vec<usize>| indices.into_iter().map(|i| samples[i].clone()).collect();
-    Ok((pick(train), pick(validation)))
-}
-
-/// The held-out questions of the embedded default, asked before and after training.
-struct Quiz {
-    records: Vec<AlpacaRecord>,
-    base: Vec<String>,
-}
-
-impl Quiz {
-    fn before(
-        config: &RecipeConfig,
-        model: &TransformerDecoder,
-        tokenizer: &Tokenizer,
-    ) -> Result<Self> {
-        let is_embedded = config.checkpoint_dir.is_none() && config.dataset.is_none();
-        let records = if is_embedded {
-            embedded::held_out()?
-        } else {
-            Vec::new()
-        };
-        let base_model = model.clone().without_adapters();
-        let base = answers(&base_model, tokenizer, &records)?;
-        Ok(Self { records, base })
-    }
-
-    /// Prints some answers and returns the fractions of exact ones, before and after.
-    fn after(
-        &self,
-        model: &TransformerDecoder,
-        tokenizer: &Tokenizer,
-    ) -> Result<Option<ExactMatch>> {
-        if self.records.is_empty() {
-            return Ok(None);
-        }
-        let finetuned = answers(model, tokenizer, &self.records)?;
-        println!("\nQuestions that were not trained on:");
-        let answers = self.base.iter().zip(&finetuned);
-        let shown = self.records.iter().zip(answers);
-        for (record, (base, finetuned)) in shown.step_by(self.records.len().div_ceil(6)) {
-            println!(
-                "  {} {}",
-                record.instruction,
-                record.input.replace('\n', " ")
-            );
-            println!("    base:      {:?}", base);
-            println!(
-                "    finetuned: {:?} (right: {:?})",
-                finetuned, record.output
-            );
-        }
-        let base = embedded::exact_match(&self.base, &self.records);
-        let finetuned = embedded::exact_match(&finetuned, &self.records);
-        let (before, after, count) = (base * 100.0, finetuned * 100.0, self.records.len());
-        println!("exactly right of {count}: base {before:.0} %, finetuned {after:.0} %\n");
-        Ok(Some(ExactMatch {
-            exact_match_base: base,
-            exact_match_finetuned: finetuned,
-        }))
-    }
-}
-
-/// A model's own answer to each record, chosen greedily.
-fn answers(
-    model: &TransformerDecoder,
-    tokenizer: &Tokenizer,
-    records: &[AlpacaRecord],
-) -> Result<Vec<String>> {
-    let options = GenerateOptions::greedy(embedded::MAX_ANSWER_TOKENS);
-    let records = records.iter();
-    records
-        .map(|record| answer(model, tokenizer, record, &options))
-        .collect()
-}
-
-/// Tokens per second of the steps alone.
-#[derive(Default)]
-struct Speed {
-    tokens: usize,
-    time: Duration,
-    last: f64,
-}
-
-impl Speed {
-    fn add(&mut self, tokens: usize, time: Duration) {
-        self.tokens += tokens;
-        self.time += time;
-        self.last = tokens as f64 / time.as_secs_f64();
-    }
-
-    fn mean(&self) -> f64 {
-        match self.tokens {
-            0 => 0.0,
-            tokens => tokens as f64 / self.time.as_secs_f64(),
-        }
-    }
-}
-
-/// A bar with loss and tokens/s on a terminal; in a log file, a line now and then.
-struct Progress {
-    bar: ProgressBar,
-    total_steps: usize,
-    is_shown: bool,
-}
-
-impl Progress {
-    fn new(total_steps: usize, done: usize, is_shown: bool) -> Self {
-        let template = "{bar:40} {pos}/{len} steps, {msg}, {eta} left";
-        let style = ProgressStyle::with_template(template).expect("the template is valid");
-        let bar = match is_shown {
-            true => ProgressBar::new(total_steps as u64).with_style(style),
-            false => ProgressBar::hidden(),
-        };
-        Self {
-            bar: bar.with_position(done as u64),
-            total_steps,
-            is_shown,
-        }
-    }
-
-    fn show(&self, step: usize, loss: f64, tokens_per_second: f64) {
-        let message = format!("loss {loss:.4}, {tokens_per_second:.0} tokens/s");
-        let is_tick = step.is_multiple_of(self.total_steps.div_ceil(20));
-        if self.is_shown && is_tick && !std::io::stderr().is_terminal() {
-            println!("step {step} of {}: {message}", self.total_steps);
-        }
-        self.bar.set_message(message);
-        self.bar.set_position(step as u64);
-    }
-
-    fn finish(&self) {
-        self.bar.finish();
     }
 }

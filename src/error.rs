@@ -152,8 +152,9 @@ pub enum Error {
 
     /// A training's loss or its gradients are no numbers any more.
     #[error(
-        "step {step}: the loss is {loss} and the gradients' norm {grad_norm}; lower optimizer.lr, \
-         set clip_grad_norm, take dtype bf16 in place of f16, or look for broken records"
+        "step {step}: the loss is {loss} and the gradients' norm {grad_norm}; begin anew \
+         with a lower optimizer.lr, with clip_grad_norm, or with dtype bf16 in place of f16, and look for \
+         broken records"
     )]
     Diverged {
         /// The step, counted from 1.

@@ -148,20 +148,29 @@ fn next_logits(model: &TransformerDecoder, ids: &[u32], cache: &mut KvCache) -> 
 }
 
 fn choose(logits: &[f32], options: &GenerateOptions, rng: &mut ChaCha8Rng) -> u32 {
-    let mut order: Vec<usize> = (0..logits.len()).collect();
-    // Equal logits keep the order of their ids, so that the choice is the same everywhere.
-    order.sort_by(|a, b| logits[*b].total_cmp(&logits[*a]));
+    // Of equal logits that of the lower id comes first, so that the choice is the same everywhere.
+    let by_logit = |a: &usize, b: &usize| logits[*b].total_cmp(&logits[*a]).then(a.cmp(b));
+    let mut ids: Vec<usize> = (0..logits.len()).collect();
+    let likeliest = *ids
+        .iter()
+        .min_by(|a, b| by_logit(a, b))
+        .expect("a vocabulary");
     if options.temperature == 0.0 {
-        return order[0] as u32;
+        return likeliest as u32;
     }
-    order.truncate(options.top_k.unwrap_or(order.len()));
-    let highest = f64::from(logits[order[0]]);
+    if let Some(top_k) = options.top_k.filter(|top_k| *top_k < ids.len()) {
+        ids.select_nth_unstable_by(top_k, by_logit);
+        ids.truncate(top_k);
+    }
+    // The seed decides what is drawn, whatever order the ids were left in.
+    ids.sort_unstable_by(by_logit);
+    let highest = f64::from(logits[likeliest]);
     let weight = |id: &usize| ((f64::from(logits[*id]) - highest) / options.temperature).exp();
-    let mut weights: Vec<f64> = order.iter().map(weight).collect();
+    let mut weights: Vec<f64> = ids.iter().map(weight).collect();
     if let Some(top_p) = options.top_p {
         weights.truncate(nucleus(&weights, top_p));
     }
-    order[draw(&weights, rng)] as u32
+    ids[draw(&weights, rng)] as u32
 }
 
 /// How many of the weights, which descend, it takes to reach the share `top_p` of their sum.
@@ -202,10 +211,13 @@ mod tests {
 
     #[test]
     fn draws_follow_the_softmax() {
-        let options = GenerateOptions::greedy(1).with_temperature(1.0);
-        let sum: f64 = [0.0, 2.0, 1.0, -1.0].map(f64::exp).iter().sum();
-        for (share, logit) in shares(&options).into_iter().zip([0.0, 2.0, 1.0, -1.0]) {
-            assert_relative_eq!(share, f64::exp(logit) / sum, epsilon = 0.01);
+        for temperature in [0.5, 1.0, 2.0] {
+            let options = GenerateOptions::greedy(1).with_temperature(temperature);
+            let weights = [0.0, 2.0, 1.0, -1.0].map(|logit| f64::exp(logit / temperature));
+            let sum: f64 = weights.iter().sum();
+            for (share, weight) in shares(&options).into_iter().zip(weights) {
+                assert_relative_eq!(share, weight / sum, epsilon = 0.01);
+            }
         }
     }
 
@@ -218,7 +230,10 @@ mod tests {
         let [a, _, c, d] = shares(&warm.clone().with_top_p(0.7));
         assert!(c > 0.2);
         assert_eq!((a, d), (0.0, 0.0));
-        assert_eq!(shares(&warm.with_top_p(0.6))[2], 0.0);
+        assert_eq!(shares(&warm.clone().with_top_p(0.6))[2], 0.0);
+        // Of the first two, .73 for id 1: top_p counts what top_k left.
+        let both = warm.with_top_k(2).with_top_p(0.7);
+        assert_eq!(shares(&both)[2], 0.0);
     }
 
     #[test]

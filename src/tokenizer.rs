@@ -5,14 +5,13 @@
 //! brought into the form of the first when it is read, so both run on the same engine and a text
 //! has the same ids whichever file it was encoded with.
 
-use std::collections::{HashMap, HashSet};
+mod sentencepiece;
+
 use std::fmt;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use sentencepiece_model::{ModelType, SentencePiece, SentencePieceModel, Type};
 use serde::Deserialize;
-use serde_json::{Value, json};
 
 use crate::files::{create_dir, read_text, write_atomic};
 use crate::{Error, Result};
@@ -37,9 +36,6 @@ const COMPANIONS: [&str; 4] = [
     "added_tokens.json",
     "chat_template.jinja",
 ];
-
-/// The character that SentencePiece writes for a space.
-const SPACE: &str = "\u{2581}";
 
 /// What stands before a text that goes on somewhere. Hardly any piece joins a line break to what follows it,
 /// unless that is another one.
@@ -76,49 +72,11 @@ impl Tokenizer {
     pub fn from_file(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
         let bytes = fs::read(path).map_err(Error::io(path))?;
-        let tokenizer = match is_json(&bytes) {
-            true => Self::from_json(&bytes, path),
-            false => Self::from_sentencepiece(&bytes, path),
-        }?;
-        let config = path.with_file_name(CONFIG_FILE);
-        match config.exists() {
-            true => tokenizer.configured(&config),
-            false => Ok(tokenizer),
+        let config = Config::beside(path)?;
+        match is_json(&bytes) {
+            true => Self::from_json(&bytes, path, config),
+            false => Self::from_json(&sentencepiece::to_json(&bytes, path)?, path, config),
         }
-    }
-
-    /// With the special tokens that a `tokenizer_config.json` names.
-    fn configured(self, path: &Path) -> Result<Self> {
-        let config: Config =
-            serde_json::from_str(&read_text(path)?).map_err(|error| Error::format(path, error))?;
-        let id = |token: Option<Token>| {
-            // Some old conversions name no token so.
-            let token = token.map(Token::into_content).filter(|t| !t.is_empty());
-            token.map(|token| self.named_id(&token, path)).transpose()
-        };
-        let eos_id = id(config.eos_token)?.or(self.eos_id);
-        let bos_id = match (prefix(&self.inner), config.add_bos_token) {
-            (None, Some(false)) => None,
-            (None, Some(true)) => id(config.bos_token)?.or(self.bos_id),
-            (Some(_), _) | (None, None) => self.bos_id,
-        };
-        Ok(Self {
-            bos_id,
-            eos_id,
-            ..self
-        })
-    }
-
-    /// The id of a token that `config` names.
-    fn named_id(&self, token: &str, config: &Path) -> Result<u32> {
-        self.inner.token_to_id(token).ok_or_else(|| {
-            let message = format!(
-                "`{token}` is not in {}; take a tokenizer.json that has it (transformers writes one: \
-                 `AutoTokenizer.from_pretrained(dir).save_pretrained(dir)`)",
-                self.origin.display()
-            );
-            Error::format(config, message)
-        })
     }
 
     /// Reads the tokenizer of a model folder: `tokenizer.json` if it is there, else
@@ -150,7 +108,8 @@ impl Tokenizer {
     ///
     /// [`Error::Format`] if it is not a tokenizer.
     pub fn from_json_bytes(bytes: &[u8]) -> Result<Self> {
-        Self::from_json(bytes, Path::new("<embedded tokenizer.json>"))
+        let origin = Path::new("<embedded tokenizer.json>");
+        Self::from_json(bytes, origin, Config::default())
     }
 
     /// Takes the given ids, where there are any, in place of those found in the files, for a model
@@ -173,6 +132,17 @@ impl Tokenizer {
             .encode_fast(text, false)
             .map_err(|e| Error::format(&self.origin, format!("the text cannot be encoded: {e}")))?;
         Ok(encoding.get_ids().to_vec())
+    }
+
+    /// The token ids of `text` after the token that begins a sequence, if there is one: what a model is asked
+    /// with.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Tokenizer::encode`].
+    pub fn encode_with_bos(&self, text: &str) -> Result<Vec<u32>> {
+        let ids = self.encode(text)?;
+        Ok(self.bos_id.into_iter().chain(ids).collect())
     }
 
     /// The token ids of a text that goes on where another ends, such as an answer after its prompt:
@@ -236,7 +206,7 @@ impl Tokenizer {
         self.pad_id
     }
 
-    fn from_json(bytes: &[u8], origin: &Path) -> Result<Self> {
+    fn from_json(bytes: &[u8], origin: &Path, config: Config) -> Result<Self> {
         let mut inner = tokenizers::Tokenizer::from_bytes(bytes)
             .map_err(|e| Error::format(origin, format!("not a tokenizer.json: {e}")))?;
         inner.set_encode_special_tokens(true);
@@ -248,32 +218,22 @@ impl Tokenizer {
         let largest = inner.get_vocab(true).into_values().max();
         let largest = largest.ok_or_else(|| Error::format(origin, "the vocabulary is empty"))?;
         let first = |names: &[&str]| names.iter().find_map(|name| inner.token_to_id(name));
+        let named = |token| config.id_of(token, &inner, origin);
+        let usual_bos = first(&BOS_NAMES);
+        let bos_id = match (prefix(&inner), config.add_bos_token) {
+            (Some(prefix), _) => Some(prefix),
+            (None, None) => usual_bos,
+            (None, Some(true)) => named(&config.bos_token)?.or(usual_bos),
+            (None, Some(false)) => None,
+        };
         Ok(Self {
             vocab_size: largest as usize + 1,
-            bos_id: prefix(&inner).or_else(|| first(&BOS_NAMES)),
-            eos_id: first(&EOS_NAMES),
+            bos_id,
+            eos_id: named(&config.eos_token)?.or_else(|| first(&EOS_NAMES)),
             pad_id: first(&PAD_NAMES).unwrap_or(0),
             origin: origin.to_owned(),
             inner,
         })
-    }
-
-    fn from_sentencepiece(bytes: &[u8], origin: &Path) -> Result<Self> {
-        let model = SentencePieceModel::from_slice(bytes).map_err(|e| {
-            let message = format!(
-                "neither JSON nor a SentencePiece model ({e}); Llama 3's tokenizer.model is of \
-                 another kind: use the tokenizer.json of the same release"
-            );
-            Error::format(origin, message)
-        })?;
-        check_supported(&model).map_err(|what| {
-            let message = format!(
-                "{what}; only Llama's kind of SentencePiece model is read (BPE with identity \
-                 normalisation): use the model's tokenizer.json"
-            );
-            Error::format(origin, message)
-        })?;
-        Self::from_json(converted(&model).to_string().as_bytes(), origin)
     }
 }
 
@@ -290,11 +250,13 @@ impl fmt::Debug for Tokenizer {
 }
 
 /// What is read of `tokenizer_config.json`.
-#[derive(Deserialize)]
+#[derive(Default, Deserialize)]
 struct Config {
     add_bos_token: Option<bool>,
     bos_token: Option<Token>,
     eos_token: Option<Token>,
+    #[serde(skip)]
+    path: PathBuf,
 }
 
 /// A special token, in either of the two forms that it has there.
@@ -305,11 +267,42 @@ enum Token {
     Added { content: String },
 }
 
-impl Token {
-    fn into_content(self) -> String {
-        match self {
-            Self::Content(content) | Self::Added { content } => content,
+impl Config {
+    /// That of a tokenizer's file; an empty one if there is none.
+    fn beside(tokenizer: &Path) -> Result<Self> {
+        let path = tokenizer.with_file_name(CONFIG_FILE);
+        if !path.exists() {
+            return Ok(Self::default());
         }
+        let config = serde_json::from_str(&read_text(&path)?);
+        let config: Self = config.map_err(|error| Error::format(&path, error))?;
+        Ok(Self { path, ..config })
+    }
+
+    /// The id of a token that is named here.
+    fn id_of(
+        &self,
+        token: &Option<Token>,
+        tokenizer: &tokenizers::Tokenizer,
+        origin: &Path,
+    ) -> Result<Option<u32>> {
+        let content = match token {
+            Some(Token::Content(content) | Token::Added { content }) => content,
+            None => return Ok(None),
+        };
+        // Some old conversions name no token so.
+        if content.is_empty() {
+            return Ok(None);
+        }
+        let id = tokenizer.token_to_id(content);
+        id.map(Some).ok_or_else(|| {
+            let message = format!(
+                "`{content}` is not in {}; take a tokenizer.json that has it (transformers writes one: \
+                 `AutoTokenizer.from_pretrained(dir).save_pretrained(dir)`)",
+                origin.display()
+            );
+            Error::format(&self.path, message)
+        })
     }
 }
 
@@ -362,133 +355,4 @@ fn kind_of(path: &Path) -> Result<&'static str> {
 /// is shorter than 120 bytes.
 fn is_json(bytes: &[u8]) -> bool {
     bytes.trim_ascii_start().starts_with(b"{")
-}
-
-/// `Err` with what the model has that [`converted`] would get wrong.
-fn check_supported(model: &SentencePieceModel) -> Result<(), String> {
-    let trainer = model.trainer().cloned().unwrap_or_default();
-    let normalizer = model.normalizer().cloned().unwrap_or_default();
-    let pieces = model.pieces();
-    let identity = normalizer.precompiled_charsmap().is_empty();
-    let distinct: HashSet<&str> = pieces.iter().map(SentencePiece::piece).collect();
-    let objections = [
-        (pieces.is_empty(), "the vocabulary is empty"),
-        (distinct.len() < pieces.len(), "two pieces have one text"),
-        (trainer.model_type() != ModelType::Bpe, "not a BPE model"),
-        (!identity, "it normalises characters"),
-        (!normalizer.escape_whitespaces(), "it keeps spaces as such"),
-        (
-            trainer.treat_whitespace_as_suffix(),
-            "it puts spaces behind words",
-        ),
-        (
-            pieces.iter().any(|p| p.r#type() == Type::UserDefined),
-            "it has user-defined symbols",
-        ),
-    ];
-    match objections.into_iter().find(|(found, _)| *found) {
-        Some((_, what)) => Err(what.to_owned()),
-        None => Ok(()),
-    }
-}
-
-/// The `tokenizer.json` that does what the SentencePiece model does.
-fn converted(model: &SentencePieceModel) -> Value {
-    let trainer = model.trainer().cloned().unwrap_or_default();
-    let normalizer = model.normalizer().cloned().unwrap_or_default();
-    let mut vocab = serde_json::Map::new();
-    let mut special = Vec::new();
-    let mut unk = None;
-    for (id, piece) in model.pieces().iter().enumerate() {
-        vocab.insert(piece.piece().to_owned(), id.into());
-        if piece.r#type() == Type::Unknown {
-            unk = Some(piece.piece());
-        }
-        if matches!(piece.r#type(), Type::Unknown | Type::Control) {
-            special.push(special_token(id, piece.piece()));
-        }
-    }
-    json!({
-        "version": "1.0",
-        "added_tokens": special,
-        "normalizer": {
-            "type": "Sequence",
-            "normalizers": normalizers(
-                normalizer.remove_extra_whitespaces(),
-                normalizer.add_dummy_prefix(),
-            ),
-        },
-        "decoder": { "type": "Sequence", "decoders": decoders(normalizer.add_dummy_prefix()) },
-        "model": {
-            "type": "BPE",
-            "unk_token": unk,
-            "fuse_unk": true,
-            "byte_fallback": trainer.byte_fallback(),
-            "vocab": vocab,
-            "merges": merges(model),
-        },
-    })
-}
-
-fn special_token(id: usize, content: &str) -> Value {
-    json!({
-        "id": id, "content": content, "special": true, "normalized": false,
-        "single_word": false, "lstrip": false, "rstrip": false,
-    })
-}
-
-/// Spaces at the ends and in rows go first, so that a text of spaces alone gets no prefix.
-fn normalizers(remove_extra_whitespaces: bool, add_dummy_prefix: bool) -> Vec<Value> {
-    let replace = |pattern: Value, content: &str| json!({ "type": "Replace", "pattern": pattern, "content": content });
-    let mut steps = Vec::new();
-    if remove_extra_whitespaces {
-        steps.push(replace(json!({ "Regex": r"\A +| +\z" }), ""));
-        steps.push(replace(json!({ "Regex": " +" }), " "));
-    }
-    if add_dummy_prefix {
-        steps.push(json!({ "type": "Prepend", "prepend": SPACE }));
-    }
-    steps.push(replace(json!({ "String": " " }), SPACE));
-    steps
-}
-
-fn decoders(add_dummy_prefix: bool) -> Vec<Value> {
-    let mut steps = vec![
-        json!({ "type": "Replace", "pattern": { "String": SPACE }, "content": " " }),
-        json!({ "type": "ByteFallback" }),
-        json!({ "type": "Fuse" }),
-    ];
-    if add_dummy_prefix {
-        steps.push(json!({ "type": "Strip", "content": " ", "start": 1, "stop": 0 }));
-    }
-    steps
-}
-
-/// Every way to put a piece together from two others, the best score first.
-///
-/// SentencePiece joins the neighbours whose union scores best; a merge list says the same by its
-/// order. Two ways to the same piece have the same score and are ordered by the ids of their parts.
-fn merges(model: &SentencePieceModel) -> Vec<(&str, &str)> {
-    let mut pieces: Vec<(usize, &SentencePiece)> = model
-        .pieces()
-        .iter()
-        .enumerate()
-        .filter(|(_, piece)| piece.r#type() == Type::Normal)
-        .collect();
-    let ids: HashMap<&str, usize> = pieces.iter().map(|(id, p)| (p.piece(), *id)).collect();
-    pieces.sort_by(|(_, a), (_, b)| b.score().total_cmp(&a.score()));
-    pieces
-        .into_iter()
-        .flat_map(|(_, piece)| halves(piece.piece(), &ids))
-        .collect()
-}
-
-/// The cuts of `piece` into two known pieces.
-fn halves<'a>(piece: &'a str, ids: &HashMap<&str, usize>) -> Vec<(&'a str, &'a str)> {
-    let cuts = piece.char_indices().skip(1).map(|(i, _)| piece.split_at(i));
-    let mut known: Vec<_> = cuts
-        .filter_map(|(l, r)| Some(((ids.get(l)?, ids.get(r)?), (l, r))))
-        .collect();
-    known.sort_by_key(|(ids, _)| *ids);
-    known.into_iter().map(|(_, cut)| cut).collect()
 }

@@ -88,6 +88,11 @@ mod alpaca {
             "{\"instruction\": \"a\", \"output\": \"b\"}\n\n{\"instruction\": ]}",
             "data.json: malformed JSON at line 3, column 17: expected value",
         );
+        refused(
+            "{\"instruction\": \"a\", \"output\": \"b\"}\n{\n  \"instruction\": \"a\"\n}",
+            "data.json: line 2 is not a whole record; JSON lines have a record a line, and records \
+             over several lines must stand in a list",
+        );
     }
 
     #[test]
@@ -242,11 +247,13 @@ mod samples {
     #[test]
     fn the_first_label_does_not_count() {
         let sample = Sample {
+            is_cut: false,
             tokens: vec![7],
             labels: vec![7],
         };
         assert_eq!(sample.num_label_tokens(), 0);
         let empty = Sample {
+            is_cut: false,
             tokens: vec![],
             labels: vec![],
         };
@@ -271,6 +278,10 @@ mod samples {
         assert_eq!(cut(2).num_label_tokens(), 0);
         assert_eq!(cut(1).tokens, [2]);
         assert_eq!(cut(1).labels, [IGNORE_INDEX]);
+        assert_eq!(
+            [cut(5).is_cut, cut(7).is_cut, empty.is_cut],
+            [true, false, false]
+        );
     }
 
     #[test]
@@ -357,6 +368,7 @@ mod batches {
         let mut labels: Vec<i32> = tokens.iter().map(|&t| t as i32).collect();
         labels[..unlabelled].fill(IGNORE_INDEX);
         Sample {
+            is_cut: false,
             tokens: tokens.to_vec(),
             labels,
         }
@@ -518,14 +530,6 @@ mod order {
     }
 
     #[test]
-    fn the_last_batch_may_be_smaller() {
-        let batches: Vec<_> = batches_of(&[4, 3, 2, 1, 0], 2).collect();
-        assert_eq!(batches, [&[4, 3][..], &[2, 1], &[0]]);
-        assert_eq!(batches_of(&[1, 2, 3], 2).len(), 2);
-        assert_eq!(batches_of(&[], 2).len(), 0);
-    }
-
-    #[test]
     fn a_split_leaves_something_to_train_on() {
         for validation in [3, 4] {
             let error = split_validation(3, validation, 0).unwrap_err();
@@ -564,15 +568,6 @@ mod order {
             let mut all = [train, held_out].concat();
             all.sort_unstable();
             prop_assert_eq!(all, (0..len).collect::<Vec<_>>());
-        }
-
-        #[test]
-        fn batches_join_to_the_order(len in 0usize..50, size in 1usize..9) {
-            let order = shuffled_indices(len, 1, 0, true);
-            let batches: Vec<_> = batches_of(&order, size).collect();
-            prop_assert_eq!(batches.len(), len.div_ceil(size));
-            prop_assert!(batches.iter().rev().skip(1).all(|batch| batch.len() == size));
-            prop_assert_eq!(batches.concat(), order);
         }
     }
 }

@@ -393,6 +393,7 @@ total         17.5 GB, in a layer's backward pass";
 
 #[test]
 fn a_recipe_is_estimated_as_it_will_run() {
+    let _alone = alone();
     let overrides = [
         "enable_activation_checkpointing=true",
         "dtype=bf16",
@@ -411,6 +412,7 @@ fn a_recipe_is_estimated_as_it_will_run() {
 
 #[test]
 fn suggestions_fit_or_come_closer() {
+    let _alone = alone();
     let config = EstimateConfig::new(LlamaConfig::llama2_7b(), Some(qv(8)), 4, 1024);
     let total = estimate(&config).total();
     assert!(suggestions(&config, total).is_empty());

@@ -11,10 +11,13 @@ use burn_peft::adapter::{
     state_dict,
 };
 use burn_peft::data::{Batch, IGNORE_INDEX, Padding, Sample, pack};
+use burn_peft::distributed::SingleProcess;
+use burn_peft::generate::{GenerateOptions, generate};
 use burn_peft::llama::{LlamaConfig, TransformerDecoder};
 use burn_peft::lora::{AttnModule, LoRAConfig};
 use burn_peft::training::{
-    Activations, GradientOptions, accumulate_gradients, cross_entropy_sum, lm_loss_sum,
+    Activations, AdamWConfig, GradientOptions, LrSchedule, ScheduleKind, Trainer,
+    accumulate_gradients, cross_entropy_sum, lm_loss_sum, validation_loss,
 };
 
 fn device() -> Device {
@@ -270,6 +273,7 @@ fn sample(length: usize) -> Sample {
         _ => *token as i32,
     };
     Sample {
+        is_cut: false,
         labels: labels.map(label).collect(),
         tokens,
     }
@@ -289,4 +293,45 @@ fn largest_difference(a: &TensorData, b: &TensorData) -> f32 {
 fn no_layer_at_a_time_is_a_bug() {
     let model = config().init(&device());
     gradients(&model, &[batch(&[5])], Activations::Recompute { layers: 0 });
+}
+
+fn loss(trainer: &Trainer, model: &TransformerDecoder, batches: &[Batch]) -> f64 {
+    let gradients = trainer.gradients(&SingleProcess, model, batches);
+    gradients.unwrap().loss
+}
+
+#[test]
+fn each_step_and_batch_drops_otherwise() {
+    let model = with_adapters(&config(), &qv().with_dropout(0.5));
+    let batch = batch(&[24, 17]);
+    let schedule = LrSchedule {
+        kind: ScheduleKind::Constant,
+        lr: 1e-3,
+        warmup_steps: 0,
+        total_steps: 2,
+    };
+    let mut trainer = Trainer::new(AdamWConfig::default(), schedule);
+    let one = loss(&trainer, &model, std::slice::from_ref(&batch));
+    let again = loss(&trainer, &model, std::slice::from_ref(&batch));
+    assert_eq!(one, again);
+    // The mean over the same batch twice, had both dropped the same.
+    let two = loss(&trainer, &model, &[batch.clone(), batch.clone()]);
+    assert!((one - two).abs() > 1e-6, "{one} {two}");
+    trainer.step = 1;
+    let next = loss(&trainer, &model, std::slice::from_ref(&batch));
+    assert!((one - next).abs() > 1e-6, "{one} {next}");
+}
+
+#[test]
+fn nothing_is_dropped_but_in_training() {
+    let dropping = with_adapters(&config(), &qv().with_dropout(0.5));
+    let mut whole = config().init_lora(&qv(), &device()).unwrap();
+    load_state_dict(&mut whole, &state_dict(&dropping), true).unwrap();
+    let batches = [batch(&[24, 17])];
+    let losses = [&dropping, &whole].map(|model| validation_loss(model, &batches));
+    assert_eq!(losses[0], losses[1]);
+    let answers =
+        [&dropping, &whole].map(|model| generate(model, &[3, 4], &GenerateOptions::greedy(12)));
+    let [dropping, whole] = answers.map(Result::unwrap);
+    assert_eq!(dropping, whole);
 }

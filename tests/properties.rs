@@ -385,14 +385,17 @@ proptest! {
     #[test]
     fn adapter_folders_give_back_the_adapter((llama, lora) in configs(), seed: u64) {
         let dir = tempfile::tempdir().unwrap();
+        let lora = lora.with_dropout(0.25);
         let model = random_lora_model(&llama, &lora, seed);
         save_peft(&model, &lora, dir.path()).unwrap();
         let read = read_peft_config(dir.path()).unwrap();
         prop_assert_eq!(read.module_names(), lora.module_names());
         prop_assert_eq!(
-            (read.rank, read.use_dora, read.use_rslora),
-            (lora.rank, lora.use_dora, lora.use_rslora)
+            (read.rank, read.dropout, read.use_dora, read.use_rslora),
+            (lora.rank, lora.dropout, lora.use_dora, lora.use_rslora)
         );
+        // serde_json reads seventeen digits to the last bit but one.
+        assert_relative_eq!(read.alpha, lora.alpha, max_relative = 1e-15);
         for config in [read, lora] {
             let mut again = random_lora_model(&llama, &config, seed.wrapping_add(1));
             load_peft(&mut again, dir.path()).unwrap();
@@ -680,6 +683,35 @@ fn dropout_is_for_training_only() {
     let training = dropout_layer(0.9, &device());
     let y = floats(training.forward(Tensor::<2>::ones([100, 1], &device())));
     assert_ne!(y, [12.0; 100]);
+}
+
+/// With `W = 10`, `A = 1`, `B = 2` and a magnitude of 24, `‖W + B·A‖ = 12`, so the ratio is 2: what is kept gives
+/// `10 + 10 / 0.75 + 2·2 / 0.75`, what is dropped the base's 10.
+#[test]
+fn doras_magnitude_acts_on_what_dropout_keeps() {
+    let lora = LoRAConfig::new([])
+        .with_rank(1)
+        .with_alpha(1.0)
+        .with_dropout(0.25)
+        .with_dora(true);
+    let mut layer = LoRALinear::new(1, 1, &lora, false, &device());
+    let number = |value: f32| TensorData::new(vec![value], [1, 1]);
+    let values = StateDict::from([
+        ("weight".into(), number(10.0)),
+        ("lora_a.weight".into(), number(1.0)),
+        ("lora_b.weight".into(), number(2.0)),
+        ("magnitude".into(), TensorData::new(vec![24f32], [1])),
+    ]);
+    load_state_dict(&mut layer, &values, true).unwrap();
+    let y = floats(layer.forward(Tensor::<2>::ones([4000, 1], &device())));
+    let (dropped, kept) = (10.0, 10.0 + (10.0 + 2.0 * 2.0) / 0.75);
+    let is_close = |y: f32, expected: f32| (y - expected).abs() < 1e-4;
+    assert!(
+        y.iter()
+            .all(|y| is_close(*y, dropped) || is_close(*y, kept))
+    );
+    let share = y.iter().filter(|y| is_close(**y, dropped)).count() as f64 / 4000.0;
+    assert_relative_eq!(share, 0.25, epsilon = 0.05);
 }
 
 #[test]

@@ -4,10 +4,11 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use burn_peft::Error;
+use burn_peft::data::DataOrder;
 use burn_peft::llama::LlamaConfig;
-use burn_peft::lora::AttnModule;
-use burn_peft::training::ScheduleKind;
+use burn_peft::lora::{AttnModule, LoRAConfig, MlpModule};
 use burn_peft::training::recipe::{ModelSize, OptimizerConfig, Precision, RecipeConfig, RecipeKey};
+use burn_peft::training::{Activations, AdamWConfig, LrSchedule, ScheduleKind, Trainer};
 use proptest::prelude::*;
 use serde_json::Value;
 
@@ -340,6 +341,68 @@ proptest! {
     }
 }
 
+/// No key of the adapters, the order of the records or the training is left aside.
+#[test]
+fn every_key_reaches_what_it_configures() {
+    let text = "\
+lora_attn_modules: [k_proj]
+apply_lora_to_mlp: true
+apply_lora_to_output: true
+lora_rank: 3
+lora_alpha: 5
+lora_dropout: 0.25
+use_dora: true
+use_rslora: true
+batch_size: 6
+gradient_accumulation_steps: 7
+max_steps_per_epoch: 9
+shuffle: false
+seed: 11
+optimizer: {lr: 0.5, weight_decay: 0.125, betas: [0.75, 0.625], eps: 0.25}
+lr_scheduler: {kind: linear, num_warmup_steps: 13}
+clip_grad_norm: 2.5
+enable_activation_checkpointing: true
+";
+    let config = read(text).unwrap();
+    let lora = LoRAConfig {
+        attn_modules: vec![AttnModule::KProj],
+        mlp_modules: MlpModule::ALL.to_vec(),
+        apply_to_output: true,
+        rank: 3,
+        alpha: 5.0,
+        dropout: 0.25,
+        use_dora: true,
+        use_rslora: true,
+    };
+    assert_eq!(config.lora(), lora);
+    let order = DataOrder {
+        num_samples: 100,
+        batch_size: 6,
+        accumulation_steps: 7,
+        num_processes: 2,
+        max_steps_per_epoch: Some(9),
+        shuffle: false,
+        seed: 11,
+    };
+    assert_eq!(config.data_order(100, 2), order);
+    let adamw = AdamWConfig {
+        betas: (0.75, 0.625),
+        eps: 0.25,
+        weight_decay: 0.125,
+    };
+    let schedule = LrSchedule {
+        kind: ScheduleKind::Linear,
+        lr: 0.5,
+        warmup_steps: 13,
+        total_steps: 50,
+    };
+    let trainer = Trainer::new(adamw, schedule)
+        .with_max_grad_norm(Some(2.5))
+        .with_activations(Activations::Recompute { layers: 1 })
+        .with_seed(11);
+    assert_eq!(format!("{:?}", config.trainer(50)), format!("{trainer:?}"));
+}
+
 // Overrides.
 
 #[test]
@@ -641,7 +704,10 @@ fn what_does_not_change_the_training_is_no_difference() {
         "save_every_n_steps=3",
         "keep_last_n_checkpoints=2",
         "save_adapter_weights_only=true",
+        "adapter_checkpoint=adapter",
+        "dataset=d.json",
         "validation_dataset=v.json",
+        "overwrite_output_dir=true",
         "run_val_every_n_steps=9",
         "resume_from_checkpoint=true",
         "device=cuda:1",
@@ -650,11 +716,37 @@ fn what_does_not_change_the_training_is_no_difference() {
     for name in [
         "epochs",
         "seed",
-        "dataset",
+        "checkpoint_dir",
         "validation_split",
         "max_steps_per_epoch",
         "dtype",
     ] {
         assert!(find(name).binds_resume(), "{name}");
     }
+}
+
+#[test]
+fn two_paths_of_one_folder_are_no_difference() {
+    let folder = repository().join("examples");
+    let detour = folder.join("../examples");
+    let config = |dir: &Path| overridden(&[&format!("checkpoint_dir={}", dir.display())]).unwrap();
+    assert!(config(&folder).difference(&config(&detour)).is_empty());
+    let other = config(&repository().join("src"));
+    assert_eq!(config(&folder).difference(&other).len(), 1);
+}
+
+#[test]
+fn other_names_for_a_word_and_one_word_for_a_list() {
+    for (name, dtype) in [
+        ("float32", Precision::F32),
+        ("bfloat16", Precision::Bf16),
+        ("float16", Precision::F16),
+    ] {
+        assert_eq!(
+            overridden(&[&format!("dtype={name}")]).unwrap().dtype,
+            dtype
+        );
+    }
+    let config = overridden(&["lora_attn_modules=k_proj"]).unwrap();
+    assert_eq!(config.lora_attn_modules, [AttnModule::KProj]);
 }

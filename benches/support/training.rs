@@ -101,7 +101,11 @@ fn batch(case: &Case) -> Batch {
         let ids = (0..case.seq_len).map(|index| (row * 131 + index * 17) % VOCAB_SIZE);
         let tokens: Vec<u32> = ids.map(|id| id as u32).collect();
         let labels = tokens.iter().map(|id| *id as i32).collect();
-        Sample { tokens, labels }
+        Sample {
+            tokens,
+            labels,
+            is_cut: false,
+        }
     };
     let samples: Vec<Sample> = (0..case.rows).map(row).collect();
     Batch::collate(&samples.iter().collect::<Vec<_>>(), PAD_ID)

@@ -13,8 +13,7 @@ pub fn answer(
     record: &AlpacaRecord,
     options: &GenerateOptions,
 ) -> Result<String> {
-    let mut prompt = Vec::from_iter(tokenizer.bos_id());
-    prompt.extend(tokenizer.encode(&record.prompt())?);
+    let prompt = tokenizer.encode_with_bos(&record.prompt())?;
     let ends = tokenizer.eos_id().into_iter();
     let ends = ends.chain(model.config.eos_token_ids.iter().copied());
     let options = options.clone().with_stop_tokens(ends);

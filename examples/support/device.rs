@@ -1,5 +1,7 @@
 //! The device that a name means.
 
+use std::panic;
+
 use burn::tensor::Device;
 #[cfg(feature = "cuda")]
 use burn::tensor::DeviceType;
@@ -10,29 +12,47 @@ use burn_peft::{Error, Result};
 /// own GPU.
 pub fn from_name(name: &str, local_rank: usize) -> Result<Device> {
     match name {
-        "auto" => Ok(auto(local_rank)),
+        "auto" => auto(local_rank),
         "flex" => Ok(Device::flex()),
         _ => cuda(name, local_rank),
     }
 }
 
 #[cfg(feature = "cuda")]
-fn auto(local_rank: usize) -> Device {
+fn auto(local_rank: usize) -> Result<Device> {
     let is_chosen = std::env::var_os("BURN_DEVICE").is_some();
     // Burn's default is the GPU that the program was built for, whether there is one or not.
     if !is_chosen && Device::enumerate(DeviceType::Cuda).is_empty() {
-        return Device::flex();
+        return Ok(Device::flex());
     }
-    let device = Device::default();
-    match device == Device::cuda(0) {
+    let device = default_device()?;
+    Ok(match device == Device::cuda(0) {
         true => Device::cuda(local_rank),
         false => device,
-    }
+    })
 }
 
 #[cfg(not(feature = "cuda"))]
-fn auto(_local_rank: usize) -> Device {
-    Device::default()
+fn auto(_local_rank: usize) -> Result<Device> {
+    default_device()
+}
+
+/// Burn panics for a `BURN_DEVICE` that it does not know.
+fn default_device() -> Result<Device> {
+    let Some(name) = std::env::var_os("BURN_DEVICE") else {
+        return Ok(Device::default());
+    };
+    let hook = panic::take_hook();
+    panic::set_hook(Box::new(|_| {}));
+    let device = panic::catch_unwind(Device::default);
+    panic::set_hook(hook);
+    device.map_err(|_| Error::InvalidArgument {
+        name: "BURN_DEVICE",
+        message: format!(
+            "this program was not built for `{}`, or finds no such device; unset it, or take flex",
+            name.display()
+        ),
+    })
 }
 
 #[cfg(feature = "cuda")]

@@ -42,12 +42,16 @@ impl LastStep {
     }
 
     /// Saves what is kept, if anything is, after an error or a panic, and says so.
-    pub fn rescue(&self) {
+    pub fn rescue(&self, error: Option<&Error>) {
         if self.lock().is_none() {
             return;
         }
+        let hint = match error {
+            Some(Error::Diverged { .. }) => "",
+            _ => GO_ON,
+        };
         // What has failed may be the device that the adapter is on.
-        let saved = match catch_unwind(AssertUnwindSafe(|| self.save())) {
+        let saved = match catch_unwind(AssertUnwindSafe(|| self.save(hint))) {
             Ok(Ok(saved)) => saved,
             Ok(Err(error)) => format!("; the last step is not saved: {error}"),
             Err(_) => "; the last step is not saved, as it cannot be read from the device".into(),
@@ -56,22 +60,23 @@ impl LastStep {
     }
 
     /// Saves what is kept, and says so in the second half of a sentence.
-    fn save(&self) -> Result<String> {
+    fn save(&self, hint: &str) -> Result<String> {
         let state = self.lock();
         let Some(state) = state.as_ref().filter(|state| state.trainer.step > 0) else {
-            return Ok("; no complete step is left to be saved".into());
+            return Ok("; no step is complete yet".into());
         };
         state
             .run
             .save_checkpoint(&state.model, &state.lora, &state.trainer)?;
         Ok(format!(
-            "; step {} is saved in {}: go on from it with resume_from_checkpoint=true, in any \
-             number of processes",
+            "; step {} is saved in {}{hint}",
             state.trainer.step,
             state.run.path().display()
         ))
     }
 }
+
+const GO_ON: &str = ": go on from it by resume_from_checkpoint=true";
 
 /// At once, as other processes print too.
 fn say(lines: String) {
@@ -90,10 +95,10 @@ fn watch_signals(last: LastStep) -> std::io::Result<()> {
         };
         let by = match signal {
             SIGINT => "by Ctrl-C",
-            _ => "from outside, as when another process of the training has died",
+            _ => "from outside, by a scheduler or as another process of the training has died",
         };
         let name = signal_name(signal).unwrap_or("a signal");
-        match last.save() {
+        match last.save(GO_ON) {
             Ok(saved) => say(format!("\nended {by} ({name}){saved}\n")),
             Err(error) => say(format!(
                 "\nended {by} ({name}); the last step is not saved: {error}\n"

@@ -80,14 +80,17 @@ fn in_this_process(config: &RecipeConfig, train: Train) -> Result<()> {
         return train_safely(train, member);
     }
     let results = in_threads(devices, &last_step, train);
-    if results.iter().any(Result::is_err) {
-        last_step.rescue();
-    }
     let is_lost = |error: &Error| matches!(error, Error::PeerLost);
     let mut errors: Vec<Error> = results.into_iter().filter_map(Result::err).collect();
     // The cause before its consequences.
     errors.sort_by_key(is_lost);
-    errors.into_iter().next().map_or(Ok(()), Err)
+    match errors.into_iter().next() {
+        Some(error) => {
+            last_step.rescue(Some(&error));
+            Err(error)
+        }
+        None => Ok(()),
+    }
 }
 
 /// What the threads came to, one a device; a panic counts as a lost one. The first keeps its steps in
@@ -123,7 +126,7 @@ fn train_safely(train: Train, member: Member) -> Result<()> {
     let last_step = member.last_step.clone();
     let ended = catch_unwind(AssertUnwindSafe(|| train(member)));
     if !matches!(ended, Ok(Ok(()))) {
-        last_step.rescue();
+        last_step.rescue(ended.as_ref().ok().and_then(|ended| ended.as_ref().err()));
     }
     ended.unwrap_or_else(|panic| resume_unwind(panic))
 }

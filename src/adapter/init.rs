@@ -1,11 +1,11 @@
 use burn::module::{Module, ModuleMapper, Param};
-use burn::tensor::{DType, Tensor, TensorData};
+use burn::tensor::{Tensor, TensorData};
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
 
 use super::lasting_tensor;
+use super::magnitude::set_first_magnitudes;
 use super::path::{Path, follow_path};
-use crate::lora::row_norm;
 use crate::ops::mix;
 
 /// Gives every adapter its first values anew: `A` from Kaiming's uniform distribution, `B` zero, and
@@ -15,44 +15,29 @@ use crate::ops::mix;
 /// The numbers follow from `seed` and the parameter's name alone. So a seed gives the same adapter on
 /// every device, and that of a layer does not depend on which other layers have one.
 pub fn initialize_adapters<M: Module>(model: M, seed: u64) -> M {
-    model.map(&mut Initializer {
+    let model = model.map(&mut Initializer {
         path: Path::default(),
         seed,
-        base: None,
-    })
+    });
+    set_first_magnitudes(model, |_| true)
 }
 
 struct Initializer {
     path: Path,
     seed: u64,
-    /// The last weight outside of an adapter, as a matrix; none if it has no value yet.
-    base: Option<Tensor<2>>,
 }
 
 impl Initializer {
-    fn note_base<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
-        if let [rows, columns] = param.lazy_shape()[..] {
-            let weight = param.is_initialized().then(|| param.val());
-            self.base = weight.map(|weight| weight.reshape([rows, columns]));
-        }
-    }
-
     fn first_value<const D: usize>(&self, param: &Param<Tensor<D>>) -> Option<Tensor<D>> {
         let (name, shape) = (self.path.key(), param.lazy_shape());
         let count = shape.num_elements();
         let values = match name.rsplit('.').take(2).collect::<Vec<_>>()[..] {
             ["weight", "lora_a"] => uniform(seed_of(&name, self.seed), count, shape[D - 1]),
             ["weight", "lora_b"] => vec![0.0; count],
-            ["magnitude", ..] => return self.magnitude(),
             _ => return None,
         };
         let values = TensorData::new(values, shape);
         Some(lasting_tensor(values, &param.lazy_device()))
-    }
-
-    fn magnitude<const D: usize>(&self) -> Option<Tensor<D>> {
-        let weight = self.base.clone()?.cast(DType::F32);
-        Some(row_norm(weight).detach().unsqueeze())
     }
 }
 
@@ -61,7 +46,6 @@ impl ModuleMapper for Initializer {
 
     fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
         if !self.path.in_adapter() {
-            self.note_base(&param);
             return param;
         }
         let id = param.id;

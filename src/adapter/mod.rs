@@ -2,6 +2,7 @@
 //! freeze parameters, take and load state dicts, check them. No Llama, no file.
 
 mod init;
+mod magnitude;
 mod params;
 mod path;
 mod state_dict;

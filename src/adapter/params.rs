@@ -115,12 +115,12 @@ pub fn set_trainable_params<M: Module>(model: M, params: &ParamSet) -> M {
 /// determines the values. [`initialize_adapters`](super::initialize_adapters) gives adapters values that
 /// depend on no device.
 pub fn initialize_params<M: Module>(model: &M) {
-    model.visit(&mut Initializer);
+    model.visit(&mut FirstUse);
 }
 
-struct Initializer;
+struct FirstUse;
 
-impl ModuleVisitor for Initializer {
+impl ModuleVisitor for FirstUse {
     fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
         param.val();
     }
@@ -162,7 +162,7 @@ impl ModuleMapper for Freezer<'_> {
         param.set_require_grad(self.trainable.contains(&self.path.key()))
     }
 
-    /// That of an adapter's dropout.
+    /// An adapter drops in training, while one of its parameters is trained.
     fn map_flag(&mut self, flag: Param<Flag>) -> Param<Flag> {
         if !self.path.in_adapter() {
             return flag;

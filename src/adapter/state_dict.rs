@@ -1,13 +1,13 @@
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 
 use burn::module::{Module, ModuleMapper, ModuleVisitor, Param};
 use burn::tensor::{AllocationProperty, DType, Device, Tensor, TensorData};
 use replace_with::replace_with_or_abort;
 
+use super::magnitude::set_first_magnitudes;
 use super::params::get_params;
 use super::path::{Path, follow_path};
 use crate::error::nearest;
-use crate::lora::row_norm;
 use crate::{Error, Result};
 
 /// Values by full name, on the host.
@@ -213,11 +213,14 @@ pub fn load_tensors<M: Module>(
         path: Path::default(),
         keys: keys.iter().map(String::as_str).collect(),
         read,
+        loaded: HashSet::new(),
         error: None,
-        last_weight: None,
     };
     // A clone would keep every old value alive until the last new one is there.
-    replace_with_or_abort(model, |model| model.map(&mut loader));
+    replace_with_or_abort(model, |model| {
+        let model = model.map(&mut loader);
+        set_first_magnitudes(model, |key| loader.is_left_out(key))
+    });
     loader.error.map_or(Ok(()), Err)
 }
 
@@ -288,40 +291,35 @@ fn of_shape(data: TensorData, expected: &[usize], key: &str) -> Result<TensorDat
 
 struct Loader<'a, F> {
     path: Path,
-    keys: std::collections::HashSet<&'a str>,
+    keys: HashSet<&'a str>,
     read: F,
+    loaded: HashSet<String>,
     error: Option<Error>,
-    /// Key and value of the last base matrix that was loaded: DoRA's magnitude follows from it.
-    last_weight: Option<(String, Tensor<2>)>,
 }
 
 impl<F: FnMut(&str) -> Result<TensorData>> Loader<'_, F> {
-    fn load<const D: usize>(&mut self, key: &str, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
+    fn load<const D: usize>(&mut self, key: String, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
         let shape = saved_shape(&param);
-        let data = (self.read)(key).and_then(|data| of_shape(data, &shape, key));
-        let data = match data {
-            Ok(data) => data,
+        let data = (self.read)(&key).and_then(|data| of_shape(data, &shape, &key));
+        match data {
+            Ok(data) => {
+                self.loaded.insert(key);
+                let value = lasting_tensor(data, &param.lazy_device());
+                let id = param.id;
+                param.transform_for_load(value, id)
+            }
             Err(error) => {
                 self.error = Some(error);
-                return param;
+                param
             }
-        };
-        let value: Tensor<D> = lasting_tensor(data, &param.lazy_device());
-        if D == 2 && !self.path.in_adapter() {
-            let matrix = value.clone().reshape([shape[0], shape[1]]);
-            self.last_weight = Some((key.to_owned(), matrix));
         }
-        let id = param.id;
-        param.transform_for_load(value, id)
     }
 
-    /// The row norms of the weight just loaded, if this is its magnitude.
-    fn initial_magnitude<const D: usize>(&self, key: &str) -> Option<Tensor<D>> {
-        let layer = key.strip_suffix("magnitude")?;
-        let (weight_key, weight) = self.last_weight.as_ref()?;
-        let is_own = weight_key.strip_suffix("weight") == Some(layer);
-        let norm = || row_norm(weight.clone().cast(DType::F32)).detach();
-        is_own.then(|| norm().unsqueeze())
+    /// Whether this is the magnitude of a weight that was loaded without it.
+    fn is_left_out(&self, key: &str) -> bool {
+        let layer = key.strip_suffix("magnitude");
+        let is_loaded = |layer| self.loaded.contains(&format!("{layer}weight"));
+        layer.is_some_and(is_loaded) && !self.keys.contains(key)
     }
 }
 
@@ -330,18 +328,9 @@ impl<F: FnMut(&str) -> Result<TensorData>> ModuleMapper for Loader<'_, F> {
 
     fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
         let key = self.path.key();
-        if self.error.is_some() {
-            return param;
-        }
-        if self.keys.contains(key.as_str()) {
-            return self.load(&key, param);
-        }
-        match self.initial_magnitude(&key) {
-            Some(norm) if self.path.in_adapter() => {
-                let id = param.id;
-                param.transform_for_load(norm, id)
-            }
-            _ => param,
+        match self.error.is_none() && self.keys.contains(key.as_str()) {
+            true => self.load(key, param),
+            false => param,
         }
     }
 }

@@ -137,10 +137,9 @@ pub fn validate_state_dict_for_lora(
     let given: BTreeSet<String> = base.union(lora).cloned().collect();
     let unknown = given.difference(&keys.full_model);
     report("not a key of the model", unknown.collect());
-    if problems.is_empty() {
-        Ok(())
-    } else {
-        Err(Error::StateDict { problems })
+    match problems.is_empty() {
+        true => Ok(()),
+        false => Err(Error::StateDict { problems }),
     }
 }
 

@@ -108,9 +108,8 @@ fn weight_files(dir: &Path) -> Result<Vec<PathBuf>> {
     }
     if !index_path.exists() {
         let message = format!(
-            "neither {SINGLE_FILE} nor {INDEX_FILE} is in this folder; \
-             weights in other formats must be converted first, such as by \
-             save_pretrained(DIR, safe_serialization=True) of transformers"
+            "neither {SINGLE_FILE} nor {INDEX_FILE}, which names the shards, is in this folder; weights in \
+             other formats must be converted first, such as by save_pretrained(DIR) of transformers"
         );
         return Err(Error::format(dir, message));
     }

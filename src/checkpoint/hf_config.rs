@@ -9,9 +9,14 @@ use serde::{Deserialize, Deserializer, Serialize};
 use crate::llama::{LlamaConfig, ModelType, RopeScaling};
 use crate::{Error, Result};
 
+/// What decides how the rest is read.
+#[derive(Debug, Deserialize)]
+struct ModelTypeField {
+    model_type: String,
+}
+
 #[derive(Debug, Deserialize)]
 struct HfConfig {
-    model_type: String,
     vocab_size: usize,
     hidden_size: usize,
     intermediate_size: usize,
@@ -136,11 +141,12 @@ pub(crate) fn hf_config_key(field: &str) -> &str {
 
 /// Reads the sizes of a model from the text of its `config.json`.
 pub(super) fn parse(text: &str, path: &Path) -> Result<LlamaConfig> {
-    let hf: HfConfig = serde_json::from_str(text).map_err(|error| Error::format(path, error))?;
-    let config = hf
-        .kind()
-        .and_then(|kind| hf.into_llama(kind))
-        .map_err(|message| Error::format(path, message))?;
+    let malformed = |error| Error::format(path, error);
+    let field: ModelTypeField = serde_json::from_str(text).map_err(malformed)?;
+    let unreadable = |message| Error::format(path, message);
+    let kind = field.kind().map_err(unreadable)?;
+    let hf: HfConfig = serde_json::from_str(text).map_err(malformed)?;
+    let config = hf.into_llama(kind).map_err(unreadable)?;
     config.validate().map_err(|error| match error {
         Error::InvalidArgument { name, message } => {
             Error::format(path, format!("{}: {message}", hf_config_key(name)))
@@ -150,9 +156,19 @@ pub(super) fn parse(text: &str, path: &Path) -> Result<LlamaConfig> {
     Ok(config)
 }
 
-impl HfConfig {
+impl ModelTypeField {
     /// The kind of model, if it is one that can be read.
     fn kind(&self) -> Result<&'static Kind, String> {
+        let kind = KINDS.into_iter().find(|kind| kind.name == self.model_type);
+        kind.ok_or_else(|| {
+            let names = KINDS.map(|kind| kind.name).join(", ");
+            format!("model_type `{}` is not one of {names}", self.model_type)
+        })
+    }
+}
+
+impl HfConfig {
+    fn require_llama_like(&self) -> Result<(), String> {
         if let Some(act) = self.hidden_act.as_ref().filter(|act| *act != "silu") {
             return Err(format!("hidden_act `{act}` is not supported; only silu is"));
         }
@@ -162,14 +178,11 @@ impl HfConfig {
         if self.num_attention_heads == 0 {
             return Err("num_attention_heads is 0".into());
         }
-        let kind = KINDS.into_iter().find(|kind| kind.name == self.model_type);
-        kind.ok_or_else(|| {
-            let names = KINDS.map(|kind| kind.name).join(", ");
-            format!("model_type `{}` is not one of {names}", self.model_type)
-        })
+        Ok(())
     }
 
     fn into_llama(self, kind: &Kind) -> Result<LlamaConfig, String> {
+        self.require_llama_like()?;
         let heads = self.num_attention_heads;
         let max = self.max_position_embeddings;
         let max = max.unwrap_or(kind.max_position_embeddings);

@@ -10,9 +10,11 @@ const MODEL: [(&str, &str); 3] = [
     ("output", "lm_head"),
 ];
 
-/// The modules whose own weight PEFT may save beside an adapter, as `base_layer.weight` where the module
-/// has one.
-const EMBEDDINGS: [&str; 2] = ["tok_embeddings", "output"];
+pub(super) const EMBEDDING: &str = "tok_embeddings.weight";
+pub(super) const OUTPUT: &str = "output.weight";
+
+/// The base weights that PEFT may save beside an adapter, as `base_layer.weight` where the module has one.
+const BESIDE_ADAPTER: [&str; 2] = [EMBEDDING, OUTPUT];
 
 /// Modules of a layer, below `layers.N` and `model.layers.N`.
 const LAYER: [(&str, &str); 9] = [
@@ -55,7 +57,7 @@ pub(super) fn to_peft(key: &str) -> Option<String> {
     })
 }
 
-/// The reverse of [`to_peft`]; also of the weights of [`EMBEDDINGS`].
+/// The reverse of [`to_peft`] and [`base_to_peft`].
 pub(super) fn from_peft(key: &str) -> Option<String> {
     let key = key.strip_prefix(PEFT_PREFIX)?;
     let adapter = ADAPTER.iter().find_map(|(ours, theirs)| {
@@ -65,20 +67,20 @@ pub(super) fn from_peft(key: &str) -> Option<String> {
     adapter.or_else(|| {
         let module = key.strip_suffix(".weight")?;
         let module = module_from_hf(module.strip_suffix(".base_layer").unwrap_or(module))?;
-        EMBEDDINGS
-            .contains(&module.as_str())
-            .then(|| format!("{module}.weight"))
+        Some(format!("{module}.weight")).filter(|key| BESIDE_ADAPTER.contains(&key.as_str()))
     })
 }
 
-/// One of the weights of [`EMBEDDINGS`] to its name in PEFT, where the output may have an adapter.
-pub(super) fn embedding_to_peft(key: &str, output_is_adapted: bool) -> Option<String> {
-    let module = key.strip_suffix(".weight")?;
-    let base_layer = match output_is_adapted && module == "output" {
+/// One of the weights of [`BESIDE_ADAPTER`] to its name in PEFT, where the output may have an adapter.
+pub(super) fn base_to_peft(key: &str, output_is_adapted: bool) -> Option<String> {
+    let module = key
+        .strip_suffix(".weight")
+        .filter(|_| BESIDE_ADAPTER.contains(&key))?;
+    let base_layer = match output_is_adapted && key == OUTPUT {
         true => ".base_layer",
         false => "",
     };
-    let theirs = module_to_hf(module).filter(|_| EMBEDDINGS.contains(&module))?;
+    let theirs = module_to_hf(module)?;
     Some(format!("{PEFT_PREFIX}{theirs}{base_layer}.weight"))
 }
 
@@ -176,9 +178,9 @@ mod tests {
         ] {
             let key = format!("base_model.model.{theirs}");
             assert_eq!(from_peft(&key).as_deref(), Some(ours));
-            assert_eq!(embedding_to_peft(ours, adapted), Some(key));
+            assert_eq!(base_to_peft(ours, adapted), Some(key));
         }
-        assert_eq!(embedding_to_peft("norm.weight", false), None);
+        assert_eq!(base_to_peft("norm.weight", false), None);
     }
 
     #[test]

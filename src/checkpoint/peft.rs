@@ -358,7 +358,7 @@ fn save(
 
 fn peft_name(key: &str, config: &LoRAConfig) -> String {
     let adapted = config.apply_to_output;
-    let name = keys::to_peft(key).or_else(|| keys::embedding_to_peft(key, adapted));
+    let name = keys::to_peft(key).or_else(|| keys::base_to_peft(key, adapted));
     name.unwrap_or_else(|| panic!("`{key}` has no name in a PEFT folder"))
 }
 

@@ -24,6 +24,9 @@ pub struct SafetensorsFile {
     data_start: usize,
 }
 
+/// How the file begins that stands for a large one in a Git checkout without Git LFS.
+const GIT_LFS: &[u8] = b"version https://git-lfs.github.com/";
+
 impl SafetensorsFile {
     /// Opens a file and checks its header. No tensor is read.
     ///
@@ -37,9 +40,14 @@ impl SafetensorsFile {
         // gives wrong numbers or a signal, as for every program that maps checkpoints.
         let map = unsafe { Mmap::map(&file) }.map_err(Error::io(path))?;
         let broken = |error: SafeTensorError| {
-            let message = format!(
-                "not a complete safetensors file ({error}); was the download or copy cut short?"
-            );
+            let message = match map.starts_with(GIT_LFS) {
+                true => {
+                    "a pointer of Git LFS, not the file itself; `git lfs pull` brings it".into()
+                }
+                false => format!(
+                    "not a complete safetensors file ({error}); was the download or copy cut short?"
+                ),
+            };
             Error::format(path, message)
         };
         let (header_len, metadata) = SafeTensors::read_metadata(&map).map_err(broken)?;

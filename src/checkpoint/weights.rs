@@ -5,11 +5,9 @@ use std::path::PathBuf;
 
 use burn::tensor::{DType, TensorData};
 
+use super::keys::{EMBEDDING, OUTPUT};
 use super::tensors::SafetensorsFile;
 use crate::{Error, Result};
-
-const EMBEDDING: &str = "tok_embeddings.weight";
-const OUTPUT: &str = "output.weight";
 
 /// Open files and where each of our keys is in them.
 pub(super) struct Weights {

@@ -1,11 +1,11 @@
 //! Alpaca records: reading them and writing them as a prompt.
 
-use std::fs;
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
+use crate::files::read_text;
 use crate::{Error, Result};
 
 /// One example of an Alpaca data set: what to do, to what, and the answer.
@@ -94,7 +94,7 @@ impl TryFrom<Fields> for AlpacaRecord {
 /// [`Error::Io`] if the file cannot be read, else those of [`parse_alpaca`].
 pub fn load_alpaca(path: impl AsRef<Path>) -> Result<Vec<AlpacaRecord>> {
     let path = path.as_ref();
-    let text = fs::read_to_string(path).map_err(Error::io(path))?;
+    let text = read_text(path)?;
     parse_alpaca(&text, path)
 }
 
@@ -147,10 +147,21 @@ fn parse_lines(text: &str, origin: &Path) -> Result<Vec<AlpacaRecord>> {
         .filter(|(_, line)| !line.trim().is_empty())
         .enumerate()
         .map(|(index, (above, line))| {
-            let value = serde_json::from_str(line).map_err(|e| malformed(origin, &e, above))?;
+            let value = serde_json::from_str(line).map_err(|e| match e.is_eof() {
+                true => unfinished(origin, above + 1),
+                false => malformed(origin, &e, above),
+            })?;
             record(value, origin, index + 1, Some(above + 1))
         })
         .collect()
+}
+
+fn unfinished(origin: &Path, line: usize) -> Error {
+    let message = format!(
+        "line {line} is not a whole record; JSON lines have a record a line, and records over several \
+         lines must stand in a list"
+    );
+    Error::format(origin, message)
 }
 
 fn record(value: Value, origin: &Path, record: usize, line: Option<usize>) -> Result<AlpacaRecord> {

@@ -1,12 +1,8 @@
-//! Samples in rows of one length, and the order they come in.
+//! Samples in rows of one length.
 
 use std::collections::BTreeSet;
 
 use burn::prelude::*;
-use rand_chacha::ChaCha8Rng;
-use rand_chacha::rand_core::{Rng, SeedableRng};
-
-use crate::{Error, Result};
 
 use super::{IGNORE_INDEX, Sample};
 
@@ -183,28 +179,6 @@ fn to_i32(id: u32) -> i32 {
     i32::try_from(id).expect("a token id is below 2^31")
 }
 
-/// The order of `len` samples in an epoch: `0..len`, shuffled if `shuffle` says so.
-///
-/// The same arguments give the same order on every platform and in every version of this crate
-/// with the same major number: Fisher and Yates' shuffle with ChaCha8, whose key is the seed, the
-/// epoch (eight bytes each, little end first), the letters `epoch`, and zeros.
-pub fn shuffled_indices(len: usize, seed: u64, epoch: u64, shuffle: bool) -> Vec<usize> {
-    let mut indices: Vec<usize> = (0..len).collect();
-    if shuffle {
-        shuffle_with(&mut indices, &mut generator(seed, epoch, b"epoch"));
-    }
-    indices
-}
-
-/// The parts of `indices` that make a batch each; the last one may be smaller.
-///
-/// # Panics
-///
-/// If `batch_size` is 0.
-pub fn batches_of(indices: &[usize], batch_size: usize) -> impl ExactSizeIterator<Item = &[usize]> {
-    indices.chunks(batch_size)
-}
-
 /// Groups samples so that each group has at most `capacity` tokens, in few groups: the longest
 /// sample first, each into the group with the least room that is enough (best-fit decreasing).
 ///
@@ -238,58 +212,4 @@ pub fn pack(lengths: &[usize], capacity: usize) -> Vec<Vec<usize>> {
         rooms.insert((room - length, group));
     }
     groups
-}
-
-/// Picks `validation` of `len` samples at random, by seed and as stably as [`shuffled_indices`],
-/// and returns the indices for training and those for validation, each in ascending order.
-///
-/// # Errors
-///
-/// [`Error::InvalidArgument`] if nothing would be left to train on.
-pub fn split_validation(
-    len: usize,
-    validation: usize,
-    seed: u64,
-) -> Result<(Vec<usize>, Vec<usize>)> {
-    if validation >= len {
-        return Err(Error::InvalidArgument {
-            name: "validation",
-            message: format!("{validation} of {len} samples leave none to train on; give fewer"),
-        });
-    }
-    let mut held_out: Vec<usize> = (0..len).collect();
-    shuffle_with(&mut held_out, &mut generator(seed, 0, b"split"));
-    let mut train = held_out.split_off(validation);
-    held_out.sort_unstable();
-    train.sort_unstable();
-    Ok((train, held_out))
-}
-
-/// `purpose` keeps apart what is drawn from one seed.
-fn generator(seed: u64, epoch: u64, purpose: &[u8; 5]) -> ChaCha8Rng {
-    let mut key = [0; 32];
-    key[..8].copy_from_slice(&seed.to_le_bytes());
-    key[8..16].copy_from_slice(&epoch.to_le_bytes());
-    key[16..21].copy_from_slice(purpose);
-    ChaCha8Rng::from_seed(key)
-}
-
-/// Written out here because `rand` may change what its shuffle draws, and draws by `usize`.
-fn shuffle_with(items: &mut [usize], rng: &mut ChaCha8Rng) {
-    for last in (1..items.len()).rev() {
-        let other = below(last as u64 + 1, rng);
-        items.swap(last, other as usize);
-    }
-}
-
-/// A number below `bound`, each equally likely: draws from the incomplete last multiple of
-/// `bound` are thrown away.
-fn below(bound: u64, rng: &mut ChaCha8Rng) -> u64 {
-    let usable = u64::MAX - u64::MAX % bound;
-    loop {
-        let draw = rng.next_u64();
-        if draw < usable {
-            return draw % bound;
-        }
-    }
 }

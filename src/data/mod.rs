@@ -8,7 +8,7 @@
 //! tested without a device.
 //!
 //! ```no_run
-//! use burn_peft::data::{Batch, batches_of, load_alpaca, shuffled_indices, tokenize_records};
+//! use burn_peft::data::{Batch, load_alpaca, shuffled_indices, tokenize_records};
 //! use burn_peft::tokenizer::Tokenizer;
 //!
 //! # fn main() -> burn_peft::Result<()> {
@@ -16,7 +16,7 @@
 //! let records = load_alpaca("alpaca_data.json")?;
 //! let samples = tokenize_records(&records, &tokenizer, true, Some(512))?;
 //! let order = shuffled_indices(samples.len(), 42, 0, true);
-//! for indices in batches_of(&order, 2) {
+//! for indices in order.chunks(2) {
 //!     let rows: Vec<_> = indices.iter().map(|&i| &samples[i]).collect();
 //!     let batch = Batch::collate(&rows, tokenizer.pad_id());
 //!     assert_eq!(batch.input_ids.len(), batch.batch_size * batch.seq_len);
@@ -31,6 +31,6 @@ mod order;
 mod tokens;
 
 pub use alpaca::{AlpacaRecord, load_alpaca, parse_alpaca};
-pub use batch::{Batch, Padding, batches_of, pack, shuffled_indices, split_validation};
-pub use order::DataOrder;
+pub use batch::{Batch, Padding, pack};
+pub use order::{DataOrder, shuffled_indices, split_validation};
 pub use tokens::{IGNORE_INDEX, Sample, check_vocab, tokenize_records};

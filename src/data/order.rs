@@ -1,4 +1,9 @@
-use super::{batches_of, shuffled_indices};
+//! Which samples come when, by seed.
+
+use rand_chacha::ChaCha8Rng;
+use rand_chacha::rand_core::{Rng, SeedableRng};
+
+use crate::{Error, Result};
 
 /// Which samples each optimizer step of a training takes. A step depends on its number alone, so a
 /// training resumes in the middle of an epoch by asking for the next one.
@@ -62,7 +67,7 @@ impl DataOrder {
         let end = (start + self.samples_per_step()).min(self.num_samples);
         let samples = &order[start..end];
         let begin = |rank: usize| samples.len() * rank / size;
-        let batches = batches_of(&samples[begin(rank)..begin(rank + 1)], self.batch_size);
+        let batches = samples[begin(rank)..begin(rank + 1)].chunks(self.batch_size);
         batches.map(<[usize]>::to_vec).collect()
     }
 
@@ -71,10 +76,100 @@ impl DataOrder {
     }
 }
 
+/// The order of `len` samples in an epoch: `0..len`, shuffled if `shuffle` says so.
+///
+/// The same arguments give the same order on every platform and in every version of this crate
+/// with the same major number: Fisher and Yates' shuffle with ChaCha8, whose key is the seed, the
+/// epoch (eight bytes each, little end first), the letters `epoch`, and zeros.
+pub fn shuffled_indices(len: usize, seed: u64, epoch: u64, shuffle: bool) -> Vec<usize> {
+    let mut indices: Vec<usize> = (0..len).collect();
+    if shuffle {
+        shuffle_with(&mut indices, &mut generator(seed, epoch, b"epoch"));
+    }
+    indices
+}
+
+/// Picks `validation` of `len` samples at random, by seed and as stably as [`shuffled_indices`],
+/// and returns the indices for training and those for validation, each in ascending order.
+///
+/// # Errors
+///
+/// [`Error::InvalidArgument`] if nothing would be left to train on.
+pub fn split_validation(
+    len: usize,
+    validation: usize,
+    seed: u64,
+) -> Result<(Vec<usize>, Vec<usize>)> {
+    if validation >= len {
+        return Err(Error::InvalidArgument {
+            name: "validation",
+            message: format!("{validation} of {len} samples leave none to train on; give fewer"),
+        });
+    }
+    let mut held_out: Vec<usize> = (0..len).collect();
+    shuffle_with(&mut held_out, &mut generator(seed, 0, b"split"));
+    let mut train = held_out.split_off(validation);
+    held_out.sort_unstable();
+    train.sort_unstable();
+    Ok((train, held_out))
+}
+
+/// `purpose` keeps apart what is drawn from one seed.
+fn generator(seed: u64, epoch: u64, purpose: &[u8; 5]) -> ChaCha8Rng {
+    let mut key = [0; 32];
+    key[..8].copy_from_slice(&seed.to_le_bytes());
+    key[8..16].copy_from_slice(&epoch.to_le_bytes());
+    key[16..21].copy_from_slice(purpose);
+    ChaCha8Rng::from_seed(key)
+}
+
+/// Written out here because `rand` may change what its shuffle draws, and draws by `usize`.
+fn shuffle_with(items: &mut [usize], rng: &mut ChaCha8Rng) {
+    for last in (1..items.len()).rev() {
+        let other = below(last as u64 + 1, rng);
+        items.swap(last, other as usize);
+    }
+}
+
+/// A number below `bound`, each equally likely: draws from the incomplete last multiple of
+/// `bound` are thrown away.
+fn below(bound: u64, rng: &mut ChaCha8Rng) -> u64 {
+    let usable = u64::MAX - u64::MAX % bound;
+    loop {
+        let draw = rng.next_u64();
+        if draw < usable {
+            return draw % bound;
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use proptest::prelude::*;
+
+    #[test]
+    fn an_epoch_has_its_own_order() {
+        for (shuffle, max_steps_per_epoch) in [(true, None), (false, None), (true, Some(2))] {
+            let order = DataOrder {
+                num_samples: 11,
+                batch_size: 2,
+                accumulation_steps: 1,
+                num_processes: 2,
+                max_steps_per_epoch,
+                shuffle,
+                seed: 7,
+            };
+            let steps = order.steps_per_epoch();
+            assert_eq!(steps, max_steps_per_epoch.unwrap_or(3));
+            for epoch in 0..2 {
+                let all = (epoch * steps..(epoch + 1) * steps).flat_map(|step| order.step(step));
+                let expected = shuffled_indices(11, 7, epoch as u64, shuffle);
+                let taken = (steps * 4).min(11);
+                assert_eq!(all.collect::<Vec<_>>().concat(), expected[..taken]);
+            }
+        }
+    }
 
     proptest! {
         #[test]

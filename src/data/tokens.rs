@@ -20,6 +20,8 @@ pub struct Sample {
     pub tokens: Vec<u32>,
     /// A label for each token.
     pub labels: Vec<i32>,
+    /// Whether the record was longer and lost its end.
+    pub is_cut: bool,
 }
 
 impl Sample {
@@ -74,21 +76,19 @@ impl Sample {
             Some(length) => length - 1,
             None => usize::MAX,
         };
-        let mut tokens: Vec<u32> = tokenizer.bos_id().into_iter().collect();
-        tokens.extend(tokenizer.encode(prompt)?);
+        let mut tokens = tokenizer.encode_with_bos(prompt)?;
         let prompt_len = tokens.len();
         tokens.extend(match prompt.is_empty() {
             true => tokenizer.encode(answer)?,
             false => tokenizer.encode_continuation(answer)?,
         });
-        let is_lost = tokens.len() > room && prompt_len >= room;
+        let is_cut = tokens.len() > room;
+        let is_lost = is_cut && prompt_len >= room;
         tokens.truncate(room);
         tokens.push(eos);
 
-        let mut labels = tokens
-            .iter()
-            .map(|&t| label(t))
-            .collect::<Result<Vec<_>>>()?;
+        let labels = tokens.iter().map(|&t| label(t));
+        let mut labels = labels.collect::<Result<Vec<_>>>()?;
         if !train_on_input {
             let masked = prompt_len.min(labels.len());
             labels[..masked].fill(IGNORE_INDEX);
@@ -96,7 +96,11 @@ impl Sample {
         if is_lost {
             labels[room] = IGNORE_INDEX;
         }
-        Ok(Self { tokens, labels })
+        Ok(Self {
+            tokens,
+            labels,
+            is_cut,
+        })
     }
 
     /// The number of tokens.
@@ -112,14 +116,9 @@ impl Sample {
     /// How many positions the loss counts: labels other than [`IGNORE_INDEX`], the first position
     /// left out because nothing predicts it.
     pub fn num_label_tokens(&self) -> usize {
-        count_labels(&self.labels)
+        let predicted = self.labels.iter().skip(1);
+        predicted.filter(|label| **label != IGNORE_INDEX).count()
     }
-}
-
-/// The labels of one row that a loss counts.
-pub(super) fn count_labels(row: &[i32]) -> usize {
-    let predicted = row.iter().skip(1);
-    predicted.filter(|&&label| label != IGNORE_INDEX).count()
 }
 
 /// [`Sample::from_record`] for a whole data set, in its order.

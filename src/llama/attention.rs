@@ -1,9 +1,8 @@
 use burn::module::{Content, DisplaySettings, Module, ModuleDisplay};
-use burn::tensor::{Bool, Device, Tensor};
+use burn::tensor::{Device, Tensor};
 
-use super::segments::segment_starts;
 use super::{LayerCache, LlamaConfig, RotaryEmbedding};
-use crate::lora::{AttnModule, LoRAConfig, LoRALinear};
+use crate::lora::{AttnModule, LoRALinear};
 use crate::ops::{AttentionMask, attention};
 
 /// Causal self-attention with grouped queries: `softmax(q kᵀ / sqrt(head_dim) + mask) v`.
@@ -26,55 +25,6 @@ pub struct CausalSelfAttention {
     head_dim: usize,
 }
 
-impl AttentionMask {
-    /// Each of `seq_len` queries, the first at position `start`, sees the keys up to its own
-    /// position.
-    pub fn causal(start: usize, seq_len: usize) -> Self {
-        let visible = (0..seq_len).map(|query| 0..start + query + 1);
-        Self::new(seq_len, start + seq_len, visible.collect())
-    }
-
-    /// Each query sees the keys of its own sample up to its own position, in rows in which several
-    /// samples follow each other (a block-causal mask). `segments` are the samples' lengths, row by
-    /// row; padding sees padding only.
-    ///
-    /// # Panics
-    /// If the samples of a row are longer than `seq_len` together.
-    pub fn within_segments(segments: &[Vec<usize>], seq_len: usize) -> Self {
-        let starts = segment_starts(segments, seq_len).into_iter().enumerate();
-        let visible = starts.map(|(index, start)| start..index % seq_len + 1);
-        Self::new(seq_len, seq_len, visible.collect())
-    }
-
-    /// Hides padding on the right from every query as well.
-    ///
-    /// # Shapes
-    /// - `is_token`: `[batch, keys]`, false at padding
-    ///
-    /// # Panics
-    /// If a token follows padding, or the numbers of keys differ.
-    pub fn with_padding(self, is_token: Tensor<2, Bool>) -> Self {
-        let [_, keys] = is_token.dims();
-        let ranges = self.ranges();
-        assert_eq!(keys, ranges.keys(), "the mask has another number of keys");
-        let is_token: Vec<bool> = is_token.into_data().iter::<bool>().collect();
-        let rows = is_token
-            .chunks(keys)
-            .enumerate()
-            .flat_map(|(row, is_token)| {
-                let tokens = is_token.iter().take_while(|is_token| **is_token).count();
-                let follows = is_token[tokens..].contains(&true);
-                assert!(
-                    !follows,
-                    "padding must be on the right: row {row} has it elsewhere"
-                );
-                let visible = ranges.visible(row, 0..ranges.seq()).iter();
-                visible.map(move |range| range.start.min(tokens)..range.end.min(tokens))
-            });
-        Self::new(ranges.seq(), keys, rows.collect())
-    }
-}
-
 impl CausalSelfAttention {
     pub(super) fn new(config: &LlamaConfig, device: &Device) -> Self {
         let linear = |module, bias| {
@@ -92,28 +42,13 @@ impl CausalSelfAttention {
         }
     }
 
-    /// The same attention with new adapters on the modules that `lora` names.
-    pub(super) fn with_adapters(self, lora: &LoRAConfig) -> Self {
-        let adapt = |layer: LoRALinear, module| match lora.adapts_attn(module) {
-            true => layer.with_adapter(lora),
-            false => layer,
-        };
+    /// The same attention with each projection replaced by `f` of its name and itself.
+    pub(super) fn map_linears(self, f: impl Fn(&str, LoRALinear) -> LoRALinear) -> Self {
         Self {
-            q_proj: adapt(self.q_proj, AttnModule::QProj),
-            k_proj: adapt(self.k_proj, AttnModule::KProj),
-            v_proj: adapt(self.v_proj, AttnModule::VProj),
-            output_proj: adapt(self.output_proj, AttnModule::OutputProj),
-            ..self
-        }
-    }
-
-    /// The same attention with each projection replaced by `f` of it.
-    pub(super) fn map_linears(self, f: impl Fn(LoRALinear) -> LoRALinear) -> Self {
-        Self {
-            q_proj: f(self.q_proj),
-            k_proj: f(self.k_proj),
-            v_proj: f(self.v_proj),
-            output_proj: f(self.output_proj),
+            q_proj: f("q_proj", self.q_proj),
+            k_proj: f("k_proj", self.k_proj),
+            v_proj: f("v_proj", self.v_proj),
+            output_proj: f("output_proj", self.output_proj),
             ..self
         }
     }

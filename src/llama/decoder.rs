@@ -46,28 +46,24 @@ impl TransformerDecoder {
         }
     }
 
+    /// The model with new adapters on the layers that `lora` names.
     pub(super) fn with_adapters(self, lora: &LoRAConfig) -> Self {
-        let adapt_output = |output: LoRALinear| match lora.apply_to_output {
-            true => output.with_adapter(lora),
-            false => output,
-        };
-        let layers = self.layers.into_iter();
-        Self {
-            layers: layers.map(|layer| layer.with_adapters(lora)).collect(),
-            output: self.output.map(adapt_output),
-            ..self
-        }
+        let names = lora.module_names();
+        self.map_linears(|name, linear| match names.contains(&name) {
+            true => linear.with_adapter(lora),
+            false => linear,
+        })
     }
 
     /// The model with every adapter added to its weight: a plain model with the same outputs, see
     /// [`LoRALinear::merge`].
     pub fn merge_lora(self) -> Self {
-        self.map_linears(LoRALinear::merge)
+        self.map_linears(|_, linear| linear.merge())
     }
 
     /// The model without its adapters: the base model.
     pub fn without_adapters(self) -> Self {
-        self.map_linears(LoRALinear::without_adapter)
+        self.map_linears(|_, linear| linear.without_adapter())
     }
 
     /// Every adapter with the name of its layer (`layers.0.attn.q_proj`), in the model's order.
@@ -96,16 +92,17 @@ impl TransformerDecoder {
             .collect()
     }
 
-    fn map_linears(self, f: impl Fn(LoRALinear) -> LoRALinear) -> Self {
+    fn map_linears(self, f: impl Fn(&str, LoRALinear) -> LoRALinear) -> Self {
         let layers = self.layers.into_iter();
         Self {
             layers: layers.map(|layer| layer.map_linears(&f)).collect(),
-            output: self.output.map(&f),
+            output: self.output.map(|output| f("output", output)),
             ..self
         }
     }
 
-    /// The logits of the next token at each position.
+    /// The logits of the next token at each position. On a device with autodiff an adapter's dropout acts:
+    /// [`Module::valid`] is the model without it and without a graph.
     ///
     /// # Shapes
     /// - `ids`: `[batch, seq]`

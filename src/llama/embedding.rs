@@ -1,8 +1,8 @@
-use burn::module::{Content, DisplaySettings, Module, ModuleDisplay, Param, ParamId};
+use burn::module::{Content, DisplaySettings, Module, ModuleDisplay, Param};
 use burn::tensor::module::embedding;
 use burn::tensor::{Device, Distribution, Int, Tensor};
 
-use crate::lora::one_line;
+use crate::lora::{lazy_param, one_line};
 use crate::ops::{compute_dtype, linear};
 
 /// A table of token vectors.
@@ -16,14 +16,10 @@ pub struct Embedding {
 impl Embedding {
     /// Random vectors from `N(0, 0.02²)`, the initialisation of Llama-like models; lazy.
     pub fn new(vocab_size: usize, dim: usize, device: &Device) -> Self {
-        let shape = [vocab_size, dim];
-        let init = move |device: &Device, require_grad| {
-            Tensor::random(shape, Distribution::Normal(0.0, 0.02), device)
-                .set_require_grad(require_grad)
-        };
-        let id = ParamId::new();
+        let normal = Distribution::Normal(0.0, 0.02);
+        let init = move |shape, device: &Device| Tensor::random(shape, normal, device);
         Self {
-            weight: Param::uninitialized(id, init, device.clone(), true, shape.into()),
+            weight: lazy_param([vocab_size, dim], device, init),
         }
     }
 

@@ -5,7 +5,7 @@ use super::{
     AttentionMask, CausalSelfAttention, FeedForward, LayerCache, LlamaConfig, RMSNorm,
     RotaryEmbedding,
 };
-use crate::lora::{LoRAConfig, LoRALinear};
+use crate::lora::LoRALinear;
 
 /// One layer of the decoder: `h = x + attn(sa_norm(x))`, `y = h + mlp(mlp_norm(h))`.
 #[derive(Module, Debug)]
@@ -31,15 +31,7 @@ impl TransformerDecoderLayer {
         }
     }
 
-    pub(super) fn with_adapters(self, lora: &LoRAConfig) -> Self {
-        Self {
-            attn: self.attn.with_adapters(lora),
-            mlp: self.mlp.with_adapters(lora),
-            ..self
-        }
-    }
-
-    pub(super) fn map_linears(self, f: impl Fn(LoRALinear) -> LoRALinear) -> Self {
+    pub(super) fn map_linears(self, f: impl Fn(&str, LoRALinear) -> LoRALinear) -> Self {
         Self {
             attn: self.attn.map_linears(&f),
             mlp: self.mlp.map_linears(&f),

@@ -2,7 +2,7 @@ use burn::module::{Content, DisplaySettings, Module, ModuleDisplay};
 use burn::tensor::{Device, Tensor};
 
 use super::LlamaConfig;
-use crate::lora::{LoRAConfig, LoRALinear, MlpModule};
+use crate::lora::{LoRALinear, MlpModule};
 use crate::ops::swiglu;
 
 /// The gated feed-forward block, `w2(silu(w1 x) · w3 x)`. Shazeer,
@@ -31,25 +31,12 @@ impl FeedForward {
         }
     }
 
-    /// The same block with new adapters on the modules that `lora` names.
-    pub(super) fn with_adapters(self, lora: &LoRAConfig) -> Self {
-        let adapt = |layer: LoRALinear, module| match lora.adapts_mlp(module) {
-            true => layer.with_adapter(lora),
-            false => layer,
-        };
+    /// The same block with each projection replaced by `f` of its name and itself.
+    pub(super) fn map_linears(self, f: impl Fn(&str, LoRALinear) -> LoRALinear) -> Self {
         Self {
-            w1: adapt(self.w1, MlpModule::W1),
-            w2: adapt(self.w2, MlpModule::W2),
-            w3: adapt(self.w3, MlpModule::W3),
-        }
-    }
-
-    /// The same block with each projection replaced by `f` of it.
-    pub(super) fn map_linears(self, f: impl Fn(LoRALinear) -> LoRALinear) -> Self {
-        Self {
-            w1: f(self.w1),
-            w2: f(self.w2),
-            w3: f(self.w3),
+            w1: f("w1", self.w1),
+            w2: f("w2", self.w2),
+            w3: f("w3", self.w3),
         }
     }
 

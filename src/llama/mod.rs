@@ -12,10 +12,10 @@ mod config;
 mod decoder;
 mod embedding;
 mod layer;
+mod mask;
 mod mlp;
 mod norm;
 mod rope;
-mod segments;
 
 pub use attention::CausalSelfAttention;
 pub use builders::{

@@ -1,7 +1,7 @@
-use burn::module::{Content, DisplaySettings, Module, ModuleDisplay, Param, ParamId};
+use burn::module::{Content, DisplaySettings, Module, ModuleDisplay, Param};
 use burn::tensor::{Device, Tensor};
 
-use crate::lora::one_line;
+use crate::lora::{lazy_param, one_line};
 use crate::ops::rms_norm;
 
 /// Root-mean-square normalisation, `y = w · x / sqrt(mean(x²) + eps)`, computed in f32.
@@ -19,12 +19,9 @@ pub struct RMSNorm {
 impl RMSNorm {
     /// A norm over vectors of width `dim` with weight 1, lazy.
     pub fn new(dim: usize, eps: f64, device: &Device) -> Self {
-        let init = move |device: &Device, require_grad| {
-            Tensor::ones([dim], device).set_require_grad(require_grad)
-        };
-        let id = ParamId::new();
+        let ones = |shape, device: &Device| Tensor::ones(shape, device);
         Self {
-            weight: Param::uninitialized(id, init, device.clone(), true, [dim].into()),
+            weight: lazy_param([dim], device, ones),
             eps,
         }
     }

@@ -2,7 +2,7 @@ use std::f32::consts::PI;
 
 use burn::tensor::{DType, Device, Tensor, TensorData};
 
-use super::segments::segment_starts;
+use super::mask::segment_starts;
 use super::{LlamaConfig, RopeScaling};
 use crate::ops::rotary;
 
@@ -117,6 +117,17 @@ mod tests {
         for (index, expected) in LLAMA3_2_1B {
             assert_relative_eq!(frequencies[index], expected, max_relative = 1e-5);
         }
+    }
+
+    #[test]
+    fn linear_scaling_divides_the_angles() {
+        let plain = LlamaConfig::llama2_7b();
+        let scaled = LlamaConfig {
+            rope_scaling: Some(RopeScaling::Linear { factor: 2.0 }),
+            ..plain.clone()
+        };
+        let halves: Vec<f32> = frequencies(&plain).iter().map(|f| f / 2.0).collect();
+        assert_eq!(frequencies(&scaled), halves);
     }
 
     const LLAMA3_2_1B: [(usize, f32); 6] = [

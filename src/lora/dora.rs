@@ -17,9 +17,7 @@ pub(super) fn magnitude_param(base: &PlainLinear) -> Param<Tensor<1>> {
     let weight = base.weight.clone();
     let init = move |device: &Device, require_grad| {
         let weight = weight.val().to_device(device);
-        row_norm(weight.cast(DType::F32))
-            .detach()
-            .set_require_grad(require_grad)
+        first_magnitude(weight).set_require_grad(require_grad)
     };
     Param::uninitialized(
         ParamId::new(),
@@ -28,6 +26,11 @@ pub(super) fn magnitude_param(base: &PlainLinear) -> Param<Tensor<1>> {
         true,
         [out_dim].into(),
     )
+}
+
+/// The row norms of the base weight, f32 and without a graph.
+pub(crate) fn first_magnitude(weight: Tensor<2>) -> Tensor<1> {
+    row_norm(weight.cast(DType::F32)).detach()
 }
 
 /// DoRA's output without bias, `ratio·(W x + s·B(A x))` with `ratio = m / ‖W + s·B·A‖`, the norm taken as
@@ -61,7 +64,7 @@ pub(super) fn rescale_rows(weight: Tensor<2>, magnitude: Tensor<1>) -> Tensor<2>
 }
 
 /// The Euclidean norm of each row, `[rows]`.
-pub(crate) fn row_norm(weight: Tensor<2>) -> Tensor<1> {
+pub(super) fn row_norm(weight: Tensor<2>) -> Tensor<1> {
     weight.square().sum_dim(1).sqrt().squeeze_dim(1)
 }
 

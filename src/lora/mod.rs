@@ -20,7 +20,7 @@ mod linear;
 mod plain;
 
 pub use config::{AttnModule, LoRAConfig, MlpModule};
-pub(crate) use dora::row_norm;
+pub(crate) use dora::first_magnitude;
 pub use linear::{LoRAAdapter, LoRALinear};
 pub use plain::PlainLinear;
-pub(crate) use plain::one_line;
+pub(crate) use plain::{lazy_param, one_line};

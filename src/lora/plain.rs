@@ -38,14 +38,9 @@ impl PlainLinear {
 
     /// A layer without bias whose weight is zero.
     pub fn zeros(in_dim: usize, out_dim: usize, device: &Device) -> Self {
-        let shape = [out_dim, in_dim];
-        let init = move |device: &Device, require_grad| {
-            let zeros = |shape| Tensor::zeros(shape, device);
-            let weight = device.memory_persistent_allocations(shape, zeros);
-            weight.set_require_grad(require_grad)
-        };
+        let zeros = |shape, device: &Device| Tensor::zeros(shape, device);
         Self {
-            weight: Param::uninitialized(ParamId::new(), init, device.clone(), true, shape.into()),
+            weight: lazy_param([out_dim, in_dim], device, zeros),
             bias: None,
         }
     }
@@ -91,17 +86,28 @@ pub(crate) fn one_line() -> DisplaySettings {
         .with_show_num_parameters(false)
 }
 
+/// A parameter to train whose first value `init` makes when it is first used, in memory of its own.
+pub(crate) fn lazy_param<const D: usize>(
+    shape: [usize; D],
+    device: &Device,
+    init: impl Fn([usize; D], &Device) -> Tensor<D> + Send + Sync + 'static,
+) -> Param<Tensor<D>> {
+    let init = move |device: &Device, require_grad| {
+        let new = |shape| init(shape, device);
+        let value = device.memory_persistent_allocations(shape, new);
+        value.set_require_grad(require_grad)
+    };
+    Param::uninitialized(ParamId::new(), init, device.clone(), true, shape.into())
+}
+
 fn random_param<const D: usize>(
     shape: [usize; D],
     distribution: Distribution,
     device: &Device,
 ) -> Param<Tensor<D>> {
-    let init = move |device: &Device, require_grad| {
-        let random = |shape| Tensor::random(shape, distribution, device);
-        let values = device.memory_persistent_allocations(shape, random);
-        values.set_require_grad(require_grad)
-    };
-    Param::uninitialized(ParamId::new(), init, device.clone(), true, shape.into())
+    lazy_param(shape, device, move |shape, device| {
+        Tensor::random(shape, distribution, device)
+    })
 }
 
 impl ModuleDisplay for PlainLinear {

@@ -158,8 +158,8 @@ impl Sizes {
 /// Attention with grouped queries: `softmax(q kᵀ / sqrt(head_dim)) v` over the keys that `mask`
 /// shows. Vaswani et al., <https://arxiv.org/abs/1706.03762>; Ainslie et al.,
 /// <https://arxiv.org/abs/2305.13245>. No scores are kept: the backward pass forms them again, some
-/// queries or keys at a time (Dao et al., <https://arxiv.org/abs/2205.14135>). Scores are f32 whatever
-/// `q` is.
+/// queries or keys at a time (Dao et al., <https://arxiv.org/abs/2205.14135>). The softmax is
+/// f32 whatever `q` is, and so are scores but for the portable bodies, which form them in `q`'s type.
 ///
 /// # Shapes
 /// - `q`: `[batch, seq, heads, head_dim]`, output the same

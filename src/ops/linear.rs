@@ -1,10 +1,8 @@
 use burn::backend::Dispatch;
-use burn::tensor::{DType, Device, Tensor};
+use burn::tensor::Tensor;
 
 use super::DropoutMask;
 use super::backend::StepOps;
-#[cfg(feature = "flex")]
-use super::flex;
 
 /// `x Wᵀ`. A weight of another type than `x` is brought to that of `x`: as a whole, or, fused, a
 /// part at a time. Neither is kept: this is the place where a quantized weight would be widened.
@@ -53,43 +51,4 @@ pub fn lora_linear<const D: usize>(
 pub(super) fn assert_fits<const D: usize>(x: &Tensor<D>, weight: &Tensor<2>) {
     let ([_, in_dim], width) = (weight.dims(), x.dims()[D - 1]);
     assert_eq!(width, in_dim, "the input's width is not the weight's");
-}
-
-/// The type that a model with weights of type `dtype` computes in: f32 in the fused bodies of Flex,
-/// where products in half precision are slower than widening their weights; elsewhere that of the
-/// weights.
-///
-/// This is the one rule of mixed types. The embedding brings its rows to this type, every operation
-/// gives what it is given, and [`linear`] brings a weight of another type, such as an adapter's f32,
-/// to that of its input. The norms, the softmax, the loss and sums over gradients are computed in
-/// f32; adapters, their gradients and the optimizer's moments are f32.
-pub fn compute_dtype(device: &Device, dtype: DType) -> DType {
-    match is_fused_cpu(device) {
-        true => DType::F32,
-        false => dtype,
-    }
-}
-
-/// Whether products on `device`, of CUDA, are CubeCL's, which take several times longer, because
-/// cuBLAS cannot be used: the loader finds no `libcublas.so`, or one that does not go with the driver
-/// (that of CUDA 13 with a driver of CUDA 12), or the driver is older than CUDA 12.5.
-pub fn lacks_cublas(device: &Device) -> bool {
-    #[cfg(feature = "cuda")]
-    let lacks = super::cube::lacks_cublas(device);
-    #[cfg(not(feature = "cuda"))]
-    let lacks = false;
-    #[cfg(not(feature = "cuda"))]
-    let _ = device;
-    lacks
-}
-
-/// Whether f32 operations of a device have the fused bodies of Flex.
-pub(crate) fn is_fused_cpu(device: &Device) -> bool {
-    #[cfg(feature = "flex")]
-    let is_fused = flex::fuses(device);
-    #[cfg(not(feature = "flex"))]
-    let is_fused = false;
-    #[cfg(not(feature = "flex"))]
-    let _ = device;
-    is_fused
 }

@@ -19,7 +19,7 @@ impl SumOfSquares {
         Self(Tensor::from_dispatch(parts))
     }
 
-    /// Numbers whose sum it is. Added up in their order, it is the same on every machine.
+    /// Numbers whose sum is that of the squares. Added up in their order, it is the same on every machine.
     pub(crate) fn parts(self) -> Tensor<1> {
         self.0
     }

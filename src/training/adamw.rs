@@ -58,7 +58,7 @@ struct State {
 }
 
 impl State {
-    /// That of a parameter which was not updated yet.
+    /// The state of a parameter that was not updated yet.
     fn new(grad: &Tensor<1>) -> Self {
         let zeros = |_| [grad.zeros_like(), grad.zeros_like()];
         let [exp_avg, exp_avg_sq] = grad.device().memory_persistent_allocations((), zeros);
@@ -285,5 +285,52 @@ impl AdamW {
         };
         self.states.insert(id, state);
         updated
+    }
+}
+
+#[cfg(all(test, feature = "flex"))]
+mod tests {
+    use super::*;
+    use approx::assert_relative_eq;
+    use burn::tensor::Device;
+
+    /// With a gradient of 1, both corrected moments are 1 in every step: `p ← (1 - lr·λ) p - lr / (1 + ε)`.
+    #[test]
+    fn constant_gradients_give_the_closed_form() {
+        let device = Device::flex().autodiff();
+        let mut param = Param::from_tensor(Tensor::<1>::ones([1], &device));
+        let mut optimizer = AdamW::new(AdamWConfig {
+            eps: 1.0,
+            weight_decay: 0.5,
+            ..AdamWConfig::default()
+        });
+        // 0.95 - 0.05, then 0.95·0.9 - 0.05.
+        for expected in [0.9, 0.805] {
+            let mut grads = param.val().sum().backward();
+            let grads = GradientsParams::from_module(&mut grads, &param);
+            param = optimizer.step(0.1, param, grads);
+            let value: f32 = param.val().into_scalar();
+            assert_relative_eq!(value, expected, max_relative = 1e-6);
+        }
+    }
+
+    /// A gradient of 1e-3 moves a bf16 of 1 by less than it can hold, but is in the moments.
+    #[test]
+    fn moments_are_f32_whatever_a_parameter_is() {
+        let device = Device::flex().autodiff();
+        let value = Tensor::<1>::ones([1], &device).cast(DType::BF16);
+        let mut param = Param::from_tensor(value);
+        let mut optimizer = AdamW::new(AdamWConfig::default());
+        for _ in 0..2 {
+            let mut grads = (param.val() * 1e-3).sum().backward();
+            let grads = GradientsParams::from_module(&mut grads, &param);
+            param = optimizer.step(1e-4, param, grads);
+        }
+        assert_eq!(param.val().dtype(), DType::BF16);
+        let state = &optimizer.states[&param.id];
+        assert_eq!(state.exp_avg.dtype(), DType::F32);
+        let exp_avg: f32 = state.exp_avg.clone().into_scalar();
+        // (1 - 0.9²) of a gradient that was rounded to bf16.
+        assert_relative_eq!(exp_avg, 0.19e-3, max_relative = 0.005);
     }
 }

@@ -11,7 +11,7 @@ pub fn grad_norm<M: Module>(model: &M, grads: &GradientsParams) -> f64 {
     read_sum(square.into_iter().collect()).sqrt()
 }
 
-/// The parts of its square, still on the device; none if there is no gradient.
+/// The square of [`grad_norm`] in parts, still on the device; none if there is no gradient.
 pub(super) fn squared_norm<M: Module>(model: &M, grads: &GradientsParams) -> Option<Tensor<1>> {
     let mut squares = Squares { grads, sum: None };
     model.visit(&mut squares);
@@ -64,5 +64,40 @@ impl ModuleVisitor for Scale<'_> {
         if let Some(grad) = self.grads.remove::<D>(param.id) {
             self.grads.register(param.id, grad * self.factor);
         }
+    }
+}
+
+#[cfg(all(test, feature = "flex"))]
+mod tests {
+    use super::*;
+    use approx::assert_relative_eq;
+    use burn::tensor::Device;
+
+    /// A parameter whose gradient is (3, 4), of norm 5.
+    fn model_and_grads() -> (Param<Tensor<1>>, GradientsParams) {
+        let device = Device::flex().autodiff();
+        let param = Param::from_tensor(Tensor::from_floats([1.0, 1.0], &device));
+        let loss = param.val() * Tensor::from_floats([3.0, 4.0], &device);
+        let mut grads = loss.sum().backward();
+        let grads = GradientsParams::from_module(&mut grads, &param);
+        (param, grads)
+    }
+
+    fn clipped_to(max_norm: f64) -> Vec<f32> {
+        let (param, mut grads) = model_and_grads();
+        assert_relative_eq!(grad_norm(&param, &grads), 5.0, max_relative = 1e-6);
+        let before = clip_grad_norm(&param, &mut grads, max_norm);
+        assert_relative_eq!(before, 5.0, max_relative = 1e-6);
+        let grad = grads.get::<1>(param.id).expect("it has a gradient");
+        grad.into_data().iter::<f32>().collect()
+    }
+
+    #[test]
+    fn long_gradients_are_shortened_and_short_ones_left() {
+        for (grad, expected) in clipped_to(1.0).into_iter().zip([0.6, 0.8]) {
+            assert_relative_eq!(grad, expected, max_relative = 1e-6);
+        }
+        assert_eq!(clipped_to(10.0), [3.0, 4.0]);
+        assert_eq!(clip_factor(0.5, 1.0), 1.0);
     }
 }

@@ -420,7 +420,7 @@ impl<'a> Step<'a> {
             + model.embed_dim * (tables * model.vocab_size + 1)
     }
 
-    /// Those that are trained.
+    /// The numbers of all trained parameters.
     fn trained(&self) -> usize {
         match self.trains_all() {
             true => self.num_weights(),
@@ -428,18 +428,18 @@ impl<'a> Step<'a> {
         }
     }
 
-    /// Those that are trained in this layer and after it.
+    /// The numbers of the trained parameters in this layer and after it.
     fn trained_from(&self, layer: usize) -> usize {
         (self.num_layers - layer) * self.other.num_trained() + self.head_trained()
     }
 
-    /// Those after the last layer.
+    /// The numbers of the trained parameters after the last layer.
     fn head_trained(&self) -> usize {
         let norm = usize::from(self.trains_all()) * self.config.model.embed_dim;
         self.head.num_trained() + norm
     }
 
-    /// Those of the largest parameter that is trained. The embedding is as large as the head.
+    /// The numbers of the largest trained parameter. The embedding is as large as the head.
     fn largest_trained(&self) -> usize {
         self.other
             .largest_trained()

@@ -20,7 +20,6 @@
 mod keys;
 mod yaml;
 
-use std::fs;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -31,6 +30,7 @@ pub use keys::RecipeKey;
 use super::{Activations, AdamWConfig, LrSchedule, ScheduleKind, Trainer};
 use crate::checkpoint::{hf_config_key, read_hf_config};
 use crate::data::DataOrder;
+use crate::files::read_text;
 use crate::llama::LlamaConfig;
 use crate::lora::{AttnModule, LoRAConfig};
 use crate::ops::MatmulPrecision;
@@ -72,8 +72,10 @@ pub struct RecipeConfig {
     pub tokenizer: Option<PathBuf>,
     /// The folder of the base model; `None` means the embedded default model.
     pub checkpoint_dir: Option<PathBuf>,
+    /// An adapter to begin with, a PEFT folder; `None` means a new one.
+    pub adapter_checkpoint: Option<PathBuf>,
 
-    /// The records to train on; `None` means the embedded ones.
+    /// The records to train on; `None` means the embedded ones, for the embedded model only.
     pub dataset: Option<PathBuf>,
     /// The records to compute the validation loss on.
     pub validation_dataset: Option<PathBuf>,
@@ -118,6 +120,8 @@ pub struct RecipeConfig {
 
     /// The run's folder.
     pub output_dir: PathBuf,
+    /// Whether a new run deletes what another has left in `output_dir`.
+    pub overwrite_output_dir: bool,
     /// The number of steps between checkpoints; `None` means only one, at the end.
     pub save_every_n_steps: Option<usize>,
     /// How many of the run's checkpoints are kept, the last ones; `None` keeps all.
@@ -150,6 +154,7 @@ impl Default for RecipeConfig {
             use_rslora: false,
             tokenizer: None,
             checkpoint_dir: None,
+            adapter_checkpoint: None,
             dataset: None,
             validation_dataset: None,
             validation_split: 0.0,
@@ -170,6 +175,7 @@ impl Default for RecipeConfig {
             device: "auto".into(),
             enable_activation_checkpointing: false,
             output_dir: "./lora_finetune_output".into(),
+            overwrite_output_dir: false,
             save_every_n_steps: None,
             keep_last_n_checkpoints: None,
             save_adapter_weights_only: false,
@@ -274,6 +280,12 @@ fn differences(named: &LlamaConfig, found: &LlamaConfig) -> Vec<String> {
             format!("{} is {found}, not {named}", hf_config_key(key))
         })
         .collect()
+}
+
+/// Whether two values are paths of one file or folder.
+fn is_same_file(a: &Value, b: &Value) -> bool {
+    let path = |value: &Value| Path::new(value.as_str()?).canonicalize().ok();
+    path(a).is_some_and(|a| path(b) == Some(a))
 }
 
 /// AdamW's hyperparameters, with PyTorch's meaning (<https://arxiv.org/abs/1711.05101>).
@@ -384,7 +396,7 @@ impl RecipeConfig {
     /// [`Error::Io`] if the file cannot be read, otherwise as [`RecipeConfig::from_yaml`].
     pub fn from_file(path: impl AsRef<Path>, overrides: &[String]) -> Result<Self> {
         let path = path.as_ref();
-        let text = fs::read_to_string(path).map_err(Error::io(path))?;
+        let text = read_text(path)?;
         Self::from_yaml(&text, &path.display().to_string(), overrides)
     }
 
@@ -425,7 +437,8 @@ impl RecipeConfig {
 
     /// The keys in which `other`, the configuration of a run that wants to go on from a checkpoint
     /// of `self`, differs in a way that would make it another run. Each entry names the key, the
-    /// old and the new value. What only says where to run, what to log and what to save may differ.
+    /// old and the new value. What only says where to run, what to log and what to save may differ, and so may the
+    /// first adapter and the place of the records. Two paths of one file are equal.
     ///
     /// # Panics
     /// If a path is not UTF-8.
@@ -435,7 +448,7 @@ impl RecipeConfig {
             .iter()
             .filter(|key| key.binds_resume())
             .map(|key| (key.name(), key.of(&old), key.of(&new)))
-            .filter(|(_, old, new)| old != new)
+            .filter(|(_, old, new)| old != new && !is_same_file(old, new))
             .map(|(name, old, new)| {
                 format!("`{name}` was {}, now {}", keys::show(old), keys::show(new))
             })
@@ -449,6 +462,7 @@ impl RecipeConfig {
         Self {
             tokenizer: None,
             checkpoint_dir: None,
+            adapter_checkpoint: None,
             dataset: None,
             validation_dataset: None,
             output_dir: default.output_dir,

@@ -68,14 +68,14 @@ const NO_CHECKPOINT: &str = "there is no checkpoint to resume from in this folde
                              output_dir";
 
 impl RunDir {
-    /// Begins a run of `num_processes` processes in the configuration's `output_dir`. The checkpoints,
-    /// the adapter and the merged model of a finished run there are deleted. One process does this;
-    /// the others [`join`](Self::join).
+    /// Begins a run of `num_processes` processes in the configuration's `output_dir`. With
+    /// `overwrite_output_dir` the checkpoints, the adapter and the merged model of another run there are
+    /// deleted. One process does this; the others [`join`](Self::join).
     ///
     /// # Errors
-    /// [`Error::Io`] if the folder cannot be written, [`Error::Resume`] if it holds a run that is not
-    /// finished or what this one reads, such as the merged model of the run before, or if another run is
-    /// going on there.
+    /// [`Error::Io`] if the folder cannot be written, [`Error::Resume`] if it holds a run that is not to be
+    /// overwritten, what no run has left, or what this one reads, such as the merged model of the run before;
+    /// or if another run is going on there.
     pub fn create(config: &RecipeConfig, num_processes: usize) -> Result<Self> {
         let run = Self::claim(config, num_processes)?;
         run.begin(config)?;
@@ -83,26 +83,44 @@ impl RunDir {
     }
 
     /// The first half of [`create`](Self::create), before the time that loading a model takes: checks
-    /// that a run may begin in the folder, and keeps others from it. A finished run there is left as it is.
+    /// that a run may begin in the folder, and keeps others from it. What is there is left as it is.
     ///
     /// # Errors
     /// Those of [`create`](Self::create).
     pub fn claim(config: &RecipeConfig, num_processes: usize) -> Result<Self> {
         create_dir(&config.output_dir)?;
         let run = Self::join(config, num_processes).locked()?;
+        let results = run.results();
+        let Some(left) = results.iter().find(|result| holds_something(result)) else {
+            return Ok(run);
+        };
+        if !run.path.join(CONFIG).exists() {
+            let message = format!(
+                "{} is there, which no run has left; choose another output_dir",
+                left.display()
+            );
+            return Err(run.error(&message));
+        }
         let is_finished = run.path.join(SUMMARY).exists();
-        if run.last_checkpoint()?.is_some() && !is_finished {
-            let message = "this folder holds a run that is not finished; go on with it by \
-                           resume_from_checkpoint=true, or choose another output_dir";
-            return Err(run.error(message));
+        if !config.overwrite_output_dir {
+            let (what, instead) = match is_finished {
+                true => ("finished", ""),
+                false => (
+                    "not finished",
+                    "go on with it by resume_from_checkpoint=true, ",
+                ),
+            };
+            let message = format!(
+                "this folder holds a run that is {what}; {instead}choose another output_dir, or delete \
+                 its checkpoints, adapter and merged model by overwrite_output_dir=true"
+            );
+            return Err(run.error(&message));
         }
-        if is_finished {
-            run.require_unread(config)?;
-        }
+        run.require_unread(config)?;
         Ok(run)
     }
 
-    /// The second half of [`create`](Self::create): deletes the results of a finished run, and writes the
+    /// The second half of [`create`](Self::create): deletes the results of the run before, and writes the
     /// configuration.
     ///
     /// # Errors
@@ -115,31 +133,32 @@ impl RunDir {
             self.lock.is_some(),
             "a run begins in a folder that it has claimed"
         );
-        let summary = self.path.join(SUMMARY);
-        if summary.exists() {
-            let results = self.results();
-            for folder in results.iter().filter(|folder| folder.exists()) {
-                fs::remove_dir_all(folder).map_err(Error::io(folder))?;
+        for result in self.results().iter().filter(|result| result.exists()) {
+            match result.is_dir() {
+                true => fs::remove_dir_all(result),
+                false => fs::remove_file(result),
             }
-            fs::remove_file(&summary).map_err(Error::io(&summary))?;
+            .map_err(Error::io(result))?;
         }
         write_text(&self.path.join(CONFIG), &config.to_yaml())
     }
 
-    /// The folders that a run leaves.
-    fn results(&self) -> [PathBuf; 3] {
+    /// What a run leaves and the next one deletes, the mark of a finished one last.
+    fn results(&self) -> [PathBuf; 4] {
         [
             self.path.join(CHECKPOINTS),
             self.adapter_dir(),
             self.merged_dir(),
+            self.path.join(SUMMARY),
         ]
     }
 
-    /// Checks that `config` names nothing in the results of a finished run.
+    /// Checks that `config` names nothing in the results of the run before.
     fn require_unread(&self, config: &RecipeConfig) -> Result<()> {
         let folders = self.results();
         let inputs = [
             ("checkpoint_dir", &config.checkpoint_dir),
+            ("adapter_checkpoint", &config.adapter_checkpoint),
             ("tokenizer", &config.tokenizer),
             ("dataset", &config.dataset),
             ("validation_dataset", &config.validation_dataset),
@@ -190,7 +209,7 @@ impl RunDir {
     /// What a run that was killed was writing. Whatever cannot be removed does no harm.
     fn remove_temporary(&self) {
         let entries = |folder: &Path| fs::read_dir(folder).into_iter().flatten().flatten();
-        let [checkpoints, adapter, merged] = self.results();
+        let [checkpoints, adapter, merged, _] = self.results();
         let checkpoints = entries(&checkpoints).map(|entry| entry.path());
         let folders = checkpoints.chain([adapter, merged]);
         for file in folders.flat_map(|folder| entries(&folder)) {
@@ -429,6 +448,14 @@ impl Summary {
     pub fn read(run_dir: impl AsRef<Path>) -> Result<Self> {
         let path = run_dir.as_ref().join(SUMMARY);
         serde_json::from_str(&read_text(&path)?).map_err(|error| Error::format(&path, error))
+    }
+}
+
+/// Whether this is a file, or a folder with something in it.
+fn holds_something(path: &Path) -> bool {
+    match fs::read_dir(path) {
+        Ok(mut entries) => entries.next().is_some(),
+        Err(_) => path.exists(),
     }
 }
 

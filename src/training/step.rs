@@ -6,11 +6,11 @@ use super::gradients::{
     Activations, LOSS_CHUNK_ROWS, lm_loss_sum, micro_batch_gradients, read_sum,
 };
 use super::{AdamW, AdamWConfig, LrSchedule};
-use crate::Result;
 use crate::data::Batch;
 use crate::distributed::{ProcessGroup, SingleProcess, reduce_gradients};
 use crate::llama::TransformerDecoder;
 use crate::ops::{compute_dtype, mix};
+use crate::{Error, Result};
 
 /// What a step's summed loss is divided by.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -141,10 +141,11 @@ fn gradients_of(
     options: GradientOptions,
 ) -> (Vec<Tensor<1>>, GradientsParams) {
     let mut accumulator = GradientsAccumulator::new();
-    let scale = loss_scale(model, &counts);
+    let divisor = |batch| options.normalization.divisor(batch, &counts);
+    let scale = loss_scale(model, batches.iter().map(divisor));
     let micro_batches = (counts.micro_batches_before..).zip(batches);
     let losses = micro_batches.flat_map(|(index, batch)| {
-        let divisor = options.normalization.divisor(batch, &counts) / scale;
+        let divisor = divisor(batch) / scale;
         let options = GradientOptions {
             seed: mix(options.seed, index as u64),
             ..options
@@ -160,14 +161,18 @@ fn gradients_of(
     (losses, grads)
 }
 
-/// What the loss is multiplied by before the backward pass, and the gradients of the parameters, f32,
-/// divided by after it. In f16, whose smallest number is 6e-8, much of the gradient of a mean over
-/// thousands of tokens would be zero; that of their sum is not. A power of two, which rounds nothing.
-/// Micikevicius et al., <https://arxiv.org/abs/1710.03740>, section 3.2.
-fn loss_scale(model: &TransformerDecoder, counts: &StepCounts) -> f64 {
+/// What the loss is multiplied by before the backward pass, and the adapters' gradients, which are f32,
+/// divided by after it. In f16, whose smallest number is 6e-8, much of the gradient of a mean over thousands
+/// of tokens would be zero; that of their sum is not. The scale is a power of two, which rounds nothing, and at
+/// most what any micro-batch's sum of losses is divided by. Micikevicius et al.,
+/// <https://arxiv.org/abs/1710.03740>, section 3.2.
+fn loss_scale(model: &TransformerDecoder, divisors: impl Iterator<Item = f64>) -> f64 {
     let weight = model.tok_embeddings.weight.val();
     match compute_dtype(&weight.device(), weight.dtype()) {
-        DType::F16 => counts.labels.max(1.0).log2().floor().exp2(),
+        DType::F16 => {
+            let smallest = divisors.filter(|divisor| *divisor >= 1.0).reduce(f64::min);
+            smallest.unwrap_or(1.0).log2().floor().exp2()
+        }
         _ => 1.0,
     }
 }
@@ -182,7 +187,7 @@ pub fn validation_loss(model: &TransformerDecoder, batches: &[Batch]) -> f64 {
 /// The same, with the batches dealt out to the members of a group, each of which has all of them.
 ///
 /// # Errors
-/// [`Error::PeerLost`](crate::Error::PeerLost) if a member has ended.
+/// [`Error::PeerLost`] if a member has ended.
 pub fn validation_loss_in(
     group: &dyn ProcessGroup,
     model: &TransformerDecoder,
@@ -279,7 +284,7 @@ impl Trainer {
     /// all gradients and the loss, as one vector.
     ///
     /// # Errors
-    /// [`Error::PeerLost`](crate::Error::PeerLost) if a member has ended.
+    /// [`Error::PeerLost`] if a member has ended.
     ///
     /// # Panics
     /// As [`accumulate_gradients`].
@@ -308,6 +313,22 @@ impl Trainer {
             grads,
             num_tokens: counts.tokens as usize,
         })
+    }
+
+    /// Checks that loss and gradients are numbers, before an update spoils the adapter.
+    ///
+    /// # Errors
+    /// [`Error::Diverged`] if one is infinite or none.
+    pub fn require_finite(&self, gradients: &StepGradients) -> Result<()> {
+        let (loss, grad_norm) = (gradients.loss, gradients.grad_norm);
+        match loss.is_finite() && grad_norm.is_finite() {
+            true => Ok(()),
+            false => Err(Error::Diverged {
+                step: self.step + 1,
+                loss,
+                grad_norm,
+            }),
+        }
     }
 
     /// The second half of a step: clipping and the optimizer's update.

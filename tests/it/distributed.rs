@@ -13,7 +13,7 @@ use burn_peft::distributed::{
 use burn_peft::llama::TransformerDecoder;
 use burn_peft::lora::{AttnModule, LoRAConfig};
 use burn_peft::training::{
-    AdamWConfig, LossNormalization, LrSchedule, ScheduleKind, StepOutput, Trainer,
+    AdamWConfig, LossNormalization, LrSchedule, ScheduleKind, StepOutput, Trainer, lm_loss_sum,
     validation_loss_in,
 };
 
@@ -44,7 +44,11 @@ fn samples() -> Vec<Sample> {
             .collect();
         let mut labels: Vec<i32> = tokens.iter().map(|token| *token as i32).collect();
         labels[..index % (len - 1)].fill(IGNORE_INDEX);
-        Sample { tokens, labels }
+        Sample {
+            tokens,
+            labels,
+            is_cut: false,
+        }
     };
     (0..37).map(sample).collect()
 }
@@ -210,6 +214,9 @@ fn validation_is_shared() {
     let indices: Vec<Vec<usize>> = (0..5).map(|i| vec![i, i + 5]).collect();
     let (model, batches) = (model(), batches(&samples, &indices));
     let alone = validation_loss_in(&SingleProcess, &model, &batches).unwrap();
+    let sum: f64 = batches.iter().filter_map(|b| lm_loss_sum(&model, b)).sum();
+    let labels: usize = batches.iter().map(Batch::num_label_tokens).sum();
+    assert!((alone - sum / labels as f64).abs() < 1e-9);
     let shared = in_threads(3, |member| {
         validation_loss_in(&member, &model, &batches).unwrap()
     });

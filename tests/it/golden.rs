@@ -1,13 +1,17 @@
 //! Equality with transformers and PEFT. `tests/golden_paths.rs` has the gradients and the training
 //! steps, on every path.
 
+use approx::assert_relative_eq;
+use burn::module::{Module, ModuleVisitor, Param};
+use burn::optim::GradientsParams;
 use burn::tensor::{Bool, Tensor, TensorData};
-use burn_peft::adapter::state_dict;
+use burn_peft::adapter::{get_params, state_dict};
 use burn_peft::checkpoint::{load_hf, read_hf_config};
 use burn_peft::generate::{GenerateOptions, generate};
 use burn_peft::llama::{AttentionMask, RotaryEmbedding, TransformerDecoder};
 use burn_peft::training::{
-    AdamWConfig, LossNormalization, LrSchedule, ScheduleKind, Trainer, lm_loss_sum,
+    AdamWConfig, GradientOptions, LossNormalization, LrSchedule, ScheduleKind, Trainer,
+    accumulate_gradients, lm_loss_sum,
 };
 
 use crate::common::{Tensors, assert_close, assert_floats_close, device, floats, golden};
@@ -226,4 +230,64 @@ fn learning_rates() {
         }
     }
     assert_eq!(compared, 320);
+}
+
+/// Without adapters everything is trained: embedding, norms and output too.
+#[test]
+fn full_gradients_have_transformers_norms() {
+    for case in ["gqa", "mha"] {
+        let model = base(case);
+        let batch = inputs(case).batch("input_ids", "labels");
+        let (_, grads) = accumulate_gradients(&model, &[batch], GradientOptions::default());
+        let text = std::fs::read_to_string(golden(case).join("case.json")).unwrap();
+        let json: serde_json::Value = serde_json::from_str(&text).unwrap();
+        let expected = json["full_finetune_grad_l2"].as_object().unwrap();
+        let mut norms = Norms {
+            grads: &grads,
+            found: Vec::new(),
+        };
+        model.visit(&mut norms);
+        let params = get_params(&model);
+        assert_eq!(norms.found.len(), params.len());
+        assert_eq!(expected.len(), params.len());
+        for ((name, _), norm) in params.iter().zip(norms.found) {
+            let expected = expected[&hf_name(name)].as_f64().unwrap();
+            assert_relative_eq!(norm, expected, max_relative = 1e-4);
+        }
+    }
+}
+
+struct Norms<'a> {
+    grads: &'a GradientsParams,
+    found: Vec<f64>,
+}
+
+impl ModuleVisitor for Norms<'_> {
+    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+        let grad = self.grads.get::<D>(param.id).expect("it is trained");
+        let squares = grad.into_data().iter::<f64>().map(|x| x * x).sum::<f64>();
+        self.found.push(squares.sqrt());
+    }
+}
+
+fn hf_name(name: &str) -> String {
+    let inside = [
+        ("attn.output_proj", "self_attn.o_proj"),
+        (".attn.", ".self_attn."),
+        ("mlp.w1", "mlp.gate_proj"),
+        ("mlp.w2", "mlp.down_proj"),
+        ("mlp.w3", "mlp.up_proj"),
+        ("sa_norm", "input_layernorm"),
+        ("mlp_norm", "post_attention_layernorm"),
+        ("tok_embeddings", "embed_tokens"),
+    ];
+    let name = inside
+        .into_iter()
+        .fold(name.to_owned(), |name, (ours, theirs)| {
+            name.replace(ours, theirs)
+        });
+    match name.strip_prefix("output.") {
+        Some(rest) => format!("lm_head.{rest}"),
+        None => format!("model.{name}"),
+    }
 }

@@ -9,5 +9,6 @@ mod golden;
 mod golden_cases;
 mod initialize;
 mod own_model;
+mod panics;
 mod snapshots;
 mod stories;

@@ -15,7 +15,8 @@ import time
 
 STEPS = 50
 TOLERANCE = 1e-5
-MPIRUN = ["mpirun", "--allow-run-as-root", "--oversubscribe"]
+# Survivors have time to save before they are killed too.
+MPIRUN = ["mpirun", "--allow-run-as-root", "--oversubscribe", "--mca", "odls_base_sigkill_timeout", "5"]
 QUIET = {**os.environ, "RAYON_NUM_THREADS": "1"}
 
 
@@ -129,6 +130,7 @@ def a_death(recipe: Recipe, rank: int, unbroken: dict[int, float]) -> None:
         shutil.copytree(recipe.folder / name, recipe.folder / resumed)
         losses = recipe.run(processes, resumed, "batch_size=2", "resume_from_checkpoint=true")
         require_close(f"rank {rank} killed, resumed by {processes}", losses, unbroken)
+        assert processes == 1 or losses == unbroken, "two that resume are not the two that began"
 
 
 def ends_together(recipe: Recipe, name: str, *programs: list[str]) -> str:
@@ -166,10 +168,17 @@ def old_checkpoints(recipe: Recipe) -> None:
     print("two checkpoints are kept")
 
 
-def a_panic(recipe: Recipe) -> None:
-    errors = ends_together(recipe, "panic", ["BURN_DEVICE=flex"], ["BURN_DEVICE=nonsense"])
-    assert "panicked" in errors, errors
-    print("a panic of one process ends the other")
+def an_early_end(recipe: Recipe) -> None:
+    """An error or a panic of one process ends the other."""
+    errors = ends_together(recipe, "error", ["BURN_DEVICE=flex"], ["BURN_DEVICE=nonsense"])
+    assert "not built for `nonsense`" in errors, errors
+    # What cannot be printed panics.
+    program = [recipe.program, *recipe.overrides("panic")]
+    full = ["bash", "-c", 'exec "$@" > /dev/full', "bash", *program]
+    command = [*MPIRUN, "-n", "1", *full, ":", "-n", "1", *program]
+    run = subprocess.run(command, env=QUIET, capture_output=True, text=True, timeout=60)
+    assert run.returncode != 0 and "panicked" in run.stderr, run.stderr
+    print("an error or a panic of one process ends the other")
 
 
 def different_data(recipe: Recipe) -> None:
@@ -209,7 +218,7 @@ def main(program: str) -> None:
         different_configurations(recipe)
         a_failure(recipe)
         old_checkpoints(recipe)
-        a_panic(recipe)
+        an_early_end(recipe)
 
 
 if __name__ == "__main__":

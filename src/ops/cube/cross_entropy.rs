@@ -15,6 +15,8 @@ fn cross_entropy_kernel<F: Float, I: Int>(
     targets: &Tensor<I>,
     losses: &mut Tensor<f32>,
     classes: usize,
+    // WGSL has no literal for it.
+    nan: f32,
     #[comptime] with_grad: bool,
     #[define(F, I)] _dtypes: [ElemType; 2],
 ) {
@@ -46,7 +48,7 @@ fn cross_entropy_kernel<F: Float, I: Int>(
         losses[row] = if target < classes {
             largest + total.ln() - f32::cast_from(logits[start + target])
         } else {
-            f32::NAN.runtime()
+            nan
         };
     }
     if with_grad {
@@ -92,6 +94,7 @@ fn launch(logits: &CubeTensor, targets: CubeTensor, with_grad: bool) -> CubeTens
         targets.into_tensor_arg(),
         losses.clone().into_tensor_arg(),
         classes,
+        f32::NAN,
         with_grad,
         dtypes,
     );

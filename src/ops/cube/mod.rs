@@ -21,8 +21,6 @@ mod row;
 mod squares;
 mod swiglu;
 
-use std::sync::atomic::Ordering;
-
 use burn::backend::DispatchDevice;
 #[cfg(feature = "cuda")]
 use burn::backend::FloatDType;
@@ -48,7 +46,7 @@ use super::portable;
 /// Whether operations on `tensor` have a kernel here.
 fn takes(tensor: &CubeTensor) -> bool {
     let is_float = matches!(tensor.dtype, DType::F32 | DType::BF16 | DType::F16);
-    is_float && super::FUSED.load(Ordering::Relaxed)
+    is_float && super::is_fused()
 }
 
 /// Whether `device` has [`StepOps::flash_attention`] for heads of `head_dim` numbers of type `dtype`.
@@ -57,7 +55,7 @@ pub(super) fn has_flash_attention(device: &Device, dtype: DType, head_dim: usize
     let DispatchDevice::Cube(device) = device.as_dispatch() else {
         return false;
     };
-    super::FUSED.load(Ordering::Relaxed) && flash::takes(&device.client(), dtype, head_dim)
+    super::is_fused() && flash::takes(&device.client(), dtype, head_dim)
 }
 
 /// Whether products on `device` are CubeCL's for want of cuBLAS.

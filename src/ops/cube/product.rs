@@ -41,7 +41,7 @@ pub fn product(a: CubeTensor, b: CubeTensor, scale: f64, dtype: DType) -> CubeTe
     }
 }
 
-/// Of f32, without the matrix units.
+/// A product of f32 without the matrix units.
 fn product_without_rounding(a: CubeTensor, b: CubeTensor) -> CubeTensor {
     let (mut shape, last) = (a.shape(), a.shape().num_dims() - 1);
     shape[last] = b.shape()[last];

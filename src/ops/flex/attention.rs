@@ -39,14 +39,16 @@ impl Sizes {
 
 /// The keys from the first to the last that some queries see.
 fn union(seen: &[Range<usize>]) -> Range<usize> {
-    let start = seen.iter().map(|range| range.start).min().unwrap_or(0);
-    let end = seen.iter().map(|range| range.end).max().unwrap_or(0);
-    start..end.max(start)
+    let seen = || seen.iter().filter(|range| !range.is_empty());
+    let start = seen().map(|range| range.start).min().unwrap_or(0);
+    let end = seen().map(|range| range.end).max().unwrap_or(0);
+    start..end
 }
 
-/// A range of keys counted from the first of `keys`.
+/// What lies in `keys` of a range of keys, counted from their first.
 fn within(seen: &Range<usize>, keys: &Range<usize>) -> Range<usize> {
-    seen.start - keys.start..seen.end - keys.start
+    let place = |key: usize| key.clamp(keys.start, keys.end) - keys.start;
+    place(seen.start)..place(seen.end)
 }
 
 /// A buffer of which several threads write parts that do not overlap.

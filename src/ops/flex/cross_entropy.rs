@@ -3,7 +3,7 @@ use burn::backend::tensor::IntTensor;
 use burn::backend::{Flex, IntDType, TensorMetadata};
 use rayon::prelude::*;
 
-use super::vector::{exp, max, sum, vectorized};
+use super::vector::{exp, max, sum, sum_of, vectorized};
 use super::{Primitive, contiguous, into_contiguous, primitive};
 
 pub fn forward(logits: Primitive, targets: IntTensor<Flex>) -> Primitive {
@@ -16,7 +16,7 @@ pub fn forward(logits: Primitive, targets: IntTensor<Flex>) -> Primitive {
             #[inline(always)]
             || {
                 let largest = max(row);
-                (largest, row.iter().map(|x| exp(x - largest)).sum())
+                (largest, sum_of(row, |x| exp(x - largest)))
             },
         );
         loss(row[*target], largest, total)

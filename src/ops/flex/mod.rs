@@ -11,8 +11,6 @@ mod squares;
 mod swiglu;
 mod vector;
 
-use std::sync::atomic::Ordering;
-
 use burn::backend::ops::FloatTensorOps;
 use burn::backend::tensor::{FloatTensor, IntTensor};
 use burn::backend::{DispatchDevice, Flex};
@@ -30,12 +28,12 @@ use super::portable;
 pub(super) fn fuses(device: &Device) -> bool {
     let device = device.clone().without_autodiff();
     let is_flex = matches!(device.as_dispatch(), DispatchDevice::Flex(_));
-    is_flex && super::FUSED.load(Ordering::Relaxed)
+    is_flex && super::is_fused()
 }
 
 /// Whether operations on `tensor` are fused.
 fn takes(tensor: &Primitive) -> bool {
-    tensor.dtype() == DType::F32 && super::FUSED.load(Ordering::Relaxed)
+    tensor.dtype() == DType::F32 && super::is_fused()
 }
 
 type Primitive = FloatTensor<Flex>;

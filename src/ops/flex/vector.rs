@@ -117,12 +117,18 @@ pub fn dot(a: &[f32], b: &[f32]) -> f32 {
 /// The sum of a slice, in 16 partial sums.
 #[inline(always)]
 pub fn sum(values: &[f32]) -> f32 {
+    sum_of(values, |value| value)
+}
+
+/// The sum of `f` of each number, in 16 partial sums.
+#[inline(always)]
+pub fn sum_of(values: &[f32], f: impl Fn(f32) -> f32) -> f32 {
     let mut sums = [0.0f32; 16];
     let chunks = values.chunks_exact(16);
-    let rest: f32 = chunks.remainder().iter().sum();
+    let rest: f32 = chunks.remainder().iter().map(|value| f(*value)).sum();
     for values in chunks {
         for i in 0..16 {
-            sums[i] += values[i];
+            sums[i] += f(values[i]);
         }
     }
     sums.iter().sum::<f32>() + rest

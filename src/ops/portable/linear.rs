@@ -1,7 +1,7 @@
 use burn::backend::tensor::FloatTensor;
 use burn::backend::{Backend, FloatDType, TensorMetadata};
 
-use super::cast;
+use super::{cast, to_f32};
 
 /// A weight of another type is brought to that of `x` here and again in the backward pass: no copy
 /// of it is kept.
@@ -22,13 +22,16 @@ pub fn weight_grad<B: Backend>(
     x: FloatTensor<B>,
     weight: FloatTensor<B>,
 ) -> FloatTensor<B> {
-    // A sum over all tokens may be beyond f16.
     let dtype = weight.dtype().into();
-    let [x, grad] = [x, grad].map(|tensor| cast::<B>(tensor, dtype));
-    B::float_swap_dims(B::linear_weight_backward(x, grad), 0, 1)
+    let [x, grad] = match dtype {
+        // A sum over all tokens may be beyond f16.
+        FloatDType::F32 => [x, grad].map(to_f32::<B>),
+        _ => [x, grad],
+    };
+    transposed::<B>(B::linear_weight_backward(x, grad), dtype)
 }
 
-/// Burn's layout of a weight, `[in_dim, out_dim]`.
+/// Burn's layout of a weight, `[in_dim, out_dim]`, or back.
 fn transposed<B: Backend>(weight: FloatTensor<B>, dtype: FloatDType) -> FloatTensor<B> {
     B::float_swap_dims(cast::<B>(weight, dtype), 0, 1)
 }

@@ -109,7 +109,7 @@ impl Linear {
         }
     }
 
-    /// Those of the largest parameter that is trained.
+    /// The numbers of the largest trained parameter.
     pub fn largest_trained(&self) -> usize {
         match self.trained {
             Trained::Nothing => 0,
@@ -118,7 +118,7 @@ impl Linear {
         }
     }
 
-    /// Whether it keeps its input, which it may share with others.
+    /// Whether the layer keeps its input for the backward pass. It may share it with others.
     fn keeps_input(&self) -> bool {
         match self.trained {
             Trained::Nothing => false,
@@ -229,12 +229,12 @@ impl Layer {
         self.linears.iter().map(Linear::num_trained).sum::<usize>() + norms
     }
 
-    /// Those of the way down, which the backward pass comes to first.
+    /// The numbers of the trained parameters of the way down, which the backward pass comes to first.
     pub fn num_trained_down(&self) -> usize {
         self.linears[6].num_trained()
     }
 
-    /// Those of the largest parameter that is trained.
+    /// The numbers of the largest trained parameter.
     pub fn largest_trained(&self) -> usize {
         let largest = self.linears.iter().map(Linear::largest_trained).max();
         largest.unwrap_or(0)

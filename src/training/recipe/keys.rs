@@ -41,7 +41,14 @@ use Kind::*;
 const PATH: Kind = Text("a path");
 
 /// Other names in use for the same word, with ours.
-const ALIASES: [(&str, &str); 3] = [("o_proj", "output_proj"), ("fp32", "f32"), ("fp16", "f16")];
+const ALIASES: [(&str, &str); 6] = [
+    ("o_proj", "output_proj"),
+    ("fp32", "f32"),
+    ("float32", "f32"),
+    ("bfloat16", "bf16"),
+    ("fp16", "f16"),
+    ("float16", "f16"),
+];
 
 /// In the order of [`RecipeConfig`]'s fields.
 pub(super) const KEYS: &[RecipeKey] = &[
@@ -97,11 +104,19 @@ pub(super) const KEYS: &[RecipeKey] = &[
     )
     .optional(),
     key(
+        "adapter_checkpoint",
+        PATH,
+        "PEFT folder with an adapter of the same configuration to begin with; `null` is a new adapter.",
+    )
+    .optional()
+    .free(),
+    key(
         "dataset",
         PATH,
-        "Alpaca records to train on, JSON or JSONL; `null` is the embedded set.",
+        "Alpaca records to train on, JSON or JSONL; `null` is the embedded set, for the embedded model only.",
     )
-    .optional(),
+    .optional()
+    .free(),
     key(
         "validation_dataset",
         PATH,
@@ -193,7 +208,7 @@ pub(super) const KEYS: &[RecipeKey] = &[
     key(
         "dtype",
         Word(&["f32", "bf16", "f16"]),
-        "Type of the base model's weights; `fp32` and `fp16` are accepted too. f16 is for GPUs without \
+        "Type of the base model's weights; `fp32`, `bfloat16` and the like are accepted too. f16 is for GPUs without \
          bf16; the recipe scales the loss for it.",
     ),
     key(
@@ -216,6 +231,12 @@ pub(super) const KEYS: &[RecipeKey] = &[
     )
     .free(),
     key("output_dir", PATH, "The run's folder.").free(),
+    key(
+        "overwrite_output_dir",
+        Flag,
+        "A new run deletes the checkpoints, the adapter and the merged model of another run in `output_dir`.",
+    )
+    .free(),
     key(
         "save_every_n_steps",
         Count(1),
@@ -432,7 +453,7 @@ fn word<'a>(choices: &[&'a str], value: &Value) -> Option<&'a str> {
 /// The words in the order of the choices and each only once, so that lists of the same meaning are
 /// equal.
 fn words(choices: &[&str], value: &Value) -> Option<Value> {
-    let written = value.as_array()?;
+    let written = value.as_array().map_or(std::slice::from_ref(value), |v| v);
     let known: Option<Vec<&str>> = written.iter().map(|w| word(choices, w)).collect();
     let known = known?;
     let ordered = choices.iter().filter(|choice| known.contains(choice));

@@ -25,7 +25,7 @@ pub struct QueryBlock {
     pub end_of_all: usize,
 }
 
-/// Of planes with `16 below` queries.
+/// The queries of planes with `16 below` of them each.
 #[cube]
 pub fn query_block<I: Int>(
     visible: &Tensor<I>,

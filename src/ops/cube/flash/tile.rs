@@ -131,7 +131,7 @@ pub struct Stream<F: Float> {
     coming: Array<Vector<F, Eight>>,
 }
 
-/// Of which nothing has been sent for.
+/// A stream of which no rows have been sent for.
 #[cube]
 pub fn new_stream<F: Float>(#[comptime] head_dim: usize) -> Stream<F> {
     Stream::<F> {

@@ -1,0 +1,148 @@
+//! What a run prints.
+
+use std::io::IsTerminal;
+use std::path::Path;
+use std::time::Duration;
+
+use burn_peft::ops::lacks_cublas;
+use burn_peft::training::{
+    Bytes, EstimateConfig, LrSchedule, available_memory_bytes, estimate, suggestions,
+};
+use indicatif::{ProgressBar, ProgressStyle};
+
+use crate::launch::Member;
+use crate::records::Data;
+
+/// What is trained on what.
+pub fn print_work(model: &Path, data: &Data) {
+    let (count, source) = (data.samples.len(), data.source.display());
+    println!(
+        "{} is finetuned on {count} records of {source}.\n",
+        model.display()
+    );
+}
+
+const WITHOUT_CUBLAS: &str = "\
+Matrices are not multiplied by cuBLAS, and a step takes several times as long: put the folder with
+libcublas.so into LD_LIBRARY_PATH (scripts/install_cublas.sh brings one where there is no CUDA toolkit),
+and use a driver of CUDA 12.5 or newer.";
+
+/// What the estimate of a GPU's memory leaves out: what cuBLAS takes, and what lies between the
+/// buffers of CubeCL's pools.
+const GPU_OVERHEAD: u64 = 2_000_000_000;
+
+/// The memory that the run will take on the device and, if there is not as much, what takes less; and
+/// whether the device could be faster.
+pub fn print_device(config: &EstimateConfig, member: &Member) {
+    let device = member.device;
+    let memory = estimate(config);
+    println!("Estimated memory of the training:\n{memory}");
+    let is_gpu = device.memory_pool_usage().is_some();
+    if let Some(available) = available_memory_bytes(device) {
+        // GPUs have memory of their own.
+        let sharing = if is_gpu { 1 } else { member.num_local };
+        let available = available / sharing as u64;
+        println!("{:<12}{:>9}", "available", Bytes(available));
+        if sharing > 1 {
+            println!("for each of the {sharing} that train on this machine");
+        }
+        let usable = match is_gpu {
+            true => available.saturating_sub(GPU_OVERHEAD),
+            false => available,
+        };
+        if memory.total() > usable {
+            println!("This will probably not fit.");
+            for suggestion in suggestions(config, usable) {
+                println!("{suggestion}");
+            }
+        }
+    }
+    println!();
+    if lacks_cublas(device) {
+        println!("{WITHOUT_CUBLAS}\n");
+    }
+}
+
+pub fn print_notes(notes: &[String], schedule: &LrSchedule) {
+    for note in notes.iter().chain(&late_warmup(schedule)) {
+        println!("note: {note}");
+    }
+}
+
+fn late_warmup(schedule: &LrSchedule) -> Option<String> {
+    let (warmup, total) = (schedule.warmup_steps, schedule.total_steps);
+    (warmup >= total).then(|| {
+        format!(
+            "the learning rate never reaches optimizer.lr: the run has {total} steps, \
+             lr_scheduler.num_warmup_steps is {warmup}"
+        )
+    })
+}
+
+/// Tokens per second of the steps alone.
+#[derive(Default)]
+pub struct Speed {
+    tokens: usize,
+    time: Duration,
+    /// Those of the last step.
+    pub last: f64,
+}
+
+impl Speed {
+    pub fn add(&mut self, tokens: usize, time: Duration) {
+        self.tokens += tokens;
+        self.time += time;
+        self.last = tokens as f64 / time.as_secs_f64();
+    }
+
+    pub fn mean(&self) -> f64 {
+        match self.tokens {
+            0 => 0.0,
+            tokens => tokens as f64 / self.time.as_secs_f64(),
+        }
+    }
+}
+
+/// A bar with loss and tokens/s on a terminal; in a log file, a line now and then.
+pub struct Progress {
+    bar: ProgressBar,
+    total_steps: usize,
+    is_shown: bool,
+}
+
+impl Progress {
+    pub fn new(total_steps: usize, done: usize, is_shown: bool) -> Self {
+        let template = "{bar:40} {pos}/{len} steps, {msg}, {eta} left";
+        let style = ProgressStyle::with_template(template).expect("the template is valid");
+        let bar = match is_shown {
+            true => ProgressBar::new(total_steps as u64).with_style(style),
+            false => ProgressBar::hidden(),
+        };
+        Self {
+            bar: bar.with_position(done as u64),
+            total_steps,
+            is_shown,
+        }
+    }
+
+    pub fn show(&self, step: usize, loss: f64, tokens_per_second: f64) {
+        let message = format!("loss {loss:.4}, {tokens_per_second:.0} tokens/s");
+        let is_tick = step.is_multiple_of(self.total_steps.div_ceil(20));
+        if self.is_shown && is_tick && !std::io::stderr().is_terminal() {
+            println!("step {step} of {}: {message}", self.total_steps);
+        }
+        self.bar.set_message(message);
+        self.bar.set_position(step as u64);
+    }
+
+    /// A line above the bar.
+    pub fn say(&self, line: &str) {
+        if self.is_shown {
+            self.bar.suspend(|| println!("{line}"));
+        }
+    }
+
+    pub fn finish(&self) {
+        self.bar.finish();
+    }
+}

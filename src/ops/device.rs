@@ -1,0 +1,100 @@
+//! What a device can do, and how a process computes on it.
+#![cfg_attr(
+    not(all(feature = "cuda", feature = "flex")),
+    allow(unused_variables, reason = "questions that only one backend answers")
+)]
+
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use burn::tensor::{DType, Device};
+use serde::{Deserialize, Serialize};
+
+#[cfg(feature = "cuda")]
+use super::cube;
+#[cfg(feature = "flex")]
+use super::flex;
+
+/// The type that a model with weights of type `dtype` computes in: f32 in the fused bodies of Flex,
+/// where products in half precision are slower than widening their weights; elsewhere that of the
+/// weights.
+///
+/// This is the one rule of mixed types. The embedding brings its rows to this type, every operation
+/// gives what it is given, and [`linear`](super::linear()) brings a weight of another type, such as an adapter's f32,
+/// to that of its input. The norms, the softmax, the loss and sums over gradients are computed in
+/// f32; adapters, their gradients and the optimizer's moments are f32.
+pub fn compute_dtype(device: &Device, dtype: DType) -> DType {
+    match is_fused_cpu(device) {
+        true => DType::F32,
+        false => dtype,
+    }
+}
+
+/// Whether f32 operations of a device have the fused bodies of Flex.
+pub(crate) fn is_fused_cpu(device: &Device) -> bool {
+    #[cfg(feature = "flex")]
+    return flex::fuses(device);
+    #[cfg(not(feature = "flex"))]
+    return false;
+}
+
+/// Whether products on `device`, of CUDA, are CubeCL's, which take several times longer, because
+/// cuBLAS cannot be used: the loader finds no `libcublas.so`, or one that does not go with the driver
+/// (that of CUDA 13 with a driver of CUDA 12), or the driver is older than CUDA 12.5.
+pub fn lacks_cublas(device: &Device) -> bool {
+    #[cfg(feature = "cuda")]
+    return cube::lacks_cublas(device);
+    #[cfg(not(feature = "cuda"))]
+    return false;
+}
+
+/// The memory of a CUDA device that nobody has taken, in bytes.
+pub(crate) fn free_memory(device: &Device) -> Option<u64> {
+    #[cfg(feature = "cuda")]
+    return cube::free_memory(device);
+    #[cfg(not(feature = "cuda"))]
+    return None;
+}
+
+static FUSED: AtomicBool = AtomicBool::new(true);
+
+/// Whether fused bodies are used where there are any, in this process; they are unless this says
+/// otherwise. For comparing the two.
+pub fn set_fused(fused: bool) {
+    FUSED.store(fused, Ordering::Relaxed);
+}
+
+#[cfg(any(feature = "flex", feature = "cube"))]
+pub(super) fn is_fused() -> bool {
+    FUSED.load(Ordering::Relaxed)
+}
+
+/// How products are computed where activations are f32: on the CPU those with frozen bf16 weights, on
+/// GPUs all.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum MatmulPrecision {
+    /// In f32, as if the weights were f32.
+    #[default]
+    Highest,
+    /// With inputs rounded and sums in f32. On the CPU activations are rounded to bf16, as PyTorch
+    /// computes a bf16 model, where the processor multiplies bf16 (AVX512-BF16, AMX), otherwise as
+    /// `Highest`: faster on AMD's processors and with AMX, slower on Intel's without it, so measure.
+    /// On a GPU both inputs are rounded to TF32, if it has it.
+    Medium,
+}
+
+static MEDIUM: AtomicBool = AtomicBool::new(false);
+
+/// Sets the precision of this process. The name is PyTorch's
+/// (`torch.set_float32_matmul_precision`).
+pub fn set_matmul_precision(precision: MatmulPrecision) {
+    MEDIUM.store(precision == MatmulPrecision::Medium, Ordering::Relaxed);
+}
+
+/// The precision of this process.
+pub fn matmul_precision() -> MatmulPrecision {
+    match MEDIUM.load(Ordering::Relaxed) {
+        true => MatmulPrecision::Medium,
+        false => MatmulPrecision::Highest,
+    }
+}

@@ -1,0 +1,212 @@
+"""Checks what the recipe's keys do: python check_recipe.py LORA_ALPACA
+
+LORA_ALPACA is the example. It finetunes the embedded model for a few steps a case.
+"""
+
+import json
+import os
+import pathlib
+import signal
+import struct
+import subprocess
+import sys
+import tempfile
+import time
+
+STEPS = 12
+
+
+class Run:
+    """A run of the example in a folder of its own."""
+
+    def __init__(self, program: str, folder: pathlib.Path, *overrides: str):
+        self.folder = folder
+        self.command = [
+            program,
+            f"output_dir={folder}",
+            "epochs=1",
+            f"max_steps_per_epoch={STEPS}",
+            "save_adapter_weights_only=true",
+            *overrides,
+        ]
+
+    def done(self) -> "Run":
+        run = subprocess.run(self.command, capture_output=True, text=True)
+        assert run.returncode == 0, run.stderr
+        self.output = run.stdout
+        return self
+
+    def fails(self) -> str:
+        run = subprocess.run(self.command, capture_output=True, text=True)
+        assert run.returncode == 1, run
+        return run.stderr
+
+    def metrics(self, key: str) -> dict[int, float]:
+        lines = (self.folder / "metrics.jsonl").read_text().splitlines()
+        return {line["step"]: line[key] for line in map(json.loads, lines) if key in line}
+
+    def json(self, name: str) -> dict:
+        return json.loads((self.folder / name).read_text())
+
+    def tensors(self, name: str) -> dict[str, dict]:
+        with open(self.folder / name, "rb") as file:
+            (length,) = struct.unpack("<Q", file.read(8))
+            header = json.loads(file.read(length))
+        header.pop("__metadata__", None)
+        return header
+
+
+class Recipe:
+    def __init__(self, program: str, folder: str):
+        self.program, self.folder, self.count = program, pathlib.Path(folder), 0
+
+    def run(self, *overrides: str) -> Run:
+        self.count += 1
+        return Run(self.program, self.folder / str(self.count), *overrides)
+
+
+def validation(recipe: Recipe) -> None:
+    """Every few steps, and as the last word."""
+    records = [{"instruction": "Say yes.", "input": "", "output": "yes"}] * 3
+    path = recipe.folder / "validation.json"
+    path.write_text(json.dumps(records))
+    for source in ["validation_split=0.1", f"validation_dataset={path}"]:
+        run = recipe.run(source, "run_val_every_n_steps=5").done()
+        losses = run.metrics("val_loss")
+        assert list(losses) == [5, 10], losses
+        assert run.json("summary.json")["val_loss"] not in losses.values()
+        run = recipe.run(source, f"run_val_every_n_steps={STEPS}").done()
+        assert run.json("summary.json")["val_loss"] == run.metrics("val_loss")[STEPS]
+
+
+def half_precision(recipe: Recipe) -> None:
+    """The merged model has the base's type, the adapter is f32."""
+    run = recipe.run("dtype=bf16", "save_adapter_weights_only=false").done()
+    config = run.json("merged/config.json")
+    assert config.get("dtype", config.get("torch_dtype")) == "bfloat16", config
+    for name, dtype in [("merged/model", "BF16"), ("adapter/adapter_model", "F32")]:
+        tensors = run.tensors(f"{name}.safetensors")
+        assert {tensor["dtype"] for tensor in tensors.values()} == {dtype}, name
+
+
+def variants(recipe: Recipe) -> None:
+    plain = recipe.run().done()
+    dora = recipe.run("use_dora=true", "use_rslora=true", "lora_dropout=0.1").done()
+    config = dora.json("adapter/adapter_config.json")
+    assert config["use_dora"] and config["use_rslora"] and config["lora_dropout"] == 0.1
+    names = dora.tensors("adapter/adapter_model.safetensors")
+    assert any("lora_magnitude_vector" in name for name in names)
+    assert dora.metrics("loss") != plain.metrics("loss")
+
+    recomputed = recipe.run("enable_activation_checkpointing=true").done()
+    assert recomputed.metrics("loss") == plain.metrics("loss")
+
+    packed = recipe.run("packed=true", "max_seq_len=256", "train_on_input=true").done()
+    losses = packed.metrics("loss")
+    assert len(losses) == STEPS and losses[STEPS] < losses[1], losses
+
+    sparse = recipe.run("log_every_n_steps=5").done()
+    assert sparse.metrics("loss") == {step: plain.metrics("loss")[step] for step in (5, 10)}
+
+
+def notes(recipe: Recipe) -> None:
+    for override, note in [
+        ("max_seq_len=60", "60 tokens and cut there"),
+        ("max_seq_len=60", "have no answer within 60 tokens"),
+        ("max_seq_len=100000", "cut to the model's context"),
+        ("validation_split=0.0001", "nothing is validated"),
+        (f"lr_scheduler.num_warmup_steps={STEPS}", "never reaches optimizer.lr"),
+    ]:
+        lines = recipe.run(override).done().output.splitlines()
+        found = [line for line in lines if line.startswith("note: ") and note in line]
+        assert found, f"{override}: no note says `{note}`"
+
+
+def a_finished_folder(recipe: Recipe) -> None:
+    """A new run there deletes what the last one left, if told to."""
+    first = recipe.run("save_every_n_steps=5").done()
+    overwrite = "overwrite_output_dir=true"
+    again = Run(recipe.program, first.folder, "max_steps_per_epoch=3", overwrite).done()
+    checkpoints = [folder.name for folder in (again.folder / "checkpoints").iterdir()]
+    assert checkpoints == ["step_3"], checkpoints
+    assert len(again.metrics("loss")) == 3
+    refused = Run(recipe.program, first.folder).fails()
+    assert "holds a run that is finished" in refused, refused
+    foreign = recipe.folder / "foreign"
+    (foreign / "adapter").mkdir(parents=True)
+    (foreign / "adapter/mine").write_text("")
+    refused = Run(recipe.program, foreign, overwrite).fails()
+    assert "which no run has left" in refused and (foreign / "adapter").exists(), refused
+
+
+def an_adapter_to_begin_with(recipe: Recipe) -> None:
+    """The second run's first loss is below the first's: it goes on where that ended."""
+    first = recipe.run().done()
+    second = recipe.run(f"adapter_checkpoint={first.folder / 'adapter'}").done()
+    assert second.metrics("loss")[1] < first.metrics("loss")[1] - 0.1
+    refused = recipe.run(f"adapter_checkpoint={first.folder / 'adapter'}", "lora_rank=4").fails()
+    assert "must have the same configuration" in refused, refused
+
+
+def mistakes(recipe: Recipe) -> None:
+    embedded = pathlib.Path(__file__).parents[2] / "examples/assets/tiny"
+    for override, message in [
+        (f"checkpoint_dir={embedded}", "`dataset` is not set"),
+        ("--lora_rnk=4", "unknown key `lora_rnk`; did you mean `lora_rank`?"),
+    ]:
+        errors = recipe.run(override).fails()
+        assert message in errors, errors
+    config = recipe.folder / "run.yaml"
+    config.write_text("epochs: 3\n")
+    last = recipe.run("--lora_rank=0", "--config", str(config)).fails()
+    assert "command line: `lora_rank` is 0" in last, last
+    wrong = subprocess.run(
+        recipe.run().command,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "BURN_DEVICE": "foo"},
+    )
+    assert wrong.returncode == 1 and "not built for `foo`" in wrong.stderr, wrong.stderr
+    assert "panicked" not in wrong.stderr, wrong.stderr
+
+
+def an_interrupt(recipe: Recipe) -> None:
+    """Ctrl-C loses no complete step; what goes on equals a run that was not interrupted, to the bit."""
+    unbroken = recipe.run("max_steps_per_epoch=60").done()
+    for number in [signal.SIGINT, signal.SIGTERM]:
+        run = recipe.run("max_steps_per_epoch=60")
+        pipe = subprocess.PIPE
+        process = subprocess.Popen(run.command, stdout=pipe, stderr=pipe, text=True)
+        metrics = run.folder / "metrics.jsonl"
+        while not metrics.exists() or len(metrics.read_text().splitlines()) < 10:
+            assert process.poll() is None, "the run ended by itself"
+            time.sleep(0.01)
+        process.send_signal(number)
+        _, errors = process.communicate(timeout=60)
+        assert process.returncode == 128 + number, process.returncode
+        assert "is saved in" in errors, errors
+        assert not (run.folder / "summary.json").exists()
+        run.command.append("resume_from_checkpoint=true")
+        assert run.done().metrics("loss") == unbroken.metrics("loss")
+
+
+def main(program: str) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        recipe = Recipe(program, folder)
+        for check in [
+            validation,
+            half_precision,
+            variants,
+            notes,
+            a_finished_folder,
+            an_adapter_to_begin_with,
+            an_interrupt,
+            mistakes,
+        ]:
+            started = time.time()
+            check(recipe)
+            print(f"{check.__name__}: as documented ({time.time() - started:.0f} s)")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
