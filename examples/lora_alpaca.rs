@@ -79,7 +79,10 @@ fn main() -> ExitCode {
     allocator::keep_freed_memory();
     let args = Args::parse_from(std::env::args().map(without_dashes));
     match configuration(&args) {
-        Ok(config) => launch(&config, &|member| finetune(&config, &member)),
+        Ok(config) => {
+            set_matmul_precision(config.matmul_precision);
+            launch(&config, &|member| finetune(&config, &member))
+        }
         Err(error) => exit_code(Err(error)),
     }
 }
@@ -116,7 +119,6 @@ fn finetune(config: &RecipeConfig, member: &Member) -> Result<()> {
     let tokenizer = tokenizer(config, &base_dir, &llama)?;
     let data = Data::load(config, &llama, &tokenizer)?;
     require_same_run(member.group, config, &data)?;
-    set_matmul_precision(config.matmul_precision);
     let is_first = member.group.rank() == 0;
     if is_first {
         print_work(&base_dir, &data);
