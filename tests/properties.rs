@@ -641,28 +641,29 @@ proptest! {
 
 // Dropout.
 
-/// A layer of one number, `y = W x + 2·dropout(x)`.
-fn dropout_layer(dropout: f64, device: &Device) -> LoRALinear {
+/// A layer of one number, with `W = 10`, `A = 1` and `B = 2`: without a magnitude, `y = W x + 2·dropout(x)`.
+fn layer_of_one_number(dropout: f64, magnitude: Option<f32>, device: &Device) -> LoRALinear {
     let lora = LoRAConfig::new([])
         .with_rank(1)
         .with_alpha(1.0)
-        .with_dropout(dropout);
+        .with_dropout(dropout)
+        .with_dora(magnitude.is_some());
     let mut layer = LoRALinear::new(1, 1, &lora, false, device);
     let number = |value: f32| TensorData::new(vec![value], [1, 1]);
-    let values = StateDict::from([
+    let mut values = StateDict::from([
         ("weight".into(), number(10.0)),
         ("lora_a.weight".into(), number(1.0)),
         ("lora_b.weight".into(), number(2.0)),
     ]);
+    let magnitude = magnitude.map(|value| TensorData::new(vec![value], [1]));
+    values.extend(magnitude.map(|value| ("magnitude".into(), value)));
     load_state_dict(&mut layer, &values, true).unwrap();
     layer
 }
 
-#[test]
-fn dropout_drops_the_adapters_input_alone() {
-    let layer = dropout_layer(0.25, &device());
+/// A quarter of the outputs are `dropped`, the others `kept`.
+fn assert_drops_a_quarter(layer: &LoRALinear, dropped: f32, kept: f32) {
     let y = floats(layer.forward(Tensor::<2>::ones([4000, 1], &device())));
-    let (dropped, kept) = (10.0, 10.0 + 2.0 / 0.75);
     let is_close = |y: f32, expected: f32| (y - expected).abs() < 1e-4;
     assert!(
         y.iter()
@@ -670,48 +671,33 @@ fn dropout_drops_the_adapters_input_alone() {
     );
     let share = y.iter().filter(|y| is_close(**y, dropped)).count() as f64 / 4000.0;
     assert_relative_eq!(share, 0.25, epsilon = 0.05);
+}
+
+#[test]
+fn dropout_drops_the_adapters_input_alone() {
+    let layer = layer_of_one_number(0.25, None, &device());
+    assert_drops_a_quarter(&layer, 10.0, 10.0 + 2.0 / 0.75);
 }
 
 #[test]
 fn dropout_is_for_training_only() {
     let plain = Device::default();
     let x = Tensor::<2>::ones([100, 1], &plain);
-    let without_autodiff = dropout_layer(0.9, &plain).forward(x.clone());
+    let without_autodiff = layer_of_one_number(0.9, None, &plain).forward(x.clone());
     assert_eq!(floats(without_autodiff), [12.0; 100]);
-    let valid = dropout_layer(0.9, &device()).valid();
+    let valid = layer_of_one_number(0.9, None, &device()).valid();
     assert_eq!(floats(valid.forward(x)), [12.0; 100]);
-    let training = dropout_layer(0.9, &device());
+    let training = layer_of_one_number(0.9, None, &device());
     let y = floats(training.forward(Tensor::<2>::ones([100, 1], &device())));
     assert_ne!(y, [12.0; 100]);
 }
 
-/// With `W = 10`, `A = 1`, `B = 2` and a magnitude of 24, `‖W + B·A‖ = 12`, so the ratio is 2: what is kept gives
-/// `10 + 10 / 0.75 + 2·2 / 0.75`, what is dropped the base's 10.
+/// With a magnitude of 24, `‖W + B·A‖ = 12`, so the ratio is 2: what is kept gives `10 + (2 - 1)·10 / 0.75 +
+/// 2·2 / 0.75`, what is dropped the base's 10.
 #[test]
 fn doras_magnitude_acts_on_what_dropout_keeps() {
-    let lora = LoRAConfig::new([])
-        .with_rank(1)
-        .with_alpha(1.0)
-        .with_dropout(0.25)
-        .with_dora(true);
-    let mut layer = LoRALinear::new(1, 1, &lora, false, &device());
-    let number = |value: f32| TensorData::new(vec![value], [1, 1]);
-    let values = StateDict::from([
-        ("weight".into(), number(10.0)),
-        ("lora_a.weight".into(), number(1.0)),
-        ("lora_b.weight".into(), number(2.0)),
-        ("magnitude".into(), TensorData::new(vec![24f32], [1])),
-    ]);
-    load_state_dict(&mut layer, &values, true).unwrap();
-    let y = floats(layer.forward(Tensor::<2>::ones([4000, 1], &device())));
-    let (dropped, kept) = (10.0, 10.0 + (10.0 + 2.0 * 2.0) / 0.75);
-    let is_close = |y: f32, expected: f32| (y - expected).abs() < 1e-4;
-    assert!(
-        y.iter()
-            .all(|y| is_close(*y, dropped) || is_close(*y, kept))
-    );
-    let share = y.iter().filter(|y| is_close(**y, dropped)).count() as f64 / 4000.0;
-    assert_relative_eq!(share, 0.25, epsilon = 0.05);
+    let layer = layer_of_one_number(0.25, Some(24.0), &device());
+    assert_drops_a_quarter(&layer, 10.0, 10.0 + (10.0 + 2.0 * 2.0) / 0.75);
 }
 
 #[test]
