@@ -158,7 +158,7 @@ fn small_gradients_do_not_vanish() {
                 model.visit(&mut values);
                 values.1
             };
-            let (one, many) = (gradients(1), gradients(256));
+            let (one, many) = (gradients(1), gradients(64));
             let largest = one[1..].iter().fold(0f32, |max, x| max.max(x.abs()));
             let difference = max_abs_diff(&one, &many);
             println!("{adapter}, {dtype:?}: {difference:e} of {largest:e}");
