@@ -67,16 +67,6 @@ pub struct StateDictKeys {
     pub base: Option<BTreeSet<String>>,
 }
 
-impl StateDictKeys {
-    /// The keys of a base load and of an adapter load into one model.
-    pub fn from_loads(base: &LoadReport, lora: &LoadReport) -> Self {
-        Self {
-            lora: Some(found(lora)),
-            ..Self::from(base)
-        }
-    }
-}
-
 impl From<&LoadReport> for StateDictKeys {
     /// The keys of a base load.
     fn from(base: &LoadReport) -> Self {

@@ -11,7 +11,8 @@ use super::backend::StepOps;
 /// - output: `[1]`
 ///
 /// # Panics
-/// If there is not one target for each row, or a target is not below `classes`; on GPUs, which do not tell, the sum is NaN.
+/// If there is not one target for each row, or a target is not below `classes`; on GPUs, which do not tell,
+/// the sum is NaN then.
 pub fn cross_entropy_sum(logits: Tensor<2>, targets: Tensor<1, Int>) -> Tensor<1> {
     let [rows, _] = logits.dims();
     assert_eq!(targets.dims(), [rows], "each row has one target");

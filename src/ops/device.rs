@@ -19,9 +19,9 @@ use super::flex;
 /// weights.
 ///
 /// This is the one rule of mixed types. The embedding brings its rows to this type, every operation
-/// gives what it is given, and [`linear`](super::linear()) brings a weight of another type, such as an adapter's f32,
-/// to that of its input. The norms, the softmax, the loss and sums over gradients are computed in
-/// f32; adapters, their gradients and the optimizer's moments are f32.
+/// gives what it is given, and [`linear`](super::linear()) brings a weight of another type, such as an
+/// adapter's f32, to that of its input. The norms, the softmax, the loss and sums over gradients are
+/// computed in f32; adapters, their gradients and the optimizer's moments are f32.
 pub fn compute_dtype(device: &Device, dtype: DType) -> DType {
     match is_fused_cpu(device) {
         true => DType::F32,

@@ -84,12 +84,6 @@ impl AdamW {
         self.states.len()
     }
 
-    /// The memory of the moments, in bytes.
-    pub fn state_bytes(&self) -> usize {
-        let elements = |state: &State| state.exp_avg.shape().num_elements();
-        self.states.values().map(elements).sum::<usize>() * 2 * size_of::<f32>()
-    }
-
     /// Updates every parameter that has a gradient.
     pub fn step<M: Module>(&mut self, lr: f64, model: M, grads: GradientsParams) -> M {
         self.step_scaled(lr, 1.0, model, grads)
