@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use burn::tensor::{DType, Device};
 use serde::{Deserialize, Serialize};
 
-#[cfg(feature = "cuda")]
+#[cfg(feature = "cube")]
 use super::cube;
 #[cfg(feature = "flex")]
 use super::flex;
@@ -55,6 +55,13 @@ pub(crate) fn free_memory(device: &Device) -> Option<u64> {
     return None;
 }
 
+/// Lets the memory pool of a GPU hold buffers of so many bytes from now on; those of a step that begins,
+/// before it fills the pool.
+pub(crate) fn prepare_memory(device: &Device, bytes: u64) {
+    #[cfg(feature = "cube")]
+    cube::prepare_memory(device, bytes);
+}
+
 static FUSED: AtomicBool = AtomicBool::new(true);
 
 /// Whether fused bodies are used where there are any, in this process; they are unless this says
@@ -72,6 +79,7 @@ pub(super) fn is_fused() -> bool {
 /// GPUs all.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
+#[non_exhaustive]
 pub enum MatmulPrecision {
     /// In f32, as if the weights were f32.
     #[default]

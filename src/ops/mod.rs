@@ -45,7 +45,7 @@ use device::is_fused;
 pub use device::{
     MatmulPrecision, compute_dtype, lacks_cublas, matmul_precision, set_fused, set_matmul_precision,
 };
-pub(crate) use device::{free_memory, is_fused_cpu};
+pub(crate) use device::{free_memory, is_fused_cpu, prepare_memory};
 pub(crate) use dropout::mix;
 pub use dropout::{DropoutMask, dropout, seed_dropout};
 pub use linear::{linear, lora_linear};

@@ -15,9 +15,9 @@ use burn::tensor::{Device, Int, Tensor};
 
 use super::GradientOptions;
 use crate::adapter::initialize_params;
-use crate::data::Batch;
+use crate::data::{Batch, IGNORE_INDEX};
 use crate::llama::{AttentionMask, RotaryEmbedding, TransformerDecoder, TransformerDecoderLayer};
-use crate::ops::{backward_from, cross_entropy_sum, mix, seed_dropout};
+use crate::ops::{self, backward_from, compute_dtype, cross_entropy_sum, mix, seed_dropout};
 
 /// How many rows of logits exist at a time, unless a step says otherwise: enough for each row of
 /// the output weight to be read from memory once for many products.
@@ -65,6 +65,24 @@ pub(super) fn micro_batch_gradients(
     .unwrap_or_default()
 }
 
+/// Lets the memory pool of a GPU hold the largest buffers of a step on these batches.
+pub(super) fn prepare_memory(
+    model: &TransformerDecoder,
+    batches: &[Batch],
+    loss_chunk_rows: usize,
+) {
+    let (config, device) = (&model.config, model.norm.weight.lazy_device());
+    let tokens = |batch: &Batch| batch.batch_size * batch.seq_len;
+    let tokens = batches.iter().map(tokens).max().unwrap_or(0);
+    let widest = config
+        .intermediate_dim
+        .max(config.num_heads * config.head_dim);
+    let dtype = compute_dtype(&device, model.tok_embeddings.weight.val().dtype());
+    let activations = tokens * widest.max(config.embed_dim) * dtype.size();
+    let logits = tokens.min(loss_chunk_rows) * config.vocab_size * size_of::<f32>();
+    ops::prepare_memory(&device, activations.max(logits) as u64);
+}
+
 /// The sum of a loss's parts. This waits for the device.
 pub(super) fn read_sum(parts: Vec<Tensor<1>>) -> f64 {
     match parts.is_empty() {
@@ -75,6 +93,9 @@ pub(super) fn read_sum(parts: Vec<Tensor<1>>) -> f64 {
 
 /// The sum of a batch's next-token losses, without a graph and without dropout; none if no token
 /// of the batch has a label.
+///
+/// # Panics
+/// If a token's id is not below the model's `vocab_size`.
 pub fn lm_loss_sum(model: &TransformerDecoder, batch: &Batch) -> Option<f64> {
     let model = model.valid();
     let forward = Forward::new(&model, batch, 0);
@@ -97,6 +118,7 @@ struct Forward<'a> {
 
 impl<'a> Forward<'a> {
     fn new(model: &'a TransformerDecoder, batch: &Batch, seed: u64) -> Self {
+        assert_in_vocab(batch, model.config.vocab_size);
         let device = model.norm.weight.lazy_device();
         let ids = batch.input_tensor(&device);
         let (rope, mask) = positions(model, batch, &device);
@@ -122,6 +144,18 @@ impl<'a> Forward<'a> {
     fn layer(&self, index: usize, layer: &TransformerDecoderLayer, x: Tensor<3>) -> Tensor<3> {
         seed_dropout(mix(self.seed, index as u64));
         layer.forward(x, &self.rope, &self.mask, None)
+    }
+}
+
+/// A GPU reads foreign memory for an id without a row in the embedding.
+fn assert_in_vocab(batch: &Batch, vocab_size: usize) {
+    let labels = batch.labels.iter().filter(|id| **id != IGNORE_INDEX);
+    for &id in batch.input_ids.iter().chain(labels) {
+        let fits = usize::try_from(id).is_ok_and(|id| id < vocab_size);
+        assert!(
+            fits,
+            "token id {id} in a vocabulary of {vocab_size}, in a sample (see `check_vocab`) or as padding"
+        );
     }
 }
 

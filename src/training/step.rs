@@ -3,7 +3,7 @@ use burn::tensor::{DType, Tensor};
 
 use super::clip::{clip_factor, scale_gradients, squared_norm};
 use super::gradients::{
-    Activations, LOSS_CHUNK_ROWS, lm_loss_sum, micro_batch_gradients, read_sum,
+    Activations, LOSS_CHUNK_ROWS, lm_loss_sum, micro_batch_gradients, prepare_memory, read_sum,
 };
 use super::{AdamW, AdamWConfig, LrSchedule};
 use crate::data::Batch;
@@ -119,7 +119,8 @@ impl Default for GradientOptions {
 /// The loss and the gradients of a step of several micro-batches.
 ///
 /// # Panics
-/// If [`Activations::Recompute`] asks for 0 layers at a time, or a chunk of the loss has no rows.
+/// If [`Activations::Recompute`] asks for 0 layers at a time, a chunk of the loss has no rows, or a token's id
+/// is not below the model's `vocab_size`: [`check_vocab`](crate::data::check_vocab) tells beforehand.
 pub fn accumulate_gradients(
     model: &TransformerDecoder,
     batches: &[Batch],
@@ -140,6 +141,7 @@ fn gradients_of(
     counts: StepCounts,
     options: GradientOptions,
 ) -> (Vec<Tensor<1>>, GradientsParams) {
+    prepare_memory(model, batches, options.loss_chunk_rows);
     let mut accumulator = GradientsAccumulator::new();
     let divisor = |batch| options.normalization.divisor(batch, &counts);
     let scale = loss_scale(model, batches.iter().map(divisor));
@@ -180,6 +182,9 @@ fn loss_scale(model: &TransformerDecoder, divisors: impl Iterator<Item = f64>) -
 const ALONE: &str = "a single process loses no other";
 
 /// The mean loss over all labelled tokens of some batches, without a graph and without dropout.
+///
+/// # Panics
+/// If a token's id is not below the model's `vocab_size`.
 pub fn validation_loss(model: &TransformerDecoder, batches: &[Batch]) -> f64 {
     validation_loss_in(&SingleProcess, model, batches).expect(ALONE)
 }
@@ -188,6 +193,9 @@ pub fn validation_loss(model: &TransformerDecoder, batches: &[Batch]) -> f64 {
 ///
 /// # Errors
 /// [`Error::PeerLost`] if a member has ended.
+///
+/// # Panics
+/// As [`validation_loss`].
 pub fn validation_loss_in(
     group: &dyn ProcessGroup,
     model: &TransformerDecoder,

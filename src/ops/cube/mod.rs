@@ -33,6 +33,7 @@ use burn_cubecl::kernel::into_contiguous;
 use burn_cubecl::ops::numeric::empty_device_contiguous_dtype;
 use burn_cubecl::tensor::CubeTensor;
 use cubecl::prelude::*;
+use cubecl::{MemoryPoolKind, MemoryScope};
 use cubecl::{calculate_cube_count_elemwise, ir::ElemType};
 use cubecl_environment::stream::StreamId;
 
@@ -56,6 +57,34 @@ pub(super) fn has_flash_attention(device: &Device, dtype: DType, head_dim: usize
         return false;
     };
     super::is_fused() && flash::takes(&device.client(), dtype, head_dim)
+}
+
+/// Makes the pages of a device's memory pool as large as buffers of `bytes`, which need not be multiples of
+/// each other. Left to itself the pool begins with small pages and lets them grow with its largest buffer: of
+/// those that it has outgrown it takes no more room, and it holds them to the end.
+pub(super) fn prepare_memory(device: &Device, bytes: u64) {
+    let device = device.clone().without_autodiff();
+    let DispatchDevice::Cube(device) = device.as_dispatch() else {
+        return;
+    };
+    let client = device.client();
+    if page_size(&client).is_some_and(|page_size| page_size < bytes) {
+        client.memory_cleanup().expect("no graph is recorded");
+        drop(client.empty(bytes.next_power_of_two() as usize));
+    }
+}
+
+/// The size of the pages that this thread's buffers come from, where a runtime has such.
+fn page_size(client: &Client) -> Option<u64> {
+    let report = client.memory_report(MemoryScope::CurrentStream);
+    let mut pools = report
+        .streams
+        .iter()
+        .flat_map(|stream| &stream.pools.dynamic);
+    pools.find_map(|pool| match pool.kind {
+        MemoryPoolKind::Adaptive { page_size, .. } => Some(page_size),
+        _ => None,
+    })
 }
 
 /// Whether products on `device` are CubeCL's for want of cuBLAS.
@@ -343,6 +372,22 @@ mod tests {
             numbers(owned)
         });
         assert_eq!(other.join().unwrap(), values);
+    }
+
+    #[test]
+    fn pages_hold_the_largest_buffer_of_a_step() {
+        let Some(device) = device() else { return };
+        let _made_by_this_thread = tensor(&[1.0; 3], &device);
+        let client = device.client();
+        let Some(size) = page_size(&client) else {
+            println!("skipped: this runtime has no pages that grow");
+            return;
+        };
+        prepare_memory(&Device::default(), 3 * size);
+        let prepared = page_size(&client).unwrap();
+        assert!(prepared >= 3 * size, "{prepared} after {size}");
+        prepare_memory(&Device::default(), 2 * size);
+        assert_eq!(page_size(&client), Some(prepared));
     }
 
     #[test]
