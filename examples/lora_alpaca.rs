@@ -44,7 +44,7 @@ use burn_peft::adapter::{
     ParamCount, initialize_adapters, initialize_params, validate_state_dict_for_lora,
 };
 use burn_peft::checkpoint::{
-    copy_generation_config, load_hf_as, load_peft, save_hf, save_peft_with_base,
+    copy_generation_config, load_hf_as, load_peft, read_peft_config, save_hf, save_peft_with_base,
 };
 use burn_peft::data::{Batch, DataOrder};
 use burn_peft::distributed::{ProcessGroup, broadcast_params, require_same};
@@ -170,14 +170,17 @@ fn load_model(
     member: &Member,
 ) -> Result<TransformerDecoder> {
     let lora = config.lora();
+    let adapter = config.adapter_checkpoint.as_ref();
+    let adapter = adapter.filter(|_| !config.resume_from_checkpoint);
+    // Before the time that the base takes.
+    adapter.map(read_peft_config).transpose()?;
     let device = member.device.clone().autodiff();
     let mut model = llama.init_lora(&lora, &device)?;
     let report = load_hf_as(&mut model, base_dir, config.dtype.into())?;
     validate_state_dict_for_lora(&lora, &report)?;
     let mut model = initialize_adapters(model, config.seed);
     initialize_params(&model);
-    let adapter = config.adapter_checkpoint.as_ref();
-    if let Some(dir) = adapter.filter(|_| !config.resume_from_checkpoint) {
+    if let Some(dir) = adapter {
         load_peft(&mut model, dir)?;
     }
     Ok(model)

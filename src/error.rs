@@ -1,7 +1,7 @@
 //! The error type of the crate.
 
 use std::io::ErrorKind;
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 
 /// `std::result::Result` with this crate's [`enum@Error`].
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -15,7 +15,7 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 #[non_exhaustive]
 pub enum Error {
     /// A file or folder could not be read or written.
-    #[error("{}: {source}{}", path.display(), what_to_try(source.kind()))]
+    #[error("{}: {source}{}{}", path.display(), what_to_try(source.kind()), or_download(path, source.kind()))]
     Io {
         /// The file or folder.
         path: PathBuf,
@@ -260,6 +260,19 @@ fn what_to_try(kind: ErrorKind) -> &'static str {
         ErrorKind::StorageFull => "; free some space, or choose another disk",
         ErrorKind::InvalidData => "; is this another kind of file?",
         _ => "",
+    }
+}
+
+/// For a file that was looked for in a folder `owner/name`: so the Hub names its models.
+fn or_download(path: &Path, kind: ErrorKind) -> String {
+    let parts: Vec<Component> = path.components().collect();
+    match (kind, &parts[..]) {
+        (ErrorKind::NotFound, [Component::Normal(owner), Component::Normal(name), _]) => format!(
+            ", or bring a model from the Hub by `hf download {}/{} --local-dir DIR`",
+            owner.display(),
+            name.display()
+        ),
+        _ => String::new(),
     }
 }
 

@@ -19,8 +19,9 @@ pub struct GenerateOptions {
     pub top_k: Option<usize>,
     /// Only the fewest tokens whose probabilities sum to at least this can be drawn.
     pub top_p: Option<f64>,
-    /// The tokens after which to stop.
-    pub stop_tokens: Vec<u32>,
+    /// The tokens at which to stop; those that end a text by the model's configuration if none are given. A
+    /// tokenizer may name another, which then ends the answers that the model was finetuned on.
+    pub stop_tokens: Option<Vec<u32>>,
     /// The seed of the draws.
     pub seed: u64,
 }
@@ -33,7 +34,7 @@ impl GenerateOptions {
             temperature: 0.0,
             top_k: None,
             top_p: None,
-            stop_tokens: Vec::new(),
+            stop_tokens: None,
             seed: 0,
         }
     }
@@ -56,9 +57,9 @@ impl GenerateOptions {
         self
     }
 
-    /// Stops after one of these tokens, which is not part of the result.
+    /// Stops at one of these tokens, which is not part of the result, and at no other.
     pub fn with_stop_tokens(mut self, tokens: impl IntoIterator<Item = u32>) -> Self {
-        self.stop_tokens = tokens.into_iter().collect();
+        self.stop_tokens = Some(tokens.into_iter().collect());
         self
     }
 
@@ -99,6 +100,8 @@ pub fn generate(
     options.validate()?;
     check_prompt(prompt, &model.config)?;
     let model = model.valid();
+    let ends = &model.config.eos_token_ids;
+    let stop_tokens = options.stop_tokens.as_ref().unwrap_or(ends);
     let mut cache = KvCache::new(model.config.num_layers);
     let mut rng = ChaCha8Rng::seed_from_u64(options.seed);
     let room = model.config.context_len() - prompt.len();
@@ -107,7 +110,7 @@ pub fn generate(
     for _ in 0..options.max_new_tokens.min(room) {
         let logits = next_logits(&model, &input, &mut cache);
         let token = choose(&logits, options, &mut rng);
-        if options.stop_tokens.contains(&token) {
+        if stop_tokens.contains(&token) {
             break;
         }
         generated.push(token);

@@ -201,9 +201,13 @@ impl Tokenizer {
         self.eos_id
     }
 
-    /// The token to fill a batch with: the padding token, else the unknown token, else 0.
-    pub fn pad_id(&self) -> u32 {
-        self.pad_id
+    /// The token to fill a batch with, for a model of `vocab_size` tokens: the padding token, else the unknown
+    /// token, else 0. Some tokenizers have a padding token for which the model has no row; then it is 0 too.
+    pub fn pad_id(&self, vocab_size: usize) -> u32 {
+        match (self.pad_id as usize) < vocab_size {
+            true => self.pad_id,
+            false => 0,
+        }
     }
 
     fn from_json(bytes: &[u8], origin: &Path, config: Config) -> Result<Self> {

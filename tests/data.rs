@@ -458,7 +458,7 @@ mod batches {
     }
 
     proptest! {
-        /// Every sample is in one group, no group is too long, and no two groups fit into one.
+        /// Every sample is in one group, no group is too long, no two groups fit into one, and all is in order.
         #[test]
         fn packing_law(lengths in prop::collection::vec(1usize..50, 0..60), extra in 0usize..60) {
             let capacity = 50 + extra;
@@ -473,6 +473,9 @@ mod batches {
             if let [first, second, ..] = totals[..] {
                 prop_assert!(first + second > capacity);
             }
+            // In the samples' order.
+            prop_assert!(groups.is_sorted());
+            prop_assert!(groups.iter().all(|group| group.is_sorted()));
         }
     }
 
@@ -604,7 +607,7 @@ fn reference_run_is_reproduced() {
         check_vocab(&samples, 512).unwrap();
         let batch = Batch::collate_to(
             &samples.iter().collect::<Vec<_>>(),
-            tokenizer.pad_id(),
+            tokenizer.pad_id(512),
             Padding::Fixed(256),
         );
         let lengths: Vec<i32> = batch.segments.iter().map(|row| row[0] as i32).collect();

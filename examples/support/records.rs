@@ -74,7 +74,7 @@ impl Data {
             true => pack(&lengths, longest),
             false => (0..samples.len()).map(|index| vec![index]).collect(),
         };
-        let pad_id = pad_id(tokenizer, llama);
+        let pad_id = tokenizer.pad_id(llama.vocab_size);
         let validation = validation.chunks(config.batch_size);
         let batch = |samples: &[Sample]| Batch::collate(&Vec::from_iter(samples), pad_id);
         Ok(Self {
@@ -184,12 +184,6 @@ fn cut(path: &Path, samples: &[Sample], longest: usize) -> Option<String> {
             path.display()
         )
     })
-}
-
-/// Some tokenizers have a token for padding for which the model has no row. Any that it has serves.
-fn pad_id(tokenizer: &Tokenizer, llama: &LlamaConfig) -> u32 {
-    let known = Some(tokenizer.pad_id()).filter(|id| (*id as usize) < llama.vocab_size);
-    known.unwrap_or(0)
 }
 
 /// Servers that have the adapter alone stop where the base model's configuration says.

@@ -9,6 +9,7 @@ use super::state_dict::saved_shape;
 
 /// What there is to know of a parameter without touching its value.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct ParamInfo {
     /// The id under which gradients and optimizer state are kept.
     pub id: ParamId,

@@ -153,12 +153,16 @@ fn require_weight(device: &Device, origin: &str, key: &str, dtype: DType) -> Res
 /// # Errors
 /// [`Error::InvalidArgument`] if it cannot.
 pub(crate) fn require_dtype(device: &Device, dtype: DType) -> Result<()> {
-    if device.supports_dtype(dtype) {
-        return Ok(());
-    }
+    let message = match dtype {
+        DType::F32 | DType::F16 | DType::BF16 if device.supports_dtype(dtype) => return Ok(()),
+        DType::F32 | DType::F16 | DType::BF16 => {
+            format!("this device cannot compute in {dtype:?}; choose f32")
+        }
+        _ => format!("weights are of f32, f16 or bf16, not {dtype:?}"),
+    };
     Err(Error::InvalidArgument {
         name: "dtype",
-        message: format!("this device cannot compute in {dtype:?}; choose f32"),
+        message,
     })
 }
 

@@ -59,10 +59,8 @@ pub fn load_hf(model: &mut TransformerDecoder, dir: impl AsRef<Path>) -> Result<
 /// [`load_hf`], with every weight cast to `dtype` as it is read.
 ///
 /// # Errors
-/// [`Error::InvalidArgument`] if the device cannot compute in `dtype`, and those of [`load_hf`].
-///
-/// # Panics
-/// If `dtype` is not f32, f16 or bf16.
+/// [`Error::InvalidArgument`] if `dtype` is not f32, f16 or bf16, or the device cannot compute in it, and those
+/// of [`load_hf`].
 pub fn load_hf_as(
     model: &mut TransformerDecoder,
     dir: impl AsRef<Path>,

@@ -21,13 +21,14 @@ const ALL_LINEAR: &str = "all-linear";
 
 /// Settings of PEFT that are read here, or that say nothing about what a trained adapter computes. Any
 /// other must be absent, null, false or empty.
-const KNOWN: [&str; 25] = [
+const KNOWN: [&str; 26] = [
     "auto_mapping",
     "base_model_name_or_path",
     "bias",
     "corda_config",
     "ensure_weight_tying",
     "eva_config",
+    "exclude_modules",
     "inference_mode",
     "init_lora_weights",
     "layers_pattern",
@@ -49,9 +50,27 @@ const KNOWN: [&str; 25] = [
     "use_rslora",
 ];
 
+/// Settings of PEFT 0.21 that are not read here and change what an adapter computes.
+const CHANGE_OUTPUTS: [&str; 14] = [
+    "alora_invocation_tokens",
+    "alpha_pattern",
+    "arrow_config",
+    "kasa_config",
+    "layer_replication",
+    "layers_to_transform",
+    "lora_bias",
+    "modules_to_save",
+    "monteclora_config",
+    "rank_pattern",
+    "target_parameters",
+    "trainable_token_indices",
+    "use_bdlora",
+    "use_qalora",
+];
+
 /// Reads which layers an adapter folder adapts and how, to build a model for it by
 /// [`LlamaConfig::init_lora`](crate::llama::LlamaConfig::init_lora). Where the configuration has a pattern
-/// for the layers' names, they are those that have tensors.
+/// for the layers' names, or excludes some, they are those that have tensors.
 ///
 /// # Errors
 /// [`Error::Io`], [`Error::Format`] if a file is malformed, [`Error::Adapter`] if it is
@@ -66,7 +85,9 @@ pub fn read_peft_config(dir: impl AsRef<Path>) -> Result<LoRAConfig> {
         path: path.clone(),
         message,
     };
-    if let Some(targets) = fields.get_mut("target_modules").filter(|t| is_pattern(t)) {
+    let excludes = fields.get("exclude_modules").is_some_and(is_set);
+    let targets = fields.get_mut("target_modules");
+    if let Some(targets) = targets.filter(|targets| excludes || is_pattern(targets)) {
         let adapted = adapted_modules(dir.as_ref())?;
         if adapted.is_empty() {
             let message = format!("`target_modules` is {targets}, and no layer has tensors");
@@ -115,14 +136,17 @@ fn parse_config(fields: &Map<String, Value>) -> Result<LoRAConfig, String> {
 
 fn check_known(fields: &Map<String, Value>) -> Result<(), String> {
     let mut set = fields.iter().filter(|(_, value)| is_set(value));
-    match set.find(|(key, _)| !KNOWN.contains(&key.as_str())) {
-        None => Ok(()),
-        Some((key, _)) => Err(format!(
-            "`{key}` is set, which is not supported; train the adapter without it, \
-             merge it with PEFT and load the merged model, \
-             or delete the key if it does not change what the adapter computes"
-        )),
-    }
+    let Some((key, _)) = set.find(|(key, _)| !KNOWN.contains(&key.as_str())) else {
+        return Ok(());
+    };
+    let or_delete = match CHANGE_OUTPUTS.contains(&key.as_str()) {
+        true => "",
+        false => ", or delete the key if it does not change what the adapter computes",
+    };
+    Err(format!(
+        "`{key}` is set, which is not supported; train the adapter without it, \
+         or merge it with PEFT and load the merged model{or_delete}"
+    ))
 }
 
 fn show(value: Option<&Value>) -> String {
@@ -134,8 +158,8 @@ fn show(value: Option<&Value>) -> String {
 fn check_init(init: Option<&Value>) -> Result<(), String> {
     const HARMLESS: [&str; 4] = ["gaussian", "eva", "orthogonal", "mica"];
     match init {
-        Some(Value::String(init)) if !HARMLESS.contains(&init.as_str()) => Err(format!(
-            "`init_lora_weights` is \"{init}\", which shifts the base weights; \
+        Some(Value::String(init)) if !HARMLESS.contains(&&*init.to_lowercase()) => Err(format!(
+            "`init_lora_weights` is \"{init}\", which may shift the base weights; \
              convert the adapter to plain LoRA with PEFT first"
         )),
         _ => Ok(()),

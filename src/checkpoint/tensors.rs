@@ -75,12 +75,9 @@ impl SafetensorsFile {
     /// The type of a weight's elements.
     ///
     /// # Errors
-    /// [`Error::DType`] if they are not f32, f16 or bf16.
-    ///
-    /// # Panics
-    /// If there is no tensor of this name.
+    /// [`Error::DType`] if they are not f32, f16 or bf16, [`Error::Format`] if there is no tensor of this name.
     pub fn dtype(&self, key: &str) -> Result<DType> {
-        match self.info(key).dtype {
+        match self.info(key)?.dtype {
             Dtype::F32 => Ok(DType::F32),
             Dtype::F16 => Ok(DType::F16),
             Dtype::BF16 => Ok(DType::BF16),
@@ -95,14 +92,15 @@ impl SafetensorsFile {
     /// Reads a weight and casts it.
     ///
     /// # Errors
-    /// [`Error::DType`] if the elements are not f32, f16 or bf16.
+    /// [`Error::DType`] if the elements are not f32, f16 or bf16, [`Error::Format`] if there is no tensor of
+    /// this name.
     ///
     /// # Panics
-    /// If there is no tensor of this name or `dtype` is not f32, f16 or bf16.
+    /// If `dtype` is not f32, f16 or bf16.
     pub fn read(&self, key: &str, dtype: DType) -> Result<TensorData> {
         let stored = self.dtype(key)?;
-        let shape = self.info(key).shape.clone();
-        let bytes = self.bytes(key);
+        let info = self.info(key)?;
+        let (shape, bytes) = (info.shape.clone(), self.bytes(info));
         let f16s = || words(bytes).map(f16::from_le_bytes);
         let bf16s = || words(bytes).map(bf16::from_le_bytes);
         let data = match (stored, dtype) {
@@ -113,25 +111,24 @@ impl SafetensorsFile {
             (DType::BF16, _) => encode(bf16s().map(bf16::to_f32), shape, dtype),
             _ => encode(words(bytes).map(f32::from_le_bytes), shape, dtype),
         };
-        self.release(key);
+        self.release(info);
         Ok(data)
     }
 
     /// Whether a tensor has the type, shape and bytes of another, perhaps in another file.
-    pub(super) fn holds_same(&self, key: &str, other: &Self, other_key: &str) -> bool {
-        let (a, b) = (self.info(key), other.info(other_key));
-        let same =
-            (a.dtype, &a.shape) == (b.dtype, &b.shape) && self.bytes(key) == other.bytes(other_key);
-        self.release(key);
-        other.release(other_key);
-        same
+    pub(super) fn holds_same(&self, key: &str, other: &Self, other_key: &str) -> Result<bool> {
+        let (a, b) = (self.info(key)?, other.info(other_key)?);
+        let same = (a.dtype, &a.shape) == (b.dtype, &b.shape) && self.bytes(a) == other.bytes(b);
+        self.release(a);
+        other.release(b);
+        Ok(same)
     }
 
     /// Lets the system take back the pages of a tensor that has been copied. Without this, all of
     /// the file stays counted as this process's memory beside the model made from it.
     #[cfg(unix)]
-    fn release(&self, key: &str) {
-        let (start, end) = self.info(key).data_offsets;
+    fn release(&self, info: &TensorInfo) {
+        let (start, end) = info.data_offsets;
         let offset = self.data_start + start;
         // SAFETY: the map is read-only and backed by the file, so a page that is given back is read
         // again when it is needed.
@@ -144,18 +141,16 @@ impl SafetensorsFile {
     }
 
     #[cfg(not(unix))]
-    fn release(&self, _key: &str) {}
+    fn release(&self, _info: &TensorInfo) {}
 
     /// Reads integers (token ids) of 32 or 64 bits.
     ///
     /// # Errors
-    /// [`Error::Format`] if the elements are not i64 or i32.
-    ///
-    /// # Panics
-    /// If there is no tensor of this name.
+    /// [`Error::Format`] if the elements are not i64 or i32, or there is no tensor of this name.
     pub fn read_ints(&self, key: &str) -> Result<Vec<i64>> {
-        let bytes = self.bytes(key);
-        match self.info(key).dtype {
+        let info = self.info(key)?;
+        let bytes = self.bytes(info);
+        match info.dtype {
             Dtype::I64 => Ok(words(bytes).map(i64::from_le_bytes).collect()),
             Dtype::I32 => {
                 let ints = words(bytes).map(i32::from_le_bytes);
@@ -170,22 +165,21 @@ impl SafetensorsFile {
 
     /// Reads a tensor in the type that it is stored in.
     fn read_as_stored(&self, key: &str) -> Result<TensorData> {
-        if self.info(key).dtype != Dtype::I32 {
+        let info = self.info(key)?;
+        if info.dtype != Dtype::I32 {
             return self.read(key, self.dtype(key)?);
         }
-        let ints: Vec<i32> = words(self.bytes(key)).map(i32::from_le_bytes).collect();
-        Ok(TensorData::new(ints, self.info(key).shape.clone()))
+        let ints: Vec<i32> = words(self.bytes(info)).map(i32::from_le_bytes).collect();
+        Ok(TensorData::new(ints, info.shape.clone()))
     }
 
-    fn info(&self, key: &str) -> &TensorInfo {
-        match self.metadata.info(key) {
-            Some(info) => info,
-            None => panic!("{} has no tensor `{key}`", self.path.display()),
-        }
+    fn info(&self, key: &str) -> Result<&TensorInfo> {
+        let info = self.metadata.info(key);
+        info.ok_or_else(|| Error::format(&self.path, format!("it has no tensor `{key}`")))
     }
 
-    fn bytes(&self, key: &str) -> &[u8] {
-        let (start, end) = self.info(key).data_offsets;
+    fn bytes(&self, info: &TensorInfo) -> &[u8] {
+        let (start, end) = info.data_offsets;
         &self.map[self.data_start + start..self.data_start + end]
     }
 }

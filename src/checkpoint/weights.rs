@@ -74,7 +74,7 @@ impl Weights {
             return Ok(());
         };
         let [of_output, of_embedding] = [&output, embedding].map(|e| &self.files[e.file]);
-        if of_output.holds_same(&output.name, of_embedding, &embedding.name) {
+        if of_output.holds_same(&output.name, of_embedding, &embedding.name)? {
             return Ok(());
         }
         let (output, embedding) = (&output.name, &embedding.name);

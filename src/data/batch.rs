@@ -180,7 +180,8 @@ fn to_i32(id: u32) -> i32 {
 }
 
 /// Groups samples so that each group has at most `capacity` tokens, in few groups: the longest
-/// sample first, each into the group with the least room that is enough (best-fit decreasing).
+/// sample first, each into the group with the least room that is enough (best-fit decreasing). Groups and
+/// the samples in them come back in the samples' order, so that training begins with no particular length.
 ///
 /// # Panics
 ///
@@ -211,5 +212,7 @@ pub fn pack(lengths: &[usize], capacity: usize) -> Vec<Vec<usize>> {
         groups[group].push(sample);
         rooms.insert((room - length, group));
     }
+    groups.iter_mut().for_each(|group| group.sort_unstable());
+    groups.sort_unstable();
     groups
 }

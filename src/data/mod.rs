@@ -8,17 +8,20 @@
 //! tested without a device.
 //!
 //! ```no_run
-//! use burn_peft::data::{Batch, load_alpaca, shuffled_indices, tokenize_records};
+//! use burn_peft::checkpoint::read_hf_config;
+//! use burn_peft::data::{Batch, check_vocab, load_alpaca, shuffled_indices, tokenize_records};
 //! use burn_peft::tokenizer::Tokenizer;
 //!
 //! # fn main() -> burn_peft::Result<()> {
 //! let tokenizer = Tokenizer::from_dir("Llama-2-7b-hf")?;
 //! let records = load_alpaca("alpaca_data.json")?;
 //! let samples = tokenize_records(&records, &tokenizer, true, Some(512))?;
+//! let vocab_size = read_hf_config("Llama-2-7b-hf")?.vocab_size;
+//! check_vocab(&samples, vocab_size)?;
 //! let order = shuffled_indices(samples.len(), 42, 0, true);
 //! for indices in order.chunks(2) {
 //!     let rows: Vec<_> = indices.iter().map(|&i| &samples[i]).collect();
-//!     let batch = Batch::collate(&rows, tokenizer.pad_id());
+//!     let batch = Batch::collate(&rows, tokenizer.pad_id(vocab_size));
 //!     assert_eq!(batch.input_ids.len(), batch.batch_size * batch.seq_len);
 //! }
 //! # Ok(())

@@ -6,6 +6,7 @@ use burn::tensor::Tensor;
 
 use super::plain::untracked;
 use super::{LoRAAdapter, LoRAConfig, LoRALinear, PlainLinear};
+use crate::{Error, Result};
 
 impl From<nn::Linear> for PlainLinear {
     /// Takes over weight and bias; the weight is viewed transposed, nothing is copied.
@@ -52,8 +53,8 @@ impl LoRALinear {
     /// Clones of a layer whose values are still lazy share them: a clone is frozen with it.
     ///
     /// # Panics
-    /// If the rank is 0 or the dropout is outside of `[0, 1)`, or if one of Burn's adapters is attached
-    /// to the weight: [`LoRALinear::from`] takes it over.
+    /// If [`LoRAConfig::validate_adapter`] fails, or if one of Burn's adapters is attached to the weight:
+    /// [`LoRALinear::from`] takes it over.
     pub fn from_linear(linear: nn::Linear, config: &LoRAConfig) -> Self {
         Self {
             base: PlainLinear::from(linear),
@@ -80,19 +81,26 @@ impl From<&LoraAdapter> for LoRAAdapter {
     }
 }
 
-impl From<LoRAAdapter> for LoraAdapter {
-    /// # Panics
-    /// For an adapter with DoRA's magnitude or with dropout, which Burn's adapter does not have.
-    fn from(adapter: LoRAAdapter) -> Self {
-        assert!(
-            adapter.magnitude.is_none() && adapter.dropout == 0.0,
-            "Burn's LoraAdapter has neither DoRA nor dropout"
-        );
-        Self {
+impl TryFrom<LoRAAdapter> for LoraAdapter {
+    type Error = Error;
+
+    /// The dropout, which Burn's adapter does not have, is left out: only a further training would tell.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] for an adapter with DoRA's magnitude, which Burn's adapter does not have.
+    fn try_from(adapter: LoRAAdapter) -> Result<Self> {
+        if adapter.magnitude.is_some() {
+            return Err(Error::InvalidArgument {
+                name: "adapter",
+                message: "Burn's LoraAdapter has no magnitude of DoRA; merge the layer instead"
+                    .into(),
+            });
+        }
+        Ok(Self {
             a: transposed(adapter.lora_a.weight),
             b: transposed(adapter.lora_b.weight),
             scale: adapter.scale,
-        }
+        })
     }
 }
 

@@ -112,6 +112,7 @@ impl MlpModule {
 /// assert_eq!(lora.scale(), 2.0);
 /// ```
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct LoRAConfig {
     /// The attention's layers with an adapter.
     pub attn_modules: Vec<AttnModule>,
@@ -129,6 +130,13 @@ pub struct LoRAConfig {
     pub use_dora: bool,
     /// Whether to scale by `alpha / sqrt(r)` (rsLoRA, <https://arxiv.org/abs/2312.03732>).
     pub use_rslora: bool,
+}
+
+impl Default for LoRAConfig {
+    /// That of no module: [`LoRAConfig::new`].
+    fn default() -> Self {
+        Self::new([])
+    }
 }
 
 impl LoRAConfig {
@@ -218,12 +226,11 @@ impl LoRAConfig {
             .collect()
     }
 
-    /// Checks that adapters can be made of this. A rank may be above a layer's width: it is then of no more
-    /// use than the width itself, but PEFT has such adapters, with one rank for wide and narrow layers.
+    /// Checks that a model can get adapters by this: that it names a module, and [`Self::validate_adapter`].
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] if no module is named (the message lists the choices), the rank is
-    /// 0, alpha is not a positive number, or the dropout is outside of `[0, 1)`.
+    /// [`Error::InvalidArgument`] if no module is named (the message lists the choices), and as
+    /// [`Self::validate_adapter`].
     pub fn validate(&self) -> Result<()> {
         if self.module_names().is_empty() {
             let choices = AttnModule::ALL.map(AttnModule::name).join(", ");
@@ -235,6 +242,17 @@ impl LoRAConfig {
                 ),
             ));
         }
+        self.validate_adapter()
+    }
+
+    /// Checks what makes an adapter, whatever layer it is put beside: one of a model of your own, say. A rank
+    /// may be above the layer's width: it is then of no more use than the width itself, but PEFT has such
+    /// adapters, with one rank for wide and narrow layers.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] if the rank is 0, alpha is not a positive number, or the dropout is outside
+    /// of `[0, 1)`.
+    pub fn validate_adapter(&self) -> Result<()> {
         if self.rank == 0 {
             return Err(invalid("lora_rank", "the rank must be at least 1".into()));
         }
@@ -280,6 +298,7 @@ mod tests {
     fn bad_configurations_are_errors() {
         let good = LoRAConfig::new([AttnModule::QProj]);
         assert!(good.validate().is_ok());
+        assert!(LoRAConfig::new([]).validate_adapter().is_ok());
         for (bad, word) in [
             (LoRAConfig::new([]), "output_proj"),
             (good.clone().with_rank(0), "rank"),
@@ -289,6 +308,14 @@ mod tests {
             let message = bad.validate().unwrap_err().to_string();
             assert!(message.contains(word), "{message}");
         }
+    }
+
+    #[test]
+    fn what_a_file_leaves_out_has_its_default() {
+        let read: LoRAConfig = serde_json::from_str(r#"{"mlp_modules":["w2"],"rank":4}"#).unwrap();
+        let mut expected = LoRAConfig::new([]).with_rank(4);
+        expected.mlp_modules = vec![MlpModule::W2];
+        assert_eq!(read, expected);
     }
 
     #[test]

@@ -56,7 +56,7 @@ impl LoRALinear {
     /// A layer with a random frozen base and a new adapter.
     ///
     /// # Panics
-    /// If the rank is 0 or the dropout is outside of `[0, 1)`.
+    /// If [`LoRAConfig::validate_adapter`] fails.
     pub fn new(
         in_dim: usize,
         out_dim: usize,
@@ -82,7 +82,7 @@ impl LoRALinear {
     /// Clones of a layer whose values are still lazy share them: a clone's base is frozen with it.
     ///
     /// # Panics
-    /// If the rank is 0 or the dropout is outside of `[0, 1)`.
+    /// If [`LoRAConfig::validate_adapter`] fails.
     pub fn with_adapter(self, config: &LoRAConfig) -> Self {
         let base = self.base.no_grad();
         let adapter = LoRAAdapter::new(&base, config);
@@ -143,14 +143,11 @@ impl LoRAAdapter {
     /// A new adapter for `base`, see [`LoRALinear::with_adapter`].
     ///
     /// # Panics
-    /// If the rank is 0 or the dropout is outside of `[0, 1)`.
+    /// If [`LoRAConfig::validate_adapter`] fails.
     pub fn new(base: &PlainLinear, config: &LoRAConfig) -> Self {
-        assert!(config.rank > 0, "the rank of an adapter must be at least 1");
-        assert!(
-            (0.0..1.0).contains(&config.dropout),
-            "the dropout of an adapter must lie in [0, 1), not {}",
-            config.dropout
-        );
+        if let Err(error) = config.validate_adapter() {
+            panic!("{error}");
+        }
         let [out_dim, in_dim] = base.shape();
         let device = base.weight.lazy_device();
         Self {

@@ -142,6 +142,7 @@ pub struct MemoryEstimate {
 
 /// A moment at which memory may be at its largest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Moment {
     /// The forward pass of a layer, in which DoRA forms a weight anew.
     Forward,

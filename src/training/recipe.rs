@@ -353,6 +353,7 @@ pub enum ModelSize {
 /// The type of number of the base model's weights.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
+#[non_exhaustive]
 pub enum Precision {
     /// 32 bits.
     #[serde(alias = "fp32")]

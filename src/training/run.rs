@@ -7,7 +7,9 @@ use serde::{Deserialize, Serialize};
 
 use super::Trainer;
 use super::recipe::RecipeConfig;
-use crate::checkpoint::{load_peft, load_state_dict_file, save_peft, save_state_dict};
+use crate::checkpoint::{
+    load_peft, load_state_dict_file, save_peft, save_peft_with_base, save_state_dict,
+};
 use crate::data::Sample;
 use crate::files::{create_dir, is_temporary, read_text, write_text};
 use crate::llama::TransformerDecoder;
@@ -31,6 +33,8 @@ use crate::{Error, Result};
 #[derive(Debug, Clone)]
 pub struct RunDir {
     path: PathBuf,
+    /// The base model, by which checkpoints name theirs.
+    base: Option<PathBuf>,
     num_processes: usize,
     /// The [`fingerprint`] of what is trained on, where it is known.
     data: Option<u64>,
@@ -223,6 +227,7 @@ impl RunDir {
     pub fn join(config: &RecipeConfig, num_processes: usize) -> Self {
         Self {
             path: config.output_dir.clone(),
+            base: config.checkpoint_dir.clone(),
             num_processes,
             data: None,
             lock: None,
@@ -306,7 +311,10 @@ impl RunDir {
             num_processes: self.num_processes,
         };
         let dir = self.path.join(CHECKPOINTS).join(folder_of(trainer.step));
-        save_peft(model, lora, &dir)?;
+        match &self.base {
+            Some(base) => save_peft_with_base(model, lora, &base.to_string_lossy(), &dir)?,
+            None => save_peft(model, lora, &dir)?,
+        }
         save_state_dict(&trainer.optimizer.state_dict(model), dir.join(OPTIMIZER))?;
         write_json(&dir.join(TRAINER), &state)
     }

@@ -6,16 +6,17 @@ use std::fmt::Debug;
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use burn::module::LoraAdapter;
 use burn::tensor::{DType, Device, TensorData};
 use burn_peft::adapter::{StateDict, adapter_state_dict, load_state_dict, state_dict};
 use burn_peft::checkpoint::{
-    load_hf, load_hf_as, load_peft, load_state_dict_file, read_hf_config, read_peft_config,
-    save_hf, save_peft, save_state_dict,
+    SafetensorsFile, load_hf, load_hf_as, load_peft, load_state_dict_file, read_hf_config,
+    read_peft_config, save_hf, save_peft, save_state_dict,
 };
 use burn_peft::data::{Batch, Sample, check_vocab, load_alpaca};
 use burn_peft::generate::{GenerateOptions, generate};
 use burn_peft::llama::{LlamaConfig, TransformerDecoder};
-use burn_peft::lora::{AttnModule, LoRAConfig};
+use burn_peft::lora::{AttnModule, LoRAConfig, LoRALinear};
 use burn_peft::training::recipe::RecipeConfig;
 use burn_peft::training::{MetricsLog, RunDir, Summary, Trainer};
 use burn_peft::{Error, Result};
@@ -543,6 +544,13 @@ fn a_missing_model_folder() {
     assert_variant!(error, Io);
     assert_names(&error, &path);
     assert_says(&error, &["config.json", "check the path"]);
+    assert!(!error.to_string().contains("Hub"));
+    // The name of a model, not of a folder.
+    let error = read_hf_config("meta-llama/Llama-2-7b-hf").unwrap_err();
+    assert_says(
+        &error,
+        &["check the path", "hf download meta-llama/Llama-2-7b-hf"],
+    );
 }
 
 #[test]
@@ -557,6 +565,44 @@ fn a_type_of_number_that_the_device_does_not_have() {
         assert_variant!(error, InvalidArgument);
         assert_says(&error, &["dtype", &format!("{dtype:?}"), "choose f32"]);
     }
+}
+
+#[test]
+fn a_type_of_number_that_weights_do_not_have() {
+    let dir = copy_of("gqa");
+    let error = refused(&mut base_model(), dir.path(), |m| {
+        load_hf_as(m, dir.path(), DType::F64)
+    });
+    assert_variant!(error, InvalidArgument);
+    assert_says(&error, &["f32, f16 or bf16", "F64"]);
+}
+
+#[test]
+fn a_tensor_that_a_file_does_not_have() {
+    let path = golden("gqa").join("model.safetensors");
+    let file = SafetensorsFile::open(&path).unwrap();
+    for error in [
+        file.read("nowhere", DType::F32).unwrap_err(),
+        file.read_ints("nowhere").unwrap_err(),
+    ] {
+        assert_variant!(error, Format);
+        assert_names(&error, &path);
+        assert_says(&error, &["no tensor `nowhere`"]);
+    }
+}
+
+#[test]
+fn dora_as_burns_adapter() {
+    let adapted = |use_dora| {
+        let lora = LoRAConfig::new([]).with_dropout(0.1).with_dora(use_dora);
+        LoRALinear::new(4, 3, &lora, false, &device())
+            .adapter
+            .unwrap()
+    };
+    assert!(LoraAdapter::try_from(adapted(false)).is_ok());
+    let error = LoraAdapter::try_from(adapted(true)).unwrap_err();
+    assert_variant!(error, InvalidArgument);
+    assert_says(&error, &["magnitude", "merge"]);
 }
 
 // State dicts.
@@ -777,6 +823,10 @@ fn adapter_settings_that_are_not_supported() {
     ] {
         let error = error_of_setting(key, value);
         assert_says(&error, &[&format!("`{key}` is set"), "merge it with PEFT"]);
+        // Without it, this is another adapter.
+        let may_be_deleted = error.to_string().contains("delete the key");
+        let is_harmless = ["fan_in_fan_out", "a_setting_of_tomorrow"].contains(&key);
+        assert_eq!(may_be_deleted, is_harmless, "{error}");
     }
 }
 
@@ -860,6 +910,14 @@ fn an_adapter_with_a_pattern_for_its_layers() {
     let dir = with_targets(json!(r".*\.(q|v)_proj"));
     assert_eq!(read_peft_config(dir.path()).unwrap(), qv_config());
     load_peft(&mut lora_model(&qv_config()), dir.path()).unwrap();
+
+    // PEFT leaves the excluded ones out when it sets the adapter up.
+    let dir = with_targets(json!("all-linear"));
+    edit_json(&dir.path().join(ADAPTER_CONFIG), |config| {
+        config["exclude_modules"] = json!(["k_proj", "o_proj"]);
+        config["init_lora_weights"] = json!("Gaussian");
+    });
+    assert_eq!(read_peft_config(dir.path()).unwrap(), qv_config());
 
     fs::remove_file(dir.path().join(ADAPTER)).unwrap();
     let error = read_peft_config(dir.path()).unwrap_err();
@@ -1631,6 +1689,23 @@ fn a_run_remembers_how_many_processes_began_it() {
     run.save_checkpoint(&model, &config.lora(), &trainer)
         .unwrap();
     assert_eq!(RunDir::resume(&config).unwrap().num_processes(), 3);
+}
+
+/// As the final adapter does, for those who load it alone.
+#[test]
+fn a_checkpoint_names_its_base() {
+    let (_dir, mut config, run) = unfinished_run();
+    drop(run);
+    let trainer = config.trainer(10);
+    for base in [None, Some("models/base")] {
+        config.checkpoint_dir = base.map(PathBuf::from);
+        let run = RunDir::join(&config, 1);
+        run.save_checkpoint(&lora_model(&config.lora()), &config.lora(), &trainer)
+            .unwrap();
+        let path = run.path().join("checkpoints/step_0").join(ADAPTER_CONFIG);
+        let saved: Value = serde_json::from_str(&fs::read_to_string(path).unwrap()).unwrap();
+        assert_eq!(saved["base_model_name_or_path"], json!(base));
+    }
 }
 
 #[test]

@@ -19,7 +19,7 @@ use crate::golden_cases::*;
 
 const BASES: [&str; 3] = ["gqa", "mha", "gqa_sharded"];
 
-fn base(case: &str) -> TransformerDecoder {
+pub fn base(case: &str) -> TransformerDecoder {
     let dir = golden(case);
     let mut model = read_hf_config(&dir).unwrap().init(&device());
     load_hf(&mut model, &dir).unwrap();
@@ -40,10 +40,26 @@ fn assert_generates(model: &TransformerDecoder, case: &str, expected: &Tensors) 
     let prompt = inputs(case).ints("prompt_ids");
     let prompt: Vec<u32> = prompt.into_iter().map(|id| id as u32).collect();
     let all = expected.ints("generated_ids");
-    let options = GenerateOptions::greedy(all.len() - prompt.len());
+    let options = GenerateOptions::greedy(all.len() - prompt.len()).with_stop_tokens([]);
     let new = generate(model, &prompt, &options).unwrap();
     let got: Vec<i32> = prompt.iter().chain(&new).map(|id| *id as i32).collect();
     assert_eq!(got, all);
+}
+
+#[test]
+fn generation_stops_where_the_model_ends_a_text() {
+    let case = BASES[0];
+    let (mut model, prompt) = (base(case), [1, 2, 3]);
+    let whole = GenerateOptions::greedy(8).with_stop_tokens([]);
+    let all = generate(&model, &prompt, &whole).unwrap();
+    let end = *all.last().unwrap();
+    let len = all.iter().position(|id| *id == end).unwrap();
+    for (ends, expected) in [(vec![], &all[..]), (vec![end], &all[..len])] {
+        model.config.eos_token_ids = ends;
+        let got = generate(&model, &prompt, &GenerateOptions::greedy(8)).unwrap();
+        assert_eq!(got, expected);
+        assert_eq!(generate(&model, &prompt, &whole).unwrap(), all);
+    }
 }
 
 #[test]

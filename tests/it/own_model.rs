@@ -115,9 +115,18 @@ fn a_device_with_gradient_checkpointing_trains_as_one_without() {
 #[test]
 fn burns_layer_comes_back() {
     let theirs = nn::LinearConfig::new(6, 3).init(&device());
-    let expected = outputs(theirs.forward(input(&device())));
+    // Not its outputs: a GPU may multiply by another layout with another rounding.
+    let numbers = |layer: &nn::Linear| {
+        let bias = layer.bias.as_ref().unwrap();
+        [
+            floats(&layer.weight.val().into_data()),
+            floats(&bias.val().into_data()),
+        ]
+    };
+    let expected = numbers(&theirs);
     let back = nn::Linear::from(PlainLinear::from(theirs));
-    assert_eq!(outputs(back.forward(input(&device()))), expected);
+    assert_eq!(back.weight.dims(), [6, 3]);
+    assert_eq!(numbers(&back), expected);
 }
 
 /// Where they stand, the name of the last module says nothing.

@@ -1,14 +1,16 @@
 //! A caller's mistakes that end a program, with what they say.
 
-use burn::module::{Lora, LoraAdapter, Module};
+use burn::module::{Lora, Module};
 use burn::nn;
 use burn::tensor::Tensor;
 use burn_peft::checkpoint::save_hf;
-use burn_peft::data::{DataOrder, pack};
+use burn_peft::data::{Batch, DataOrder, Sample, pack};
 use burn_peft::llama::{AttentionMask, LlamaConfig};
-use burn_peft::lora::{AttnModule, LoRAConfig, LoRALinear, PlainLinear};
+use burn_peft::lora::{AttnModule, LoRAConfig, PlainLinear};
+use burn_peft::training::{GradientOptions, accumulate_gradients, validation_loss};
 
 use crate::common::device;
+use crate::golden::base;
 
 #[test]
 #[should_panic = "padding must be on the right: row 0 has it elsewhere"]
@@ -27,22 +29,36 @@ fn an_adapted_model_as_a_plain_one() {
     let _ = save_hf(&model, "never written");
 }
 
-fn dora_layer() -> LoRALinear {
-    let lora = LoRAConfig::new([]).with_dora(true);
-    LoRALinear::new(4, 3, &lora, false, &device())
-}
-
-#[test]
-#[should_panic = "Burn's LoraAdapter has neither DoRA nor dropout"]
-fn dora_as_burns_adapter() {
-    let _ = LoraAdapter::from(dora_layer().adapter.unwrap());
-}
-
 #[test]
 #[should_panic = "the layer holds one of Burn's adapters; convert it to a LoRALinear"]
 fn a_plain_layer_of_burns_adapted_one() {
     let linear = nn::LinearConfig::new(4, 3).init(&device());
     let _ = PlainLinear::from(linear.apply_lora(Lora::new(2, 4.0)));
+}
+
+fn batch_of(tokens: &[u32]) -> Batch {
+    let labels = tokens.iter().map(|id| *id as i32).collect();
+    let sample = Sample {
+        tokens: tokens.to_vec(),
+        labels,
+        is_cut: false,
+    };
+    Batch::collate(&[&sample], 0)
+}
+
+#[test]
+#[should_panic = "token id 128 in a vocabulary of 128"]
+fn training_on_a_token_beyond_the_vocabulary() {
+    let model = base("gqa");
+    accumulate_gradients(&model, &[batch_of(&[1, 128])], GradientOptions::default());
+}
+
+#[test]
+#[should_panic = "token id -1 in a vocabulary of 128"]
+fn validation_on_a_label_beyond_the_vocabulary() {
+    let mut batch = batch_of(&[1, 2]);
+    batch.labels[1] = -1;
+    validation_loss(&base("gqa"), &[batch]);
 }
 
 #[test]

@@ -82,7 +82,7 @@ fn as_tokens(ids: &[i32]) -> Vec<u32> {
 
 /// `all` holds the prompt and its greedy continuation.
 fn assert_continues(model: &TransformerDecoder, prompt: &[u32], all: &[i32]) {
-    let options = GenerateOptions::greedy(all.len() - prompt.len());
+    let options = GenerateOptions::greedy(all.len() - prompt.len()).with_stop_tokens([]);
     let new = generate(model, prompt, &options).unwrap();
     assert_eq!([prompt, &new].concat(), as_tokens(all));
 }
