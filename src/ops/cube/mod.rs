@@ -33,8 +33,7 @@ use burn_cubecl::kernel::into_contiguous;
 use burn_cubecl::ops::numeric::empty_device_contiguous_dtype;
 use burn_cubecl::tensor::CubeTensor;
 use cubecl::prelude::*;
-use cubecl::{MemoryPoolKind, MemoryScope};
-use cubecl::{calculate_cube_count_elemwise, ir::ElemType};
+use cubecl::{MemoryPoolKind, MemoryScope, calculate_cube_count_elemwise, ir::ElemType};
 use cubecl_environment::stream::StreamId;
 
 use self::product::{add_rows_by, rows_by, transposed};
@@ -59,9 +58,9 @@ pub(super) fn has_flash_attention(device: &Device, dtype: DType, head_dim: usize
     super::is_fused() && flash::takes(&device.client(), dtype, head_dim)
 }
 
-/// Makes the pages of a device's memory pool as large as buffers of `bytes`, which need not be multiples of
-/// each other. Left to itself the pool begins with small pages and lets them grow with its largest buffer: of
-/// those that it has outgrown it takes no more room, and it holds them to the end.
+/// Makes the pages of a device's memory pool large enough for buffers of `bytes`. Left to itself the pool begins
+/// with small pages, which grow with its largest buffer. It puts nothing more on those that it has outgrown, and
+/// holds them until the device is full.
 pub(super) fn prepare_memory(device: &Device, bytes: u64) {
     let device = device.clone().without_autodiff();
     let DispatchDevice::Cube(device) = device.as_dispatch() else {
