@@ -206,6 +206,11 @@ fn a_checkpoint_is_what_the_model_key_names() {
     let error = llama("model: llama2_13b").unwrap_err().to_string();
     assert!(error.contains("hidden_size is 4096, not 5120"), "{error}");
 
+    // What fills up batches makes no other model, and is kept.
+    write(json(10000.0).replacen('{', r#"{"pad_token_id": 0,"#, 1));
+    let padded = llama("model: llama2_7b").unwrap();
+    assert_eq!(padded.pad_token_id, Some(0));
+
     write(json(1e6));
     let error = llama("model: llama2_7b").unwrap_err().to_string();
     assert!(

@@ -45,6 +45,8 @@ struct HfConfig {
     bos_token_id: Option<Option<u32>>,
     #[serde(default, deserialize_with = "given")]
     eos_token_id: Option<Option<OneOrMany>>,
+    /// -1 in some files, for none.
+    pad_token_id: Option<i64>,
 }
 
 /// A value of a key that is there, which may be null. Without the key there is none, and the model type's
@@ -216,6 +218,7 @@ impl HfConfig {
             output_proj_bias: has_bias,
             bos_token_id: self.bos_token_id.unwrap_or(bos),
             eos_token_ids: eos.map_or_else(Vec::new, OneOrMany::into_vec),
+            pad_token_id: self.pad_token_id.and_then(|id| u32::try_from(id).ok()),
         })
     }
 
@@ -290,6 +293,8 @@ struct HfConfigOut<'a> {
     mlp_bias: bool,
     bos_token_id: Option<u32>,
     eos_token_id: Option<serde_json::Value>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pad_token_id: Option<u32>,
     torch_dtype: &'a str,
 }
 
@@ -326,6 +331,7 @@ pub(super) fn to_json(config: &LlamaConfig, dtype: DType) -> String {
             [id] => Some((*id).into()),
             ids => Some(ids.into()),
         },
+        pad_token_id: config.pad_token_id,
         torch_dtype: match dtype {
             DType::F16 => "float16",
             DType::BF16 => "bfloat16",
@@ -381,6 +387,7 @@ mod tests {
             LlamaConfig {
                 rope_scaling: Some(RopeScaling::Linear { factor: 2.0 }),
                 eos_token_ids: vec![3, 4],
+                pad_token_id: Some(0),
                 qkv_bias: true,
                 model_type: ModelType::Qwen2,
                 ..LlamaConfig::llama2_7b()
@@ -409,6 +416,17 @@ mod tests {
         fields.extend(with.as_object().unwrap().clone());
         fields.retain(|key, _| !without.contains(&key.as_str()));
         parse(&config.to_string(), Path::new("config.json")).unwrap()
+    }
+
+    #[test]
+    fn a_padding_token_is_kept_if_it_is_one() {
+        for (id, expected) in [(json!(0), Some(0)), (json!(-1), None), (json!(null), None)] {
+            let found = read("llama", json!({ "pad_token_id": id }), &[]);
+            assert_eq!(found.pad_token_id, expected);
+        }
+        let without: Value =
+            serde_json::from_str(&to_json(&LlamaConfig::llama2_7b(), DType::F32)).unwrap();
+        assert!(without.get("pad_token_id").is_none());
     }
 
     #[test]

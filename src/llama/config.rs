@@ -62,6 +62,9 @@ pub struct LlamaConfig {
     pub bos_token_id: Option<u32>,
     /// The tokens that end one.
     pub eos_token_ids: Vec<u32>,
+    /// The token that fills up batches, for other programs: saved as it was read.
+    #[serde(default)]
+    pub pad_token_id: Option<u32>,
 }
 
 /// A change of the rotary embedding's frequencies.
@@ -180,6 +183,7 @@ impl LlamaConfig {
             output_proj_bias: false,
             bos_token_id: Some(1),
             eos_token_ids: vec![2],
+            pad_token_id: None,
         }
     }
 

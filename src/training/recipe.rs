@@ -204,7 +204,7 @@ impl RecipeConfig {
             ModelSize::Llama2_70b => LlamaConfig::llama2_70b(),
         };
         match differences(&named, &found) {
-            none if none.is_empty() => Ok(named),
+            none if none.is_empty() => Ok(found),
             differences => Err(Error::Config {
                 origin: base_dir.display().to_string(),
                 key: "model".into(),
@@ -274,6 +274,8 @@ fn differences(named: &LlamaConfig, found: &LlamaConfig) -> Vec<String> {
     let tree = |config| serde_json::to_value(config).expect("a configuration is plain data");
     let (named, found) = (tree(named), tree(found));
     let keys = named.as_object().into_iter().flat_map(|map| map.keys());
+    // What fills up batches makes no other model.
+    let keys = keys.filter(|key| *key != "pad_token_id");
     keys.filter(|key| named[*key] != found[*key])
         .map(|key| {
             let [found, named] = [&found[key], &named[key]].map(keys::show);
