@@ -25,7 +25,7 @@ use burn::module::{Lora, Module};
 use burn::nn::LinearConfig;
 use burn::tensor::{DType, Device, Distribution, Int, Tensor};
 use burn_peft::adapter::initialize_params;
-use burn_peft::llama::{LlamaConfig, RotaryEmbedding};
+use burn_peft::llama::{Context, LlamaConfig};
 use burn_peft::lora::{AttnModule, LoRAConfig, LoRALinear};
 use burn_peft::ops::{self, AttentionMask, MatmulPrecision};
 use burn_peft::training::Activations;
@@ -124,7 +124,7 @@ fn lora_linear(criterion: &mut Criterion) {
     let id = BenchmarkId::from_parameter("frozen");
     bench_op(&mut group, id, &x, |x| layer.forward(x));
     for rank in [8, 64] {
-        let config = LoRAConfig::new([]).with_rank(rank);
+        let config = LoRAConfig::default().with_rank(rank);
         let layer = LoRALinear::new(WIDTH, WIDTH, &config, false, &device());
         initialize_params(&layer);
         let id = BenchmarkId::new("lora", rank);
@@ -181,12 +181,11 @@ fn block(criterion: &mut Criterion) {
     let model = config.init_lora(&lora, &device());
     let model = model.expect("sizes that fit each other");
     initialize_params(&model);
-    let rope = RotaryEmbedding::new(&config, 0, SEQ, &device());
-    let mask = AttentionMask::causal(0, SEQ);
+    let context = Context::causal(&config, 0, SEQ, &device());
     let x = random([2, SEQ, config.embed_dim]);
     let mut group = criterion.benchmark_group("block");
     bench_bodies(&mut group, "2x256", &x, |x| {
-        model.layers[0].forward(x, &rope, &mask, None)
+        model.layers[0].forward(x, &context, None)
     });
 }
 

@@ -105,6 +105,7 @@ fn mean_loss(logits: Tensor<3>, labels: Vec<i32>) -> Result<f32> {
         segments: vec![vec![seq_len]; batch_size],
         batch_size,
         seq_len,
+        adapters: None,
     };
     let (rows, targets) = batch.predictions();
     check_vocab(&targets, vocab_size)?;

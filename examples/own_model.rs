@@ -79,7 +79,7 @@ fn main() -> burn_peft::Result<()> {
     let base = train(Classifier::new(&device), 400, (0.0, 0.7), &device);
     let before = state_dict(&base);
 
-    let lora = LoRAConfig::new([]).with_rank(2).with_alpha(4.0);
+    let lora = LoRAConfig::default().with_rank(2).with_alpha(4.0);
     let model = base.with_adapters(&lora);
     let adapter = get_adapter_params(&model);
     let model = set_trainable_params(model, &adapter);

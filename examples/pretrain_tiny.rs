@@ -123,6 +123,7 @@ impl TokenStream {
             segments: vec![vec![seq_len]; batch_size],
             batch_size,
             seq_len,
+            adapters: None,
         }
     }
 }

@@ -388,6 +388,7 @@ mod batches {
             segments: vec![vec![4], vec![2]],
             batch_size: 2,
             seq_len: 4,
+            adapters: None,
         };
         assert_eq!(batch, expected);
         assert_eq!((batch.num_tokens(), batch.num_label_tokens()), (6, 3));

@@ -15,7 +15,7 @@ use burn::tensor::{DType, Device, Distribution, Tensor};
 use burn_peft::adapter::{ParamCount, initialize_params};
 use burn_peft::checkpoint::{load_hf_as, save_hf};
 use burn_peft::data::Batch;
-use burn_peft::llama::{AttentionMask, LlamaConfig, RotaryEmbedding, TransformerDecoder};
+use burn_peft::llama::{Context, LlamaConfig, TransformerDecoder};
 use burn_peft::lora::{AttnModule, LoRAConfig};
 use burn_peft::ops::{AttentionBody, set_fused};
 use burn_peft::training::recipe::RecipeConfig;
@@ -91,9 +91,8 @@ fn measured_saved_bytes(config: &EstimateConfig, input_is_tracked: bool) -> usiz
     let x = Tensor::<3>::random(shape, Distribution::Default, &device());
     let x = x.cast(config.compute_dtype).detach();
     let x = x.set_require_grad(input_is_tracked);
-    let rope = RotaryEmbedding::new(&config.model, 0, config.seq_len, &device());
-    let mask = AttentionMask::causal(0, config.seq_len);
-    let forward = || model.layers[0].forward(x.clone(), &rope, &mask, None);
+    let context = Context::causal(&config.model, 0, config.seq_len, &device());
+    let forward = || model.layers[0].forward(x.clone(), &context, None);
     forward(); // what threads allocate once
     let before = live_bytes();
     let output = forward();
@@ -107,10 +106,8 @@ fn a_layer_keeps_what_the_formula_says() {
     use DType::{BF16, F32};
     let _alone = alone();
     let grouped = llama(1, 256, 2, 1000);
-    let mut mlp_only = all(8);
-    mlp_only.attn_modules.clear();
-    let mut down_only = mlp_only.clone();
-    down_only.mlp_modules = vec![burn_peft::lora::MlpModule::W2];
+    let mlp_only = LoRAConfig::default().with_mlp(true);
+    let down_only = LoRAConfig::new([burn_peft::lora::MlpModule::W2]);
     let loras = [
         qv(8),
         all(8),
@@ -196,6 +193,7 @@ fn batch(config: &EstimateConfig) -> Batch {
         segments: vec![vec![seq_len]; batch_size],
         batch_size,
         seq_len,
+        adapters: None,
     }
 }
 
@@ -307,7 +305,7 @@ fn trainings() -> Vec<(&'static str, EstimateConfig)> {
         ),
         (
             "output alone",
-            lora(small(), LoRAConfig::new([]).with_output(true), 2, 256),
+            lora(small(), LoRAConfig::default().with_output(true), 2, 256),
         ),
         ("everything", EstimateConfig::new(small(), None, 2, 256)),
         (

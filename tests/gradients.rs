@@ -14,7 +14,7 @@ use burn_peft::data::{Batch, IGNORE_INDEX, Padding, Sample, pack};
 use burn_peft::distributed::SingleProcess;
 use burn_peft::generate::{GenerateOptions, generate};
 use burn_peft::llama::{LlamaConfig, TransformerDecoder};
-use burn_peft::lora::{AttnModule, LoRAConfig};
+use burn_peft::lora::{AttnModule, DEFAULT_ADAPTER, LoRAConfig};
 use burn_peft::training::{
     Activations, AdamWConfig, GradientOptions, LrSchedule, ScheduleKind, Trainer,
     accumulate_gradients, cross_entropy_sum, lm_loss_sum, validation_loss,
@@ -48,6 +48,7 @@ fn batch(lengths: &[usize]) -> Batch {
         segments: lengths.iter().map(|length| vec![*length]).collect(),
         batch_size: lengths.len(),
         seq_len,
+        adapters: None,
     };
     for (row, length) in lengths.iter().enumerate() {
         for t in 0..*length {
@@ -64,19 +65,15 @@ fn batch(lengths: &[usize]) -> Batch {
 fn with_adapters(config: &LlamaConfig, lora: &LoRAConfig) -> TransformerDecoder {
     let mut model = config.init_lora(lora, &device()).unwrap();
     initialize_params(&model);
-    let noise = |param: &mut Param<Tensor<2>>| {
-        let shape = param.val().shape();
-        let value = Tensor::random(shape, Distribution::Normal(0.0, 0.3), &device());
-        *param = Param::from_tensor(value);
-    };
+    let noise = |b: Tensor<2>| Tensor::random(b.shape(), Distribution::Normal(0.0, 0.3), &device());
     for layer in &mut model.layers {
         for linear in [
             &mut layer.attn.q_proj,
             &mut layer.attn.v_proj,
             &mut layer.mlp.w2,
         ] {
-            if let Some(adapter) = &mut linear.adapter {
-                noise(&mut adapter.lora_b.weight);
+            if let Some(adapter) = linear.adapters.get_mut(DEFAULT_ADAPTER) {
+                adapter.map_matrix("lora_b.weight", noise);
             }
         }
     }

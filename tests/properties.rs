@@ -9,8 +9,8 @@ use burn::nn;
 use burn::optim::GradientsParams;
 use burn::tensor::{DType, Device, Distribution, Int, Tensor, TensorData};
 use burn_peft::adapter::{
-    ParamCount, ParamSet, StateDict, adapter_state_dict, get_adapter_params, get_params,
-    initialize_params, load_state_dict, set_trainable_params, state_dict,
+    ParamCount, ParamSet, StateDict, adapter_names, adapter_state_dict, get_adapter_params,
+    get_params, initialize_params, load_state_dict, set_trainable_params, state_dict,
 };
 use burn_peft::checkpoint::{
     load_hf, load_hf_as, load_peft, load_state_dict_file, read_hf_config, read_peft_config,
@@ -18,7 +18,9 @@ use burn_peft::checkpoint::{
 };
 use burn_peft::generate::{GenerateOptions, generate};
 use burn_peft::llama::{LlamaConfig, ModelType, TransformerDecoder};
-use burn_peft::lora::{AttnModule, LoRAAdapter, LoRAConfig, LoRALinear, MlpModule};
+use burn_peft::lora::{
+    AttnModule, DEFAULT_ADAPTER, LoRAAdapter, LoRAConfig, LoRALinear, MlpModule, Targets,
+};
 use proptest::prelude::*;
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -61,25 +63,33 @@ prop_compose! {
         (rank, alpha) in (1usize..12, 0.5f64..16.0),
         (apply_to_output, use_dora, use_rslora) in any::<(bool, bool, bool)>(),
     ) -> LoRAConfig {
-        LoRAConfig {
-            attn_modules,
-            mlp_modules,
-            apply_to_output,
-            rank,
-            alpha,
-            dropout: 0.0,
-            use_dora,
-            use_rslora,
-        }
+        let mlp = mlp_modules.into_iter().map(MlpModule::name);
+        let names = attn_modules.into_iter().map(AttnModule::name).chain(mlp);
+        LoRAConfig::new(names)
+            .with_output(apply_to_output)
+            .with_rank(rank)
+            .with_alpha(alpha)
+            .with_dora(use_dora)
+            .with_rslora(use_rslora)
     }
 }
 
 prop_compose! {
     /// A model's configuration and that of adapters which it can have.
     fn configs()(llama in llama_config(), lora in lora_config()) -> (LlamaConfig, LoRAConfig) {
-        let output = lora.apply_to_output && !llama.tie_embeddings;
-        (llama, lora.with_output(output))
+        (llama, lora)
     }
+}
+
+fn names_of(lora: &LoRAConfig) -> impl Iterator<Item = &str> {
+    let Targets::Names(names) = &lora.targets else {
+        panic!("the targets are names");
+    };
+    names.iter().map(String::as_str)
+}
+
+fn adapts(lora: &LoRAConfig, module: &str) -> bool {
+    names_of(lora).any(|name| name == module)
 }
 
 /// Gives every parameter of a module random values, DoRA's magnitudes and `B` too.
@@ -156,23 +166,18 @@ fn adapter_elements(c: &LlamaConfig, lora: &LoRAConfig) -> usize {
     let queries = c.num_heads * c.head_dim;
     let keys = c.num_kv_heads * c.head_dim;
     let one = |in_dim: usize, out_dim: usize| {
-        lora.rank * (in_dim + out_dim) + if lora.use_dora { out_dim } else { 0 }
+        lora.rank * (in_dim + out_dim) + if lora.uses_dora() { out_dim } else { 0 }
     };
-    let attn = lora.attn_modules.iter().map(|module| match module {
-        AttnModule::QProj => one(dim, queries),
-        AttnModule::KProj | AttnModule::VProj => one(dim, keys),
-        AttnModule::OutputProj => one(queries, dim),
-    });
-    let mlp = lora.mlp_modules.iter().map(|module| match module {
-        MlpModule::W1 | MlpModule::W3 => one(dim, ffn),
-        MlpModule::W2 => one(ffn, dim),
-    });
-    let output = if lora.apply_to_output {
-        one(dim, c.vocab_size)
-    } else {
-        0
-    };
-    c.num_layers * attn.chain(mlp).sum::<usize>() + output
+    names_of(lora)
+        .map(|name| match name {
+            "q_proj" => c.num_layers * one(dim, queries),
+            "k_proj" | "v_proj" => c.num_layers * one(dim, keys),
+            "output_proj" => c.num_layers * one(queries, dim),
+            "w1" | "w3" => c.num_layers * one(dim, ffn),
+            "w2" => c.num_layers * one(ffn, dim),
+            _ => one(dim, c.vocab_size),
+        })
+        .sum()
 }
 
 proptest! {
@@ -207,7 +212,7 @@ proptest! {
         let base = floats(layer.clone().without_adapter().forward(x.clone()));
         prop_assert_ne!(&adapted, &base);
         let merged = layer.merge();
-        prop_assert!(merged.adapter.is_none());
+        prop_assert!(merged.adapters.is_empty());
         assert_same(&floats(merged.forward(x)), &adapted);
     }
 
@@ -216,9 +221,12 @@ proptest! {
         let model = random_lora_model(&llama, &lora, seed);
         let adapted = logits(&model);
         let merged = model.merge_lora();
-        prop_assert!(merged.adapters().is_empty());
+        prop_assert!(adapter_names(&merged).is_empty());
         assert_same(&logits(&merged), &adapted);
-        let total = base_elements(&llama);
+        // An output with an adapter of its own is not the embedding any more.
+        let tie_embeddings = llama.tie_embeddings && !adapts(&lora, "output");
+        prop_assert_eq!(merged.config.tie_embeddings, tie_embeddings);
+        let total = base_elements(&LlamaConfig { tie_embeddings, ..llama });
         prop_assert_eq!(ParamCount::of(&merged), ParamCount { total, trainable: 0 });
     }
 
@@ -268,7 +276,7 @@ proptest! {
 /// The layer of the closed-form cases: `W = 3`, `A = [[1, 2, 3, 4], [5, 6, 7, 8]]`, `B` the
 /// numbers from 1 to 12 row by row, rank 2, alpha 1.
 fn closed_form_layer(use_dora: bool) -> LoRALinear {
-    let lora = LoRAConfig::new([])
+    let lora = LoRAConfig::default()
         .with_rank(2)
         .with_alpha(1.0)
         .with_dora(use_dora);
@@ -293,7 +301,7 @@ fn closed_form_layer(use_dora: bool) -> LoRALinear {
 /// The values of a LoRA layer in one with DoRA: `W = 3` in rows of four has the norm 6.
 #[test]
 fn a_magnitude_that_is_not_stored_is_the_norm_of_the_loaded_weight() {
-    let lora = LoRAConfig::new([]).with_rank(2).with_alpha(1.0);
+    let lora = LoRAConfig::default().with_rank(2).with_alpha(1.0);
     let values = state_dict(&closed_form_layer(false));
     let new = || LoRALinear::new(4, 6, &lora.clone().with_dora(true), false, &device());
     let initialized = new();
@@ -301,7 +309,7 @@ fn a_magnitude_that_is_not_stored_is_the_norm_of_the_loaded_weight() {
     for mut layer in [new(), initialized] {
         let report = load_state_dict(&mut layer, &values, false).unwrap();
         assert_eq!(report.missing, ["magnitude"]);
-        let magnitude = layer.adapter.unwrap().magnitude.unwrap().val();
+        let magnitude = layer.adapter().unwrap().vector("magnitude").unwrap();
         assert_eq!(floats(magnitude), [6.0; 6]);
     }
 }
@@ -389,10 +397,9 @@ proptest! {
         let model = random_lora_model(&llama, &lora, seed);
         save_peft(&model, &lora, dir.path()).unwrap();
         let read = read_peft_config(dir.path()).unwrap();
-        prop_assert_eq!(read.module_names(), lora.module_names());
         prop_assert_eq!(
-            (read.rank, read.dropout, read.use_dora, read.use_rslora),
-            (lora.rank, lora.dropout, lora.use_dora, lora.use_rslora)
+            (read.rank, read.dropout, read.uses_dora(), read.use_rslora),
+            (lora.rank, lora.dropout, lora.uses_dora(), lora.use_rslora)
         );
         // serde_json reads seventeen digits to the last bit but one.
         assert_relative_eq!(read.alpha, lora.alpha, max_relative = 1e-15);
@@ -492,7 +499,7 @@ proptest! {
         let x = Tensor::<2>::random([3, 6], Distribution::Default, &device());
         let loss = layer.forward(x).square().sum();
         let adapter = get_adapter_params(&layer);
-        prop_assert_eq!(adapter.len(), if lora.use_dora { 3 } else { 2 });
+        prop_assert_eq!(adapter.len(), if lora.uses_dora() { 3 } else { 2 });
         prop_assert_eq!(trained_by(&layer, loss), names(&adapter));
     }
 }
@@ -563,7 +570,7 @@ proptest! {
         prop_assert_eq!(plain.shape(), [out_dim, in_dim]);
         assert_same(&floats(plain.forward(x.clone())), &expected);
         let without = LoRALinear::from(theirs.clone());
-        prop_assert!(without.adapter.is_none());
+        prop_assert!(without.adapters.is_empty());
         assert_same(&floats(without.forward(x.clone())), &expected);
         let with = LoRALinear::from_linear(theirs, &lora);
         assert_same(&floats(with.forward(x.clone())), &expected);
@@ -612,7 +619,7 @@ proptest! {
         let expected = floats(on_cpu(theirs.clone()).forward(on_cpu(x.clone())));
         let ours = LoRALinear::from(theirs);
         assert_same(&floats(ours.forward(x.clone())), &expected);
-        prop_assert_eq!(ours.adapter.as_ref().map(LoRAAdapter::rank), Some(rank));
+        prop_assert_eq!(ours.adapter().map(LoRAAdapter::rank), Some(rank));
         let adapter = names(&get_adapter_params(&ours));
         prop_assert_eq!(trained_by(&ours, ours.forward(x).square().sum()), adapter);
     }
@@ -628,13 +635,12 @@ proptest! {
         let x = Tensor::<2>::random([3, in_dim], Distribution::Default, &device());
         let update = layer.forward(x.clone())
             - layer.clone().without_adapter().forward(x.clone());
-        let theirs = LoraAdapter::try_from(layer.adapter.unwrap()).unwrap();
+        let theirs = LoraAdapter::try_from(layer.adapter().unwrap().clone()).unwrap();
         let expected = on_cpu(x.clone()).matmul(on_cpu(theirs.clone()).delta());
         assert_same(&floats(update.clone()), &floats(expected));
-        let again = LoRALinear {
-            base: burn_peft::lora::PlainLinear::zeros(in_dim, out_dim, &device()),
-            adapter: Some(LoRAAdapter::from(&theirs)),
-        };
+        let mut again = LoRALinear::plain(in_dim, out_dim, false, &device());
+        again.base.weight = again.base.weight.map(|weight| weight.zeros_like());
+        again.adapters.insert(DEFAULT_ADAPTER, LoRAAdapter::from(&theirs));
         assert_same(&floats(again.forward(x)), &floats(update));
     }
 }
@@ -643,7 +649,7 @@ proptest! {
 
 /// A layer of one number, with `W = 10`, `A = 1` and `B = 2`: without a magnitude, `y = W x + 2·dropout(x)`.
 fn layer_of_one_number(dropout: f64, magnitude: Option<f32>, device: &Device) -> LoRALinear {
-    let lora = LoRAConfig::new([])
+    let lora = LoRAConfig::default()
         .with_rank(1)
         .with_alpha(1.0)
         .with_dropout(dropout)
@@ -702,7 +708,7 @@ fn doras_magnitude_acts_on_what_dropout_keeps() {
 
 #[test]
 fn dropout_leaves_doras_base_whole() {
-    let lora = LoRAConfig::new([])
+    let lora = LoRAConfig::default()
         .with_rank(1)
         .with_dropout(0.5)
         .with_dora(true);

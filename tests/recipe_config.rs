@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use burn_peft::Error;
 use burn_peft::data::DataOrder;
 use burn_peft::llama::LlamaConfig;
-use burn_peft::lora::{AttnModule, LoRAConfig, MlpModule};
+use burn_peft::lora::{AttnModule, Init, LoRAConfig, Targets, TrainedBias};
 use burn_peft::training::recipe::{ModelSize, OptimizerConfig, Precision, RecipeConfig, RecipeKey};
 use burn_peft::training::{Activations, AdamWConfig, LrSchedule, ScheduleKind, Trainer};
 use proptest::prelude::*;
@@ -45,7 +45,7 @@ fn example(name: &str) -> RecipeConfig {
 /// The dotted names of everything in `tree` that is not itself a section.
 fn leaves(prefix: &str, tree: &Value) -> Vec<String> {
     match tree {
-        Value::Object(map) => map
+        Value::Object(map) if !map.is_empty() => map
             .iter()
             .flat_map(|(name, value)| leaves(&format!("{prefix}.{name}"), value))
             .collect(),
@@ -358,6 +358,15 @@ lora_alpha: 5
 lora_dropout: 0.25
 use_dora: true
 use_rslora: true
+exclude_modules: .*1.*
+layers_to_transform: [0, 2]
+modules_to_save: [norm]
+trainable_token_indices: {embed_tokens: [3]}
+rank_pattern: {layers.1.attn.k_proj: 2, k_proj: 4}
+alpha_pattern: {k_proj: 1.5}
+init_lora_weights: gaussian
+bias: all
+freeze_a: true
 batch_size: 6
 gradient_accumulation_steps: 7
 max_steps_per_epoch: 9
@@ -369,16 +378,23 @@ clip_grad_norm: 2.5
 enable_activation_checkpointing: true
 ";
     let config = read(text).unwrap();
-    let lora = LoRAConfig {
-        attn_modules: vec![AttnModule::KProj],
-        mlp_modules: MlpModule::ALL.to_vec(),
-        apply_to_output: true,
-        rank: 3,
-        alpha: 5.0,
-        dropout: 0.25,
-        use_dora: true,
-        use_rslora: true,
-    };
+    let lora = LoRAConfig::new([AttnModule::KProj])
+        .with_mlp(true)
+        .with_output(true)
+        .with_rank(3)
+        .with_alpha(5.0)
+        .with_dropout(0.25)
+        .with_dora(true)
+        .with_rslora(true)
+        .with_exclude(Targets::pattern(".*1.*"))
+        .with_layers([0, 2])
+        .with_modules_to_save(["norm"])
+        .with_trainable_tokens("embed_tokens", [3])
+        .with_rank_pattern([("layers.1.attn.k_proj", 2), ("k_proj", 4)])
+        .with_alpha_pattern([("k_proj", 1.5)])
+        .with_init(Init::Gaussian)
+        .with_bias(TrainedBias::All)
+        .with_frozen_a(true);
     assert_eq!(config.lora(), lora);
     let order = DataOrder {
         num_samples: 100,

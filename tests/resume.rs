@@ -62,6 +62,7 @@ fn micro_batches(step: usize) -> Vec<Batch> {
             segments: vec![vec![seq_len]; 2],
             batch_size: 2,
             seq_len,
+            adapters: None,
         }
     };
     vec![batch(0), batch(1)]

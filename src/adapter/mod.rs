@@ -1,18 +1,24 @@
 //! Verbs over any Burn module that holds [`LoRALinear`](crate::lora::LoRALinear)s: list, count and
 //! freeze parameters, take and load state dicts, check them. No Llama, no file.
 
+mod attach;
 mod init;
-mod magnitude;
 mod params;
 mod path;
 mod state_dict;
 mod validate;
 
+pub use attach::{
+    Adapter, adapter_config, adapter_layers, adapter_names, detach, disabled, merge_adapters,
+    set_active_adapters, with_adapters, without_adapters,
+};
+pub(crate) use attach::{plan, with_named_adapters};
 pub use init::initialize_adapters;
 pub use params::{
     ParamCount, ParamInfo, ParamSet, get_adapter_params, get_params, initialize_params,
-    set_trainable_params,
+    set_trainable_params, train_adapters,
 };
+pub use path::Role;
 pub use state_dict::{
     LoadReport, StateDict, StateReader, adapter_state_dict, load_state_dict, load_tensors,
     state_dict, state_readers,

@@ -4,7 +4,7 @@ use burn::module::{Flag, Module, ModuleMapper, ModuleVisitor, Param, ParamId};
 use burn::tensor::Tensor;
 use indexmap::IndexMap;
 
-use super::path::{Path, follow_path};
+use super::path::{Path, Role, follow_path};
 use super::state_dict::saved_shape;
 
 /// What there is to know of a parameter without touching its value.
@@ -15,11 +15,16 @@ pub struct ParamInfo {
     pub id: ParamId,
     /// The shape, as in a state dict.
     pub shape: Vec<usize>,
-    /// Whether it belongs to an adapter.
-    pub is_adapter: bool,
+    /// Whether it belongs to the base or to an adapter.
+    pub role: Role,
 }
 
 impl ParamInfo {
+    /// Whether it belongs to an adapter.
+    pub fn is_adapter(&self) -> bool {
+        self.role != Role::Base
+    }
+
     /// The number of elements.
     pub fn num_elements(&self) -> usize {
         self.shape.iter().product()
@@ -76,18 +81,25 @@ impl ParamSet {
 /// Every float parameter of a module by name. Allocates nothing.
 ///
 /// # Panics
-/// If two have the same name, which only a type of your own that is called `LoRALinear` can bring about.
+/// If two have the same name, which only layers with a nameless level of their own can bring about.
 pub fn get_params<M: Module>(model: &M) -> ParamSet {
     let mut lister = Lister::default();
     model.visit(&mut lister);
     lister.params
 }
 
-/// The parameters of all adapters by name: `lora_a.weight`, `lora_b.weight` and `magnitude` of each
-/// [`LoRALinear`](crate::lora::LoRALinear), wherever in the module it stands, and those of Burn's own
-/// [`LoraAdapter`](burn::module::LoraAdapter)s. Allocates nothing.
+/// The parameters that all adapters train, by name: `lora_a.weight`, `lora_b.weight` and what else the method has,
+/// of each [`LoRALinear`](crate::lora::LoRALinear) and other layer of this crate, wherever in the module it stands,
+/// and those of Burn's own [`LoraAdapter`](burn::module::LoraAdapter)s. What an adapter only keeps (LoRA-FA's `A`)
+/// is not among them. Allocates nothing.
 pub fn get_adapter_params<M: Module>(model: &M) -> ParamSet {
-    get_params(model).filter(|_, info| info.is_adapter)
+    get_params(model).filter(|_, info| info.role == Role::Adapter)
+}
+
+/// Makes exactly the adapters' parameters trainable, see [`get_adapter_params`] and [`set_trainable_params`].
+pub fn train_adapters<M: Module>(model: M) -> M {
+    let adapters = get_adapter_params(&model);
+    set_trainable_params(model, &adapters)
 }
 
 /// Makes exactly the named parameters trainable and freezes all others. An adapter's dropout acts if one
@@ -140,13 +152,13 @@ impl ModuleVisitor for Lister {
         let info = ParamInfo {
             id: param.id,
             shape: saved_shape(param),
-            is_adapter: self.path.in_adapter(),
+            role: self.path.role(),
         };
         let key = self.path.key();
         let before = self.params.0.insert(key.clone(), info);
         assert!(
             before.is_none(),
-            "two parameters are called `{key}`: the level below a module called `LoRALinear` has no name"
+            "two parameters are called `{key}`; is an adapter called like a part of the model?"
         );
     }
 }
@@ -165,13 +177,14 @@ impl ModuleMapper for Freezer<'_> {
 
     /// An adapter drops in training, while one of its parameters is trained.
     fn map_flag(&mut self, flag: Param<Flag>) -> Param<Flag> {
-        if !self.path.in_adapter() {
+        if self.path.role() == Role::Base {
             return flag;
         }
         let key = self.path.key();
         let adapter = key.strip_suffix("training").unwrap_or(&key);
         let mut trainable = self.trainable.iter();
-        let is_trained = trainable.any(|(name, info)| info.is_adapter && name.starts_with(adapter));
+        let is_trained =
+            trainable.any(|(name, info)| info.is_adapter() && name.starts_with(adapter));
         flag.with_value(is_trained)
     }
 }

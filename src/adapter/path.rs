@@ -1,11 +1,10 @@
 //! Where a traversal stands in the module tree: the names of parameters, and which of them belong
 //! to an adapter.
 
-/// The container types that leave no trace in names: a `LoRALinear`'s weight is `q_proj.weight`,
-/// not `q_proj.base.weight`, with and without an adapter.
-const TRANSPARENT: &str = "Struct:LoRALinear";
-/// The container types below which every parameter belongs to an adapter: this crate's and Burn's.
-const ADAPTERS: [&str; 2] = ["Struct:LoRAAdapter", "Struct:LoraAdapter"];
+use crate::lora::{KEPT, TRAINED};
+
+/// The container type below which every parameter belongs to one of Burn's own adapters.
+const BURNS: &str = "Struct:LoraAdapter";
 
 /// Follows `enter_module` and `exit_module` of a module visitor or mapper.
 #[derive(Debug, Default)]
@@ -25,18 +24,32 @@ impl Path {
 
     /// The state-dict key of the parameter that is being visited.
     pub(crate) fn key(&self) -> String {
-        let visible = self.levels.iter().filter(|(_, c)| c != TRANSPARENT);
-        let names: Vec<&str> = visible.map(|(name, _)| name.as_str()).collect();
+        let names: Vec<&str> = self.levels.iter().map(|(name, _)| name.as_str()).collect();
         names.join(".")
     }
 
-    /// Whether that parameter belongs to an adapter: decided by the type that holds it, not by its
-    /// name.
-    pub(crate) fn in_adapter(&self) -> bool {
-        self.levels
-            .iter()
-            .any(|(_, container)| ADAPTERS.contains(&container.as_str()))
+    /// Whether that parameter belongs to an adapter, and then whether it is trained: decided by the type that
+    /// holds it, not by its name.
+    pub(crate) fn role(&self) -> Role {
+        let is_below = |container: &str| self.levels.iter().any(|(_, c)| c == container);
+        match () {
+            () if is_below(KEPT) => Role::KeptByAdapter,
+            () if is_below(TRAINED) || is_below(BURNS) => Role::Adapter,
+            () => Role::Base,
+        }
     }
+}
+
+/// Whose a parameter is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Role {
+    /// The base model's.
+    Base,
+    /// An adapter's, to train.
+    Adapter,
+    /// An adapter's, which its training leaves alone.
+    KeptByAdapter,
 }
 
 /// The `enter_module` and `exit_module` of a visitor or mapper with a field `path: Path`.

@@ -4,10 +4,10 @@ use burn::module::{Module, ModuleMapper, ModuleVisitor, Param};
 use burn::tensor::{AllocationProperty, DType, Device, Tensor, TensorData};
 use replace_with::replace_with_or_abort;
 
-use super::magnitude::set_first_magnitudes;
 use super::params::get_params;
-use super::path::{Path, follow_path};
+use super::path::{Path, Role, follow_path};
 use crate::error::nearest;
+use crate::lora::edit_layers;
 use crate::{Error, Result};
 
 /// Values by full name, on the host.
@@ -72,13 +72,18 @@ pub struct StateReader {
     pub key: String,
     /// The shape.
     pub shape: Vec<usize>,
-    /// Whether the parameter belongs to an adapter.
-    pub is_adapter: bool,
+    /// Whether it belongs to the base or to an adapter.
+    pub role: Role,
     dtype: Box<dyn Fn() -> DType>,
     read: Box<dyn Fn() -> TensorData>,
 }
 
 impl StateReader {
+    /// Whether the parameter belongs to an adapter.
+    pub fn is_adapter(&self) -> bool {
+        self.role != Role::Base
+    }
+
     /// The type of the elements. Initialises a lazy parameter.
     pub fn dtype(&self) -> DType {
         (self.dtype)()
@@ -105,7 +110,7 @@ pub fn state_dict<M: Module>(model: &M) -> StateDict {
 
 /// A copy of the adapters' parameters on the host.
 pub fn adapter_state_dict<M: Module>(model: &M) -> StateDict {
-    collect(model, |reader| reader.is_adapter)
+    collect(model, StateReader::is_adapter)
 }
 
 /// Loads values into a module by name, in the dtype that they have.
@@ -221,11 +226,36 @@ pub fn load_tensors<M: Module>(
         error: None,
     };
     // A clone would keep every old value alive until the last new one is there.
-    replace_with_or_abort(model, |model| {
-        let model = model.map(&mut loader);
-        set_first_magnitudes(model, |key| loader.is_left_out(key))
-    });
-    loader.error.map_or(Ok(()), Err)
+    replace_with_or_abort(model, |model| model.map(&mut loader));
+    let Loader { loaded, error, .. } = loader;
+    let left_out = LeftOut {
+        keys: keys.iter().cloned().collect(),
+        loaded,
+    };
+    replace_with_or_abort(model, |model| follow_layers(model, left_out));
+    error.map_or(Ok(()), Err)
+}
+
+/// Which of an adapter's parameters follow from a layer that was loaded without them.
+struct LeftOut {
+    /// What was asked for.
+    keys: HashSet<String>,
+    loaded: HashSet<String>,
+}
+
+/// Lets what follows from a layer's own parameters, such as DoRA's magnitude, follow from the loaded ones.
+fn follow_layers<M: Module>(model: M, left_out: LeftOut) -> M {
+    let LeftOut { keys, loaded } = left_out;
+    edit_layers(model, move |place, layer| {
+        let own = ["weight", "bias"].map(|name| format!("{}.{name}", place.base_path));
+        if !own.iter().any(|key| loaded.contains(key)) {
+            return;
+        }
+        for (prefix, adapter) in layer.slot_mut().keyed_mut(place.path) {
+            let is_new = |name: &str| !keys.contains(&format!("{prefix}{name}"));
+            adapter.follow_layer(&place.params, is_new);
+        }
+    })
 }
 
 fn collect<M: Module>(model: &M, keep: impl Fn(&StateReader) -> bool) -> StateDict {
@@ -274,7 +304,7 @@ impl ModuleVisitor for Collector {
         self.readers.push(StateReader {
             key: self.path.key(),
             shape: saved_shape(param),
-            is_adapter: self.path.in_adapter(),
+            role: self.path.role(),
             dtype: Box::new(move || for_dtype.val().dtype()),
             read: Box::new(move || to_host(for_value.transform_for_save().val())),
         });
@@ -317,13 +347,6 @@ impl<F: FnMut(&str) -> Result<TensorData>> Loader<'_, F> {
                 param
             }
         }
-    }
-
-    /// Whether this is the magnitude of a weight that was loaded without it.
-    fn is_left_out(&self, key: &str) -> bool {
-        let layer = key.strip_suffix("magnitude");
-        let is_loaded = |layer| self.loaded.contains(&format!("{layer}weight"));
-        layer.is_some_and(is_loaded) && !self.keys.contains(key)
     }
 }
 

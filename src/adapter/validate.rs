@@ -1,25 +1,25 @@
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
 use super::{LoadReport, ParamSet};
-use crate::lora::LoRAConfig;
+use crate::lora::{AdapterSettings, LayerShape, LoRAConfig, METHODS, ModuleNames, Naming};
 use crate::{Error, Result};
 
 /// Which modules have an adapter: those of certain names (`q_proj`, `w1`, ..., or those of your own
-/// model), or those of [`get_adapter_params`](super::get_adapter_params).
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// model), those that a [`LoRAConfig`] selects, or those of [`get_adapter_params`](super::get_adapter_params).
+#[derive(Debug, Clone, PartialEq)]
 pub struct AdaptedModules(By);
 
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 enum By {
-    /// The last part of a module's path.
-    Name(Vec<String>),
+    Config(Arc<LoRAConfig>),
     /// The keys of the adapters' parameters.
     Key(BTreeSet<String>),
 }
 
 impl From<&LoRAConfig> for AdaptedModules {
     fn from(config: &LoRAConfig) -> Self {
-        config.module_names().into_iter().collect()
+        Self(By::Config(Arc::new(config.clone())))
     }
 }
 
@@ -31,7 +31,7 @@ impl<const N: usize> From<[&str; N]> for AdaptedModules {
 
 impl<S: Into<String>> FromIterator<S> for AdaptedModules {
     fn from_iter<I: IntoIterator<Item = S>>(names: I) -> Self {
-        Self(By::Name(names.into_iter().map(Into::into).collect()))
+        Self::from(&LoRAConfig::new(names))
     }
 }
 
@@ -44,16 +44,35 @@ impl From<&ParamSet> for AdaptedModules {
 impl AdaptedModules {
     /// Whether a state-dict key is an adapter parameter of one of these modules.
     fn is_adapter_key(&self, key: &str) -> bool {
-        let names = match &self.0 {
-            By::Key(keys) => return keys.contains(key),
-            By::Name(names) => names,
-        };
-        let module_path = ["lora_a.weight", "lora_b.weight", "magnitude"]
-            .into_iter()
-            .find_map(|suffix| key.strip_suffix(suffix)?.strip_suffix('.'));
-        let module = module_path.map(|path| path.rsplit('.').next().unwrap_or(path));
-        module.is_some_and(|module| names.iter().any(|name| name == module))
+        match &self.0 {
+            By::Key(keys) => keys.contains(key),
+            By::Config(config) => KINDS.iter().any(|layer| is_adapter_key(config, key, layer)),
+        }
     }
+}
+
+/// A layer of each kind: the names of an adapter's parameters do not depend on sizes.
+const KINDS: [LayerShape; 3] = [
+    LayerShape::linear(1, 1, true),
+    LayerShape::embedding(1, 1),
+    LayerShape::norm(1),
+];
+
+/// Whether a key is that of an adapter's parameter, for every method that there is, and a layer of this kind has
+/// the adapter by the configuration: any method's, so that what an adapter should not have is not taken for a
+/// base's weight.
+fn is_adapter_key(config: &Arc<LoRAConfig>, key: &str, layer: &LayerShape) -> bool {
+    let own = [config.method.0].into_iter();
+    let methods = own.chain(METHODS).filter(|m| m.adapts(layer.kind));
+    let settings = AdapterSettings::of(config.clone());
+    let mut names = methods
+        .flat_map(|method| method.params(layer, &settings))
+        .map(|spec| spec.name);
+    let module = names.find_map(|name| key.strip_suffix(name)?.strip_suffix('.'));
+    module.is_some_and(|module| {
+        let settings = config.settings_of(&ModuleNames::new(module), layer);
+        config.naming == Naming::HuggingFace || settings.is_ok_and(|s| s.is_some())
+    })
 }
 
 /// The keys that [`validate_state_dict_for_lora`] compares.

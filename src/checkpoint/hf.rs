@@ -13,7 +13,7 @@ use super::keys;
 use super::tensors::write_tensors;
 use super::weights::Weights;
 use crate::adapter::{
-    LoadReport, StateReader, compare_keys, load_tensors, require_dtype, state_readers,
+    LoadReport, ParamInfo, StateReader, compare_keys, load_tensors, require_dtype, state_readers,
 };
 use crate::files::{create_dir, read_text, write_text};
 use crate::llama::{LlamaConfig, TransformerDecoder};
@@ -91,9 +91,10 @@ fn load(model: &mut TransformerDecoder, dir: &Path, dtype: Option<DType>) -> Res
 
 /// A base checkpoint need not have adapter keys; anything else that differs is an error.
 fn require_base(model: &TransformerDecoder, report: &LoadReport) -> Result<()> {
-    let adapter = crate::adapter::get_adapter_params(model);
+    let params = crate::adapter::get_params(model);
+    let is_adapter = |key: &String| params.get(key).is_some_and(ParamInfo::is_adapter);
     let mut base = report.clone();
-    base.missing.retain(|key| !adapter.contains(key));
+    base.missing.retain(|key| !is_adapter(key));
     base.renamed(keys::to_hf).require_complete()
 }
 
@@ -160,7 +161,7 @@ pub fn save_hf(model: &TransformerDecoder, dir: impl AsRef<Path>) -> Result<()> 
 fn save_hf_in_shards(model: &TransformerDecoder, dir: &Path, max_bytes: u64) -> Result<()> {
     let readers = state_readers(model);
     assert!(
-        readers.iter().all(|reader| !reader.is_adapter),
+        readers.iter().all(|reader| !reader.is_adapter()),
         "the model holds an adapter: save `model.merge_lora()`, or the adapter by `save_peft`"
     );
     create_dir(dir)?;

@@ -5,17 +5,26 @@
 //! map and cast on the way, so a model is never held twice. Files are written beside their final
 //! name and then moved.
 
+mod adapter_file;
 mod hf;
 mod hf_config;
 mod keys;
+mod mlx;
 mod peft;
 mod tensors;
+mod torchtune;
 mod weights;
 
 pub(crate) use hf_config::hf_config_key;
 
+pub use adapter_file::{load_adapter, save_adapter};
 pub use hf::{copy_generation_config, load_hf, load_hf_as, read_hf_config, save_hf};
-pub use peft::{load_peft, read_peft_config, save_peft, save_peft_with_base};
+pub use mlx::{read_mlx, save_mlx};
+pub use peft::{
+    attach_peft, attach_peft_as, load_peft, peft_names, read_peft_config, save_peft,
+    save_peft_adapter, save_peft_with_base,
+};
 pub use tensors::{
     SafetensorsFile, WritableTensor, load_state_dict_file, save_state_dict, write_tensors,
 };
+pub use torchtune::{read_torchtune, save_torchtune};

@@ -64,6 +64,12 @@ impl SafetensorsFile {
         &self.path
     }
 
+    /// What the file's metadata say under a key.
+    pub(super) fn metadata(&self, key: &str) -> Option<&str> {
+        let metadata = self.metadata.metadata().as_ref()?;
+        metadata.get(key).map(String::as_str)
+    }
+
     /// The tensors' names and shapes.
     pub fn shapes(&self) -> HashMap<String, Vec<usize>> {
         let tensors = self.metadata.tensors().into_iter();
@@ -267,12 +273,21 @@ pub fn write_tensors<T: WritableTensor>(
     tensors: impl IntoIterator<Item = (String, T)>,
     path: &Path,
 ) -> Result<()> {
+    write_tensors_with(tensors, HashMap::new(), path)
+}
+
+/// The same, with more in the file's metadata.
+pub(super) fn write_tensors_with<T: WritableTensor>(
+    tensors: impl IntoIterator<Item = (String, T)>,
+    mut metadata: HashMap<String, String>,
+    path: &Path,
+) -> Result<()> {
     let entry = |(key, tensor): (String, T)| {
         let entry = Entry::new(&key, tensor).map_err(|message| Error::format(path, message))?;
         Ok((key, entry))
     };
     let views: Vec<_> = tensors.into_iter().map(entry).collect::<Result<_>>()?;
-    let metadata = HashMap::from([("format".to_owned(), "pt".to_owned())]);
+    metadata.insert("format".to_owned(), "pt".to_owned());
     write_atomic(path, |temporary| {
         serialize_to_file(views, Some(metadata), temporary).map_err(|error| match error {
             SafeTensorError::IoError(source) => Error::io(path)(source),

@@ -26,7 +26,7 @@ impl Weights {
     /// output of a model with tied embeddings must be its embedding.
     pub(super) fn open(
         paths: impl IntoIterator<Item = PathBuf>,
-        key_of: fn(&str) -> Option<String>,
+        key_of: impl Fn(&str) -> Option<String>,
         tied: bool,
     ) -> Result<Self> {
         let mut weights = Self {
@@ -34,7 +34,7 @@ impl Weights {
             entries: BTreeMap::new(),
         };
         for path in paths {
-            weights.add_file(SafetensorsFile::open(path)?, key_of)?;
+            weights.add_file(SafetensorsFile::open(path)?, &key_of)?;
         }
         if tied {
             weights.tie()?;
@@ -45,7 +45,7 @@ impl Weights {
     fn add_file(
         &mut self,
         file: SafetensorsFile,
-        key_of: fn(&str) -> Option<String>,
+        key_of: &impl Fn(&str) -> Option<String>,
     ) -> Result<()> {
         for (name, shape) in file.shapes() {
             if is_rotary(&name) {

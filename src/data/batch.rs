@@ -33,6 +33,9 @@ pub struct Batch {
     pub batch_size: usize,
     /// The length of each row.
     pub seq_len: usize,
+    /// The name of the adapter that each row takes, if not all take the one that acts; a row without one takes the
+    /// base.
+    pub adapters: Option<Vec<Option<String>>>,
 }
 
 impl Batch {
@@ -97,7 +100,27 @@ impl Batch {
             batch_size: segments.len(),
             segments,
             seq_len,
+            adapters: None,
         }
+    }
+
+    /// The same rows, each with the adapter of a name, or with none.
+    ///
+    /// # Panics
+    ///
+    /// If there are not as many names as rows.
+    pub fn with_adapters<S: Into<String>>(
+        mut self,
+        names: impl IntoIterator<Item = Option<S>>,
+    ) -> Self {
+        let names: Vec<_> = names.into_iter().map(|name| name.map(Into::into)).collect();
+        assert_eq!(
+            names.len(),
+            self.batch_size,
+            "a row has one adapter or none"
+        );
+        self.adapters = Some(names);
+        self
     }
 
     /// How many positions the loss counts; see [`Sample::num_label_tokens`].

@@ -1,9 +1,9 @@
 use burn::module::{Content, DisplaySettings, Module, ModuleDisplay};
 use burn::tensor::{Device, Tensor};
 
-use super::{LayerCache, LlamaConfig, RotaryEmbedding};
+use super::{Context, LayerCache, LlamaConfig};
 use crate::lora::{AttnModule, LoRALinear};
-use crate::ops::{AttentionMask, attention};
+use crate::ops::attention;
 
 /// Causal self-attention with grouped queries: `softmax(q kᵀ / sqrt(head_dim) + mask) v`.
 #[derive(Module, Debug)]
@@ -42,44 +42,34 @@ impl CausalSelfAttention {
         }
     }
 
-    /// The same attention with each projection replaced by `f` of its name and itself.
-    pub(super) fn map_linears(self, f: impl Fn(&str, LoRALinear) -> LoRALinear) -> Self {
-        Self {
-            q_proj: f("q_proj", self.q_proj),
-            k_proj: f("k_proj", self.k_proj),
-            v_proj: f("v_proj", self.v_proj),
-            output_proj: f("output_proj", self.output_proj),
-            ..self
-        }
-    }
-
     /// Applies the attention.
     ///
     /// # Shapes
     /// - `x`: `[batch, seq, embed_dim]`, output the same
-    /// - `rope`: the rotations of the positions of `x`
-    /// - `mask`: over `seq` queries and all keys, those in the cache included
+    /// - `context`: the rotations of the positions of `x`, the mask over `seq` queries and all keys, those in the
+    ///   cache included, and the adapter of each row
     ///
     /// # Panics
     /// If the shapes do not fit.
     pub fn forward(
         &self,
         x: Tensor<3>,
-        rope: &RotaryEmbedding,
-        mask: &AttentionMask,
+        context: &Context,
         cache: Option<&mut LayerCache>,
     ) -> Tensor<3> {
-        let q = rope.apply(self.split_heads(self.q_proj.forward(x.clone())));
-        let k = rope.apply(self.split_heads(self.k_proj.forward(x.clone())));
-        let v = self.split_heads(self.v_proj.forward(x));
+        let (rope, routes) = (&context.rope, context.routes.as_ref());
+        let heads = |proj: &LoRALinear, x| self.split_heads(proj.forward_routed(x, routes));
+        let q = rope.apply(heads(&self.q_proj, x.clone()));
+        let k = rope.apply(heads(&self.k_proj, x.clone()));
+        let v = heads(&self.v_proj, x);
         let (k, v) = match cache {
             None => (k, v),
             Some(cache) => cache.append(k, v),
         };
-        let heads = attention(q, k, v, mask); // [b, t, h, d]
+        let heads = attention(q, k, v, &context.mask); // [b, t, h, d]
         let [batch, seq, num_heads, head_dim] = heads.dims();
         let joined = heads.reshape([batch, seq, num_heads * head_dim]);
-        self.output_proj.forward(joined)
+        self.output_proj.forward_routed(joined, routes)
     }
 
     /// `[batch, seq, heads · head_dim] -> [batch, seq, heads, head_dim]`.

@@ -2,7 +2,6 @@ use burn::tensor::Device;
 use serde::{Deserialize, Serialize};
 
 use super::TransformerDecoder;
-use crate::adapter::{get_adapter_params, set_trainable_params};
 use crate::lora::{AttnModule, LoRAConfig, MlpModule};
 use crate::{Error, Result};
 
@@ -271,27 +270,10 @@ impl LlamaConfig {
     /// allocated before a parameter is used or loaded.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] if the sizes or the LoRA configuration cannot be used, or the output
-    /// is to be adapted but is the embedding's weight.
+    /// [`Error::InvalidArgument`] if the sizes or the LoRA configuration cannot be used.
     pub fn init_lora(&self, lora: &LoRAConfig, device: &Device) -> Result<TransformerDecoder> {
         self.validate()?;
-        self.validate_lora(lora)?;
-        let model = TransformerDecoder::new(self, device).with_adapters(lora);
-        let adapter = get_adapter_params(&model);
-        Ok(set_trainable_params(model, &adapter))
-    }
-
-    fn validate_lora(&self, lora: &LoRAConfig) -> Result<()> {
-        lora.validate()?;
-        if lora.apply_to_output && self.tie_embeddings {
-            return Err(Error::InvalidArgument {
-                name: "apply_lora_to_output",
-                message: "the output projection of this model is its embedding; \
-                          it cannot have an adapter of its own"
-                    .into(),
-            });
-        }
-        Ok(())
+        TransformerDecoder::new(self, device).with_adapters(lora)
     }
 }
 

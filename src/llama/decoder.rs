@@ -1,25 +1,29 @@
 use std::collections::BTreeSet;
+use std::ops::Range;
 
 use burn::module::Module;
 use burn::tensor::{Bool, Device, Int, Tensor};
 
-use super::{
-    AttentionMask, Embedding, KvCache, LlamaConfig, RMSNorm, RotaryEmbedding,
-    TransformerDecoderLayer,
+use super::names::module_names;
+use super::{Context, KvCache, LayerCache, LlamaConfig, Output, RMSNorm, TransformerDecoderLayer};
+use crate::adapter::{merge_adapters, with_named_adapters, without_adapters};
+use crate::lora::{
+    DEFAULT_ADAPTER, FULL, LoRAConfig, LoRAEmbedding, LoRALinear, MethodRef, Routes, TOKEN_ROWS,
+    TiedOutput,
 };
-use crate::lora::{LoRAAdapter, LoRAConfig, LoRALinear};
+use crate::{Error, Result};
 
 /// A Llama-like decoder, with or without adapters.
 #[derive(Module, Debug)]
 pub struct TransformerDecoder {
     /// The token vectors.
-    pub tok_embeddings: Embedding,
+    pub tok_embeddings: LoRAEmbedding,
     /// The layers.
     pub layers: Vec<TransformerDecoderLayer>,
     /// The norm after the last layer.
     pub norm: RMSNorm,
-    /// The projection to the vocabulary; none if it is the embedding's weight.
-    pub output: Option<LoRALinear>,
+    /// The projection to the vocabulary.
+    pub output: Output,
     /// The sizes.
     #[module(skip)]
     pub config: LlamaConfig,
@@ -33,72 +37,79 @@ impl TransformerDecoder {
     pub(super) fn new(config: &LlamaConfig, device: &Device) -> Self {
         let (vocab, dim) = (config.vocab_size, config.embed_dim);
         let layers = 0..config.num_layers;
-        let output = || LoRALinear::plain(dim, vocab, false, device);
         Self {
-            tok_embeddings: Embedding::new(vocab, dim, device),
+            tok_embeddings: LoRAEmbedding::new(vocab, dim, device),
             layers: layers
                 .map(|_| TransformerDecoderLayer::new(config, device))
                 .collect(),
             norm: RMSNorm::new(dim, config.norm_eps, device),
-            output: (!config.tie_embeddings).then(output),
+            output: match config.tie_embeddings {
+                true => Output::Tied(TiedOutput::new(vocab, dim)),
+                false => Output::Own(LoRALinear::plain(dim, vocab, false, device)),
+            },
             config: config.clone(),
             changed_base: BTreeSet::new(),
         }
     }
 
-    /// The model with new adapters on the layers that `lora` names.
-    pub(super) fn with_adapters(self, lora: &LoRAConfig) -> Self {
-        let names = lora.module_names();
-        self.map_linears(|name, linear| match names.contains(&name) {
-            true => linear.with_adapter(lora),
-            false => linear,
-        })
+    /// The model with new adapters on the layers that `lora` selects, by their paths here or their names in Hugging
+    /// Face's files; everything but the adapters is frozen. Nothing is allocated.
+    ///
+    /// # Errors
+    /// As [`adapter::with_adapters`](crate::adapter::with_adapters).
+    pub fn with_adapters(self, lora: &LoRAConfig) -> Result<Self> {
+        self.with_named_adapters(lora, DEFAULT_ADAPTER)
     }
 
-    /// The model with every adapter added to its weight: a plain model with the same outputs, see
-    /// [`LoRALinear::merge`].
-    pub fn merge_lora(self) -> Self {
-        self.map_linears(|_, linear| linear.merge())
+    /// The same, with a name for the adapters: a model can hold several.
+    ///
+    /// # Errors
+    /// As [`Self::with_adapters`].
+    pub fn with_named_adapters(self, lora: &LoRAConfig, name: &str) -> Result<Self> {
+        if lora.vocab_size.is_some_and(|size| size == 0) {
+            return Err(Error::InvalidArgument {
+                name: "vocab_size",
+                message: "must be at least 1".into(),
+            });
+        }
+        with_named_adapters(self, lora, name, module_names)
+    }
+
+    /// The model with the adapters that act added to its weights: a plain model with the same outputs, see
+    /// [`LoRALinear::merge`]. Where embedding and output are one weight and one of them has an adapter, the merged
+    /// model has two.
+    pub fn merge_lora(mut self) -> Self {
+        let rows_only = MethodRef(&TOKEN_ROWS);
+        let of_embedding = &self.tok_embeddings.adapters;
+        let embedding_differs = of_embedding
+            .active()
+            .any(|adapter| adapter.settings().method != rows_only);
+        let output_differs = self.output.adapters().active().next().is_some();
+        if embedding_differs || output_differs {
+            self.config.tie_embeddings = false;
+            self.output = match self.output {
+                Output::Tied(tied) => Output::Own(tied.untied(&self.tok_embeddings).into()),
+                own => own,
+            };
+        }
+        let vocab_size = self.vocab_size();
+        let mut merged = merge_adapters(self);
+        merged.config.vocab_size = vocab_size;
+        merged
     }
 
     /// The model without its adapters: the base model.
     pub fn without_adapters(self) -> Self {
-        self.map_linears(|_, linear| linear.without_adapter())
+        without_adapters(self)
     }
 
-    /// Every adapter with the name of its layer (`layers.0.attn.q_proj`), in the model's order.
-    pub fn adapters(&self) -> Vec<(String, &LoRAAdapter)> {
-        let layers = self.layers.iter().enumerate();
-        let inside = layers.flat_map(|(index, layer)| {
-            let TransformerDecoderLayer { attn, mlp, .. } = layer;
-            [
-                ("attn.q_proj", &attn.q_proj),
-                ("attn.k_proj", &attn.k_proj),
-                ("attn.v_proj", &attn.v_proj),
-                ("attn.output_proj", &attn.output_proj),
-                ("mlp.w1", &mlp.w1),
-                ("mlp.w2", &mlp.w2),
-                ("mlp.w3", &mlp.w3),
-            ]
-            .map(|(name, linear)| (format!("layers.{index}.{name}"), linear))
-        });
-        let output = self
-            .output
-            .iter()
-            .map(|linear| ("output".to_owned(), linear));
-        let named = inside.chain(output);
-        named
-            .filter_map(|(name, linear)| Some((name, linear.adapter.as_ref()?)))
-            .collect()
-    }
-
-    fn map_linears(self, f: impl Fn(&str, LoRALinear) -> LoRALinear) -> Self {
-        let layers = self.layers.into_iter();
-        Self {
-            layers: layers.map(|layer| layer.map_linears(&f)).collect(),
-            output: self.output.map(|output| f("output", output)),
-            ..self
-        }
+    /// The number of token ids: the base's, or that of an embedding that is trained with another size.
+    pub fn vocab_size(&self) -> usize {
+        let full = MethodRef(&FULL);
+        let mut active = self.tok_embeddings.adapters.active();
+        let trained = active.find(|adapter| adapter.settings().method == full);
+        let size = trained.and_then(|adapter| adapter.settings().vocab_size);
+        size.unwrap_or(self.config.vocab_size)
     }
 
     /// The logits of the next token at each position. On a device with autodiff an adapter's dropout acts:
@@ -113,11 +124,23 @@ impl TransformerDecoder {
     /// If `ids` is empty, `is_token` has another shape or a token follows padding. On a CPU, also if an id
     /// is not below `vocab_size`; a GPU does not tell: see [`check_vocab`](crate::data::check_vocab).
     pub fn forward(&self, ids: Tensor<2, Int>, is_token: Option<Tensor<2, Bool>>) -> Tensor<3> {
-        let (rope, mask) = self.positions(0, &ids, is_token);
-        let embedded = self.tok_embeddings.forward(ids);
-        let apply = |x, layer: &TransformerDecoderLayer| layer.forward(x, &rope, &mask, None);
-        let hidden = self.layers.iter().fold(embedded, apply);
-        self.project(self.norm.forward(hidden))
+        let [_, seq] = ids.dims();
+        let context = Context::causal(&self.config, 0, seq, &ids.device());
+        self.forward_in(ids, &context.with_padding(is_token))
+    }
+
+    /// The logits of the next token at each position, in a context of your own: with an adapter for each row, say.
+    ///
+    /// # Shapes
+    /// - `ids`: `[batch, seq]`, as the context has them
+    /// - output: `[batch, seq, vocab_size]`
+    ///
+    /// # Panics
+    /// As [`Self::forward`].
+    pub fn forward_in(&self, ids: Tensor<2, Int>, context: &Context) -> Tensor<3> {
+        let embedded = self.embed(ids, context);
+        let hidden = self.apply_layers(0..self.layers.len(), embedded, context, None);
+        self.head(hidden, context.routes.as_ref())
     }
 
     /// The logits of the next token after the last of `ids`, which follow those in the cache.
@@ -129,47 +152,57 @@ impl TransformerDecoder {
     /// # Panics
     /// If the cache is of a model with fewer layers or of other rows, and as [`Self::forward`].
     pub fn forward_cached(&self, ids: Tensor<2, Int>, cache: &mut KvCache) -> Tensor<2> {
-        let [_, seq] = ids.dims();
-        let (rope, mask) = self.positions(cache.len(), &ids, None);
-        let mut x = self.tok_embeddings.forward(ids);
-        for (index, layer) in self.layers.iter().enumerate() {
-            x = layer.forward(x, &rope, &mask, Some(cache.layer(index)));
-        }
-        cache.advance(seq);
-        let last = x.narrow(1, seq - 1, 1);
-        self.project(self.norm.forward(last)).squeeze_dim(1)
+        self.forward_cached_routed(ids, cache, None)
     }
 
-    /// Projects normed hidden states to the vocabulary.
-    ///
-    /// # Shapes
-    /// - `hidden`: `[batch, seq, embed_dim]`
-    /// - output: `[batch, seq, vocab_size]`
+    /// The same with an adapter for each row.
     ///
     /// # Panics
-    /// If the last dimension of `hidden` is not `embed_dim`.
-    pub fn project(&self, hidden: Tensor<3>) -> Tensor<3> {
-        match &self.output {
-            Some(output) => output.forward(hidden),
-            None => self.tok_embeddings.project(hidden),
-        }
+    /// As [`Self::forward_cached`].
+    pub fn forward_cached_routed(
+        &self,
+        ids: Tensor<2, Int>,
+        cache: &mut KvCache,
+        routes: Option<&Routes>,
+    ) -> Tensor<2> {
+        let [_, seq] = ids.dims();
+        let context = Context::causal(&self.config, cache.len(), seq, &ids.device());
+        let context = context.with_routes(routes.cloned());
+        let embedded = self.embed(ids, &context);
+        let hidden = self.apply_layers(0..self.layers.len(), embedded, &context, Some(cache));
+        let last = hidden.narrow(1, seq - 1, 1);
+        self.head(last, routes).squeeze_dim(1)
     }
 
-    /// Rotations and mask of `ids`, the first of which is at position `start`.
-    pub(crate) fn positions(
+    /// The token vectors, `[batch, seq, embed_dim]`.
+    pub(crate) fn embed(&self, ids: Tensor<2, Int>, context: &Context) -> Tensor<3> {
+        self.tok_embeddings
+            .forward_routed(ids, context.routes.as_ref())
+    }
+
+    /// The hidden state after some layers, `[batch, seq, embed_dim]` as the one before them.
+    pub(crate) fn apply_layers(
         &self,
-        start: usize,
-        ids: &Tensor<2, Int>,
-        is_token: Option<Tensor<2, Bool>>,
-    ) -> (RotaryEmbedding, AttentionMask) {
-        let [_, seq] = ids.dims();
-        let device = ids.device();
-        let rope = RotaryEmbedding::new(&self.config, start, seq, &device);
-        let mask = AttentionMask::causal(start, seq);
-        let mask = match is_token {
-            None => mask,
-            Some(is_token) => mask.with_padding(is_token),
-        };
-        (rope, mask)
+        indices: Range<usize>,
+        x: Tensor<3>,
+        context: &Context,
+        mut cache: Option<&mut KvCache>,
+    ) -> Tensor<3> {
+        let [_, seq, _] = x.dims();
+        let hidden = indices.fold(x, |x, index| {
+            let cache: Option<&mut LayerCache> = cache.as_deref_mut().map(|c| c.layer(index));
+            context.seed_layer(index);
+            self.layers[index].forward(x, context, cache)
+        });
+        if let Some(cache) = cache {
+            cache.advance(seq);
+        }
+        hidden
+    }
+
+    /// The logits of hidden states after the last layer, `[batch, seq, embed_dim]`.
+    pub(crate) fn head(&self, hidden: Tensor<3>, routes: Option<&Routes>) -> Tensor<3> {
+        let normed = self.norm.forward_routed(hidden, routes);
+        self.output.forward(normed, &self.tok_embeddings, routes)
     }
 }

@@ -1,11 +1,7 @@
 use burn::module::Module;
 use burn::tensor::{Device, Tensor};
 
-use super::{
-    AttentionMask, CausalSelfAttention, FeedForward, LayerCache, LlamaConfig, RMSNorm,
-    RotaryEmbedding,
-};
-use crate::lora::LoRALinear;
+use super::{CausalSelfAttention, Context, FeedForward, LayerCache, LlamaConfig, RMSNorm};
 
 /// One layer of the decoder: `h = x + attn(sa_norm(x))`, `y = h + mlp(mlp_norm(h))`.
 #[derive(Module, Debug)]
@@ -31,33 +27,24 @@ impl TransformerDecoderLayer {
         }
     }
 
-    pub(super) fn map_linears(self, f: impl Fn(&str, LoRALinear) -> LoRALinear) -> Self {
-        Self {
-            attn: self.attn.map_linears(&f),
-            mlp: self.mlp.map_linears(&f),
-            ..self
-        }
-    }
-
     /// Applies the layer.
     ///
     /// # Shapes
     /// - `x`: `[batch, seq, embed_dim]`, output the same
-    /// - `rope`, `mask`, `cache`: see [`CausalSelfAttention::forward`]
+    /// - `context`, `cache`: see [`CausalSelfAttention::forward`]
     ///
     /// # Panics
     /// If the shapes do not fit.
     pub fn forward(
         &self,
         x: Tensor<3>,
-        rope: &RotaryEmbedding,
-        mask: &AttentionMask,
+        context: &Context,
         cache: Option<&mut LayerCache>,
     ) -> Tensor<3> {
-        let attn = self
-            .attn
-            .forward(self.sa_norm.forward(x.clone()), rope, mask, cache);
-        let h = x + attn;
-        h.clone() + self.mlp.forward(self.mlp_norm.forward(h))
+        let routes = context.routes.as_ref();
+        let normed = self.sa_norm.forward_routed(x.clone(), routes);
+        let h = x + self.attn.forward(normed, context, cache);
+        let normed = self.mlp_norm.forward_routed(h.clone(), routes);
+        h + self.mlp.forward(normed, context)
     }
 }

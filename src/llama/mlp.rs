@@ -1,7 +1,7 @@
 use burn::module::{Content, DisplaySettings, Module, ModuleDisplay};
 use burn::tensor::{Device, Tensor};
 
-use super::LlamaConfig;
+use super::{Context, LlamaConfig};
 use crate::lora::{LoRALinear, MlpModule};
 use crate::ops::swiglu;
 
@@ -31,15 +31,6 @@ impl FeedForward {
         }
     }
 
-    /// The same block with each projection replaced by `f` of its name and itself.
-    pub(super) fn map_linears(self, f: impl Fn(&str, LoRALinear) -> LoRALinear) -> Self {
-        Self {
-            w1: f("w1", self.w1),
-            w2: f("w2", self.w2),
-            w3: f("w3", self.w3),
-        }
-    }
-
     /// Applies the block.
     ///
     /// # Shapes
@@ -47,9 +38,11 @@ impl FeedForward {
     ///
     /// # Panics
     /// If the last dimension of `x` is not `embed_dim`.
-    pub fn forward(&self, x: Tensor<3>) -> Tensor<3> {
-        let gate = self.w1.forward(x.clone());
-        self.w2.forward(swiglu(gate, self.w3.forward(x)))
+    pub fn forward(&self, x: Tensor<3>, context: &Context) -> Tensor<3> {
+        let routes = context.routes.as_ref();
+        let gate = self.w1.forward_routed(x.clone(), routes);
+        let up = self.w3.forward_routed(x, routes);
+        self.w2.forward_routed(swiglu(gate, up), routes)
     }
 }
 

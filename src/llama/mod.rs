@@ -1,5 +1,5 @@
 //! Llama and its relatives, with and without LoRA: one type, [`TransformerDecoder`]. No file, no
-//! optimizer, no name from another framework.
+//! optimizer.
 //!
 //! ```text
 //! ids ─► tok_embeddings ─► [ x + attn(sa_norm(x)), x + mlp(mlp_norm(x)) ] × layers ─► norm ─► output
@@ -9,12 +9,14 @@ mod attention;
 mod builders;
 mod cache;
 mod config;
+mod context;
 mod decoder;
-mod embedding;
 mod layer;
 mod mask;
 mod mlp;
+pub(crate) mod names;
 mod norm;
+mod output;
 mod rope;
 
 pub use attention::CausalSelfAttention;
@@ -23,11 +25,12 @@ pub use builders::{
 };
 pub use cache::{KvCache, LayerCache};
 pub use config::{LlamaConfig, ModelType, RopeScaling};
+pub use context::Context;
 pub use decoder::TransformerDecoder;
-pub use embedding::Embedding;
 pub use layer::TransformerDecoderLayer;
 pub use mlp::FeedForward;
 pub use norm::RMSNorm;
+pub use output::Output;
 pub use rope::RotaryEmbedding;
 
 pub use crate::ops::AttentionMask;

@@ -1,19 +1,22 @@
 use burn::module::{Content, DisplaySettings, Module, ModuleDisplay, Param};
 use burn::tensor::{Device, Tensor};
 
-use crate::lora::{lazy_param, one_line};
+use crate::lora::{
+    AdaptedLayer, AdapterSlot, FULL_WEIGHT, LayerParams, LayerShape, Routes, adapted_module,
+    lazy_param, one_line, replace,
+};
 use crate::ops::rms_norm;
 
 /// Root-mean-square normalisation, `y = w · x / sqrt(mean(x²) + eps)`, computed in f32.
 /// Zhang and Sennrich, <https://arxiv.org/abs/1910.07467>.
-#[derive(Module, Debug)]
-#[module(custom_display)]
+#[derive(Debug, Clone)]
 pub struct RMSNorm {
     /// The weight w, `[dim]`.
     pub weight: Param<Tensor<1>>,
     /// The epsilon.
-    #[module(skip)]
     pub eps: f64,
+    /// Copies of the weight that are trained.
+    pub adapters: AdapterSlot,
 }
 
 impl RMSNorm {
@@ -23,6 +26,7 @@ impl RMSNorm {
         Self {
             weight: lazy_param([dim], device, ones),
             eps,
+            adapters: AdapterSlot::new(),
         }
     }
 
@@ -34,9 +38,67 @@ impl RMSNorm {
     /// # Panics
     /// If the last dimension of `x` is not `dim`.
     pub fn forward(&self, x: Tensor<3>) -> Tensor<3> {
-        rms_norm(x, self.weight.val(), self.eps)
+        let trained = self.adapters.active().last();
+        let trained = trained.and_then(|adapter| adapter.vector(FULL_WEIGHT));
+        self.normed(x, trained)
+    }
+
+    /// Normalises with the weight that each row of the batch asks for.
+    ///
+    /// # Shapes
+    /// - `x`: `[batch, seq, dim]`, `batch` as `routes` has it; output the same
+    ///
+    /// # Panics
+    /// If the shapes do not fit.
+    pub fn forward_routed(&self, x: Tensor<3>, routes: Option<&Routes>) -> Tensor<3> {
+        let Some(routes) = routes.filter(|_| !self.adapters.is_empty()) else {
+            return self.forward(x);
+        };
+        routes.apply(x, |name, x| {
+            let adapter = name.and_then(|name| self.adapters.get(name));
+            self.normed(x, adapter.and_then(|a| a.vector(FULL_WEIGHT)))
+        })
+    }
+
+    fn normed(&self, x: Tensor<3>, trained: Option<Tensor<1>>) -> Tensor<3> {
+        rms_norm(x, trained.unwrap_or_else(|| self.weight.val()), self.eps)
     }
 }
+
+impl AdaptedLayer for RMSNorm {
+    fn shape(&self) -> LayerShape {
+        let [dim] = self.weight.lazy_shape().dims();
+        LayerShape::norm(dim)
+    }
+
+    fn params(&self) -> LayerParams {
+        LayerParams::of_norm(self.weight.clone())
+    }
+
+    fn slot(&self) -> &AdapterSlot {
+        &self.adapters
+    }
+
+    fn slot_mut(&mut self) -> &mut AdapterSlot {
+        &mut self.adapters
+    }
+
+    fn merge(&mut self) {
+        let adapters = std::mem::take(&mut self.adapters);
+        let trained = adapters.active().last();
+        if let Some(trained) = trained.and_then(|adapter| adapter.vector(FULL_WEIGHT)) {
+            replace_with::replace_with_or_abort(&mut self.weight, |weight| {
+                replace(weight, |_| trained.set_require_grad(false))
+            });
+        }
+    }
+
+    fn freeze_base(&mut self) {
+        replace_with::replace_with_or_abort(&mut self.weight, Module::no_grad);
+    }
+}
+
+adapted_module!(RMSNorm, params(weight), inline(adapters), skip(eps));
 
 impl ModuleDisplay for RMSNorm {
     fn custom_settings(&self) -> Option<DisplaySettings> {
@@ -45,6 +107,10 @@ impl ModuleDisplay for RMSNorm {
 
     fn custom_content(&self, content: Content) -> Option<Content> {
         let [dim] = self.weight.lazy_shape().dims();
-        content.add("dim", &dim).add("eps", &self.eps).optional()
+        content
+            .set_top_level_type("RMSNorm")
+            .add("dim", &dim)
+            .add("eps", &self.eps)
+            .optional()
     }
 }

@@ -4,8 +4,10 @@ use burn::module::{LoraAdapter, Param, ParamId};
 use burn::nn;
 use burn::tensor::Tensor;
 
+use super::method::{LORA_A, LORA_B, LayerParams, LayerShape};
 use super::plain::untracked;
-use super::{LoRAAdapter, LoRAConfig, LoRALinear, PlainLinear};
+use super::slot::DEFAULT_ADAPTER;
+use super::{AdapterSettings, LoRAAdapter, LoRAConfig, LoRALinear, PlainLinear};
 use crate::{Error, Result};
 
 impl From<nn::Linear> for PlainLinear {
@@ -43,7 +45,11 @@ impl From<nn::Linear> for LoRALinear {
             weight: transposed(linear.weight),
             bias: linear.bias,
         };
-        Self { base, adapter }
+        let mut layer = Self::from(base);
+        if let Some(adapter) = adapter {
+            layer.adapters.insert(DEFAULT_ADAPTER, adapter);
+        }
+        layer
     }
 }
 
@@ -56,28 +62,29 @@ impl LoRALinear {
     /// If [`LoRAConfig::validate_adapter`] fails, or if one of Burn's adapters is attached to the weight:
     /// [`LoRALinear::from`] takes it over.
     pub fn from_linear(linear: nn::Linear, config: &LoRAConfig) -> Self {
-        Self {
-            base: PlainLinear::from(linear),
-            adapter: None,
-        }
-        .with_adapter(config)
+        Self::from(PlainLinear::from(linear)).with_adapter(config)
     }
 }
 
 impl From<&LoraAdapter> for LoRAAdapter {
+    /// The same update, as a plain LoRA of this rank and scale.
     fn from(adapter: &LoraAdapter) -> Self {
-        let linear = |weight: &Param<Tensor<2>>| PlainLinear {
-            weight: transposed(weight.clone()),
-            bias: None,
-        };
-        Self {
-            lora_a: linear(&adapter.a),
-            lora_b: linear(&adapter.b),
-            magnitude: None,
-            scale: adapter.scale,
-            dropout: 0.0,
-            training: Param::from_bool(true),
-        }
+        let [in_dim, rank] = adapter.a.lazy_shape().dims();
+        let [_, out_dim] = adapter.b.lazy_shape().dims();
+        let config = LoRAConfig::default()
+            .with_rank(rank)
+            .with_alpha(adapter.scale * rank as f64);
+        let mut new = Self::new(
+            LayerShape::linear(in_dim, out_dim, false),
+            AdapterSettings::of(config.into()),
+            &LayerParams::default(),
+            &adapter.a.lazy_device(),
+        );
+        // Not by way of alpha, which may round it.
+        new.set_scale(adapter.scale);
+        new.set_matrix_param(LORA_A, transposed(adapter.a.clone()));
+        new.set_matrix_param(LORA_B, transposed(adapter.b.clone()));
+        new
     }
 }
 
@@ -87,19 +94,29 @@ impl TryFrom<LoRAAdapter> for LoraAdapter {
     /// The dropout, which Burn's adapter does not have, is left out: only a further training would tell.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] for an adapter with DoRA's magnitude, which Burn's adapter does not have.
+    /// [`Error::InvalidArgument`] for an adapter with anything beside `A` and `B`, such as DoRA's magnitude, which
+    /// Burn's adapter does not have.
     fn try_from(adapter: LoRAAdapter) -> Result<Self> {
-        if adapter.magnitude.is_some() {
+        let mut others = adapter
+            .params()
+            .filter(|spec| ![LORA_A, LORA_B].contains(&spec.name));
+        if let Some(other) = others.next() {
             return Err(Error::InvalidArgument {
                 name: "adapter",
-                message: "Burn's LoraAdapter has no magnitude of DoRA; merge the layer instead"
-                    .into(),
+                message: format!(
+                    "Burn's LoraAdapter has no `{}`; merge the layer instead",
+                    other.name
+                ),
             });
         }
+        let factor = |name| {
+            let param = adapter.matrix_param(name);
+            transposed(param.expect("a LoRA has both factors").clone())
+        };
         Ok(Self {
-            a: transposed(adapter.lora_a.weight),
-            b: transposed(adapter.lora_b.weight),
-            scale: adapter.scale,
+            a: factor(LORA_A),
+            b: factor(LORA_B),
+            scale: adapter.scale(),
         })
     }
 }

@@ -1,103 +1,17 @@
-use std::fmt;
-use std::str::FromStr;
+use std::sync::Arc;
 
+use indexmap::IndexMap;
 use serde::{Deserialize, Serialize};
 
-use crate::error::nearest;
+use super::adapter::AdapterSettings;
+use super::method::{BIAS, DORA, FULL, LORA, LayerKind, LayerShape, MethodRef, TOKEN_ROWS};
+use super::target::{
+    AttnModule, MlpModule, ModuleNames, Naming, Place, Selection, Targets, ends_with_name,
+    first_match,
+};
 use crate::{Error, Result};
 
-/// A linear layer of the attention that can hold an adapter.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum AttnModule {
-    /// The query projection.
-    QProj,
-    /// The key projection.
-    KProj,
-    /// The value projection.
-    VProj,
-    /// The projection of the heads' outputs.
-    OutputProj,
-}
-
-impl AttnModule {
-    /// All of them, in the model's order.
-    pub const ALL: [Self; 4] = [Self::QProj, Self::KProj, Self::VProj, Self::OutputProj];
-
-    /// The field's name in the model and in state-dict keys.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::QProj => "q_proj",
-            Self::KProj => "k_proj",
-            Self::VProj => "v_proj",
-            Self::OutputProj => "output_proj",
-        }
-    }
-}
-
-impl fmt::Display for AttnModule {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.name())
-    }
-}
-
-impl FromStr for AttnModule {
-    type Err = Error;
-
-    /// Parses a module's name; `o_proj`, the name in Hugging Face's Llama, means `output_proj`.
-    ///
-    /// # Errors
-    /// [`Error::Config`] for any other name, with the nearest valid one.
-    fn from_str(name: &str) -> Result<Self> {
-        let wanted = if name == "o_proj" {
-            "output_proj"
-        } else {
-            name
-        };
-        let names = Self::ALL.map(Self::name);
-        Self::ALL
-            .into_iter()
-            .find(|m| m.name() == wanted)
-            .ok_or_else(|| Error::Config {
-                origin: "lora_attn_modules".into(),
-                key: "lora_attn_modules".into(),
-                line: None,
-                message: format!(
-                    "unknown attention module `{name}`; choose from {}",
-                    names.join(", ")
-                ),
-                nearest: nearest(name, names, 1),
-            })
-    }
-}
-
-/// A linear layer of the feed-forward block that can hold an adapter.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum MlpModule {
-    /// The gate projection (`gate_proj` in Hugging Face's Llama).
-    W1,
-    /// The down projection (`down_proj`).
-    W2,
-    /// The up projection (`up_proj`).
-    W3,
-}
-
-impl MlpModule {
-    /// All of them.
-    pub const ALL: [Self; 3] = [Self::W1, Self::W2, Self::W3];
-
-    /// The field's name in the model and in state-dict keys.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::W1 => "w1",
-            Self::W2 => "w2",
-            Self::W3 => "w3",
-        }
-    }
-}
-
-/// Which linear layers get an adapter, and what the adapter is like.
+/// Which layers get an adapter, and what the adapter is like.
 ///
 /// ```
 /// use burn_peft::lora::{AttnModule::*, LoRAConfig};
@@ -113,61 +27,157 @@ impl MlpModule {
 /// ```
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
+#[non_exhaustive]
 pub struct LoRAConfig {
-    /// The attention's layers with an adapter.
-    pub attn_modules: Vec<AttnModule>,
-    /// The feed-forward's layers with an adapter.
-    pub mlp_modules: Vec<MlpModule>,
-    /// Whether the output projection (`lm_head`) has an adapter.
-    pub apply_to_output: bool,
+    /// The modules with an adapter.
+    pub targets: Targets,
+    /// Modules among them without one.
+    pub exclude: Option<Targets>,
+    /// The indices of the layers whose modules have one, where [`Targets::Names`] names them by the end of their
+    /// path; none or empty is all.
+    pub layers: Option<Vec<usize>>,
+    /// What precedes the index of a layer in a path, as regular expressions; empty is any name.
+    pub layers_pattern: Vec<String>,
+    /// Which of a module's names all this speaks of.
+    pub naming: Naming,
+    /// How a layer is adapted.
+    pub method: MethodRef,
     /// The rank r of the update `B·A`.
     pub rank: usize,
     /// The numerator of the scale.
     pub alpha: f64,
+    /// Other ranks for modules whose path matches `^(.*\.)?(KEY)$`, the first that does.
+    pub rank_pattern: IndexMap<String, usize>,
+    /// Other alphas, likewise.
+    pub alpha_pattern: IndexMap<String, f64>,
     /// The probability with which an element of the adapter's input is dropped in training.
     pub dropout: f64,
-    /// Whether to train DoRA's magnitude beside `A` and `B` (<https://arxiv.org/abs/2402.09353>).
-    pub use_dora: bool,
     /// Whether to scale by `alpha / sqrt(r)` (rsLoRA, <https://arxiv.org/abs/2312.03732>).
     pub use_rslora: bool,
+    /// How `A` and `B` begin.
+    pub init: Init,
+    /// Whether `B` has a bias.
+    pub lora_bias: bool,
+    /// Which biases of linear layers are trained too.
+    pub bias: TrainedBias,
+    /// Whether `A` keeps its first value (LoRA-FA, <https://arxiv.org/abs/2308.03303>).
+    pub freeze_a: bool,
+    /// Modules that are trained as a whole, by the end of their path: `norm` is every norm whose name ends so.
+    pub modules_to_save: Vec<String>,
+    /// Rows of embeddings that are trained, by the end of the embedding's path.
+    pub trainable_token_indices: IndexMap<String, Vec<usize>>,
+    /// The rows of embedding and output in [`modules_to_save`](Self::modules_to_save), if the vocabulary is to
+    /// have another size than the base's. New rows begin as the mean of the old ones.
+    pub vocab_size: Option<usize>,
+}
+
+/// How `A` and `B` begin; their product begins as zero.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum Init {
+    /// `A` with Kaiming's uniform distribution, `B` with zeros.
+    #[default]
+    Kaiming,
+    /// `A` with `N(0, 1/r²)`, `B` with zeros.
+    Gaussian,
+}
+
+/// Which biases of the base are trained, as copies.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum TrainedBias {
+    /// None.
+    #[default]
+    None,
+    /// Those of layers with an adapter.
+    LoraOnly,
+    /// Those of all linear layers.
+    All,
 }
 
 impl Default for LoRAConfig {
-    /// That of no module: [`LoRAConfig::new`].
+    /// That of no module: rank 8, alpha 16 and no dropout, for a single layer or with
+    /// [`with_targets`](Self::with_targets).
     fn default() -> Self {
-        Self::new([])
+        Self {
+            targets: Targets::Names(Vec::new()),
+            exclude: None,
+            layers: None,
+            layers_pattern: Vec::new(),
+            naming: Naming::default(),
+            method: MethodRef::default(),
+            rank: 8,
+            alpha: 16.0,
+            rank_pattern: IndexMap::new(),
+            alpha_pattern: IndexMap::new(),
+            dropout: 0.0,
+            use_rslora: false,
+            init: Init::default(),
+            lora_bias: false,
+            bias: TrainedBias::default(),
+            freeze_a: false,
+            modules_to_save: Vec::new(),
+            trainable_token_indices: IndexMap::new(),
+            vocab_size: None,
+        }
     }
 }
 
 impl LoRAConfig {
-    /// Rank 8, alpha 16 and no dropout on the given attention modules.
-    pub fn new(attn_modules: impl IntoIterator<Item = AttnModule>) -> Self {
+    /// Rank 8, alpha 16 and no dropout on the modules of these names or paths.
+    pub fn new(modules: impl IntoIterator<Item = impl Into<String>>) -> Self {
         Self {
-            attn_modules: attn_modules.into_iter().collect(),
-            mlp_modules: Vec::new(),
-            apply_to_output: false,
-            rank: 8,
-            alpha: 16.0,
-            dropout: 0.0,
-            use_dora: false,
-            use_rslora: false,
+            targets: Targets::names(modules),
+            ..Self::default()
         }
     }
 
-    /// Adapters on all three layers of the feed-forward too, or on none of them.
-    pub fn with_mlp(mut self, apply: bool) -> Self {
-        self.mlp_modules = if apply {
-            MlpModule::ALL.to_vec()
-        } else {
-            Vec::new()
-        };
+    /// Adapters on other modules.
+    pub fn with_targets(mut self, targets: Targets) -> Self {
+        self.targets = targets;
         self
     }
 
-    /// An adapter on the output projection too.
-    pub fn with_output(mut self, apply: bool) -> Self {
-        self.apply_to_output = apply;
+    /// No adapter on some of the modules.
+    pub fn with_exclude(mut self, exclude: Targets) -> Self {
+        self.exclude = Some(exclude);
         self
+    }
+
+    /// Adapters in the layers of these indices only.
+    pub fn with_layers(mut self, layers: impl IntoIterator<Item = usize>) -> Self {
+        self.layers = Some(layers.into_iter().collect());
+        self
+    }
+
+    /// Adapters on all three layers of a Llama's feed-forward too, or on none of them.
+    ///
+    /// # Panics
+    /// If the targets are not names.
+    pub fn with_mlp(mut self, apply: bool) -> Self {
+        for module in MlpModule::ALL {
+            self.set_name(module.name(), apply);
+        }
+        self
+    }
+
+    /// An adapter on a Llama's output projection too.
+    ///
+    /// # Panics
+    /// If the targets are not names.
+    pub fn with_output(mut self, apply: bool) -> Self {
+        self.set_name("output", apply);
+        self
+    }
+
+    fn set_name(&mut self, name: &str, is_in: bool) {
+        let Targets::Names(names) = &mut self.targets else {
+            panic!("a module is added to targets that are not names");
+        };
+        names.retain(|other| other != name);
+        names.extend(is_in.then(|| name.to_owned()));
     }
 
     /// Another rank.
@@ -182,16 +192,47 @@ impl LoRAConfig {
         self
     }
 
+    /// Other ranks for some modules, see [`rank_pattern`](Self::rank_pattern).
+    pub fn with_rank_pattern<K: Into<String>>(
+        mut self,
+        ranks: impl IntoIterator<Item = (K, usize)>,
+    ) -> Self {
+        self.rank_pattern = ranks.into_iter().map(|(k, v)| (k.into(), v)).collect();
+        self
+    }
+
+    /// Other alphas for some modules, see [`alpha_pattern`](Self::alpha_pattern).
+    pub fn with_alpha_pattern<K: Into<String>>(
+        mut self,
+        alphas: impl IntoIterator<Item = (K, f64)>,
+    ) -> Self {
+        self.alpha_pattern = alphas.into_iter().map(|(k, v)| (k.into(), v)).collect();
+        self
+    }
+
     /// Dropout on the adapter's input.
     pub fn with_dropout(mut self, dropout: f64) -> Self {
         self.dropout = dropout;
         self
     }
 
-    /// With or without DoRA's magnitude.
-    pub fn with_dora(mut self, use_dora: bool) -> Self {
-        self.use_dora = use_dora;
+    /// Another method, one of your own too.
+    pub fn with_method(mut self, method: MethodRef) -> Self {
+        self.method = method;
         self
+    }
+
+    /// DoRA (<https://arxiv.org/abs/2402.09353>) or LoRA.
+    pub fn with_dora(self, use_dora: bool) -> Self {
+        self.with_method(match use_dora {
+            true => MethodRef(&DORA),
+            false => MethodRef(&LORA),
+        })
+    }
+
+    /// Whether the method is DoRA.
+    pub fn uses_dora(&self) -> bool {
+        self.method == MethodRef(&DORA)
     }
 
     /// With rsLoRA's scale or with the original one.
@@ -200,30 +241,162 @@ impl LoRAConfig {
         self
     }
 
-    /// The factor s of the update: `alpha / r`, or `alpha / sqrt(r)` with rsLoRA.
+    /// Another beginning of `A` and `B`.
+    pub fn with_init(mut self, init: Init) -> Self {
+        self.init = init;
+        self
+    }
+
+    /// With a bias of `B`, scaled as the update is.
+    pub fn with_lora_bias(mut self, lora_bias: bool) -> Self {
+        self.lora_bias = lora_bias;
+        self
+    }
+
+    /// With trained biases.
+    pub fn with_bias(mut self, bias: TrainedBias) -> Self {
+        self.bias = bias;
+        self
+    }
+
+    /// With `A` kept as it is (LoRA-FA).
+    pub fn with_frozen_a(mut self, freeze_a: bool) -> Self {
+        self.freeze_a = freeze_a;
+        self
+    }
+
+    /// With modules that are trained as a whole.
+    pub fn with_modules_to_save(
+        mut self,
+        modules: impl IntoIterator<Item = impl Into<String>>,
+    ) -> Self {
+        self.modules_to_save = modules.into_iter().map(Into::into).collect();
+        self
+    }
+
+    /// With trained rows of the embedding of this name.
+    pub fn with_trainable_tokens(
+        mut self,
+        embedding: impl Into<String>,
+        ids: impl IntoIterator<Item = usize>,
+    ) -> Self {
+        let ids = ids.into_iter().collect();
+        self.trainable_token_indices.insert(embedding.into(), ids);
+        self
+    }
+
+    /// With a vocabulary of another size, see [`vocab_size`](Self::vocab_size).
+    pub fn with_vocab_size(mut self, rows: usize) -> Self {
+        self.vocab_size = Some(rows);
+        self
+    }
+
+    /// The factor s of the update where no pattern says otherwise: `alpha / r`, or `alpha / sqrt(r)` with rsLoRA.
     pub fn scale(&self) -> f64 {
         let rank = self.rank as f64;
         self.alpha / if self.use_rslora { rank.sqrt() } else { rank }
     }
 
-    /// Whether an attention module has an adapter.
-    pub fn adapts_attn(&self, module: AttnModule) -> bool {
-        self.attn_modules.contains(&module)
+    /// Whether this says that no module is trained.
+    pub fn is_empty(&self) -> bool {
+        self.targets.is_empty()
+            && self.modules_to_save.is_empty()
+            && self.trainable_token_indices.is_empty()
+            && self.bias != TrainedBias::All
     }
 
-    /// Whether a feed-forward module has an adapter.
-    pub fn adapts_mlp(&self, module: MlpModule) -> bool {
-        self.mlp_modules.contains(&module)
+    /// What this means for a layer; none if the layer has no adapter.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] if a pattern is no regular expression, or a row of the vocabulary is asked for
+    /// that the embedding does not have.
+    pub(crate) fn settings_of(
+        self: &Arc<Self>,
+        names: &ModuleNames,
+        layer: &LayerShape,
+    ) -> Result<Option<AdapterSettings>> {
+        let base = AdapterSettings::of(self.clone());
+        if self.is_saved(names) {
+            return Ok(Some(AdapterSettings {
+                method: MethodRef(&FULL),
+                vocab_size: self.vocab_size.filter(|_| names.is_vocabulary),
+                ..base
+            }));
+        }
+        if let Some(ids) = self.token_rows(names, layer) {
+            self.check_rows(&ids, layer)?;
+            return Ok(Some(AdapterSettings {
+                method: MethodRef(&TOKEN_ROWS),
+                token_indices: ids,
+                ..base
+            }));
+        }
+        let trains_bias = |of: TrainedBias| self.bias == of && layer.has_bias;
+        let place = match (names.is_vocabulary, layer.kind) {
+            (false, LayerKind::Linear) => Place::Inside,
+            _ => Place::Elsewhere,
+        };
+        let is_target =
+            self.method.0.adapts(layer.kind) && self.selection().selects(names, place)?;
+        if is_target {
+            let rank = first_match(&self.rank_pattern, names, self.naming)?;
+            let alpha = first_match(&self.alpha_pattern, names, self.naming)?;
+            return Ok(Some(AdapterSettings {
+                rank: rank.copied().unwrap_or(self.rank),
+                alpha: alpha.copied().unwrap_or(self.alpha),
+                trains_bias: trains_bias(TrainedBias::LoraOnly) || trains_bias(TrainedBias::All),
+                ..base
+            }));
+        }
+        Ok(trains_bias(TrainedBias::All).then_some(AdapterSettings {
+            method: MethodRef(&BIAS),
+            ..base
+        }))
     }
 
-    /// The field names of all adapted layers: `q_proj`, `w1`, `output`, ...
-    pub fn module_names(&self) -> Vec<&'static str> {
-        let attn = AttnModule::ALL.into_iter().filter(|m| self.adapts_attn(*m));
-        let mlp = MlpModule::ALL.into_iter().filter(|m| self.adapts_mlp(*m));
-        attn.map(AttnModule::name)
-            .chain(mlp.map(MlpModule::name))
-            .chain(self.apply_to_output.then_some("output"))
-            .collect()
+    /// Whether the targets select a module of these names, whatever it is.
+    pub(crate) fn names_module(&self, names: &ModuleNames) -> bool {
+        let selected = self.selection().selects(names, Place::Elsewhere);
+        selected.unwrap_or(false)
+    }
+
+    fn selection(&self) -> Selection<'_> {
+        Selection {
+            targets: &self.targets,
+            exclude: self.exclude.as_ref(),
+            layers: self.layers.as_deref(),
+            layers_pattern: &self.layers_pattern,
+            naming: self.naming,
+        }
+    }
+
+    /// By the end of the name, whole part or not: `norm` is `sa_norm` too.
+    fn is_saved(&self, names: &ModuleNames) -> bool {
+        let mut all = names.by_naming(self.naming);
+        all.any(|name| self.modules_to_save.iter().any(|end| name.ends_with(end)))
+    }
+
+    fn token_rows(&self, names: &ModuleNames, layer: &LayerShape) -> Option<Vec<usize>> {
+        if layer.kind != LayerKind::Embedding {
+            return None;
+        }
+        let mut all = names.by_naming(self.naming);
+        all.find_map(|name| {
+            let mut rows = self.trainable_token_indices.iter();
+            rows.find(|(end, _)| name == *end || ends_with_name(name, end))
+        })
+        .map(|(_, ids)| ids.clone())
+    }
+
+    fn check_rows(&self, ids: &[usize], layer: &LayerShape) -> Result<()> {
+        let [vocab_size, _] = layer.dims;
+        match ids.iter().find(|id| **id >= vocab_size) {
+            None => Ok(()),
+            Some(id) => Err(invalid(
+                "trainable_token_indices",
+                format!("row {id} is asked for of an embedding of {vocab_size}"),
+            )),
+        }
     }
 
     /// Checks that a model can get adapters by this: that it names a module, and [`Self::validate_adapter`].
@@ -232,7 +405,7 @@ impl LoRAConfig {
     /// [`Error::InvalidArgument`] if no module is named (the message lists the choices), and as
     /// [`Self::validate_adapter`].
     pub fn validate(&self) -> Result<()> {
-        if self.module_names().is_empty() {
+        if self.is_empty() {
             let choices = AttnModule::ALL.map(AttnModule::name).join(", ");
             return Err(invalid(
                 "lora_attn_modules",
@@ -250,19 +423,24 @@ impl LoRAConfig {
     /// adapters, with one rank for wide and narrow layers.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] if the rank is 0, alpha is not a positive number, or the dropout is outside
-    /// of `[0, 1)`.
+    /// [`Error::InvalidArgument`] if a rank is 0, an alpha is not a positive number, the dropout is outside
+    /// of `[0, 1)`, or the method has no bias of `B`.
     pub fn validate_adapter(&self) -> Result<()> {
-        if self.rank == 0 {
+        if self.rank == 0 || self.rank_pattern.values().any(|rank| *rank == 0) {
             return Err(invalid("lora_rank", "the rank must be at least 1".into()));
         }
-        if !(self.alpha.is_finite() && self.alpha > 0.0) {
-            let message = format!("alpha must be a positive number, not {}", self.alpha);
+        let mut alphas = self.alpha_pattern.values().chain([&self.alpha]);
+        if let Some(alpha) = alphas.find(|alpha| !(alpha.is_finite() && **alpha > 0.0)) {
+            let message = format!("alpha must be a positive number, not {alpha}");
             return Err(invalid("lora_alpha", message));
         }
         if !(0.0..1.0).contains(&self.dropout) {
             let message = format!("the dropout must lie in [0, 1), not {}", self.dropout);
             return Err(invalid("lora_dropout", message));
+        }
+        if self.lora_bias && self.method != MethodRef(&LORA) {
+            let message = format!("`{:?}` has no bias of B; only lora has", self.method);
+            return Err(invalid("lora_bias", message));
         }
         Ok(())
     }
@@ -277,33 +455,18 @@ mod tests {
     use super::*;
 
     #[test]
-    fn module_names_parse_back() {
-        for module in AttnModule::ALL {
-            assert_eq!(module.to_string().parse::<AttnModule>().unwrap(), module);
-        }
-        assert_eq!(
-            "o_proj".parse::<AttnModule>().unwrap(),
-            AttnModule::OutputProj
-        );
-    }
-
-    #[test]
-    fn unknown_module_names_the_nearest() {
-        let message = "q_porj".parse::<AttnModule>().unwrap_err().to_string();
-        assert!(message.contains("q_porj"), "{message}");
-        assert!(message.contains("did you mean `q_proj`"), "{message}");
-    }
-
-    #[test]
     fn bad_configurations_are_errors() {
         let good = LoRAConfig::new([AttnModule::QProj]);
         assert!(good.validate().is_ok());
-        assert!(LoRAConfig::new([]).validate_adapter().is_ok());
+        assert!(LoRAConfig::default().validate_adapter().is_ok());
         for (bad, word) in [
-            (LoRAConfig::new([]), "output_proj"),
+            (LoRAConfig::default(), "output_proj"),
             (good.clone().with_rank(0), "rank"),
+            (good.clone().with_rank_pattern([("q_proj", 0)]), "rank"),
             (good.clone().with_alpha(f64::NAN), "alpha"),
+            (good.clone().with_alpha_pattern([("q_proj", -1.0)]), "alpha"),
             (good.clone().with_dropout(1.0), "dropout"),
+            (good.clone().with_dora(true).with_lora_bias(true), "dora"),
         ] {
             let message = bad.validate().unwrap_err().to_string();
             assert!(message.contains(word), "{message}");
@@ -312,15 +475,62 @@ mod tests {
 
     #[test]
     fn what_a_file_leaves_out_has_its_default() {
-        let read: LoRAConfig = serde_json::from_str(r#"{"mlp_modules":["w2"],"rank":4}"#).unwrap();
-        let mut expected = LoRAConfig::new([]).with_rank(4);
-        expected.mlp_modules = vec![MlpModule::W2];
-        assert_eq!(read, expected);
+        let read: LoRAConfig =
+            serde_json::from_str(r#"{"targets":{"names":["w2"]},"rank":4}"#).unwrap();
+        assert_eq!(read, LoRAConfig::new(["w2"]).with_rank(4));
+    }
+
+    #[test]
+    fn a_configuration_reads_back() {
+        let config = LoRAConfig::default()
+            .with_targets(Targets::pattern(".*_proj"))
+            .with_dora(true)
+            .with_rank_pattern([("b", 2), ("a", 4)])
+            .with_bias(TrainedBias::All);
+        let text = serde_json::to_string(&config).unwrap();
+        let read: LoRAConfig = serde_json::from_str(&text).unwrap();
+        assert_eq!(read, config);
+        assert!(read.rank_pattern.keys().eq(["b", "a"]));
+        let error = serde_json::from_str::<LoRAConfig>(r#"{"method":"lorra"}"#).unwrap_err();
+        assert!(error.to_string().contains("lora, dora"), "{error}");
     }
 
     #[test]
     fn rslora_scales_by_the_root_of_the_rank() {
         let lora = LoRAConfig::new([AttnModule::QProj]).with_rslora(true);
         assert!((lora.scale() - 5.65685424949238).abs() < 1e-12);
+    }
+
+    fn settings(config: LoRAConfig, path: &str, layer: LayerShape) -> Option<AdapterSettings> {
+        let names = ModuleNames::new(path);
+        let config = Arc::new(config);
+        config.settings_of(&names, &layer).unwrap()
+    }
+
+    #[test]
+    fn patterns_give_layers_their_own_rank_and_alpha() {
+        let config = LoRAConfig::new(["q_proj", "v_proj"])
+            .with_rank_pattern([("layers.1.attn.q_proj", 2)])
+            .with_alpha_pattern([("v_proj", 4.0)]);
+        let linear = LayerShape::linear(4, 4, false);
+        let found = |path: &str| {
+            let settings = settings(config.clone(), path, linear)?;
+            Some((settings.rank, settings.alpha, settings.scale()))
+        };
+        assert_eq!(found("layers.0.attn.q_proj"), Some((8, 16.0, 2.0)));
+        assert_eq!(found("layers.1.attn.q_proj"), Some((2, 16.0, 8.0)));
+        assert_eq!(found("layers.1.attn.v_proj"), Some((8, 4.0, 0.5)));
+        assert_eq!(found("layers.1.attn.k_proj"), None);
+    }
+
+    #[test]
+    fn biases_are_trained_with_or_without_an_adapter() {
+        let config = LoRAConfig::new(["q_proj"]).with_bias(TrainedBias::All);
+        let [with, without] = [true, false].map(|bias| LayerShape::linear(4, 4, bias));
+        let q = settings(config.clone(), "attn.q_proj", with).unwrap();
+        assert!(q.trains_bias);
+        let k = settings(config.clone(), "attn.k_proj", with).unwrap();
+        assert_eq!(k.method, MethodRef(&BIAS));
+        assert_eq!(settings(config, "attn.k_proj", without), None);
     }
 }

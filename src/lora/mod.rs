@@ -1,4 +1,4 @@
-//! LoRA for one linear layer: the configuration, the layer, its variants. No file, no Llama.
+//! LoRA for one layer: the configuration, the layers, the methods. No file, no Llama.
 //!
 //! ```text
 //!            before                              after
@@ -9,18 +9,40 @@
 //!          y = W x + b                     y = W x + b + s·B(A·dropout(x))
 //! ```
 //!
-//! `W` gets no gradient and keeps no activation alive; only `A` and `B` (and DoRA's magnitude) are
+//! `W` gets no gradient and keeps no activation alive; only `A` and `B` (and what else the [`Method`] has) are
 //! trained. Hu et al., *LoRA: Low-Rank Adaptation of Large Language Models*,
 //! <https://arxiv.org/abs/2106.09685>.
 
+mod adapter;
 mod builtin;
 mod config;
-mod dora;
+mod embedding;
+mod layers;
 mod linear;
+mod method;
+mod module;
 mod plain;
+mod routes;
+mod slot;
+mod target;
 
-pub use config::{AttnModule, LoRAConfig, MlpModule};
-pub(crate) use dora::first_magnitude;
-pub use linear::{LoRAAdapter, LoRALinear};
+pub use adapter::{AdapterSettings, LoRAAdapter};
+pub(crate) use adapter::{KEPT, ParamValue, TRAINED, set};
+pub use config::{Init, LoRAConfig, TrainedBias};
+pub use embedding::{LoRAEmbedding, TiedOutput};
+pub(crate) use layers::{AdaptedLayer, Place, collect_layers, edit_layers, edited, inspected};
+pub use linear::LoRALinear;
+pub(crate) use linear::replace;
+pub(crate) use method::FULL_WEIGHT;
+pub use method::{
+    BIAS, DORA, FULL, FirstValue, Kept, LORA, LayerKind, LayerParams, LayerShape, METHODS, Method,
+    MethodRef, ParamSpec, TOKEN_ROWS,
+};
+pub(crate) use module::adapted_module;
 pub use plain::PlainLinear;
 pub(crate) use plain::{lazy_param, one_line};
+pub use routes::Routes;
+pub(crate) use slot::key_prefix;
+pub use slot::{AdapterSlot, DEFAULT_ADAPTER};
+pub(crate) use target::ModuleNames;
+pub use target::{AttnModule, MlpModule, Naming, Targets};

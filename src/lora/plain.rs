@@ -36,15 +36,6 @@ impl PlainLinear {
         }
     }
 
-    /// A layer without bias whose weight is zero.
-    pub fn zeros(in_dim: usize, out_dim: usize, device: &Device) -> Self {
-        let zeros = |shape, device: &Device| Tensor::zeros(shape, device);
-        Self {
-            weight: lazy_param([out_dim, in_dim], device, zeros),
-            bias: None,
-        }
-    }
-
     /// `[out_dim, in_dim]`, without touching the weight.
     pub fn shape(&self) -> [usize; 2] {
         self.weight.lazy_shape().dims()
@@ -60,16 +51,26 @@ impl PlainLinear {
     /// # Panics
     /// If the last dimension of `x` is not `in_dim`.
     pub fn forward<const D: usize>(&self, x: Tensor<D>) -> Tensor<D> {
-        self.add_bias(linear(x, self.weight.val()))
+        self.add_bias(self.product(x))
     }
 
-    pub(super) fn add_bias<const D: usize>(&self, y: Tensor<D>) -> Tensor<D> {
-        match &self.bias {
-            None => y,
-            Some(bias) => {
-                let bias = bias.val().cast(y.dtype());
-                y + bias.unsqueeze()
-            }
+    /// `x Wᵀ`, without the bias.
+    pub(super) fn product<const D: usize>(&self, x: Tensor<D>) -> Tensor<D> {
+        linear(x, self.weight.val())
+    }
+
+    fn add_bias<const D: usize>(&self, y: Tensor<D>) -> Tensor<D> {
+        add_bias(y, self.bias.as_ref().map(Param::val))
+    }
+}
+
+/// Adds a bias, if there is one, in the type of `y`.
+pub(super) fn add_bias<const D: usize>(y: Tensor<D>, bias: Option<Tensor<1>>) -> Tensor<D> {
+    match bias {
+        None => y,
+        Some(bias) => {
+            let bias = bias.cast(y.dtype());
+            y + bias.unsqueeze()
         }
     }
 }

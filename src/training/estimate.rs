@@ -8,7 +8,7 @@ use std::ops::Range;
 
 use burn::tensor::{DType, Device};
 
-use self::layer::{Layer, Linear};
+use self::layer::{Adapters, Layer, Linear, Table};
 use super::Activations;
 use super::gradients::LOSS_CHUNK_ROWS;
 use super::recipe::RecipeConfig;
@@ -198,11 +198,12 @@ pub fn estimate(config: &EstimateConfig) -> MemoryEstimate {
 /// with what `config` says of rows, adapters and sizes.
 ///
 /// `input_is_tracked` holds for all layers but the first (and for that too if the embedding is
-/// trained): nothing is kept for what lies below the lowest adapter.
+/// trained): nothing is kept for what lies below the lowest adapter. Of adapters that differ from layer to layer, it
+/// is the first layer's.
 pub fn saved_bytes_per_layer(config: &EstimateConfig, input_is_tracked: bool) -> u64 {
     let tokens = config.batch_size * config.seq_len;
-    let saved = Layer::new(config, input_is_tracked).saved();
-    activation_bytes(config, tokens * saved)
+    let layer = Layer::new(config, &Adapters::new(config), 0, input_is_tracked);
+    activation_bytes(config, tokens * layer.saved())
 }
 
 /// The bytes of so many numbers in activations.
@@ -220,9 +221,9 @@ struct Step<'a> {
     config: &'a EstimateConfig,
     tokens: usize,
     num_layers: usize,
-    /// The first layer, and any other.
-    first: Layer,
-    other: Layer,
+    embedding: Table,
+    layers: Vec<Layer>,
+    norm: Table,
     head: Linear,
     /// The layers whose activations exist together.
     group: usize,
@@ -230,8 +231,16 @@ struct Step<'a> {
 
 impl<'a> Step<'a> {
     fn new(config: &'a EstimateConfig) -> Self {
-        let first = Layer::new(config, config.lora.is_none());
+        let adapters = Adapters::new(config);
+        let embedding = Table::embedding(config, &adapters);
         let num_layers = config.model.num_layers;
+        let mut layers = Vec::with_capacity(num_layers);
+        let mut is_tracked = embedding.is_trained();
+        for index in 0..num_layers {
+            let layer = Layer::new(config, &adapters, index, is_tracked);
+            is_tracked = layer.output_is_tracked();
+            layers.push(layer);
+        }
         let group = match config.activations {
             Activations::Keep => num_layers,
             Activations::Recompute { layers } => layers,
@@ -241,9 +250,10 @@ impl<'a> Step<'a> {
             config,
             tokens: config.batch_size * config.seq_len,
             num_layers,
-            other: Layer::new(config, first.output_is_tracked()),
-            first,
-            head: Linear::output(config),
+            embedding,
+            layers,
+            norm: Table::norm(config, &adapters, "norm"),
+            head: Linear::output(config, &adapters),
             group,
         }
     }
@@ -257,10 +267,7 @@ impl<'a> Step<'a> {
     }
 
     fn layer(&self, index: usize) -> &Layer {
-        match index {
-            0 => &self.first,
-            _ => &self.other,
-        }
+        &self.layers[index]
     }
 
     /// What some layers keep.
@@ -282,7 +289,10 @@ impl<'a> Step<'a> {
     fn inputs(&self, group: usize) -> u64 {
         match self.recomputes() {
             true => (group as u64 + 1) * self.hidden(),
-            false => u64::from(self.trains_all()) * self.hidden(),
+            false => {
+                let of_embedding = self.activations(self.tokens * self.embedding.saved());
+                u64::from(self.embedding.is_trained()) * self.hidden() + of_embedding
+            }
         }
     }
 
@@ -300,7 +310,7 @@ impl<'a> Step<'a> {
         let earlier = usize::from(self.config.micro_batches > 1) * trained;
         MemoryEstimate {
             weights: (self.num_weights() * weight_size) as u64,
-            adapters: u64::from(!self.trains_all()) * bytes(trained),
+            adapters: bytes(self.num_adapters()),
             gradients: ((earlier + with_gradient) * gradient_size) as u64,
             optimizer: 2 * bytes(trained),
             activations: 0,
@@ -416,35 +426,45 @@ impl<'a> Step<'a> {
     /// The numbers of the base model.
     fn num_weights(&self) -> usize {
         let model = &self.config.model;
-        let tables = if model.tie_embeddings { 1 } else { 2 };
-        self.num_layers * self.other.num_weights()
-            + model.embed_dim * (tables * model.vocab_size + 1)
+        let output = if model.tie_embeddings { 0 } else { 1 };
+        self.layers.iter().map(Layer::num_weights).sum::<usize>()
+            + self.embedding.num_weights() * (1 + output)
+            + self.norm.num_weights()
+    }
+
+    /// The numbers of all adapters.
+    fn num_adapters(&self) -> usize {
+        let layers = self.layers.iter().map(Layer::num_adapter).sum::<usize>();
+        layers + self.embedding.num_adapter() + self.norm.num_adapter() + self.head.num_adapter()
     }
 
     /// The numbers of all trained parameters.
     fn trained(&self) -> usize {
         match self.trains_all() {
             true => self.num_weights(),
-            false => self.trained_from(0),
+            false => self.trained_from(0) + self.embedding.num_trained(),
         }
     }
 
     /// The numbers of the trained parameters in this layer and after it.
     fn trained_from(&self, layer: usize) -> usize {
-        (self.num_layers - layer) * self.other.num_trained() + self.head_trained()
+        let layers = self.layers[layer..].iter().map(Layer::num_trained);
+        layers.sum::<usize>() + self.head_trained()
     }
 
     /// The numbers of the trained parameters after the last layer.
     fn head_trained(&self) -> usize {
-        let norm = usize::from(self.trains_all()) * self.config.model.embed_dim;
-        self.head.num_trained() + norm
+        self.head.num_trained() + self.norm.num_trained()
     }
 
-    /// The numbers of the largest trained parameter. The embedding is as large as the head.
+    /// The numbers of the largest trained parameter.
     fn largest_trained(&self) -> usize {
-        self.other
-            .largest_trained()
-            .max(self.head.largest_trained())
+        let layers = self.layers.iter().map(Layer::largest_trained);
+        let others = [
+            self.embedding.largest_trained(),
+            self.head.largest_trained(),
+        ];
+        layers.chain(others).max().unwrap_or(0)
     }
 }
 

@@ -16,8 +16,9 @@ use burn::tensor::{Device, Int, Tensor};
 use super::GradientOptions;
 use crate::adapter::initialize_params;
 use crate::data::{Batch, IGNORE_INDEX};
-use crate::llama::{AttentionMask, RotaryEmbedding, TransformerDecoder, TransformerDecoderLayer};
-use crate::ops::{self, backward_from, compute_dtype, cross_entropy_sum, mix, seed_dropout};
+use crate::llama::{AttentionMask, Context, TransformerDecoder};
+use crate::lora::Routes;
+use crate::ops::{self, backward_from, compute_dtype, cross_entropy_sum};
 
 /// How many rows of logits exist at a time, unless a step says otherwise: enough for each row of
 /// the output weight to be read from memory once for many products.
@@ -100,50 +101,48 @@ pub fn lm_loss_sum(model: &TransformerDecoder, batch: &Batch) -> Option<f64> {
     let model = model.valid();
     let forward = Forward::new(&model, batch, 0);
     let top = forward.layers(0..model.layers.len(), forward.embed());
-    let predictions = Predictions::new(batch, top)?;
+    let predictions = Predictions::new(batch, top, forward.routes())?;
     let losses = predictions
         .chunks(LOSS_CHUNK_ROWS)
-        .map(|(rows, targets)| head_loss(&model, rows, targets));
+        .map(|chunk| head_loss(&model, chunk));
     Some(read_sum(losses.collect()))
 }
 
-/// The parts of a forward pass over one batch.
+/// A forward pass over one batch.
 struct Forward<'a> {
     model: &'a TransformerDecoder,
     ids: Tensor<2, Int>,
-    rope: RotaryEmbedding,
-    mask: AttentionMask,
-    seed: u64,
+    context: Context,
 }
 
 impl<'a> Forward<'a> {
     fn new(model: &'a TransformerDecoder, batch: &Batch, seed: u64) -> Self {
-        assert_in_vocab(batch, model.config.vocab_size);
+        assert_in_vocab(batch, model.vocab_size());
         let device = model.norm.weight.lazy_device();
-        let ids = batch.input_tensor(&device);
-        let (rope, mask) = positions(model, batch, &device);
         Self {
             model,
-            ids,
-            rope,
-            mask,
-            seed,
+            ids: batch.input_tensor(&device),
+            context: context(model, batch, &device).with_seed(seed),
         }
     }
 
     fn embed(&self) -> Tensor<3> {
-        self.model.tok_embeddings.forward(self.ids.clone())
+        self.model.embed(self.ids.clone(), &self.context)
     }
 
     fn layers(&self, indices: Range<usize>, x: Tensor<3>) -> Tensor<3> {
-        indices.fold(x, |x, index| {
-            self.layer(index, &self.model.layers[index], x)
-        })
+        self.model.apply_layers(indices, x, &self.context, None)
     }
 
-    fn layer(&self, index: usize, layer: &TransformerDecoderLayer, x: Tensor<3>) -> Tensor<3> {
-        seed_dropout(mix(self.seed, index as u64));
-        layer.forward(x, &self.rope, &self.mask, None)
+    /// A layer without a graph.
+    fn untracked_layer(&self, index: usize, x: Tensor<3>) -> Tensor<3> {
+        let layer = self.model.layers[index].clone().no_grad();
+        self.context.seed_layer(index);
+        layer.forward(x, &self.context, None)
+    }
+
+    fn routes(&self) -> Option<&Routes> {
+        self.context.routes.as_ref()
     }
 }
 
@@ -159,22 +158,18 @@ fn assert_in_vocab(batch: &Batch, vocab_size: usize) {
     }
 }
 
-/// Rotations and mask of a batch, from what is known of it without reading from the device.
-fn positions(
-    model: &TransformerDecoder,
-    batch: &Batch,
-    device: &Device,
-) -> (RotaryEmbedding, AttentionMask) {
+/// The context of a batch, from what is known of it without reading from the device.
+fn context(model: &TransformerDecoder, batch: &Batch, device: &Device) -> Context {
     let (segments, seq_len) = (&batch.segments, batch.seq_len);
-    let rope = match batch.is_packed() {
-        true => RotaryEmbedding::within_segments(&model.config, segments, seq_len, device),
-        false => RotaryEmbedding::new(&model.config, 0, seq_len, device),
+    let context = match (batch.is_packed(), batch.is_padded()) {
+        (true, _) => Context::packed(&model.config, segments, seq_len, device),
+        (false, false) => Context::causal(&model.config, 0, seq_len, device),
+        (false, true) => {
+            let mask = AttentionMask::within_segments(segments, seq_len);
+            Context::causal(&model.config, 0, seq_len, device).with_mask(mask)
+        }
     };
-    let mask = match batch.is_packed() || batch.is_padded() {
-        true => AttentionMask::within_segments(segments, seq_len),
-        false => AttentionMask::causal(0, seq_len),
-    };
-    (rope, mask)
+    context.with_routes(batch.adapters.clone().map(Routes::new))
 }
 
 /// A forward pass with its backward pass.
@@ -201,11 +196,11 @@ impl Backward<'_> {
         initialize_params(model);
         let mut inputs = Vec::new();
         let mut x = self.forward.embed().detach();
-        for (index, layer) in model.layers.iter().enumerate() {
+        for index in 0..model.layers.len() {
             if index.is_multiple_of(group) {
                 inputs.push((index..(index + group).min(model.layers.len()), x.clone()));
             }
-            x = self.forward.layer(index, &layer.clone().no_grad(), x);
+            x = self.forward.untracked_layer(index, x);
         }
         let (losses, mut grad) = self.head(batch, x)?;
         for (indices, input) in inputs.into_iter().rev() {
@@ -225,11 +220,15 @@ impl Backward<'_> {
     /// gradients of the head's own parameters are accumulated.
     fn head(&mut self, batch: &Batch, top: Tensor<3>) -> Option<(Vec<Tensor<1>>, Tensor<3>)> {
         let model = self.forward.model;
-        let predictions = Predictions::new(batch, top)?;
+        let predictions = Predictions::new(batch, top, self.forward.routes())?;
         let (mut losses, mut row_grads) = (Vec::new(), Vec::new());
-        for (rows, targets) in predictions.chunks(self.loss_chunk_rows) {
-            let rows = rows.require_grad();
-            let chunk = head_loss(model, rows.clone(), targets) / self.divisor;
+        for chunk in predictions.chunks(self.loss_chunk_rows) {
+            let rows = chunk.hidden.require_grad();
+            let chunk = Chunk {
+                hidden: rows.clone(),
+                ..chunk
+            };
+            let chunk = head_loss(model, chunk) / self.divisor;
             let mut grads = chunk.backward();
             losses.push(chunk.inner());
             let grad = rows.grad_remove(&mut grads);
@@ -274,30 +273,49 @@ struct Predictions {
     /// Their rows in `hidden`, and the labels.
     rows: Vec<i32>,
     targets: Vec<i32>,
+    routes: Option<Routes>,
+}
+
+/// Some of them.
+struct Chunk {
+    /// `[size, dim]`.
+    hidden: Tensor<2>,
+    /// `[size]`.
+    targets: Tensor<1, Int>,
+    /// The adapter of each.
+    routes: Option<Routes>,
 }
 
 impl Predictions {
     /// None if no token has a label.
-    fn new(batch: &Batch, top: Tensor<3>) -> Option<Self> {
+    fn new(batch: &Batch, top: Tensor<3>, routes: Option<&Routes>) -> Option<Self> {
         let (rows, targets) = batch.predictions();
         let shape @ [batch_size, seq, dim] = top.dims();
+        let row_of = |row: &i32| *row as usize / seq;
         (!rows.is_empty()).then(|| Self {
             hidden: top.detach().reshape([batch_size * seq, dim]),
             shape,
+            routes: routes.map(|routes| routes.of_rows(rows.iter().map(row_of))),
             rows,
             targets,
         })
     }
 
-    /// Rows, `[size, dim]`, and targets, `[size]`, the last chunk maybe shorter.
-    fn chunks(&self, size: usize) -> impl Iterator<Item = (Tensor<2>, Tensor<1, Int>)> {
+    /// So many at a time, the last chunk maybe shorter.
+    fn chunks(&self, size: usize) -> impl Iterator<Item = Chunk> {
         let device = self.hidden.device();
         let rows = self.rows.chunks(size);
         rows.zip(self.targets.chunks(size))
-            .map(move |(rows, targets)| {
+            .enumerate()
+            .map(move |(index, (rows, targets))| {
+                let places = index * size..index * size + rows.len();
+                let routes = self.routes.as_ref();
                 let rows = Tensor::from_ints(rows, &device);
-                let targets = Tensor::from_ints(targets, &device);
-                (self.hidden.clone().select(0, rows), targets)
+                Chunk {
+                    hidden: self.hidden.clone().select(0, rows),
+                    targets: Tensor::from_ints(targets, &device),
+                    routes: routes.map(|routes| routes.of_rows(places)),
+                }
             })
     }
 
@@ -319,10 +337,15 @@ impl Predictions {
     }
 }
 
-/// The summed loss of some rows of hidden states, `[n, dim]`.
-fn head_loss(model: &TransformerDecoder, rows: Tensor<2>, targets: Tensor<1, Int>) -> Tensor<1> {
-    let normed = model.norm.forward(rows.unsqueeze());
-    cross_entropy_sum(model.project(normed).squeeze_dim(0), targets)
+/// The summed loss of some hidden states.
+fn head_loss(model: &TransformerDecoder, chunk: Chunk) -> Tensor<1> {
+    let [size, dim] = chunk.hidden.dims();
+    let logits = match &chunk.routes {
+        None => model.head(chunk.hidden.unsqueeze(), None),
+        // Each with its own adapter is a row of its own.
+        routes => model.head(chunk.hidden.reshape([size, 1, dim]), routes.as_ref()),
+    };
+    cross_entropy_sum(logits.flatten(0, 1), chunk.targets)
 }
 
 /// Whether a module whose parameters have values has one to train.

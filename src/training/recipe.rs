@@ -22,6 +22,7 @@ mod yaml;
 
 use std::path::{Path, PathBuf};
 
+use indexmap::IndexMap;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -32,7 +33,7 @@ use crate::checkpoint::{hf_config_key, read_hf_config};
 use crate::data::DataOrder;
 use crate::files::read_text;
 use crate::llama::LlamaConfig;
-use crate::lora::{AttnModule, LoRAConfig};
+use crate::lora::{AttnModule, Init, LoRAConfig, Targets, TrainedBias};
 use crate::ops::MatmulPrecision;
 use crate::{Error, Result};
 use yaml::Setting;
@@ -56,16 +57,38 @@ pub struct RecipeConfig {
     pub apply_lora_to_mlp: bool,
     /// Whether the output projection (the vocabulary's) gets an adapter.
     pub apply_lora_to_output: bool,
+    /// The modules with an adapter, in place of the three fields above.
+    pub target_modules: Option<Modules>,
+    /// Modules among them without one.
+    pub exclude_modules: Option<Modules>,
+    /// The layers whose modules have one; `None` means all.
+    pub layers_to_transform: Option<Vec<usize>>,
+    /// Modules that are trained as a whole.
+    pub modules_to_save: Vec<String>,
+    /// Rows of embeddings that are trained.
+    pub trainable_token_indices: IndexMap<String, Vec<usize>>,
     /// The rank r of the adapters.
     pub lora_rank: usize,
     /// The numerator of the adapters' scale, `alpha / r`.
     pub lora_alpha: f64,
+    /// Other ranks for modules whose path a key matches.
+    pub rank_pattern: IndexMap<String, usize>,
+    /// Other alphas, likewise.
+    pub alpha_pattern: IndexMap<String, f64>,
     /// The probability with which an element of an adapter's input is dropped in training.
     pub lora_dropout: f64,
     /// Whether the adapters train DoRA's magnitude too (<https://arxiv.org/abs/2402.09353>).
     pub use_dora: bool,
     /// Whether the scale is `alpha / sqrt(r)` (rsLoRA, <https://arxiv.org/abs/2312.03732>).
     pub use_rslora: bool,
+    /// How `A` and `B` begin.
+    pub init_lora_weights: Init,
+    /// Whether `B` has a bias.
+    pub lora_bias: bool,
+    /// Which biases of linear layers are trained.
+    pub bias: TrainedBias,
+    /// Whether `A` keeps its first value (LoRA-FA).
+    pub freeze_a: bool,
 
     /// A `tokenizer.json` or `tokenizer.model`, or a folder with one of them; `None` means the
     /// checkpoint's folder.
@@ -147,11 +170,22 @@ impl Default for RecipeConfig {
             lora_attn_modules: vec![AttnModule::QProj, AttnModule::VProj],
             apply_lora_to_mlp: false,
             apply_lora_to_output: false,
+            target_modules: None,
+            exclude_modules: None,
+            layers_to_transform: None,
+            modules_to_save: Vec::new(),
+            trainable_token_indices: IndexMap::new(),
             lora_rank: 8,
             lora_alpha: 16.0,
+            rank_pattern: IndexMap::new(),
+            alpha_pattern: IndexMap::new(),
             lora_dropout: 0.0,
             use_dora: false,
             use_rslora: false,
+            init_lora_weights: Init::Kaiming,
+            lora_bias: false,
+            bias: TrainedBias::None,
+            freeze_a: false,
             tokenizer: None,
             checkpoint_dir: None,
             adapter_checkpoint: None,
@@ -221,14 +255,28 @@ impl RecipeConfig {
 
     /// The adapters.
     pub fn lora(&self) -> LoRAConfig {
-        LoRAConfig::new(self.lora_attn_modules.iter().copied())
+        let mut lora = LoRAConfig::new(self.lora_attn_modules.iter().copied())
             .with_mlp(self.apply_lora_to_mlp)
             .with_output(self.apply_lora_to_output)
             .with_rank(self.lora_rank)
             .with_alpha(self.lora_alpha)
+            .with_rank_pattern(self.rank_pattern.clone())
+            .with_alpha_pattern(self.alpha_pattern.clone())
             .with_dropout(self.lora_dropout)
             .with_dora(self.use_dora)
             .with_rslora(self.use_rslora)
+            .with_init(self.init_lora_weights)
+            .with_lora_bias(self.lora_bias)
+            .with_bias(self.bias)
+            .with_frozen_a(self.freeze_a)
+            .with_modules_to_save(&self.modules_to_save);
+        lora.trainable_token_indices = self.trainable_token_indices.clone();
+        lora.layers = self.layers_to_transform.clone();
+        lora.exclude = self.exclude_modules.as_ref().map(Modules::targets);
+        match &self.target_modules {
+            None => lora,
+            Some(modules) => lora.with_targets(modules.targets()),
+        }
     }
 
     /// Which records each step takes, for a run that `num_processes` began.
@@ -288,6 +336,26 @@ fn differences(named: &LlamaConfig, found: &LlamaConfig) -> Vec<String> {
 fn is_same_file(a: &Value, b: &Value) -> bool {
     let path = |value: &Value| Path::new(value.as_str()?).canonicalize().ok();
     path(a).is_some_and(|a| path(b) == Some(a))
+}
+
+/// Modules as a recipe names them.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum Modules {
+    /// A regular expression for whole paths, or `all-linear`.
+    Pattern(String),
+    /// Names, or paths.
+    Names(Vec<String>),
+}
+
+impl Modules {
+    fn targets(&self) -> Targets {
+        match self {
+            Self::Pattern(word) if word == "all-linear" => Targets::AllLinear,
+            Self::Pattern(pattern) => Targets::pattern(pattern),
+            Self::Names(names) => Targets::names(names),
+        }
+    }
 }
 
 /// AdamW's hyperparameters, with PyTorch's meaning (<https://arxiv.org/abs/1711.05101>).
@@ -504,7 +572,7 @@ impl RecipeConfig {
                 "`validation_split` and `validation_dataset` exclude each other, keep one of them",
             ));
         }
-        if self.lora().module_names().is_empty() {
+        if self.lora().is_empty() {
             return Err(yaml::conflict(
                 settings,
                 "lora_attn_modules",

@@ -594,10 +594,11 @@ fn a_tensor_that_a_file_does_not_have() {
 #[test]
 fn dora_as_burns_adapter() {
     let adapted = |use_dora| {
-        let lora = LoRAConfig::new([]).with_dropout(0.1).with_dora(use_dora);
+        let lora = LoRAConfig::default().with_dropout(0.1).with_dora(use_dora);
         LoRALinear::new(4, 3, &lora, false, &device())
-            .adapter
+            .adapter()
             .unwrap()
+            .clone()
     };
     assert!(LoraAdapter::try_from(adapted(false)).is_ok());
     let error = LoraAdapter::try_from(adapted(true)).unwrap_err();
@@ -1128,7 +1129,7 @@ fn rank_zero() {
 
 #[test]
 fn no_module_at_all() {
-    let error = lora_error(&gqa_config(), LoRAConfig::new([]));
+    let error = lora_error(&gqa_config(), LoRAConfig::default());
     assert_says(
         &error,
         &["lora_attn_modules", "q_proj, k_proj, v_proj, output_proj"],
@@ -1414,6 +1415,7 @@ fn unfinished_run() -> (TempDir, RecipeConfig, RunDir) {
         segments: vec![vec![4]],
         batch_size: 1,
         seq_len: 4,
+        adapters: None,
     };
     let mut trainer = config.trainer(10);
     let (model, _) = trainer.step(lora_model(&config.lora()), &[batch]);

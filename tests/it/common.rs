@@ -88,6 +88,7 @@ pub fn batch(input_ids: Vec<i32>, labels: Vec<i32>, batch_size: usize, seq_len: 
         segments: vec![vec![seq_len]; batch_size],
         batch_size,
         seq_len,
+        adapters: None,
     }
 }
 

@@ -8,7 +8,7 @@ use burn::tensor::{Bool, Tensor, TensorData};
 use burn_peft::adapter::{get_params, state_dict};
 use burn_peft::checkpoint::{load_hf, read_hf_config};
 use burn_peft::generate::{GenerateOptions, generate};
-use burn_peft::llama::{AttentionMask, RotaryEmbedding, TransformerDecoder};
+use burn_peft::llama::{Context, TransformerDecoder};
 use burn_peft::training::{
     AdamWConfig, GradientOptions, LossNormalization, LrSchedule, ScheduleKind, Trainer,
     accumulate_gradients, lm_loss_sum,
@@ -87,12 +87,11 @@ fn base_hidden_states() {
         let (model, expected) = (base(case), expected(values_of(case)));
         let ids = inputs(case).ids("input_ids", &device());
         let [_, seq] = ids.dims();
-        let rope = RotaryEmbedding::new(&model.config, 0, seq, &device());
-        let mask = AttentionMask::causal(0, seq);
+        let context = Context::causal(&model.config, 0, seq, &device());
         let mut states = vec![model.tok_embeddings.forward(ids)];
         for layer in &model.layers {
             let last = states.last().unwrap().clone();
-            states.push(layer.forward(last, &rope, &mask, None));
+            states.push(layer.forward(last, &context, None));
         }
         let last = states.pop().unwrap();
         states.push(model.norm.forward(last));

@@ -1,6 +1,7 @@
 //! The tests of the whole library, in one program: against other implementations, of laws, and of
 //! bad input. `BURN_DEVICE` names the device.
 
+mod adapters;
 mod bad_input;
 mod common;
 mod counts;
@@ -8,6 +9,7 @@ mod distributed;
 mod golden;
 mod golden_cases;
 mod initialize;
+mod own_method;
 mod own_model;
 mod panics;
 mod snapshots;

@@ -9,7 +9,7 @@ use burn_peft::adapter::{
     LoadReport, ParamSet, adapter_state_dict, get_adapter_params, get_params, initialize_adapters,
     load_state_dict, load_tensors, set_trainable_params, state_dict, validate_state_dict_for_lora,
 };
-use burn_peft::lora::{LoRAConfig, LoRALinear, PlainLinear};
+use burn_peft::lora::{DEFAULT_ADAPTER, LoRAConfig, LoRALinear, PlainLinear};
 use burn_peft::training::{AdamW, AdamWConfig};
 
 use crate::common::{device, floats};
@@ -40,7 +40,7 @@ impl Model {
 }
 
 fn lora() -> LoRAConfig {
-    LoRAConfig::new([]).with_rank(2)
+    LoRAConfig::default().with_rank(2)
 }
 
 fn input(device: &Device) -> Tensor<2> {
@@ -55,14 +55,12 @@ fn outputs(y: Tensor<2>) -> Vec<f32> {
 fn with_update(model: Model) -> Model {
     let mut model = model;
     for layer in &mut model.layers {
-        let adapter = layer.adapter.as_mut().unwrap();
+        let adapter = layer.adapters.get_mut(DEFAULT_ADAPTER).unwrap();
         let numbers = |b: Tensor<2>| {
             let numbers = Tensor::<1, Int>::arange(0..12, &b.device()).float() / 12.0;
-            numbers
-                .reshape([6, 2])
-                .set_require_grad(b.is_require_grad())
+            numbers.reshape([6, 2])
         };
-        adapter.lora_b.weight = adapter.lora_b.weight.clone().map(numbers);
+        adapter.map_matrix("lora_b.weight", numbers);
     }
     model
 }
@@ -88,7 +86,7 @@ fn dropout_stops_with_the_training() {
         .clone()
         .filter(|name, _| name.starts_with("layers.1."));
     let second_only = set_trainable_params(frozen, &second);
-    let is_on = |layer: &LoRALinear| layer.adapter.as_ref().unwrap().training.is_enabled();
+    let is_on = |layer: &LoRALinear| layer.adapter().unwrap().training.is_enabled();
     assert_eq!([0, 1].map(|i| is_on(&second_only.layers[i])), [false, true]);
     assert!(drops(&set_trainable_params(second_only, &adapters)));
 }
@@ -189,7 +187,7 @@ fn a_dora_layer_begins_as_its_base_whatever_loaded_that() {
 fn a_dora_magnitude_follows_its_layer_to_a_device() {
     let layer = LoRALinear::new(6, 6, &lora().with_dora(true), false, &Device::flex());
     let moved = layer.to_device(&device());
-    let magnitude = moved.adapter.unwrap().magnitude.unwrap().val();
+    let magnitude = moved.adapter().unwrap().vector("magnitude").unwrap();
     assert_eq!(magnitude.device(), moved.base.weight.val().device());
 }
 

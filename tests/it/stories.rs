@@ -119,6 +119,7 @@ impl Rows {
                 .collect(),
             batch_size: rows.len(),
             seq_len: self.seq_len,
+            adapters: None,
         }
     }
 }

@@ -1,22 +1,162 @@
 //! What the layers keep for the backward pass, in numbers per token.
 
+use std::sync::Arc;
+
 use burn::tensor::DType;
 
 use super::{EstimateConfig, F32, bytes};
 use crate::llama::LlamaConfig;
-use crate::lora::{AttnModule, LoRAConfig, MlpModule};
+use crate::llama::names::module_names;
+use crate::lora::{AttnModule, Kept, LayerShape, LoRAConfig, MlpModule};
 use crate::ops::AttentionBody;
 
-/// What is trained of a linear layer.
+/// What is trained of a layer.
 #[derive(Debug, Clone, Copy)]
 enum Trained {
     Nothing,
     Weight,
-    Adapter {
-        rank: usize,
-        has_dropout: bool,
-        has_magnitude: bool,
-    },
+    Adapter(Adapter),
+}
+
+/// An adapter, as far as memory goes.
+#[derive(Debug, Clone, Copy)]
+struct Adapter {
+    kept: Kept,
+    /// The numbers of its parameters, of those that are trained, and of the largest of these.
+    total: usize,
+    trained: usize,
+    largest: usize,
+    has_dropout: bool,
+}
+
+/// Where a model's adapters are.
+#[derive(Debug, Clone)]
+pub struct Adapters(Option<Arc<LoRAConfig>>);
+
+impl Adapters {
+    pub fn new(config: &EstimateConfig) -> Self {
+        Self(config.lora.clone().map(Arc::new))
+    }
+
+    /// What is trained of the layer at a path of the module tree.
+    ///
+    /// # Panics
+    /// If a pattern of the configuration is no regular expression.
+    fn at(&self, path: &str, layer: &LayerShape) -> Trained {
+        let Some(config) = &self.0 else {
+            return Trained::Weight;
+        };
+        let settings = match config.settings_of(&module_names(path), layer) {
+            Ok(settings) => settings,
+            Err(error) => panic!("{error}"),
+        };
+        let Some(settings) = settings else {
+            return Trained::Nothing;
+        };
+        let params = settings.params(layer);
+        let sizes = || {
+            params
+                .iter()
+                .map(|spec| (spec.is_trained, spec.num_elements()))
+        };
+        let trained = || {
+            sizes()
+                .filter(|(is_trained, _)| *is_trained)
+                .map(|(_, size)| size)
+        };
+        Trained::Adapter(Adapter {
+            kept: settings.method.0.kept(layer, &settings),
+            total: sizes().map(|(_, size)| size).sum(),
+            trained: trained().sum(),
+            largest: trained().max().unwrap_or(0),
+            has_dropout: settings.dropout > 0.0,
+        })
+    }
+}
+
+/// The embedding or a norm.
+#[derive(Debug, Clone, Copy)]
+pub struct Table {
+    trained: Trained,
+    weights: usize,
+}
+
+impl Table {
+    fn new(adapters: &Adapters, path: &str, layer: LayerShape) -> Self {
+        let [rows, columns] = layer.dims;
+        Self {
+            trained: adapters.at(path, &layer),
+            weights: rows * columns,
+        }
+    }
+
+    pub fn embedding(config: &EstimateConfig, adapters: &Adapters) -> Self {
+        let model = &config.model;
+        let layer = LayerShape::embedding(model.vocab_size, model.embed_dim);
+        Self::new(adapters, "tok_embeddings", layer)
+    }
+
+    pub fn norm(config: &EstimateConfig, adapters: &Adapters, path: &str) -> Self {
+        Self::new(adapters, path, LayerShape::norm(config.model.embed_dim))
+    }
+
+    /// The numbers of its weight.
+    pub fn num_weights(&self) -> usize {
+        self.weights
+    }
+
+    /// Whether there is a gradient of what is looked up.
+    pub fn is_trained(&self) -> bool {
+        !matches!(self.trained, Trained::Nothing)
+    }
+
+    /// What it keeps per token.
+    pub fn saved(&self) -> usize {
+        match self.trained {
+            Trained::Adapter(adapter) => adapter.kept.per_token,
+            _ => 0,
+        }
+    }
+
+    /// The numbers that are trained.
+    pub fn num_trained(&self) -> usize {
+        self.trained.num_trained(self.weights)
+    }
+
+    /// The numbers of its adapter.
+    pub fn num_adapter(&self) -> usize {
+        self.trained.num_adapter()
+    }
+
+    /// The numbers of the largest trained parameter.
+    pub fn largest_trained(&self) -> usize {
+        self.trained.largest(self.weights)
+    }
+}
+
+impl Trained {
+    fn num_trained(&self, of_layer: usize) -> usize {
+        match self {
+            Self::Nothing => 0,
+            Self::Weight => of_layer,
+            Self::Adapter(adapter) => adapter.trained,
+        }
+    }
+
+    fn num_adapter(&self) -> usize {
+        match self {
+            Self::Adapter(adapter) => adapter.total,
+            _ => 0,
+        }
+    }
+
+    fn largest(&self, of_layer: usize) -> usize {
+        match self {
+            Self::Nothing => 0,
+            Self::Weight => of_layer,
+            Self::Adapter(adapter) => adapter.largest,
+        }
+    }
 }
 
 /// A linear layer.
@@ -30,61 +170,51 @@ pub struct Linear {
 
 impl Linear {
     /// The projection to the vocabulary.
-    pub fn output(config: &EstimateConfig) -> Self {
+    pub fn output(config: &EstimateConfig, adapters: &Adapters) -> Self {
         let LlamaConfig {
             embed_dim,
             vocab_size,
             ..
         } = config.model;
-        Self::new(&config.lora, (embed_dim, vocab_size), false, |lora| {
-            lora.apply_to_output
-        })
+        Self::new(adapters, "output", (embed_dim, vocab_size), false)
     }
 
-    fn attn(config: &EstimateConfig, module: AttnModule) -> Self {
+    fn attn(
+        config: &EstimateConfig,
+        adapters: &Adapters,
+        index: usize,
+        module: AttnModule,
+    ) -> Self {
         let model = &config.model;
         let has_bias = match module {
             AttnModule::OutputProj => model.output_proj_bias,
             _ => model.qkv_bias,
         };
-        let is_adapted = |lora: &LoRAConfig| lora.adapts_attn(module);
-        Self::new(&config.lora, model.attn_dims(module), has_bias, is_adapted)
+        let path = format!("layers.{index}.attn.{module}");
+        Self::new(adapters, &path, model.attn_dims(module), has_bias)
     }
 
-    fn mlp(config: &EstimateConfig, module: MlpModule) -> Self {
-        let is_adapted = |lora: &LoRAConfig| lora.adapts_mlp(module);
-        Self::new(
-            &config.lora,
-            config.model.mlp_dims(module),
-            false,
-            is_adapted,
-        )
+    fn mlp(config: &EstimateConfig, adapters: &Adapters, index: usize, module: MlpModule) -> Self {
+        let path = format!("layers.{index}.mlp.{}", module.name());
+        Self::new(adapters, &path, config.model.mlp_dims(module), false)
     }
 
     fn new(
-        lora: &Option<LoRAConfig>,
+        adapters: &Adapters,
+        path: &str,
         (in_dim, out_dim): (usize, usize),
         has_bias: bool,
-        is_adapted: impl Fn(&LoRAConfig) -> bool,
     ) -> Self {
-        let trained = match lora {
-            None => Trained::Weight,
-            Some(lora) if is_adapted(lora) => Trained::Adapter {
-                rank: lora.rank,
-                has_dropout: lora.dropout > 0.0,
-                has_magnitude: lora.use_dora,
-            },
-            Some(_) => Trained::Nothing,
-        };
+        let layer = LayerShape::linear(in_dim, out_dim, has_bias);
         Self {
             in_dim,
             out_dim,
             has_bias,
-            trained,
+            trained: adapters.at(path, &layer),
         }
     }
 
-    fn is_trained(&self) -> bool {
+    pub fn is_trained(&self) -> bool {
         !matches!(self.trained, Trained::Nothing)
     }
 
@@ -95,78 +225,49 @@ impl Linear {
 
     /// The numbers that are trained.
     pub fn num_trained(&self) -> usize {
-        match self.trained {
-            Trained::Nothing => 0,
-            Trained::Weight => self.num_weights(),
-            Trained::Adapter {
-                rank,
-                has_magnitude,
-                ..
-            } => {
-                let magnitude = if has_magnitude { self.out_dim } else { 0 };
-                rank * (self.in_dim + self.out_dim) + magnitude
-            }
-        }
+        self.trained.num_trained(self.num_weights())
+    }
+
+    /// The numbers of its adapter.
+    pub fn num_adapter(&self) -> usize {
+        self.trained.num_adapter()
     }
 
     /// The numbers of the largest trained parameter.
     pub fn largest_trained(&self) -> usize {
-        match self.trained {
-            Trained::Nothing => 0,
-            Trained::Weight => self.in_dim * self.out_dim,
-            Trained::Adapter { rank, .. } => rank * self.in_dim.max(self.out_dim),
-        }
+        self.trained.largest(self.in_dim * self.out_dim)
     }
 
     /// Whether the layer keeps its input for the backward pass. It may share it with others.
     fn keeps_input(&self) -> bool {
-        match self.trained {
-            Trained::Nothing => false,
-            Trained::Weight | Trained::Adapter { .. } => true,
-        }
+        self.is_trained()
     }
 
     /// What it alone keeps: `A x`, and with DoRA the outputs that the magnitude scales.
     fn saved(&self) -> usize {
-        let Trained::Adapter {
-            rank,
-            has_dropout,
-            has_magnitude,
-        } = self.trained
-        else {
-            return 0;
-        };
-        let scaled = self.out_dim * (1 + usize::from(has_dropout));
-        let scaled = if has_magnitude { scaled } else { 0 };
-        rank + scaled
+        match &self.trained {
+            Trained::Adapter(adapter) => adapter.kept.per_token,
+            _ => 0,
+        }
     }
 
     /// The bytes of the weight with its update that DoRA takes the norm of: beside it exists its
     /// square, or `B·A` and a copy of a weight in half precision.
     pub fn combined_bytes(&self, dtype: DType) -> u64 {
-        let copies = if dtype == DType::F32 { 2 } else { 3 };
-        match self.trained {
-            Trained::Adapter {
-                has_magnitude: true,
-                ..
-            } => copies * bytes(self.in_dim * self.out_dim),
+        let copies = match &self.trained {
+            Trained::Adapter(adapter) if adapter.kept.weight_copies > 0 => {
+                adapter.kept.weight_copies + usize::from(dtype != DType::F32)
+            }
             _ => 0,
-        }
+        };
+        copies as u64 * bytes(self.in_dim * self.out_dim)
     }
 
     /// How many tensors of the output's size exist at a time until the loss has its gradient.
     pub fn outputs_at_once(&self) -> usize {
-        match self.trained {
-            Trained::Nothing
-            | Trained::Weight
-            | Trained::Adapter {
-                has_magnitude: false,
-                ..
-            } => 1,
-            Trained::Adapter {
-                has_dropout: false, ..
-            } => 3,
-            Trained::Adapter { .. } => 4,
+        match &self.trained {
+            Trained::Adapter(adapter) => adapter.kept.outputs_at_once,
+            _ => 1,
         }
     }
 }
@@ -176,9 +277,9 @@ impl Linear {
 pub struct Layer {
     /// In the order of the forward pass: q, k, v, output, gate (w1), up (w3), down (w2).
     linears: [Linear; 7],
+    norms: [Table; 2],
     embed_dim: usize,
     input_is_tracked: bool,
-    trains_norms: bool,
     /// The heads of an attention that keeps its output and the softmaxes' totals, else zero.
     flash_heads: usize,
     dtype: DType,
@@ -187,14 +288,23 @@ pub struct Layer {
 }
 
 impl Layer {
-    pub fn new(config: &EstimateConfig, input_is_tracked: bool) -> Self {
-        let [q, k, v, o] = AttnModule::ALL.map(|module| Linear::attn(config, module));
-        let [w1, w2, w3] = MlpModule::ALL.map(|module| Linear::mlp(config, module));
+    /// The layer of an index, whose input has a gradient or not.
+    pub fn new(
+        config: &EstimateConfig,
+        adapters: &Adapters,
+        index: usize,
+        input_is_tracked: bool,
+    ) -> Self {
+        let [q, k, v, o] =
+            AttnModule::ALL.map(|module| Linear::attn(config, adapters, index, module));
+        let [w1, w2, w3] =
+            MlpModule::ALL.map(|module| Linear::mlp(config, adapters, index, module));
+        let norm = |name| Table::norm(config, adapters, &format!("layers.{index}.{name}"));
         Self {
             linears: [q, k, v, o, w1, w3, w2],
+            norms: ["sa_norm", "mlp_norm"].map(norm),
             embed_dim: config.model.embed_dim,
             input_is_tracked,
-            trains_norms: config.lora.is_none(),
             flash_heads: match config.attention {
                 AttentionBody::Flash => config.model.num_heads,
                 AttentionBody::Cache | AttentionBody::Blocks => 0,
@@ -211,7 +321,10 @@ impl Layer {
 
     /// Whether there is a gradient of what comes after so many linear layers.
     fn is_tracked_after(&self, count: usize) -> bool {
-        self.input_is_tracked || self.linears[..count].iter().any(Linear::is_trained)
+        let norms = if count > 4 { 2 } else { 1 };
+        self.input_is_tracked
+            || self.norms[..norms].iter().any(Table::is_trained)
+            || self.linears[..count].iter().any(Linear::is_trained)
     }
 
     /// The numbers of weights, biases and norms.
@@ -221,12 +334,18 @@ impl Layer {
 
     /// The numbers that are trained.
     pub fn num_trained(&self) -> usize {
-        let norms = if self.trains_norms {
-            2 * self.embed_dim
-        } else {
-            0
-        };
-        self.linears.iter().map(Linear::num_trained).sum::<usize>() + norms
+        let linears = self.linears.iter().map(Linear::num_trained);
+        linears
+            .chain(self.norms.iter().map(Table::num_trained))
+            .sum()
+    }
+
+    /// The numbers of its adapters.
+    pub fn num_adapter(&self) -> usize {
+        let linears = self.linears.iter().map(Linear::num_adapter);
+        linears
+            .chain(self.norms.iter().map(Table::num_adapter))
+            .sum()
     }
 
     /// The numbers of the trained parameters of the way down, which the backward pass comes to first.
@@ -276,7 +395,7 @@ impl Layer {
             // Its gradient takes the place of the input that it kept.
             Trained::Weight => 0,
             // With dropout the adapter's part of it exists for itself, before and after.
-            Trained::Adapter { has_dropout, .. } => 2 * usize::from(has_dropout) * down.in_dim,
+            Trained::Adapter(adapter) => 2 * usize::from(adapter.has_dropout) * down.in_dim,
             Trained::Nothing => down.in_dim,
         };
         self.saved() + widest.max(self.embed_dim)

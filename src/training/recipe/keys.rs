@@ -35,6 +35,17 @@ enum Kind {
     Text(&'static str),
     Word(&'static [&'static str]),
     Words(&'static [&'static str]),
+    /// Names of modules, a regular expression, or a word for all.
+    Modules,
+    /// Names of modules.
+    Names,
+    /// Whole numbers.
+    Indices,
+    /// Names with numbers of this kind.
+    Ranks,
+    Alphas,
+    /// Names with lists of whole numbers.
+    Rows,
 }
 use Kind::*;
 
@@ -73,11 +84,50 @@ pub(super) const KEYS: &[RecipeKey] = &[
         Flag,
         "An adapter on the output projection (the vocabulary's) too.",
     ),
+    key(
+        "target_modules",
+        Modules,
+        "Modules with an adapter, by names, paths or a pattern, here or in Hugging Face's files; takes the place of \
+         the three keys above.",
+    )
+    .optional(),
+    key(
+        "exclude_modules",
+        Modules,
+        "Modules among them without one.",
+    )
+    .optional(),
+    key(
+        "layers_to_transform",
+        Indices,
+        "Layers whose modules have one; `null` is all.",
+    )
+    .optional(),
+    key(
+        "modules_to_save",
+        Names,
+        "Modules trained as a whole, by the end of their names: embed_tokens, lm_head, norm.",
+    ),
+    key(
+        "trainable_token_indices",
+        Rows,
+        "Rows of embeddings to train, such as `{embed_tokens: [3, 7]}`.",
+    ),
     key("lora_rank", Count(1), "Rank r of the adapters."),
     key(
         "lora_alpha",
         Positive,
         "Numerator of the scale `alpha / r` of the adapters.",
+    ),
+    key(
+        "rank_pattern",
+        Ranks,
+        "Other ranks for some modules, such as `{v_proj: 4}`: the first key that matches the end of a path.",
+    ),
+    key(
+        "alpha_pattern",
+        Alphas,
+        "Other alphas for some modules, likewise.",
     ),
     key(
         "lora_dropout",
@@ -90,6 +140,18 @@ pub(super) const KEYS: &[RecipeKey] = &[
         Flag,
         "Scale by `alpha / sqrt(r)` instead (rsLoRA).",
     ),
+    key(
+        "init_lora_weights",
+        Word(&["kaiming", "gaussian"]),
+        "How A begins; B begins with zeros.",
+    ),
+    key("lora_bias", Flag, "A bias of B, scaled as the update."),
+    key(
+        "bias",
+        Word(&["none", "lora_only", "all"]),
+        "Which biases of linear layers are trained: none, those beside an adapter, or all.",
+    ),
+    key("freeze_a", Flag, "Keep A as it begins (LoRA-FA)."),
     key(
         "tokenizer",
         PATH,
@@ -342,6 +404,11 @@ impl RecipeKey {
         }
     }
 
+    /// Whether its value is a map, whose entries are no keys.
+    pub(super) fn is_map(&self) -> bool {
+        matches!(self.kind, Ranks | Alphas | Rows)
+    }
+
     /// Whether a run that is resumed must have the same value, see [`RecipeConfig::difference`].
     pub fn binds_resume(&self) -> bool {
         self.binds_resume
@@ -415,6 +482,11 @@ pub(super) fn show(value: &Value) -> String {
             let items: Vec<String> = items.iter().map(show).collect();
             format!("[{}]", items.join(", "))
         }
+        Value::Object(entries) => {
+            let entries = entries.iter();
+            let entries: Vec<_> = entries.map(|(k, v)| format!("{k}: {}", show(v))).collect();
+            format!("{{{}}}", entries.join(", "))
+        }
         other => other.to_string(),
     }
 }
@@ -434,9 +506,30 @@ impl Kind {
             Text(_) => value.as_str().is_some_and(|text| !text.trim().is_empty()),
             Word(choices) => return word(choices, value).map(Value::from),
             Words(choices) => return words(choices, value),
+            Modules => {
+                let is_pattern = value.as_str().is_some_and(|text| !text.trim().is_empty());
+                is_pattern || is_list(value, Value::is_string)
+            }
+            Names => is_list(value, Value::is_string),
+            Indices => is_list(value, Value::is_u64),
+            Ranks => is_map(value, |rank| rank.as_u64().is_some_and(|n| n >= 1)),
+            Alphas => is_map(value, |alpha| Positive.accept(alpha).is_some()),
+            Rows => is_map(value, |rows| is_list(rows, Value::is_u64)),
         };
         accepted.then(|| value.clone())
     }
+}
+
+fn is_list(value: &Value, accepts: impl Fn(&Value) -> bool) -> bool {
+    value
+        .as_array()
+        .is_some_and(|items| items.iter().all(accepts))
+}
+
+fn is_map(value: &Value, accepts: impl Fn(&Value) -> bool) -> bool {
+    value
+        .as_object()
+        .is_some_and(|entries| entries.values().all(accepts))
 }
 
 fn is_fraction(value: &Value) -> bool {
@@ -472,6 +565,12 @@ impl fmt::Display for Kind {
             Text(meaning) => write!(f, "{meaning}"),
             Word(choices) => write!(f, "{}", or(choices)),
             Words(choices) => write!(f, "a list of {}", choices.join(", ")),
+            Modules => write!(f, "a list of names, a regular expression or all-linear"),
+            Names => write!(f, "a list of names"),
+            Indices => write!(f, "a list of whole numbers"),
+            Ranks => write!(f, "names with whole numbers, at least 1"),
+            Alphas => write!(f, "names with numbers above 0"),
+            Rows => write!(f, "names with lists of whole numbers"),
         }
     }
 }

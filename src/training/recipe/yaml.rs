@@ -152,7 +152,9 @@ fn flatten(prefix: &str, entries: Vec<Entry>, origin: &str, settings: &mut Vec<S
 }
 
 fn push(key: String, line: Option<usize>, node: Node, origin: &str, settings: &mut Vec<Setting>) {
+    let is_map = RecipeKey::find(&key).is_some_and(RecipeKey::is_map);
     let value = match node {
+        Node::Section(_) if is_map => node.into_value(),
         Node::Section(entries) if !entries.is_empty() => {
             return flatten(&format!("{key}."), entries, origin, settings);
         }
@@ -189,6 +191,19 @@ enum Node {
 }
 
 type Entry = (Spanned<String>, Node);
+
+impl Node {
+    fn into_value(self) -> Value {
+        match self {
+            Self::Leaf(value) => value,
+            Self::Section(entries) => {
+                let entries = entries.into_iter();
+                let entries = entries.map(|(key, node)| (key.value, node.into_value()));
+                Value::Object(entries.collect())
+            }
+        }
+    }
+}
 
 impl<'de> Deserialize<'de> for Node {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {

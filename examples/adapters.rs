@@ -1,0 +1,291 @@
+//! Adapters on the command line: asked, trained some steps, begun, merged into their base.
+//!
+//! ```text
+//! cargo run --release --example adapters -- merge --model DIR --adapter DIR --out DIR
+//! ```
+//!
+//! The other verbs are for comparisons with another framework (`tests/python/check_adapters.py`): their inputs and
+//! outputs are safetensors files.
+
+#[path = "support/allocator.rs"]
+mod allocator;
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use burn::module::{Module, ModuleVisitor, Param, ParamId};
+use burn::optim::GradientsParams;
+use burn::tensor::{DType, Device, Int, Tensor, TensorData};
+use burn_peft::adapter::{StateDict, get_params, initialize_adapters, initialize_params};
+use burn_peft::checkpoint::{
+    SafetensorsFile, attach_peft, copy_generation_config, load_hf, load_hf_as, load_peft,
+    peft_names, read_hf_config, read_peft_config, save_hf, save_peft_adapter, save_state_dict,
+};
+use burn_peft::data::Batch;
+use burn_peft::llama::TransformerDecoder;
+use burn_peft::lora::DEFAULT_ADAPTER;
+use burn_peft::tokenizer::copy_tokenizer;
+use burn_peft::training::{
+    AdamWConfig, GradientOptions, LrSchedule, ScheduleKind, Trainer, accumulate_gradients,
+};
+use burn_peft::{Error, Result};
+use clap::{Args, Parser, Subcommand};
+
+/// Work with adapters of a base model.
+#[derive(Parser)]
+struct Cli {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Subcommand)]
+enum Verb {
+    /// Adds an adapter to its base model's weights: a plain model, in the type of the base.
+    Merge {
+        #[command(flatten)]
+        files: Files,
+    },
+    /// Writes the logits of `input_ids`, `[batch, seq]`.
+    Logits {
+        #[command(flatten)]
+        files: Files,
+        /// A file with `input_ids`.
+        #[arg(long)]
+        inputs: PathBuf,
+    },
+    /// Writes the mean loss of `labels` and its gradients, under PEFT's names.
+    Gradients {
+        #[command(flatten)]
+        files: Files,
+        /// A file with `input_ids` and `labels`.
+        #[arg(long)]
+        inputs: PathBuf,
+    },
+    /// Trains an adapter for some steps of AdamW and saves it.
+    Train {
+        #[command(flatten)]
+        files: Files,
+        #[command(flatten)]
+        training: Training,
+    },
+    /// Begins an adapter by a configuration of PEFT's, trains it for some steps and saves it.
+    Init {
+        #[command(flatten)]
+        files: Files,
+        /// An `adapter_config.json`.
+        #[arg(long)]
+        config: PathBuf,
+        /// The seed of the first values.
+        #[arg(long)]
+        seed: u64,
+        #[command(flatten)]
+        training: Training,
+    },
+}
+
+#[derive(Args)]
+struct Files {
+    /// The base model, a Hugging Face folder.
+    #[arg(long)]
+    model: PathBuf,
+    /// The adapter, a PEFT folder.
+    #[arg(long)]
+    adapter: Option<PathBuf>,
+    /// What to write.
+    #[arg(long)]
+    out: PathBuf,
+}
+
+#[derive(Args)]
+struct Training {
+    /// A file with `input_ids` and `labels` for all steps, or `train_input_ids` and `train_labels` with those of
+    /// each.
+    #[arg(long)]
+    inputs: PathBuf,
+    /// The number of steps.
+    #[arg(long)]
+    steps: usize,
+    /// Where the losses go, as a JSON list.
+    #[arg(long)]
+    losses: Option<PathBuf>,
+}
+
+fn main() -> ExitCode {
+    allocator::keep_freed_memory();
+    match run(&Cli::parse().verb) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(verb: &Verb) -> Result<()> {
+    match verb {
+        Verb::Merge { files } => merge(files),
+        Verb::Logits { files, inputs } => logits(files, inputs),
+        Verb::Gradients { files, inputs } => gradients(files, inputs),
+        Verb::Train { files, training } => {
+            let model = without_dropout(files)?;
+            train(model, files, training)
+        }
+        Verb::Init {
+            files,
+            config,
+            seed,
+            training,
+        } => {
+            let folder = config.parent().unwrap_or(Path::new("."));
+            let lora = read_peft_config(folder)?;
+            let model = base(&files.model, &device())?.with_adapters(&lora)?;
+            train(initialize_adapters(model, *seed), files, training)
+        }
+    }
+}
+
+fn device() -> Device {
+    Device::default().autodiff()
+}
+
+fn base(dir: &Path, device: &Device) -> Result<TransformerDecoder> {
+    let mut model = read_hf_config(dir)?.init(device);
+    load_hf_as(&mut model, dir, DType::F32)?;
+    Ok(model)
+}
+
+fn adapted(files: &Files, device: &Device) -> Result<TransformerDecoder> {
+    let mut model = base(&files.model, device)?;
+    if let Some(adapter) = &files.adapter {
+        attach_peft(&mut model, adapter)?;
+    }
+    Ok(model)
+}
+
+fn merge(files: &Files) -> Result<()> {
+    let mut model = read_hf_config(&files.model)?.init(&Device::default());
+    load_hf(&mut model, &files.model)?;
+    if let Some(adapter) = &files.adapter {
+        attach_peft(&mut model, adapter)?;
+    }
+    save_hf(&model.merge_lora(), &files.out)?;
+    copy_generation_config(&files.model, &files.out)?;
+    if files.model.join("tokenizer.json").exists() || files.model.join("tokenizer.model").exists() {
+        copy_tokenizer(&files.model, &files.out)?;
+    }
+    Ok(())
+}
+
+fn logits(files: &Files, inputs: &Path) -> Result<()> {
+    let device = Device::default();
+    let model = adapted(files, &device)?;
+    let (ids, shape) = read_ids(&SafetensorsFile::open(inputs)?, "input_ids")?;
+    let ids = Tensor::<2, Int>::from_data(TensorData::new(ids, shape), &device);
+    let logits = model.forward(ids, None).into_data();
+    save_state_dict(&StateDict::from([("logits".into(), logits)]), &files.out)
+}
+
+fn gradients(files: &Files, inputs: &Path) -> Result<()> {
+    let model = adapted(files, &device())?;
+    initialize_params(&model);
+    let file = SafetensorsFile::open(inputs)?;
+    let batch = batch(&file, "input_ids", "labels", None)?;
+    let (loss, grads) = accumulate_gradients(&model, &[batch], GradientOptions::default());
+    let mut reader = GradientReader {
+        grads: &grads,
+        ids: Vec::new(),
+    };
+    model.visit(&mut reader);
+    let params = get_params(&model);
+    let names = peft_names(&model, DEFAULT_ADAPTER);
+    let mut values = StateDict::new();
+    for (key, info) in params.iter() {
+        let of_param = |(id, _): &&(_, TensorData)| *id == info.id;
+        let gradient = reader.ids.iter().find(of_param);
+        if let (Some((_, gradient)), Some(name)) = (gradient, names.get(key)) {
+            values.insert(name.clone(), gradient.clone());
+        }
+    }
+    values.insert("loss".into(), TensorData::new(vec![loss as f32], [1]));
+    save_state_dict(&values, &files.out)
+}
+
+struct GradientReader<'a> {
+    grads: &'a GradientsParams,
+    ids: Vec<(ParamId, TensorData)>,
+}
+
+impl ModuleVisitor for GradientReader<'_> {
+    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+        if let Some(grad) = self.grads.get::<D>(param.id) {
+            self.ids.push((param.id, grad.into_data()));
+        }
+    }
+}
+
+fn train(model: TransformerDecoder, files: &Files, training: &Training) -> Result<()> {
+    initialize_params(&model);
+    let file = SafetensorsFile::open(&training.inputs)?;
+    let schedule = LrSchedule {
+        kind: ScheduleKind::Constant,
+        lr: 1e-3,
+        warmup_steps: 0,
+        total_steps: training.steps,
+    };
+    let mut trainer = Trainer::new(AdamWConfig::default(), schedule);
+    let mut losses = Vec::new();
+    let mut model = model;
+    for step in 0..training.steps {
+        let batch = match file.shapes().contains_key("train_input_ids") {
+            true => batch(&file, "train_input_ids", "train_labels", Some(step))?,
+            false => batch(&file, "input_ids", "labels", None)?,
+        };
+        let output;
+        (model, output) = trainer.step(model, &[batch]);
+        losses.push(output.loss);
+    }
+    if let Some(path) = &training.losses {
+        let text = serde_json::to_string(&losses).expect("numbers serialise");
+        std::fs::write(path, text).map_err(|source| Error::Io {
+            path: path.clone(),
+            source,
+        })?;
+    }
+    let name = files.model.to_string_lossy();
+    save_peft_adapter(&model, DEFAULT_ADAPTER, Some(&name), &files.out)
+}
+
+/// An adapter to train by steps that another framework repeats, whose dropout would differ.
+fn without_dropout(files: &Files) -> Result<TransformerDecoder> {
+    let model = base(&files.model, &device())?;
+    let Some(adapter) = &files.adapter else {
+        return Ok(model);
+    };
+    let lora = read_peft_config(adapter)?.with_dropout(0.0);
+    let mut model = model.with_adapters(&lora)?;
+    load_peft(&mut model, adapter)?;
+    Ok(model)
+}
+
+/// All rows of a file, or those of a step.
+fn batch(file: &SafetensorsFile, ids: &str, labels: &str, step: Option<usize>) -> Result<Batch> {
+    let (input_ids, shape) = read_ids(file, ids)?;
+    let (labels, _) = read_ids(file, labels)?;
+    let [batch_size, seq_len] = [shape[shape.len() - 2], shape[shape.len() - 1]];
+    let size = batch_size * seq_len;
+    let rows = step.map_or(0..size, |step| step * size..(step + 1) * size);
+    Ok(Batch {
+        input_ids: input_ids[rows.clone()].to_vec(),
+        labels: labels[rows].to_vec(),
+        segments: vec![vec![seq_len]; batch_size],
+        batch_size,
+        seq_len,
+        adapters: None,
+    })
+}
+
+fn read_ids(file: &SafetensorsFile, key: &str) -> Result<(Vec<i32>, Vec<usize>)> {
+    let ids = file.read_ints(key)?.into_iter();
+    let shape = file.shapes()[key].clone();
+    Ok((ids.map(|id| id as i32).collect(), shape))
+}

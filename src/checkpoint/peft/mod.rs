@@ -1,0 +1,424 @@
+//! PEFT adapter folders: `adapter_config.json` and `adapter_model.safetensors`.
+
+mod config;
+mod keys;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+
+use burn::tensor::DType;
+use indexmap::IndexMap;
+use serde_json::{Map, Value};
+
+use self::keys::PeftKeys;
+use super::keys::{EMBEDDING, OUTPUT, module_to_hf};
+use super::tensors::{SafetensorsFile, write_tensors};
+use super::weights::Weights;
+use crate::adapter::{
+    LoadReport, adapter_config, adapter_layers, compare_keys, load_tensors, state_readers,
+};
+use crate::files::{create_dir, read_text, write_text};
+use crate::llama::names::{last_part_to_hf, module_names};
+use crate::llama::{Output, TransformerDecoder};
+use crate::lora::{
+    AdapterSettings, DEFAULT_ADAPTER, DORA, FULL, LORA, LoRAConfig, MethodRef, Naming, Targets,
+};
+use crate::{Error, Result};
+
+const CONFIG_FILE: &str = "adapter_config.json";
+const WEIGHTS_FILE: &str = "adapter_model.safetensors";
+
+/// Reads which layers an adapter folder adapts and how. An embedding or output weight that PEFT has saved beside
+/// the adapter is among [`modules_to_save`](LoRAConfig::modules_to_save) then, with the size of its vocabulary.
+///
+/// # Errors
+/// [`Error::Io`], [`Error::Format`] if a file is malformed, [`Error::Adapter`] if it is
+/// not LoRA, uses a setting that this crate does not have, or was set up in a way that changes the base model
+/// (CorDA, LoftQ, ...).
+pub fn read_peft_config(dir: impl AsRef<Path>) -> Result<LoRAConfig> {
+    let dir = dir.as_ref();
+    let path = dir.join(CONFIG_FILE);
+    let text = read_text(&path)?;
+    let fields: Map<String, Value> =
+        serde_json::from_str(&text).map_err(|error| Error::format(&path, error))?;
+    let refused = |message| Error::Adapter {
+        path: path.clone(),
+        message,
+    };
+    let mut config = config::parse(&fields).map_err(refused)?;
+    add_saved_weights(&mut config, dir)?;
+    config
+        .validate()
+        .map_err(|error| refused(error.to_string()))?;
+    Ok(config)
+}
+
+/// Whole weights of embedding and output that stand in the file.
+fn add_saved_weights(config: &mut LoRAConfig, dir: &Path) -> Result<()> {
+    let path = weights_file(dir)?;
+    if !path.exists() {
+        return Ok(());
+    }
+    for (name, shape) in SafetensorsFile::open(path)?.shapes() {
+        let Some((module, false)) = keys::base_module(&name) else {
+            continue;
+        };
+        config.vocab_size = shape.first().copied();
+        let is_named = config
+            .modules_to_save
+            .iter()
+            .any(|end| module.ends_with(end));
+        if !is_named {
+            let last = module.rsplit('.').next().unwrap_or(&module);
+            config.modules_to_save.push(last.to_owned());
+        }
+    }
+    Ok(())
+}
+
+/// Puts an adapter folder on a model that is there already, loaded or not, and lets it act. Everything but the
+/// adapter is frozen.
+///
+/// ```no_run
+/// use burn::tensor::Device;
+/// use burn_peft::checkpoint::{attach_peft, load_hf, read_hf_config};
+///
+/// # fn main() -> burn_peft::Result<()> {
+/// let mut model = read_hf_config("Llama-2-7b-hf")?.init(&Device::default());
+/// load_hf(&mut model, "Llama-2-7b-hf")?;
+/// attach_peft(&mut model, "adapter")?;
+/// # Ok(())
+/// # }
+/// ```
+///
+/// # Errors
+/// As [`read_peft_config`] and [`load_peft`]; the model has no adapter of this name more than before then.
+pub fn attach_peft(model: &mut TransformerDecoder, dir: impl AsRef<Path>) -> Result<LoadReport> {
+    attach_peft_as(model, dir, DEFAULT_ADAPTER)
+}
+
+/// [`attach_peft`] under a name of the adapter's own: a model can hold several.
+///
+/// # Errors
+/// See [`attach_peft`].
+pub fn attach_peft_as(
+    model: &mut TransformerDecoder,
+    dir: impl AsRef<Path>,
+    name: &str,
+) -> Result<LoadReport> {
+    let dir = dir.as_ref();
+    let config = read_peft_config(dir)?;
+    let mut adapted = model.clone().with_named_adapters(&config, name)?;
+    let report = load_named(&mut adapted, dir, name)?;
+    *model = adapted;
+    Ok(report)
+}
+
+/// Loads an adapter folder into a model that was built for it, in f32.
+///
+/// PEFT saves the base weight of an adapted embedding or output too: it then replaces the model's, as when PEFT
+/// loads the folder, in the base's type. The report names it among what was loaded, and [`save_peft`] writes it
+/// again.
+///
+/// # Errors
+/// [`Error::Adapter`] if the folder's configuration differs from the model's adapters,
+/// [`Error::Keys`] if a tensor is missing or matches nothing, [`Error::Shape`] if the adapter is
+/// for another model, [`Error::DType`] if a tensor is not of f32, f16 or bf16, and the errors of
+/// [`read_peft_config`] and
+/// [`SafetensorsFile::open`]. The model is unchanged then.
+pub fn load_peft(model: &mut TransformerDecoder, dir: impl AsRef<Path>) -> Result<LoadReport> {
+    let dir = dir.as_ref();
+    let config = read_peft_config(dir)?;
+    check_config(model, &config, "the folder").map_err(|differs| Error::Adapter {
+        path: dir.join(CONFIG_FILE),
+        message: format!("{differs}; model and adapter folder must have the same configuration"),
+    })?;
+    load_named(model, dir, DEFAULT_ADAPTER)
+}
+
+fn load_named(model: &mut TransformerDecoder, dir: &Path, name: &str) -> Result<LoadReport> {
+    let path = weights_file(dir)?;
+    let origin = path.display().to_string();
+    let keys = PeftKeys::of(model, name);
+    let own = |name: &str| keys.ours(name).or_else(|| base_key(name, model));
+    let weights = Weights::open([path], own, model.config.tie_embeddings)?;
+    let mut report =
+        compare_keys(model, &origin, weights.shapes()).map_err(|error| weights.locate(error))?;
+    report.missing.retain(|key| keys.theirs(key).is_some());
+    report.renamed(|key| keys.theirs(key)).require_complete()?;
+    let is_base = |key: &&String| keys.theirs(key).is_none();
+    let base: Vec<String> = report.loaded.iter().filter(is_base).cloned().collect();
+    let base_dtype = (!base.is_empty()).then(|| model.tok_embeddings.weight.val().dtype());
+    load_tensors(model, &report.loaded, |key| {
+        let base_dtype = base_dtype.filter(|_| keys.theirs(key).is_none());
+        weights.read(key, |_| base_dtype.unwrap_or(DType::F32))
+    })?;
+    model.changed_base.extend(base);
+    Ok(report)
+}
+
+/// Our key of a base weight that stands beside an adapter of its module.
+fn base_key(name: &str, model: &TransformerDecoder) -> Option<String> {
+    match keys::base_module(name)? {
+        (module, true) if module == "lm_head" => match model.output {
+            Output::Own(_) => Some(OUTPUT.to_owned()),
+            Output::Tied(_) => Some(EMBEDDING.to_owned()),
+        },
+        (_, true) => Some(EMBEDDING.to_owned()),
+        (_, false) => None,
+    }
+}
+
+/// The file with an adapter's tensors.
+fn weights_file(dir: &Path) -> Result<PathBuf> {
+    let path = dir.join(WEIGHTS_FILE);
+    let pickle = dir.join("adapter_model.bin");
+    match !path.exists() && pickle.exists() {
+        true => Err(Error::format(
+            pickle,
+            format!("pickled tensors are not read; save the adapter again as {WEIGHTS_FILE}"),
+        )),
+        false => Ok(path),
+    }
+}
+
+/// The settings of the model's adapters, by layer.
+type LayerSettings = IndexMap<String, AdapterSettings>;
+
+fn settings_of_model(model: &TransformerDecoder, adapter: &str) -> LayerSettings {
+    let layers = adapter_layers(model, adapter).into_iter();
+    layers
+        .map(|(path, adapter)| (path, adapter.settings().clone()))
+        .collect()
+}
+
+/// What a configuration would put on the model.
+fn settings_by(model: &TransformerDecoder, config: &LoRAConfig) -> Result<LayerSettings> {
+    let plan = crate::adapter::plan(model, config, module_names)?;
+    Ok(plan.into_iter().collect())
+}
+
+/// The model's adapters must be where the configuration says, and be what it says. `other` is where the
+/// configuration is from, in words.
+fn check_config(
+    model: &TransformerDecoder,
+    config: &LoRAConfig,
+    other: &str,
+) -> Result<(), String> {
+    let found = settings_of_model(model, DEFAULT_ADAPTER);
+    let expected = settings_by(model, config).map_err(|error| error.to_string())?;
+    for (path, settings) in &found {
+        match expected.get(path) {
+            None => return Err(format!("the model adapts `{path}`, {other} does not")),
+            Some(expected) => check_settings(path, settings, expected, other)?,
+        }
+    }
+    match expected.keys().find(|path| !found.contains_key(*path)) {
+        Some(path) => Err(format!("{other} adapts `{path}`, the model does not")),
+        None => Ok(()),
+    }
+}
+
+fn check_settings(
+    path: &str,
+    found: &AdapterSettings,
+    expected: &AdapterSettings,
+    other: &str,
+) -> Result<(), String> {
+    if found.method != expected.method {
+        let (found, expected) = (found.method, expected.method);
+        return Err(format!(
+            "the model uses {found:?} on `{path}`, {other} {expected:?}"
+        ));
+    }
+    if found.method == MethodRef(&FULL) {
+        return Ok(());
+    }
+    if found.rank != expected.rank {
+        let (found, expected) = (found.rank, expected.rank);
+        return Err(format!(
+            "the model has rank {found} on `{path}`, {other} {expected}"
+        ));
+    }
+    if !is_same(found.scale(), expected.scale()) {
+        let (found, expected) = (found.scale(), expected.scale());
+        return Err(format!(
+            "the model scales by {found} on `{path}`, {other} by {expected}"
+        ));
+    }
+    let others = |settings: &AdapterSettings| {
+        let (bias, rows) = (settings.trains_bias, settings.token_indices.clone());
+        (settings.lora_bias, bias, rows)
+    };
+    match others(found) == others(expected) {
+        true => Ok(()),
+        false => Err(format!(
+            "the model trains other biases or tokens of `{path}` than {other}"
+        )),
+    }
+}
+
+/// Equal but for the last digits, which a number may lose on its way through a file.
+fn is_same(a: f64, b: f64) -> bool {
+    (a - b).abs() <= 1e-12 * a.abs().max(b.abs())
+}
+
+/// Writes the model's adapters as a folder that PEFT loads, with the embedding or output weight that
+/// [`load_peft`] took from such a folder.
+///
+/// # Errors
+/// [`Error::Io`] if the folder cannot be written; [`Error::Adapter`] if `config` is not the one
+/// that the model was built with, or a method is none of PEFT's.
+pub fn save_peft(
+    model: &TransformerDecoder,
+    config: &LoRAConfig,
+    dir: impl AsRef<Path>,
+) -> Result<()> {
+    check_given(model, config, dir.as_ref())?;
+    save(model, DEFAULT_ADAPTER, None, dir.as_ref())
+}
+
+/// [`save_peft`], with the name or path of the base model for those who load the adapter alone.
+///
+/// # Errors
+/// See [`save_peft`].
+pub fn save_peft_with_base(
+    model: &TransformerDecoder,
+    config: &LoRAConfig,
+    base_model: &str,
+    dir: impl AsRef<Path>,
+) -> Result<()> {
+    check_given(model, config, dir.as_ref())?;
+    save(model, DEFAULT_ADAPTER, Some(base_model), dir.as_ref())
+}
+
+/// The names in PEFT's files of a model's adapter parameters, by state-dict key.
+pub fn peft_names(model: &TransformerDecoder, adapter: &str) -> BTreeMap<String, String> {
+    PeftKeys::of(model, adapter).into_theirs()
+}
+
+/// Writes the adapter of a name as a folder that PEFT loads, by the configuration that it was made with.
+///
+/// # Errors
+/// [`Error::Io`] if the folder cannot be written; [`Error::Adapter`] if the model has no such adapter, or its
+/// method is none of PEFT's.
+pub fn save_peft_adapter(
+    model: &TransformerDecoder,
+    name: &str,
+    base_model: Option<&str>,
+    dir: impl AsRef<Path>,
+) -> Result<()> {
+    save(model, name, base_model, dir.as_ref())
+}
+
+fn check_given(model: &TransformerDecoder, config: &LoRAConfig, dir: &Path) -> Result<()> {
+    check_config(model, config, "the LoRAConfig given").map_err(|differs| Error::Adapter {
+        path: dir.to_owned(),
+        message: format!("{differs}; give the one that the model was built with"),
+    })
+}
+
+fn save(
+    model: &TransformerDecoder,
+    name: &str,
+    base_model: Option<&str>,
+    dir: &Path,
+) -> Result<()> {
+    let refused = |message: String| Error::Adapter {
+        path: dir.to_owned(),
+        message,
+    };
+    let config = adapter_config(model, name)
+        .ok_or_else(|| refused(format!("the model has no adapter `{name}` to save")))?;
+    if ![MethodRef(&LORA), MethodRef(&DORA)].contains(&config.method) {
+        let message = format!(
+            "PEFT has no method `{:?}`; keep the adapter by `Adapter::of`, or merge it",
+            config.method
+        );
+        return Err(refused(message));
+    }
+    let config = in_hf_names(model, name, &config)?;
+    let text = serde_json::to_string_pretty(&config::to_json(&config, base_model))
+        .expect("a JSON value serialises");
+    let keys = PeftKeys::of(model, name);
+    let readers = state_readers(model).into_iter();
+    let named: Vec<_> = readers
+        .filter_map(|reader| {
+            let beside = || base_name(&reader.key, model);
+            Some((keys.theirs(&reader.key).or_else(beside)?, reader))
+        })
+        .collect();
+    create_dir(dir)?;
+    write_tensors(named, &dir.join(WEIGHTS_FILE))?;
+    write_text(&dir.join(CONFIG_FILE), &text)
+}
+
+/// PEFT's name of a base weight that came with the adapter.
+fn base_name(key: &str, model: &TransformerDecoder) -> Option<String> {
+    let module = key.strip_suffix(".weight")?;
+    let module = module_to_hf(module).filter(|_| model.changed_base.contains(key))?;
+    Some(format!("base_model.model.{module}.base_layer.weight"))
+}
+
+/// The same configuration in Hugging Face's words: name by name where that means the same on this model, else with
+/// the whole path of every adapted layer.
+fn in_hf_names(model: &TransformerDecoder, name: &str, config: &LoRAConfig) -> Result<LoRAConfig> {
+    if config.naming == Naming::HuggingFace {
+        return Ok(config.clone());
+    }
+    let found = settings_of_model(model, name);
+    let translated = translated(config);
+    let is_right = settings_by(model, &translated).is_ok_and(|by| is_alike(&found, &by));
+    Ok(match is_right {
+        true => translated,
+        false => by_paths(config, &found),
+    })
+}
+
+fn is_alike(found: &LayerSettings, other: &LayerSettings) -> bool {
+    let alike = |(path, settings): (&String, &AdapterSettings)| {
+        other
+            .get(path)
+            .is_some_and(|other| check_settings(path, settings, other, "").is_ok())
+    };
+    found.len() == other.len() && found.iter().all(alike)
+}
+
+fn translated(config: &LoRAConfig) -> LoRAConfig {
+    let name = |name: &String| match (last_part_to_hf(name), module_to_hf(name)) {
+        (_, Some(path)) if name.contains('.') => path,
+        (Some(last), _) => last.to_owned(),
+        _ => name.clone(),
+    };
+    let targets = |targets: &Targets| match targets {
+        Targets::Names(names) => Targets::names(names.iter().map(name)),
+        other => other.clone(),
+    };
+    let mut new = config.clone();
+    new.naming = Naming::HuggingFace;
+    new.targets = targets(&config.targets);
+    new.exclude = config.exclude.as_ref().map(targets);
+    new.modules_to_save = config.modules_to_save.iter().map(name).collect();
+    let keys = |(key, value): (&String, &usize)| (name(key), *value);
+    new.rank_pattern = config.rank_pattern.iter().map(keys).collect();
+    let keys = |(key, value): (&String, &f64)| (name(key), *value);
+    new.alpha_pattern = config.alpha_pattern.iter().map(keys).collect();
+    let rows = config.trainable_token_indices.iter();
+    new.trainable_token_indices = rows.map(|(key, ids)| (name(key), ids.clone())).collect();
+    new
+}
+
+fn by_paths(config: &LoRAConfig, found: &LayerSettings) -> LoRAConfig {
+    let path = |ours: &str| module_to_hf(ours).expect("an adapted layer has a name");
+    let of_method = |settings: &&AdapterSettings| settings.method == config.method;
+    let own = || found.iter().filter(|(_, settings)| of_method(settings));
+    let mut new = translated(config);
+    let paths: BTreeSet<String> = own().map(|(ours, _)| path(ours)).collect();
+    new.targets = Targets::Names(paths.into_iter().collect());
+    (new.exclude, new.layers) = (None, None);
+    let ranks = own().filter(|(_, settings)| settings.rank != config.rank);
+    new.rank_pattern = ranks.map(|(ours, s)| (path(ours), s.rank)).collect();
+    let alphas = own().filter(|(_, settings)| settings.alpha != config.alpha);
+    new.alpha_pattern = alphas.map(|(ours, s)| (path(ours), s.alpha)).collect();
+    new
+}

@@ -1,0 +1,158 @@
+//! torchtune's adapters: its key names, which are this crate's, and rows of q and k in another order.
+
+use std::path::Path;
+
+use burn::tensor::{DType, TensorData};
+
+use super::tensors::{load_state_dict_file, save_state_dict};
+use crate::adapter::{Adapter, StateDict};
+use crate::llama::LlamaConfig;
+use crate::lora::LoRAConfig;
+use crate::{Error, Result};
+
+/// Reads an adapter in torchtune's keys from a safetensors file. The file does not say how the adapter was made:
+/// `lora` does.
+///
+/// torchtune rotates neighbouring rows of a head, Hugging Face and this crate rows half a head apart, so the rows of
+/// `lora_b` and `magnitude` of q and k are brought into the other order.
+///
+/// # Errors
+/// [`Error::Adapter`] if a tensor of q or k does not have the model's rows; [`Error::Io`], [`Error::Format`],
+/// [`Error::DType`] if the file cannot be read.
+pub fn read_torchtune(
+    path: impl AsRef<Path>,
+    lora: &LoRAConfig,
+    model: &LlamaConfig,
+) -> Result<Adapter> {
+    let path = path.as_ref();
+    let tensors = load_state_dict_file(path)?;
+    let tensors = with_rows(tensors, model, path, half_split_row)?;
+    Ok(Adapter::new(lora.clone(), tensors))
+}
+
+/// Writes an adapter in torchtune's keys to a safetensors file, the reverse of [`read_torchtune`].
+///
+/// # Errors
+/// [`Error::Io`] if the file cannot be written, [`Error::Adapter`] if a tensor of q or k does not have the model's
+/// rows.
+pub fn save_torchtune(
+    adapter: &Adapter,
+    model: &LlamaConfig,
+    path: impl AsRef<Path>,
+) -> Result<()> {
+    let path = path.as_ref();
+    let tensors = with_rows(adapter.tensors.clone(), model, path, interleaved_row)?;
+    save_state_dict(&tensors, path)
+}
+
+/// Puts the rows of q's and k's outputs into another order: row i is what was row `source(i)` of its head.
+fn with_rows(
+    tensors: StateDict,
+    model: &LlamaConfig,
+    path: &Path,
+    source: fn(usize, usize) -> usize,
+) -> Result<StateDict> {
+    let permuted = tensors.into_iter().map(|(key, value)| {
+        let Some(rows) = rotated_rows(&key, model) else {
+            return Ok((key, value));
+        };
+        if value.shape()[0] != rows {
+            let message = format!(
+                "`{key}` has {} rows, the model's heads have {rows}",
+                value.shape()[0]
+            );
+            return Err(Error::Adapter {
+                path: path.to_owned(),
+                message,
+            });
+        }
+        let value = permuted(value, model.head_dim, source);
+        Ok((key, value))
+    });
+    permuted.collect()
+}
+
+/// The rows of a tensor that belong to rotated outputs; none if it has none such.
+fn rotated_rows(key: &str, model: &LlamaConfig) -> Option<usize> {
+    let is_output = ["lora_b.weight", "lora_b.bias", "magnitude"]
+        .iter()
+        .any(|end| key.ends_with(end));
+    let module = key.split(".attn.").nth(1).filter(|_| is_output)?;
+    match module.split('.').next()? {
+        "q_proj" => Some(model.q_dim()),
+        "k_proj" => Some(model.kv_dim()),
+        _ => None,
+    }
+}
+
+fn permuted(value: TensorData, head_dim: usize, source: fn(usize, usize) -> usize) -> TensorData {
+    let shape = value.shape().to_vec();
+    let width: usize = shape[1..].iter().product();
+    let numbers: Vec<f32> = value.convert_dtype(DType::F32).iter().collect();
+    let row = |row: usize| {
+        let (head, inside) = (row / head_dim, row % head_dim);
+        let from = head * head_dim + source(inside, head_dim);
+        numbers[from * width..(from + 1) * width].iter().copied()
+    };
+    let values: Vec<f32> = (0..shape[0]).flat_map(row).collect();
+    TensorData::new(values, shape)
+}
+
+/// Where in a head of neighbouring pairs the row lies that is at `row` in one of two halves.
+fn half_split_row(row: usize, head_dim: usize) -> usize {
+    let half = head_dim / 2;
+    2 * (row % half) + row / half
+}
+
+/// The reverse of [`half_split_row`].
+fn interleaved_row(row: usize, head_dim: usize) -> usize {
+    row / 2 + row % 2 * (head_dim / 2)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pairs_become_halves_and_pairs_again() {
+        let halves: Vec<usize> = (0..6).map(|row| half_split_row(row, 6)).collect();
+        assert_eq!(halves, [0, 2, 4, 1, 3, 5]);
+        for row in 0..6 {
+            assert_eq!(interleaved_row(half_split_row(row, 6), 6), row);
+        }
+    }
+
+    #[test]
+    fn only_the_outputs_of_q_and_k_are_turned() {
+        let model = LlamaConfig {
+            head_dim: 4,
+            num_heads: 2,
+            num_kv_heads: 1,
+            ..LlamaConfig::llama2_7b()
+        };
+        let rows = |key: &str| rotated_rows(key, &model);
+        assert_eq!(rows("layers.0.attn.q_proj.lora_b.weight"), Some(8));
+        assert_eq!(rows("layers.0.attn.k_proj.magnitude"), Some(4));
+        assert_eq!(rows("layers.0.attn.q_proj.lora_a.weight"), None);
+        assert_eq!(rows("layers.0.attn.v_proj.lora_b.weight"), None);
+
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("adapter.safetensors");
+        let key = "layers.0.attn.k_proj.lora_b.weight".to_owned();
+        let numbers: Vec<f32> = (0..8).map(|n| n as f32).collect();
+        let value = TensorData::new(numbers, [4, 2]);
+        let adapter = Adapter::new(LoRAConfig::new(["k_proj"]), [(key.clone(), value)].into());
+        save_torchtune(&adapter, &model, &path).unwrap();
+        let theirs: Vec<f32> = load_state_dict_file(&path).unwrap()[&key].iter().collect();
+        assert_eq!(theirs, [0.0, 1.0, 4.0, 5.0, 2.0, 3.0, 6.0, 7.0]);
+        let again = read_torchtune(&path, &adapter.config, &model).unwrap();
+        assert_eq!(again, adapter);
+
+        let other = LlamaConfig {
+            head_dim: 8,
+            ..model
+        };
+        let error = read_torchtune(&path, &adapter.config, &other).unwrap_err();
+        assert!(error.to_string().contains("has 4 rows"), "{error}");
+    }
+}

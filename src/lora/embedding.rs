@@ -1,0 +1,297 @@
+use burn::module::{Content, DisplaySettings, Module, ModuleDisplay, Param, ParamId};
+use burn::tensor::module::embedding;
+use burn::tensor::{DType, Device, Distribution, Int, Tensor};
+
+use super::layers::AdaptedLayer;
+use super::linear::{adapted, by_rows, merged, replace};
+use super::method::{LayerParams, LayerShape, MethodRef, TOKEN_ROWS};
+use super::module::adapted_module;
+use super::plain::{lazy_param, one_line, untracked};
+use super::routes::Routes;
+use super::slot::AdapterSlot;
+use super::{LoRAAdapter, PlainLinear};
+use crate::ops::compute_dtype;
+
+/// A table of token vectors with an optional adapter: `W[ids]`, and with LoRA `W[ids] + s·(B A)ᵀ[ids]`, `A` of
+/// `[rank, vocab_size]` and `B` of `[dim, rank]`.
+#[derive(Debug, Clone)]
+pub struct LoRAEmbedding {
+    /// The vectors, `[vocab_size, dim]`.
+    pub weight: Param<Tensor<2>>,
+    /// The adapters.
+    pub adapters: AdapterSlot,
+}
+
+impl LoRAEmbedding {
+    /// Random vectors from `N(0, 0.02²)`, the initialisation of Llama-like models; lazy.
+    pub fn new(vocab_size: usize, dim: usize, device: &Device) -> Self {
+        let normal = Distribution::Normal(0.0, 0.02);
+        let init = move |shape, device: &Device| Tensor::random(shape, normal, device);
+        Self {
+            weight: lazy_param([vocab_size, dim], device, init),
+            adapters: AdapterSlot::new(),
+        }
+    }
+
+    /// Looks up token vectors, in the type that the model computes in, see [`compute_dtype`].
+    ///
+    /// # Shapes
+    /// - `ids`: `[batch, seq]`
+    /// - output: `[batch, seq, dim]`
+    pub fn forward(&self, ids: Tensor<2, Int>) -> Tensor<3> {
+        let active: Vec<_> = self.adapters.active().collect();
+        self.look_up(ids, &active)
+    }
+
+    /// Looks up token vectors with the adapter that each row of the batch asks for.
+    ///
+    /// # Shapes
+    /// - `ids`: `[batch, seq]`, `batch` as `routes` has it
+    /// - output: `[batch, seq, dim]`
+    pub fn forward_routed(&self, ids: Tensor<2, Int>, routes: Option<&Routes>) -> Tensor<3> {
+        let Some(routes) = routes.filter(|_| !self.adapters.is_empty()) else {
+            return self.forward(ids);
+        };
+        routes.apply(ids, |name, ids| {
+            let adapter = name.and_then(|name| self.adapters.get(name));
+            self.look_up(ids, &adapter.into_iter().collect::<Vec<_>>())
+        })
+    }
+
+    fn look_up(&self, ids: Tensor<2, Int>, active: &[&LoRAAdapter]) -> Tensor<3> {
+        let weight = self.weight.val();
+        let dtype = compute_dtype(&weight.device(), weight.dtype());
+        if active.iter().any(|adapter| adapter.replaces_rows()) {
+            return self.replaced(ids, active, dtype);
+        }
+        let rows = embedding(weight, ids.clone()).cast(dtype);
+        self.with_updates(ids, rows, active)
+    }
+
+    /// Of a table of another size than the base's only the adapter's is looked up.
+    fn replaced(&self, ids: Tensor<2, Int>, active: &[&LoRAAdapter], dtype: DType) -> Tensor<3> {
+        let [batch, seq] = ids.dims();
+        let [_, dim] = self.weight.lazy_shape().dims();
+        let rows = Tensor::zeros([batch, seq, dim], (&ids.device(), dtype));
+        self.with_updates(ids, rows, active)
+    }
+
+    fn with_updates(
+        &self,
+        ids: Tensor<2, Int>,
+        rows: Tensor<3>,
+        active: &[&LoRAAdapter],
+    ) -> Tensor<3> {
+        active.iter().fold(rows, |rows, adapter| {
+            let method = adapter.settings().method.0;
+            let ids = ids.clone().flatten(0, 1);
+            by_rows(rows, |rows| method.embed(adapter, &self.weight, ids, rows))
+        })
+    }
+
+    /// The dot product of hidden states with every token vector: the output projection of a model with tied
+    /// embeddings. Single rows that are trained are the output's too; other adapters of the embedding are not.
+    ///
+    /// # Shapes
+    /// - `hidden`: `[batch, seq, dim]`
+    /// - output: `[batch, seq, vocab_size]`
+    ///
+    /// # Panics
+    /// If the last dimension of `hidden` is not `dim`.
+    pub fn project(&self, hidden: Tensor<3>) -> Tensor<3> {
+        self.project_with(hidden, &[])
+    }
+
+    /// The same, with adapters of the output itself.
+    pub(super) fn project_with(&self, hidden: Tensor<3>, of_output: &[&LoRAAdapter]) -> Tensor<3> {
+        let rows = MethodRef(&TOKEN_ROWS);
+        let own = self.adapters.active();
+        let own = own.filter(|adapter| adapter.settings().method == rows);
+        let active: Vec<_> = own.chain(of_output.iter().copied()).collect();
+        let base = self.as_output();
+        by_rows(hidden, |hidden| adapted(&base, &active, hidden))
+    }
+
+    /// The output projection of a model with tied embeddings as a layer, which shares the weight.
+    pub(super) fn as_output(&self) -> PlainLinear {
+        PlainLinear {
+            weight: self.weight.clone(),
+            bias: None,
+        }
+    }
+}
+
+impl AdaptedLayer for LoRAEmbedding {
+    fn shape(&self) -> LayerShape {
+        let [vocab_size, dim] = self.weight.lazy_shape().dims();
+        LayerShape::embedding(vocab_size, dim)
+    }
+
+    fn params(&self) -> LayerParams {
+        LayerParams {
+            weight: Some(self.weight.clone()),
+            ..LayerParams::default()
+        }
+    }
+
+    fn slot(&self) -> &AdapterSlot {
+        &self.adapters
+    }
+
+    fn slot_mut(&mut self) -> &mut AdapterSlot {
+        &mut self.adapters
+    }
+
+    fn merge(&mut self) {
+        let adapters = std::mem::take(&mut self.adapters);
+        for adapter in adapters.active() {
+            let method = adapter.settings().method.0;
+            replace_with::replace_with_or_abort(&mut self.weight, |weight| {
+                replace(weight, |w| {
+                    method.merge(adapter, adapter.layer(), untracked(w).cast(DType::F32))
+                })
+            });
+        }
+    }
+
+    fn freeze_base(&mut self) {
+        replace_with::replace_with_or_abort(&mut self.weight, Module::no_grad);
+    }
+}
+
+adapted_module!(LoRAEmbedding, params(weight), inline(adapters), skip());
+
+impl ModuleDisplay for LoRAEmbedding {
+    fn custom_settings(&self) -> Option<DisplaySettings> {
+        one_line().optional()
+    }
+
+    fn custom_content(&self, content: Content) -> Option<Content> {
+        let [vocab_size, dim] = self.weight.lazy_shape().dims();
+        let adapter = self.adapters.active().next();
+        let content = content
+            .set_top_level_type(match adapter {
+                None => "Embedding",
+                Some(_) => "LoRAEmbedding",
+            })
+            .add("vocab_size", &vocab_size)
+            .add("dim", &dim);
+        match adapter {
+            None => content.optional(),
+            Some(adapter) => adapter.add_content(content).optional(),
+        }
+    }
+}
+
+/// The adapters of an output projection whose weight is the embedding's.
+#[derive(Debug, Clone)]
+pub struct TiedOutput {
+    /// `[vocab_size, dim]`.
+    shape: [usize; 2],
+    /// The adapters.
+    pub adapters: AdapterSlot,
+}
+
+impl TiedOutput {
+    /// Without adapters, beside an embedding of these sizes, which must come before it in the module.
+    pub fn new(vocab_size: usize, dim: usize) -> Self {
+        Self {
+            shape: [vocab_size, dim],
+            adapters: AdapterSlot::new(),
+        }
+    }
+
+    /// Projects hidden states to the vocabulary.
+    ///
+    /// # Shapes
+    /// - `hidden`: `[batch, seq, dim]`
+    /// - output: `[batch, seq, vocab_size]`
+    pub fn forward(&self, hidden: Tensor<3>, embedding: &LoRAEmbedding) -> Tensor<3> {
+        let active: Vec<_> = self.adapters.active().collect();
+        embedding.project_with(hidden, &active)
+    }
+
+    /// The same, with the adapter that each row of the batch asks for.
+    ///
+    /// # Shapes
+    /// - `hidden`: `[batch, seq, dim]`, `batch` as `routes` has it
+    /// - output: `[batch, seq, vocab_size]`
+    pub fn forward_routed(
+        &self,
+        hidden: Tensor<3>,
+        embedding: &LoRAEmbedding,
+        routes: Option<&Routes>,
+    ) -> Tensor<3> {
+        let Some(routes) = routes else {
+            return self.forward(hidden, embedding);
+        };
+        routes.apply(hidden, |name, hidden| {
+            let adapter = name.and_then(|name| self.adapters.get(name));
+            embedding.project_with(hidden, &adapter.into_iter().collect::<Vec<_>>())
+        })
+    }
+
+    /// The projection as a layer of its own, with what acts added to the embedding's weight.
+    pub fn untied(self, embedding: &LoRAEmbedding) -> PlainLinear {
+        let rows = MethodRef(&TOKEN_ROWS);
+        let of_embedding = embedding.adapters.active();
+        let rows = of_embedding.filter(|adapter| adapter.settings().method == rows);
+        let active: Vec<_> = rows.chain(self.adapters.active()).collect();
+        let (_, weight, mapper) = embedding.weight.clone().consume();
+        let base = PlainLinear {
+            weight: Param::from_mapped_value(ParamId::new(), weight, mapper),
+            bias: None,
+        };
+        merged(base, &active)
+    }
+}
+
+impl AdaptedLayer for TiedOutput {
+    fn shape(&self) -> LayerShape {
+        let [vocab_size, dim] = self.shape;
+        LayerShape::linear(dim, vocab_size, false)
+    }
+
+    fn params(&self) -> LayerParams {
+        LayerParams::default()
+    }
+
+    fn slot(&self) -> &AdapterSlot {
+        &self.adapters
+    }
+
+    fn slot_mut(&mut self) -> &mut AdapterSlot {
+        &mut self.adapters
+    }
+
+    fn is_tied(&self) -> bool {
+        true
+    }
+
+    /// Its weight is the embedding's, so nothing can be added to it here: see [`TiedOutput::untied`].
+    fn merge(&mut self) {
+        assert!(
+            self.adapters.active().next().is_none(),
+            "an output that shares the embedding's weight is untied before its adapter is merged"
+        );
+        self.adapters = AdapterSlot::new();
+    }
+
+    fn freeze_base(&mut self) {}
+}
+
+adapted_module!(TiedOutput, params(), inline(adapters), skip(shape));
+
+impl ModuleDisplay for TiedOutput {
+    fn custom_settings(&self) -> Option<DisplaySettings> {
+        one_line().optional()
+    }
+
+    fn custom_content(&self, content: Content) -> Option<Content> {
+        let content = content.set_top_level_type("TiedOutput");
+        match self.adapters.active().next() {
+            None => content.optional(),
+            Some(adapter) => adapter.add_content(content).optional(),
+        }
+    }
+}

@@ -1,0 +1,188 @@
+//! DoRA: the update's direction is LoRA's, its length per output is trained on its own.
+//! Liu et al., *DoRA: Weight-Decomposed Low-Rank Adaptation*, <https://arxiv.org/abs/2402.09353>.
+
+use burn::module::Param;
+use burn::tensor::{DType, Int, Tensor};
+
+use super::lora::{LORA, embedded_update, factors, update};
+use super::{FirstValue, Kept, LayerKind, LayerParams, LayerShape, Method, ParamSpec};
+use crate::lora::adapter::{AdapterSettings, LoRAAdapter};
+use crate::lora::plain::{PlainLinear, untracked};
+use crate::ops::{DropoutMask, dropout, linear};
+
+/// Weight-decomposed low-rank adaptation.
+pub static DORA: DoRA = DoRA;
+
+/// See [`DORA`].
+#[derive(Debug)]
+pub struct DoRA;
+
+const MAGNITUDE: &str = "magnitude";
+
+impl Method for DoRA {
+    fn name(&self) -> &'static str {
+        "dora"
+    }
+
+    fn adapts(&self, kind: LayerKind) -> bool {
+        LORA.adapts(kind)
+    }
+
+    fn params(&self, layer: &LayerShape, settings: &AdapterSettings) -> Vec<ParamSpec> {
+        let (len, first): (_, fn(&LayerParams, &AdapterSettings) -> Tensor<1>) = match layer.kind {
+            LayerKind::Embedding => (layer.dims[1], first_column_magnitude),
+            _ => (layer.dims[0], first_row_magnitude),
+        };
+        let first = FirstValue::VectorOfLayer(first);
+        let mut params = factors(layer, settings);
+        params.push(ParamSpec::vector(
+            MAGNITUDE,
+            "lora_magnitude_vector",
+            len,
+            first,
+        ));
+        params
+    }
+
+    fn add_update(
+        &self,
+        adapter: &LoRAAdapter,
+        base: &PlainLinear,
+        x: Tensor<2>,
+        y: Tensor<2>,
+        mask: Option<DropoutMask>,
+    ) -> Tensor<2> {
+        let y = LORA.add_update(adapter, base, x.clone(), y, mask);
+        rescaled(adapter, base, x, y, mask)
+    }
+
+    fn forward(
+        &self,
+        adapter: &LoRAAdapter,
+        base: &PlainLinear,
+        x: Tensor<2>,
+        mask: Option<DropoutMask>,
+    ) -> Tensor<2> {
+        let y = LORA.forward(adapter, base, x.clone(), mask);
+        rescaled(adapter, base, x, y, mask)
+    }
+
+    fn embed(
+        &self,
+        adapter: &LoRAAdapter,
+        weight: &Param<Tensor<2>>,
+        ids: Tensor<1, Int>,
+        rows: Tensor<2>,
+    ) -> Tensor<2> {
+        let weight = untracked(weight.val()).cast(DType::F32);
+        let norm = column_norm(weight + update(adapter, LayerKind::Embedding));
+        let sum = rows.clone().cast(DType::F32) + embedded_update(adapter, ids).cast(DType::F32);
+        (sum * (magnitude(adapter) / norm).unsqueeze()).cast(rows.dtype())
+    }
+
+    fn merge(&self, adapter: &LoRAAdapter, layer: &LayerShape, weight: Tensor<2>) -> Tensor<2> {
+        let combined = LORA.merge(adapter, layer, weight);
+        let magnitude = untracked(magnitude(adapter));
+        match layer.kind {
+            LayerKind::Embedding => {
+                let ratio = magnitude / column_norm(combined.clone());
+                combined * ratio.unsqueeze()
+            }
+            _ => {
+                let ratio = magnitude / row_norm(combined.clone());
+                combined * ratio.unsqueeze_dim(1)
+            }
+        }
+    }
+
+    /// Beside `A x` the outputs that the magnitude scales, with dropout those of the dropped input too; and
+    /// `W + s·B·A` with its square to take the norm of.
+    fn kept(&self, layer: &LayerShape, settings: &AdapterSettings) -> Kept {
+        let drops = usize::from(settings.dropout > 0.0);
+        Kept::per_token(settings.rank + layer.dims[0] * (1 + drops))
+            .with_outputs_at_once(3 + drops)
+            .with_weight_copies(2)
+    }
+}
+
+fn magnitude(adapter: &LoRAAdapter) -> Tensor<1> {
+    let magnitude = adapter.vector(MAGNITUDE);
+    magnitude.expect("DoRA has a magnitude").cast(DType::F32)
+}
+
+fn first_row_magnitude(layer: &LayerParams, _: &AdapterSettings) -> Tensor<1> {
+    row_norm(first_weight(layer))
+}
+
+fn first_column_magnitude(layer: &LayerParams, _: &AdapterSettings) -> Tensor<1> {
+    column_norm(first_weight(layer))
+}
+
+fn first_weight(layer: &LayerParams) -> Tensor<2> {
+    let weight = layer.weight.as_ref().expect("DoRA adapts matrices");
+    untracked(weight.val()).cast(DType::F32)
+}
+
+/// DoRA's output without the base's bias, `ratio·(W x + s·B(A x))` with `ratio = m / ‖W + s·B·A‖`, the norm
+/// taken as a constant (section 4.3 of the paper). `y` is LoRA's.
+///
+/// With dropout the base sees the whole input, as in PEFT: with `x'` what is left of it,
+/// `W x + (ratio - 1)·W x' + ratio·s·B(A x')`, which is `ratio·y + (ratio - 1)·W (x' - x)`.
+fn rescaled(
+    adapter: &LoRAAdapter,
+    base: &PlainLinear,
+    x: Tensor<2>,
+    y: Tensor<2>,
+    mask: Option<DropoutMask>,
+) -> Tensor<2> {
+    let weight = base.weight.val();
+    let combined = untracked(weight.clone()).cast(DType::F32) + update(adapter, LayerKind::Linear);
+    rescale(y, magnitude(adapter) / row_norm(combined), x, weight, mask)
+}
+
+fn rescale(
+    y: Tensor<2>,
+    ratio: Tensor<1>,
+    x: Tensor<2>,
+    weight: Tensor<2>,
+    mask: Option<DropoutMask>,
+) -> Tensor<2> {
+    // In half precision most ratios would be rounded to 1.
+    let change = (ratio - 1.0).cast(y.dtype()).unsqueeze::<2>();
+    let rescaled = y.clone() + y * change.clone();
+    match mask {
+        None => rescaled,
+        Some(mask) => {
+            let dropped = dropout(x.clone(), mask) - x;
+            rescaled + linear(dropped, weight) * change
+        }
+    }
+}
+
+/// The Euclidean norm of each row, `[rows]`.
+fn row_norm(weight: Tensor<2>) -> Tensor<1> {
+    weight.square().sum_dim(1).sqrt().squeeze_dim(1)
+}
+
+/// The Euclidean norm of each column, `[columns]`.
+fn column_norm(weight: Tensor<2>) -> Tensor<1> {
+    weight.square().sum_dim(0).sqrt().squeeze_dim(0)
+}
+
+#[cfg(all(test, feature = "flex"))]
+mod tests {
+    use super::*;
+    use burn::tensor::Device;
+
+    #[test]
+    fn a_ratio_near_one_counts_in_half_precision() {
+        let device = Device::flex();
+        // 200.6, in bf16 201; the ratio itself is 1 there.
+        let y = Tensor::<2>::full([1, 4], 200.0, (&device, DType::BF16));
+        let ratio = Tensor::<1>::full([4], 1.003, (&device, DType::F32));
+        let out = rescale(y.clone(), ratio, y.clone(), y, None);
+        assert_eq!(out.dtype(), DType::BF16);
+        let out = out.cast(DType::F32).into_data();
+        assert_eq!(out.as_slice::<f32>().unwrap(), [201.0; 4]);
+    }
+}

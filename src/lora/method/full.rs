@@ -1,0 +1,164 @@
+//! Parameters of the base that are trained as they are, as copies: the layer's own stay what they were.
+
+use burn::module::Param;
+use burn::tensor::module::embedding;
+use burn::tensor::{DType, Int, Tensor};
+
+use super::{FirstValue, Kept, LayerKind, LayerParams, LayerShape, Method, ParamSpec};
+use crate::lora::adapter::{AdapterSettings, LoRAAdapter};
+use crate::lora::plain::{PlainLinear, untracked};
+use crate::ops::{DropoutMask, linear};
+
+/// All of a layer, its weight and its bias: PEFT's `modules_to_save`.
+pub static FULL: Full = Full;
+
+/// A layer's bias only: PEFT's `bias`, on layers without another adapter.
+pub static BIAS: Bias = Bias;
+
+/// See [`FULL`].
+#[derive(Debug)]
+pub struct Full;
+
+/// See [`BIAS`].
+#[derive(Debug)]
+pub struct Bias;
+
+pub(crate) const FULL_WEIGHT: &str = "full.weight";
+pub(in crate::lora) const TRAINED_BIAS: &str = "full.bias";
+
+impl Method for Full {
+    fn name(&self) -> &'static str {
+        "full"
+    }
+
+    fn adapts(&self, _: LayerKind) -> bool {
+        true
+    }
+
+    fn params(&self, layer: &LayerShape, settings: &AdapterSettings) -> Vec<ParamSpec> {
+        let weight = match layer.kind {
+            LayerKind::Norm => {
+                let first = FirstValue::VectorOfLayer(norm_weight);
+                ParamSpec::vector(FULL_WEIGHT, "weight", layer.dims[0], first)
+            }
+            _ => {
+                let rows = settings.vocab_size.unwrap_or(layer.dims[0]);
+                let first = FirstValue::MatrixOfLayer(weight);
+                ParamSpec::matrix(FULL_WEIGHT, "weight", [rows, layer.dims[1]], first)
+            }
+        };
+        let mut params = vec![weight];
+        if layer.has_bias {
+            params.push(trained_bias(layer, "bias"));
+        }
+        params
+    }
+
+    fn add_update(
+        &self,
+        adapter: &LoRAAdapter,
+        _base: &PlainLinear,
+        x: Tensor<2>,
+        _y: Tensor<2>,
+        _mask: Option<DropoutMask>,
+    ) -> Tensor<2> {
+        linear(x, adapter.matrix(FULL_WEIGHT))
+    }
+
+    fn forward(
+        &self,
+        adapter: &LoRAAdapter,
+        _base: &PlainLinear,
+        x: Tensor<2>,
+        _mask: Option<DropoutMask>,
+    ) -> Tensor<2> {
+        linear(x, adapter.matrix(FULL_WEIGHT))
+    }
+
+    fn embed(
+        &self,
+        adapter: &LoRAAdapter,
+        _weight: &Param<Tensor<2>>,
+        ids: Tensor<1, Int>,
+        rows: Tensor<2>,
+    ) -> Tensor<2> {
+        let new = embedding(adapter.matrix(FULL_WEIGHT), ids.unsqueeze::<2>());
+        new.squeeze_dim::<2>(0).cast(rows.dtype())
+    }
+
+    fn merge(&self, adapter: &LoRAAdapter, _layer: &LayerShape, _weight: Tensor<2>) -> Tensor<2> {
+        untracked(adapter.matrix(FULL_WEIGHT)).cast(DType::F32)
+    }
+
+    fn kept(&self, _layer: &LayerShape, _settings: &AdapterSettings) -> Kept {
+        Kept::per_token(0)
+    }
+}
+
+impl Method for Bias {
+    fn name(&self) -> &'static str {
+        "bias"
+    }
+
+    fn adapts(&self, kind: LayerKind) -> bool {
+        kind == LayerKind::Linear
+    }
+
+    fn params(&self, layer: &LayerShape, _settings: &AdapterSettings) -> Vec<ParamSpec> {
+        vec![trained_bias(layer, "bias")]
+    }
+
+    fn add_update(
+        &self,
+        _adapter: &LoRAAdapter,
+        _base: &PlainLinear,
+        _x: Tensor<2>,
+        y: Tensor<2>,
+        _mask: Option<DropoutMask>,
+    ) -> Tensor<2> {
+        y
+    }
+
+    fn merge(&self, _adapter: &LoRAAdapter, _layer: &LayerShape, weight: Tensor<2>) -> Tensor<2> {
+        weight
+    }
+
+    fn kept(&self, _layer: &LayerShape, _settings: &AdapterSettings) -> Kept {
+        Kept::per_token(0)
+    }
+}
+
+/// A copy of the layer's bias, which takes its place whatever the method.
+pub(in crate::lora) fn trained_bias(layer: &LayerShape, peft_name: &'static str) -> ParamSpec {
+    let first = FirstValue::VectorOfLayer(bias);
+    ParamSpec::vector(TRAINED_BIAS, peft_name, layer.dims[0], first)
+}
+
+fn weight(layer: &LayerParams, settings: &AdapterSettings) -> Tensor<2> {
+    let weight = layer.weight.as_ref().expect("the layer has a matrix");
+    let weight = untracked(weight.val()).cast(DType::F32);
+    match settings.vocab_size {
+        Some(rows) => with_rows(weight, rows),
+        None => weight,
+    }
+}
+
+/// The matrix with so many rows: the last are left out, or the mean of all is appended.
+fn with_rows(weight: Tensor<2>, rows: usize) -> Tensor<2> {
+    let [before, columns] = weight.dims();
+    if rows <= before {
+        return weight.narrow(0, 0, rows);
+    }
+    let mean = weight.clone().mean_dim(0).expand([rows - before, columns]);
+    Tensor::cat(vec![weight, mean], 0)
+}
+
+fn bias(layer: &LayerParams, _: &AdapterSettings) -> Tensor<1> {
+    let bias = layer.bias.as_ref().expect("the layer has a bias");
+    untracked(bias.val()).cast(DType::F32)
+}
+
+fn norm_weight(layer: &LayerParams, _: &AdapterSettings) -> Tensor<1> {
+    let weight = layer.norm_weight.as_ref().expect("the layer is a norm");
+    untracked(weight.val()).cast(DType::F32)
+}

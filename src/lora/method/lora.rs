@@ -1,0 +1,162 @@
+//! LoRA: `W x + s·B(A·dropout(x))`. Hu et al., <https://arxiv.org/abs/2106.09685>; with `s = alpha / sqrt(r)`
+//! rsLoRA, Kalajdzievski, <https://arxiv.org/abs/2312.03732>.
+
+use burn::module::Param;
+use burn::tensor::module::embedding;
+use burn::tensor::{DType, Int, Tensor};
+
+use super::{FirstValue, Kept, LayerKind, LayerShape, Method, ParamSpec};
+use crate::lora::adapter::{AdapterSettings, LoRAAdapter};
+use crate::lora::config::Init;
+use crate::lora::plain::{PlainLinear, untracked};
+use crate::ops::{DropoutMask, dropout, linear, lora_linear};
+
+/// Low-rank adaptation.
+pub static LORA: LoRA = LoRA;
+
+/// See [`LORA`].
+#[derive(Debug)]
+pub struct LoRA;
+
+pub(in crate::lora) const LORA_A: &str = "lora_a.weight";
+pub(in crate::lora) const LORA_B: &str = "lora_b.weight";
+const LORA_B_BIAS: &str = "lora_b.bias";
+
+impl Method for LoRA {
+    fn name(&self) -> &'static str {
+        "lora"
+    }
+
+    fn adapts(&self, kind: LayerKind) -> bool {
+        kind != LayerKind::Norm
+    }
+
+    fn params(&self, layer: &LayerShape, settings: &AdapterSettings) -> Vec<ParamSpec> {
+        factors(layer, settings)
+    }
+
+    fn add_update(
+        &self,
+        adapter: &LoRAAdapter,
+        _base: &PlainLinear,
+        x: Tensor<2>,
+        y: Tensor<2>,
+        mask: Option<DropoutMask>,
+    ) -> Tensor<2> {
+        let x = match mask {
+            None => x,
+            Some(mask) => dropout(x, mask),
+        };
+        let down = linear(x, adapter.matrix(LORA_A)) * adapter.scale();
+        add_bias(adapter, y + linear(down, adapter.matrix(LORA_B)))
+    }
+
+    fn forward(
+        &self,
+        adapter: &LoRAAdapter,
+        base: &PlainLinear,
+        x: Tensor<2>,
+        mask: Option<DropoutMask>,
+    ) -> Tensor<2> {
+        let update = [adapter.matrix(LORA_A), adapter.matrix(LORA_B)];
+        let y = lora_linear(x, base.weight.val(), update, adapter.scale(), mask);
+        add_bias(adapter, y)
+    }
+
+    fn embed(
+        &self,
+        adapter: &LoRAAdapter,
+        _weight: &Param<Tensor<2>>,
+        ids: Tensor<1, Int>,
+        rows: Tensor<2>,
+    ) -> Tensor<2> {
+        let update = embedded_update(adapter, ids).cast(rows.dtype());
+        rows + update
+    }
+
+    fn merge(&self, adapter: &LoRAAdapter, layer: &LayerShape, weight: Tensor<2>) -> Tensor<2> {
+        weight + update(adapter, layer.kind)
+    }
+
+    fn kept(&self, _layer: &LayerShape, settings: &AdapterSettings) -> Kept {
+        Kept::per_token(settings.rank)
+    }
+}
+
+/// The parameters of `A` and `B`, and the bias of `B` if it has one.
+pub(super) fn factors(layer: &LayerShape, settings: &AdapterSettings) -> Vec<ParamSpec> {
+    let (rank, [rows, columns]) = (settings.rank, layer.dims);
+    let (a, b, shapes) = match layer.kind {
+        LayerKind::Embedding => (
+            "lora_embedding_A",
+            "lora_embedding_B",
+            [[rank, rows], [columns, rank]],
+        ),
+        _ => (
+            "lora_A.weight",
+            "lora_B.weight",
+            [[rank, columns], [rows, rank]],
+        ),
+    };
+    let [first_a, first_b] = first_factors(layer, settings);
+    let mut params = vec![
+        ParamSpec::matrix(LORA_A, a, shapes[0], first_a).trained(!settings.freeze_a),
+        ParamSpec::matrix(LORA_B, b, shapes[1], first_b),
+    ];
+    if settings.lora_bias && layer.kind == LayerKind::Linear {
+        let bias = ParamSpec::vector(LORA_B_BIAS, "lora_B.bias", rows, FirstValue::Zeros);
+        params.push(bias);
+    }
+    params
+}
+
+/// `B·A` is zero at first: on a linear layer by `B`, on an embedding by `A`, as in PEFT.
+fn first_factors(layer: &LayerShape, settings: &AdapterSettings) -> [FirstValue; 2] {
+    let [_, columns] = layer.dims;
+    match (layer.kind, settings.init) {
+        (LayerKind::Embedding, _) => [FirstValue::Zeros, FirstValue::Normal(1.0)],
+        (_, Init::Gaussian) => {
+            let std = 1.0 / settings.rank as f64;
+            [FirstValue::Normal(std), FirstValue::Zeros]
+        }
+        _ => {
+            let k = 1.0 / (columns as f64).sqrt();
+            [FirstValue::Uniform(k), FirstValue::Zeros]
+        }
+    }
+}
+
+/// The bias of `B` is scaled as its product is.
+pub(super) fn add_bias(adapter: &LoRAAdapter, y: Tensor<2>) -> Tensor<2> {
+    match adapter.vector(LORA_B_BIAS) {
+        None => y,
+        Some(bias) => {
+            let bias = (bias * adapter.scale()).cast(y.dtype());
+            y + bias.unsqueeze()
+        }
+    }
+}
+
+/// What a merged layer adds to its bias: the bias of `B`, scaled.
+pub(in crate::lora) fn merged_bias(adapter: &LoRAAdapter) -> Option<Tensor<1>> {
+    let bias = adapter.vector(LORA_B_BIAS)?;
+    Some(untracked(bias).cast(DType::F32) * adapter.scale())
+}
+
+/// `s·B·A` in f32 without a graph, in the layout of the layer's weight: an embedding's is `s·(B·A)ᵀ`.
+pub(in crate::lora) fn update(adapter: &LoRAAdapter, kind: LayerKind) -> Tensor<2> {
+    let f32 = |name| untracked(adapter.matrix(name)).cast(DType::F32);
+    let (a, b) = (f32(LORA_A), f32(LORA_B));
+    let product = match kind {
+        LayerKind::Embedding => linear(a.transpose(), b),
+        _ => linear(b, a.transpose()),
+    };
+    product * adapter.scale()
+}
+
+/// `s·B·A` of the tokens' one-hot vectors, `[tokens, dim]`.
+pub(super) fn embedded_update(adapter: &LoRAAdapter, ids: Tensor<1, Int>) -> Tensor<2> {
+    let a = adapter.matrix(LORA_A).transpose();
+    let down = embedding(a, ids.unsqueeze::<2>()).squeeze_dim::<2>(0);
+    linear(down * adapter.scale(), adapter.matrix(LORA_B))
+}

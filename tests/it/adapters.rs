@@ -1,0 +1,550 @@
+//! Adapters on a model that is there already: the laws of putting on, taking off, switching, mixing and merging.
+
+use burn::module::{Module, Param};
+use burn::tensor::TensorData;
+use burn::tensor::{Distribution, Int, Tensor};
+use burn_peft::Error;
+use burn_peft::adapter::{
+    Adapter, ParamCount, StateDict, adapter_config, adapter_names, adapter_state_dict, detach,
+    disabled, get_adapter_params, get_params, initialize_adapters, initialize_params,
+    load_state_dict, merge_adapters, set_active_adapters, state_dict, with_adapters,
+    without_adapters,
+};
+use burn_peft::checkpoint::{
+    attach_peft, attach_peft_as, load_adapter, read_peft_config, save_adapter, save_peft_adapter,
+    save_state_dict,
+};
+use burn_peft::data::Batch;
+use burn_peft::llama::{Context, LlamaConfig, TransformerDecoder};
+use burn_peft::lora::{
+    AttnModule, BIAS, DEFAULT_ADAPTER, FULL, LoRAConfig, LoRALinear, MethodRef, Routes, Targets,
+    TrainedBias,
+};
+use burn_peft::training::{GradientOptions, accumulate_gradients};
+
+use crate::common::{device, floats};
+
+fn config() -> LlamaConfig {
+    LlamaConfig {
+        vocab_size: 48,
+        num_layers: 2,
+        num_heads: 4,
+        num_kv_heads: 2,
+        head_dim: 8,
+        embed_dim: 32,
+        intermediate_dim: 40,
+        max_seq_len: 64,
+        qkv_bias: true,
+        ..LlamaConfig::llama2_7b()
+    }
+}
+
+fn tied() -> LlamaConfig {
+    LlamaConfig {
+        tie_embeddings: true,
+        ..config()
+    }
+}
+
+fn base(config: &LlamaConfig) -> TransformerDecoder {
+    let model = config.init(&device());
+    initialize_params(&model);
+    model
+}
+
+/// Other values for all of an adapter's tensors.
+fn random(model: TransformerDecoder, salt: u64) -> TransformerDecoder {
+    let mut model = initialize_adapters(model, salt);
+    let mut values = StateDict::new();
+    for (index, (name, info)) in get_adapter_params(&model).iter().enumerate() {
+        let at = |n: usize| ((n as f32 + 1.7 * index as f32 + salt as f32) * 0.61).sin() * 0.3;
+        let numbers: Vec<f32> = (0..info.num_elements()).map(at).collect();
+        values.insert(name.into(), TensorData::new(numbers, info.shape.clone()));
+    }
+    load_state_dict(&mut model, &values, false).unwrap();
+    model
+}
+
+fn ids() -> Tensor<2, Int> {
+    Tensor::from_ints([[1, 7, 3, 45, 9], [2, 4, 4, 11, 30]], &device())
+}
+
+fn logits(model: &TransformerDecoder) -> Vec<f32> {
+    floats(&model.forward(ids(), None).into_data())
+}
+
+#[track_caller]
+fn assert_near(found: &[f32], expected: &[f32], tolerance: f32) {
+    assert_eq!(found.len(), expected.len());
+    let pairs = found.iter().zip(expected);
+    let largest = pairs.map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+    assert!(largest <= tolerance, "{largest} above {tolerance}");
+}
+
+/// One of each kind of adapter.
+fn kinds() -> Vec<LoRAConfig> {
+    let qv = || LoRAConfig::new(["q_proj", "v_proj"]).with_rank(4);
+    vec![
+        qv(),
+        qv().with_dora(true),
+        qv().with_rslora(true).with_rank_pattern([("v_proj", 2)]),
+        qv().with_lora_bias(true),
+        qv().with_bias(TrainedBias::LoraOnly),
+        qv().with_bias(TrainedBias::All),
+        qv().with_modules_to_save(["norm", "tok_embeddings"]),
+        qv().with_modules_to_save(["output"]),
+        qv().with_trainable_tokens("tok_embeddings", [3, 45]),
+        LoRAConfig::new(["tok_embeddings", "output", "w2"]).with_rank(4),
+        LoRAConfig::new(["tok_embeddings", "output"]).with_dora(true),
+        LoRAConfig::default().with_targets(Targets::AllLinear),
+    ]
+}
+
+#[test]
+fn attaching_and_detaching_is_the_identity() {
+    for config in [config(), tied()] {
+        for lora in kinds() {
+            let model = base(&config);
+            let (before, expected) = (state_dict(&model), logits(&model));
+            let model = random(model.with_adapters(&lora).unwrap(), 1);
+            assert_ne!(logits(&model), expected, "{lora:?}");
+            assert_eq!(logits(&disabled(&model)), expected, "{lora:?}");
+            let (model, adapter) = detach(model, DEFAULT_ADAPTER).unwrap();
+            assert_eq!(state_dict(&model), before);
+            assert_eq!(logits(&model), expected);
+            assert_eq!(adapter.config, lora);
+            assert_eq!(state_dict(&without_adapters(model)), before);
+        }
+    }
+}
+
+#[test]
+fn what_was_detached_attaches_again() {
+    for lora in kinds() {
+        let model = random(base(&config()).with_adapters(&lora).unwrap(), 1);
+        let (values, expected) = (adapter_state_dict(&model), logits(&model));
+        let (model, adapter) = detach(model, DEFAULT_ADAPTER).unwrap();
+        let again = adapter.attach(model, "again").unwrap();
+        assert_eq!(logits(&again), expected, "{lora:?}");
+        assert_eq!(adapter_names(&again), ["again"]);
+        let copy = Adapter::of(&again, "again").unwrap();
+        assert_eq!(copy, adapter);
+        assert_eq!(copy.tensors, values);
+    }
+}
+
+#[test]
+fn a_new_adapter_changes_nothing() {
+    for config in [config(), tied()] {
+        for lora in kinds() {
+            let model = base(&config);
+            let expected = logits(&model);
+            let model = initialize_adapters(model.with_adapters(&lora).unwrap(), 3);
+            assert_near(&logits(&model), &expected, 1e-5);
+        }
+    }
+}
+
+#[test]
+fn merging_equals_the_forward_pass() {
+    for config in [config(), tied()] {
+        for lora in kinds() {
+            let model = random(base(&config).with_adapters(&lora).unwrap(), 2);
+            let expected = logits(&model);
+            let merged = model.merge_lora();
+            assert!(adapter_names(&merged).is_empty());
+            assert_near(&logits(&merged), &expected, 1e-4);
+        }
+    }
+}
+
+#[test]
+fn everything_that_is_trained_gets_a_gradient() {
+    for config in [config(), tied()] {
+        for lora in kinds() {
+            let model = random(base(&config).with_adapters(&lora).unwrap(), 1);
+            let (_, grads) =
+                accumulate_gradients(&model, &[batch(None)], GradientOptions::default());
+            let expected = get_adapter_params(&model).len();
+            assert_eq!(grads.len(), expected, "{lora:?}");
+            assert_eq!(
+                ParamCount::of(&model).trainable,
+                get_adapter_params(&model).num_elements()
+            );
+        }
+    }
+}
+
+#[test]
+fn folders_give_back_every_kind() {
+    for config in [config(), tied()] {
+        for lora in kinds() {
+            let dir = tempfile::tempdir().unwrap();
+            let model = random(base(&config).with_adapters(&lora).unwrap(), 1);
+            save_peft_adapter(&model, DEFAULT_ADAPTER, None, dir.path()).unwrap();
+            let mut again = without_adapters(model.clone());
+            attach_peft(&mut again, dir.path()).unwrap();
+            assert_eq!(
+                adapter_state_dict(&again),
+                adapter_state_dict(&model),
+                "{lora:?}"
+            );
+            assert_eq!(logits(&again), logits(&model));
+            // And what was read is written again.
+            let second = tempfile::tempdir().unwrap();
+            save_peft_adapter(&again, DEFAULT_ADAPTER, None, second.path()).unwrap();
+            let read = |dir: &tempfile::TempDir| read_peft_config(dir.path()).unwrap();
+            assert_eq!(read(&second), read(&dir));
+        }
+    }
+}
+
+#[test]
+fn several_adapters_are_switched_by_name() {
+    let small = LoRAConfig::new(["q_proj"]).with_rank(2);
+    let large = LoRAConfig::new(["v_proj", "w1"])
+        .with_rank(8)
+        .with_dora(true);
+    let model = base(&config());
+    let expected = logits(&model);
+    let model = random(model.with_named_adapters(&small, "small").unwrap(), 1);
+    let with_small = logits(&model);
+    let model = model.with_named_adapters(&large, "large").unwrap();
+    // Only the new one is trained.
+    let trained = ParamCount::of(&model).trainable;
+    let large_alone = ParamCount::of(&base(&config()).with_adapters(&large).unwrap());
+    assert_eq!(trained, large_alone.trainable);
+    let model = random(model, 2);
+    assert_eq!(adapter_names(&model), ["small", "large"]);
+    assert_eq!(adapter_config(&model, "small").unwrap().rank, 2);
+
+    let small_acts = set_active_adapters(model.clone(), &["small"]).unwrap();
+    assert_ne!(logits(&small_acts), with_small); // `random` has changed it since
+    assert_ne!(logits(&small_acts), logits(&model));
+    let none = set_active_adapters(model.clone(), &[]).unwrap();
+    assert_eq!(logits(&none), expected);
+    let both = set_active_adapters(model.clone(), &["small", "large"]).unwrap();
+    assert_near(&logits(&both.clone().merge_lora()), &logits(&both), 1e-4);
+
+    let error = set_active_adapters(model.clone(), &["smal"]).unwrap_err();
+    assert!(
+        error.to_string().contains("there are small, large"),
+        "{error}"
+    );
+    let (model, _) = detach(model, "large").unwrap();
+    assert_eq!(adapter_names(&model), ["small"]);
+}
+
+/// Another rank under the same name: PEFT's hot swap.
+#[test]
+fn an_adapter_gives_way_to_one_of_another_rank() {
+    let model = base(&config());
+    let [first, second] = [2, 6].map(|rank| {
+        let lora = LoRAConfig::new(["q_proj", "w2"]).with_rank(rank);
+        let model = random(model.clone().with_adapters(&lora).unwrap(), rank as u64);
+        (
+            Adapter::of(&model, DEFAULT_ADAPTER).unwrap(),
+            logits(&model),
+        )
+    });
+    let swapped = first.0.attach(model, "x").unwrap();
+    assert_eq!(logits(&swapped), first.1);
+    let swapped = second.0.attach(swapped, "x").unwrap();
+    assert_eq!(logits(&swapped), second.1);
+    assert_eq!(adapter_names(&swapped), ["x"]);
+}
+
+fn batch(adapters: Option<[Option<&str>; 4]>) -> Batch {
+    let input_ids: Vec<i32> = (0..24).map(|n| (n * 7 + 3) % 48).collect();
+    let mut batch = Batch {
+        labels: input_ids.clone(),
+        input_ids,
+        segments: vec![vec![6]; 4],
+        batch_size: 4,
+        seq_len: 6,
+        adapters: None,
+    };
+    batch.labels[8] = -100;
+    match adapters {
+        Some(names) => batch.with_adapters(names),
+        None => batch,
+    }
+}
+
+/// A model with two adapters that reach every place, embedding and output too.
+fn with_two(config: &LlamaConfig) -> TransformerDecoder {
+    let first = LoRAConfig::new(["q_proj", "tok_embeddings", "output"])
+        .with_rank(3)
+        .with_modules_to_save(["sa_norm"]);
+    let second = LoRAConfig::new(["v_proj", "w2", "output"])
+        .with_rank(2)
+        .with_dora(true);
+    let model = base(config).with_named_adapters(&first, "a").unwrap();
+    random(model.with_named_adapters(&second, "b").unwrap(), 5)
+}
+
+#[test]
+fn rows_of_a_batch_take_adapters_of_their_own() {
+    for config in [config(), tied()] {
+        let model = with_two(&config);
+        for names in [
+            [Some("a"), Some("b")],
+            [None, Some("b")],
+            [Some("b"), Some("a")],
+        ] {
+            let context = Context::causal(&model.config, 0, 5, &device());
+            let context = context.with_routes(Some(Routes::new(names)));
+            let mixed = model.forward_in(ids(), &context);
+            let alone = names.map(|name| {
+                let active: Vec<&str> = name.into_iter().collect();
+                set_active_adapters(model.clone(), &active).unwrap()
+            });
+            for (row, alone) in alone.iter().enumerate() {
+                let expected = alone.forward(ids(), None).narrow(0, row, 1).into_data();
+                let found = mixed.clone().narrow(0, row, 1).into_data();
+                assert_near(&floats(&found), &floats(&expected), 1e-5);
+            }
+        }
+    }
+}
+
+#[test]
+fn gradients_of_mixed_rows_are_those_of_the_rows_alone() {
+    let names = [Some("a"), Some("b"), None, Some("a")];
+    for config in [config(), tied()] {
+        let model = with_two(&config);
+        let model = burn_peft::adapter::train_adapters(model);
+        let gradients = |model: &TransformerDecoder, batch: Batch| {
+            let options = GradientOptions::default();
+            let (loss, grads) = accumulate_gradients(model, &[batch], options);
+            let mut values = std::collections::BTreeMap::new();
+            for (name, info) in get_params(model).iter() {
+                let flat = match info.shape.len() {
+                    1 => grads.get::<1>(info.id).map(|g| g.into_data()),
+                    _ => grads.get::<2>(info.id).map(|g| g.into_data()),
+                };
+                if let Some(grad) = flat {
+                    values.insert(name.to_owned(), floats(&grad));
+                }
+            }
+            (loss, values)
+        };
+        let (loss, mixed) = gradients(&model, batch(Some(names)));
+        // Each row with its own adapter as the one that acts, weighted by its labels.
+        let mut sum: std::collections::BTreeMap<String, Vec<f32>> = Default::default();
+        let mut total = 0.0;
+        for (row, name) in names.iter().enumerate() {
+            let active: Vec<&str> = name.iter().copied().collect();
+            let alone = set_active_adapters(model.clone(), &active).unwrap();
+            let all = batch(None);
+            let rows = |values: &[i32]| values[row * 6..(row + 1) * 6].to_vec();
+            let one = Batch {
+                input_ids: rows(&all.input_ids),
+                labels: rows(&all.labels),
+                segments: vec![vec![6]],
+                batch_size: 1,
+                seq_len: 6,
+                adapters: None,
+            };
+            let share = one.num_label_tokens() as f32 / all.num_label_tokens() as f32;
+            let (loss, grads) = gradients(&alone, one);
+            total += loss * f64::from(share);
+            for (key, grad) in grads {
+                let entry = sum.entry(key).or_insert_with(|| vec![0.0; grad.len()]);
+                entry
+                    .iter_mut()
+                    .zip(&grad)
+                    .for_each(|(s, g)| *s += share * g);
+            }
+        }
+        assert!((loss - total).abs() < 1e-6, "{loss} and {total}");
+        assert_eq!(mixed.len(), sum.len());
+        for (key, grad) in &mixed {
+            assert_near(grad, &sum[key], 1e-5);
+        }
+    }
+}
+
+/// A model that is not a Llama.
+#[derive(Module, Debug)]
+struct Classifier {
+    hidden: LoRALinear,
+    layers: Vec<LoRALinear>,
+    output: LoRALinear,
+}
+
+impl Classifier {
+    fn new() -> Self {
+        Self {
+            hidden: LoRALinear::plain(4, 8, true, &device()),
+            layers: (0..3)
+                .map(|_| LoRALinear::plain(8, 8, true, &device()))
+                .collect(),
+            output: LoRALinear::plain(8, 3, false, &device()),
+        }
+    }
+
+    fn forward(&self, x: Tensor<2>) -> Tensor<2> {
+        let x = self.hidden.forward(x);
+        let x = self
+            .layers
+            .iter()
+            .fold(x, |x, layer| layer.forward(x).tanh());
+        self.output.forward(x)
+    }
+}
+
+fn adapted_paths(model: &Classifier) -> Vec<String> {
+    let names = get_adapter_params(model);
+    let names = names
+        .names()
+        .filter_map(|name| name.strip_suffix(".lora_a.weight"));
+    names.map(str::to_owned).collect()
+}
+
+#[test]
+fn any_module_takes_adapters_by_path() {
+    let paths = |lora: LoRAConfig| adapted_paths(&with_adapters(Classifier::new(), &lora).unwrap());
+    assert_eq!(paths(LoRAConfig::new(["hidden"])), ["hidden"]);
+    assert_eq!(
+        paths(LoRAConfig::new(["layers.1", "output"])),
+        ["layers.1", "output"]
+    );
+    let pattern = LoRAConfig::default().with_targets(Targets::pattern(r"layers\.[02]"));
+    assert_eq!(paths(pattern), ["layers.0", "layers.2"]);
+    let all = LoRAConfig::default().with_targets(Targets::AllLinear);
+    assert_eq!(paths(all.clone()).len(), 5);
+    let but_one = all.with_exclude(Targets::names(["layers.1"]));
+    assert_eq!(paths(but_one).len(), 4);
+
+    for (names, word) in [(["hiden"], "did you mean `hidden`"), (["q_proj"], "q_proj")] {
+        let error = with_adapters(Classifier::new(), &LoRAConfig::new(names)).unwrap_err();
+        assert!(matches!(error, Error::InvalidArgument { .. }));
+        assert!(error.to_string().contains(word), "{error}");
+    }
+}
+
+#[test]
+fn any_module_merges_and_disables() {
+    let lora = LoRAConfig::default()
+        .with_targets(Targets::AllLinear)
+        .with_rank(2);
+    let model = Classifier::new();
+    let x = Tensor::<2>::random([5, 4], Distribution::Default, &device());
+    let outputs = |model: &Classifier| floats(&model.forward(x.clone()).into_data());
+    let expected = outputs(&model);
+    let model = with_adapters(model, &lora).unwrap();
+    let mut model = initialize_adapters(model, 1);
+    for layer in &mut model.layers {
+        let adapter = layer.adapters.get_mut(DEFAULT_ADAPTER).unwrap();
+        adapter.map_matrix("lora_b.weight", |b| b.ones_like() * 0.3);
+    }
+    let adapted = outputs(&model);
+    assert_ne!(adapted, expected);
+    assert_eq!(outputs(&disabled(&model)), expected);
+    assert_eq!(outputs(&model), adapted);
+    assert_near(&outputs(&merge_adapters(model.clone())), &adapted, 1e-5);
+    assert_eq!(outputs(&without_adapters(model)), expected);
+}
+
+#[test]
+fn an_adapter_of_another_model_is_an_error() {
+    let lora = LoRAConfig::new(["hidden"]).with_rank(2);
+    let model = with_adapters(Classifier::new(), &lora).unwrap();
+    let good = Adapter::of(&model, DEFAULT_ADAPTER).unwrap();
+
+    let mut renamed = good.clone();
+    let value = renamed.tensors.remove("hidden.lora_a.weight").unwrap();
+    renamed.tensors.insert("hiden.lora_a.weight".into(), value);
+    let error = renamed
+        .attach(Classifier::new(), DEFAULT_ADAPTER)
+        .unwrap_err();
+    assert!(matches!(error, Error::Keys { .. }), "{error}");
+    assert!(error.to_string().contains("hiden.lora_a.weight"), "{error}");
+
+    let mut wider = good.clone();
+    wider.config = wider.config.with_rank(3);
+    let error = wider
+        .attach(Classifier::new(), DEFAULT_ADAPTER)
+        .unwrap_err();
+    assert!(matches!(error, Error::Shape { .. }), "{error}");
+}
+
+#[test]
+fn two_folders_are_on_one_model() {
+    let model = base(&config());
+    let dirs = [(); 2].map(|()| tempfile::tempdir().unwrap());
+    let mut expected = Vec::new();
+    for (salt, dir) in (1u64..).zip(&dirs) {
+        let lora = LoRAConfig::new(["q_proj", "w1"]).with_rank(salt as usize + 1);
+        let adapted = random(model.clone().with_adapters(&lora).unwrap(), salt);
+        save_peft_adapter(&adapted, DEFAULT_ADAPTER, None, dir.path()).unwrap();
+        expected.push(logits(&adapted));
+    }
+    let mut both = model;
+    attach_peft_as(&mut both, dirs[0].path(), "first").unwrap();
+    attach_peft_as(&mut both, dirs[1].path(), "second").unwrap();
+    for (name, expected) in ["first", "second"].into_iter().zip(&expected) {
+        let one = set_active_adapters(both.clone(), &[name]).unwrap();
+        assert_eq!(&logits(&one), expected);
+    }
+}
+
+#[test]
+fn a_vocabulary_grows_and_shrinks() {
+    for config in [config(), tied()] {
+        for size in [40, 56] {
+            let lora =
+                LoRAConfig::new(["q_proj"]).with_modules_to_save(["tok_embeddings", "output"]);
+            let lora = lora.with_vocab_size(size);
+            let model = base(&config).with_adapters(&lora).unwrap();
+            let model = initialize_adapters(model, 1);
+            assert_eq!(model.vocab_size(), size);
+            let ids = Tensor::<2, Int>::from_ints([[1, 39, 2]], &device());
+            let adapted = model.forward(ids.clone(), None);
+            assert_eq!(adapted.dims(), [1, 3, size]);
+            let dir = tempfile::tempdir().unwrap();
+            save_peft_adapter(&model, DEFAULT_ADAPTER, None, dir.path()).unwrap();
+            let mut again = without_adapters(model.clone());
+            attach_peft(&mut again, dir.path()).unwrap();
+            assert_eq!(again.vocab_size(), size);
+            let merged = model.merge_lora();
+            assert_eq!(merged.config.vocab_size, size);
+            let found = merged.forward(ids, None).into_data();
+            assert_near(&floats(&found), &floats(&adapted.into_data()), 1e-5);
+        }
+    }
+}
+
+#[test]
+fn an_untouched_part_has_no_adapter() {
+    let lora = LoRAConfig::new(["q_proj"]).with_bias(TrainedBias::All);
+    let model = base(&config()).with_adapters(&lora).unwrap();
+    let method = |layer: &LoRALinear| layer.adapter().map(|a| a.settings().method);
+    let attn = &model.layers[0].attn;
+    assert_eq!(method(&attn.k_proj), Some(MethodRef(&BIAS)));
+    assert_eq!(method(&attn.output_proj), None);
+    let lora = LoRAConfig::new(AttnModule::ALL).with_modules_to_save(["k_proj"]);
+    let model = base(&config()).with_adapters(&lora).unwrap();
+    assert_eq!(method(&model.layers[1].attn.k_proj), Some(MethodRef(&FULL)));
+    let weight: &Param<Tensor<2>> = &model.layers[1].attn.k_proj.base.weight;
+    assert!(!weight.is_require_grad());
+}
+
+#[test]
+fn an_adapter_and_its_configuration_are_one_file() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("adapter.safetensors");
+    let lora = LoRAConfig::new(["hidden", "layers.1"])
+        .with_rank(2)
+        .with_dora(true);
+    let model = with_adapters(Classifier::new(), &lora).unwrap();
+    let adapter = Adapter::of(&model, DEFAULT_ADAPTER).unwrap();
+    save_adapter(&adapter, &path).unwrap();
+    assert_eq!(load_adapter(&path).unwrap(), adapter);
+
+    // As torchtune's adapters, whose names are these and whose rows are in another order.
+    save_state_dict(&adapter.tensors, &path).unwrap();
+    let error = load_adapter(&path).unwrap_err();
+    assert!(error.to_string().contains("names no LoRAConfig"), "{error}");
+}
