@@ -47,6 +47,7 @@ LOGITS, LOSS, GRADIENTS = 1e-4, 1e-5, 1e-5
 # The mean over all trained tensors: one gradient near 0 whose sign differs moves one value by 1e-3.
 TRAINED = 1e-6
 STEPS, SEED = 2, 7
+TIMEOUT = 1200  # seconds
 SPREAD = 1.5  # between two random initializations of the same kind
 
 
@@ -60,14 +61,14 @@ def first_line(error):
 
 class Program:
     def __init__(self, path):
-        self.path = path
+        self.path = Path(path).resolve()
 
     def __call__(self, verb, out, **options):
         """Runs a verb and returns `out`."""
         command = [self.path, verb]
         for key, value in (options | {"out": out}).items():
             command += [f"--{key}", str(value)]
-        run = subprocess.run(command, capture_output=True, text=True, timeout=300)
+        run = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT)
         if run.returncode != 0:
             said = (run.stderr.strip() or "nothing on stderr").splitlines()
             reason = next((line for line in said if line.startswith("error:")), None)
