@@ -3,7 +3,8 @@
 #
 # The new adapter gets alpha = r, for a scale of 1, and the scales of the old ones go into its tensors. But
 # it keeps use_rslora, whose scale is alpha / sqrt(r) = sqrt(r). So even one adapter with the weight 1.0,
-# combined by "cat", which is said to be exact, is not that adapter. No warning.
+# combined by "cat", which is said to be exact, is not that adapter. No warning. (Reported to PEFT as issue
+# 3761.)
 #
 # Seen (rank 16):
 #   LoRA:   a copy's change of the weight is 1.00 times the original's

@@ -248,4 +248,8 @@ EXACT_SUMS = {
     "combine cat, rslora and patterns": (
         "llama", [on(QV, use_rslora=True, rank_pattern=RANKS), on(QV, alpha_pattern=ALPHAS)],
         [0.5, -1.5], "cat", {}),
+    "combine cat, lora_bias": ("qwen2", [on(QV, lora_bias=True)] * 2, WEIGHTS, "cat", {}),
+    "combine cat, dora": ("llama", [on(QV, use_dora=True)] * 2, WEIGHTS, "cat", {}),
 }
+# What PEFT leaves out of a combination; a sum of DoRA adapters is not one of low rank.
+MAY_NOT_COMBINE = ["combine cat, lora_bias", "combine cat, dora"]

@@ -9,7 +9,6 @@ import zlib
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
-from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file, save_file
 from transformers import (
     AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM,
@@ -264,11 +263,12 @@ def take_steps(model, inputs, steps):
 
 
 def add_exactly(base, adapted, weights):
-    """The base whose weights have the adapters' changes added: the sum as it is meant."""
+    """The base with the weighted changes of all adapters: the sum as it is meant. Not for tied models."""
+    start = {name: p.clone() for name, p in base.named_parameters()}
     for model, weight in zip(adapted, weights):
-        for name, layer in model.base_model.model.named_modules():
-            if isinstance(layer, LoraLayer):
-                base.get_submodule(name).weight.data += weight * layer.get_delta_weight("default").data
+        merged = model.merge_and_unload()
+        for name, p in base.named_parameters():
+            p.data += weight * (merged.get_parameter(name).data - start[name].data)
     return base
 
 
