@@ -16,14 +16,17 @@ use std::process::ExitCode;
 use burn::module::{Module, ModuleVisitor, Param, ParamId};
 use burn::optim::GradientsParams;
 use burn::tensor::{DType, Device, Int, Tensor, TensorData};
-use burn_peft::adapter::{StateDict, get_params, initialize_adapters, initialize_params};
+use burn_peft::adapter::{
+    StateDict, combine_adapters, get_params, initialize_adapters, initialize_params,
+};
 use burn_peft::checkpoint::{
-    SafetensorsFile, attach_peft, copy_generation_config, load_hf, load_hf_as, load_peft,
-    peft_names, read_hf_config, read_peft_config, save_hf, save_peft_adapter, save_state_dict,
+    SafetensorsFile, attach_peft, attach_peft_as, copy_generation_config, load_hf, load_hf_as,
+    load_peft, peft_names, read_hf_config, read_peft_config, save_hf, save_peft_adapter,
+    save_peft_unconverted, save_state_dict,
 };
 use burn_peft::data::Batch;
 use burn_peft::llama::TransformerDecoder;
-use burn_peft::lora::DEFAULT_ADAPTER;
+use burn_peft::lora::{Combination, CombineOptions, DEFAULT_ADAPTER};
 use burn_peft::tokenizer::copy_tokenizer;
 use burn_peft::training::{
     AdamWConfig, GradientOptions, LrSchedule, ScheduleKind, Trainer, accumulate_gradients,
@@ -68,6 +71,27 @@ enum Verb {
         #[command(flatten)]
         training: Training,
     },
+    /// Combines adapters into one.
+    Combine {
+        /// The base model, a Hugging Face folder.
+        #[arg(long)]
+        model: PathBuf,
+        /// The adapters, PEFT folders.
+        #[arg(long, value_delimiter = ',')]
+        adapters: Vec<PathBuf>,
+        /// A weight for each.
+        #[arg(long, value_delimiter = ',', allow_negative_numbers = true)]
+        weights: Vec<f64>,
+        /// How: cat, linear, svd, ties, dare_linear, dare_ties, magnitude_prune, or one with _svd.
+        #[arg(long)]
+        combination: Combination,
+        /// The share of the numbers that ties, dare and magnitude_prune keep.
+        #[arg(long)]
+        density: Option<f64>,
+        /// The PEFT folder to write.
+        #[arg(long)]
+        out: PathBuf,
+    },
     /// Begins an adapter by a configuration of PEFT's, trains it for some steps and saves it.
     Init {
         #[command(flatten)]
@@ -78,6 +102,9 @@ enum Verb {
         /// The seed of the first values.
         #[arg(long)]
         seed: u64,
+        /// Whether an adapter that shifts its base is saved as a plain one of twice the rank.
+        #[arg(long, default_value_t = true, action = clap::ArgAction::Set)]
+        convert: bool,
         #[command(flatten)]
         training: Training,
     },
@@ -128,18 +155,31 @@ fn run(verb: &Verb) -> Result<()> {
         Verb::Gradients { files, inputs } => gradients(files, inputs),
         Verb::Train { files, training } => {
             let model = without_dropout(files)?;
-            train(model, files, training)
+            train(model, files, training, true)
+        }
+        Verb::Combine {
+            model,
+            adapters,
+            weights,
+            combination,
+            density,
+            out,
+        } => {
+            let mut options = CombineOptions::default();
+            options.density = *density;
+            combine(model, adapters, weights, *combination, &options, out)
         }
         Verb::Init {
             files,
             config,
             seed,
+            convert,
             training,
         } => {
             let folder = config.parent().unwrap_or(Path::new("."));
             let lora = read_peft_config(folder)?;
             let model = base(&files.model, &device())?.with_adapters(&lora)?;
-            train(initialize_adapters(model, *seed), files, training)
+            train(initialize_adapters(model, *seed), files, training, *convert)
         }
     }
 }
@@ -160,6 +200,36 @@ fn adapted(files: &Files, device: &Device) -> Result<TransformerDecoder> {
         attach_peft(&mut model, adapter)?;
     }
     Ok(model)
+}
+
+fn combine(
+    dir: &Path,
+    adapters: &[PathBuf],
+    weights: &[f64],
+    kind: Combination,
+    options: &CombineOptions,
+    out: &Path,
+) -> Result<()> {
+    if adapters.len() != weights.len() {
+        return Err(Error::InvalidArgument {
+            name: "weights",
+            message: format!("{} weights for {} adapters", weights.len(), adapters.len()),
+        });
+    }
+    let mut model = base(dir, &Device::default())?;
+    let names: Vec<String> = (1..=adapters.len())
+        .map(|n| format!("adapter{n}"))
+        .collect();
+    for (name, adapter) in names.iter().zip(adapters) {
+        attach_peft_as(&mut model, adapter, name)?;
+    }
+    let named = names
+        .iter()
+        .map(String::as_str)
+        .zip(weights.iter().copied());
+    let named: Vec<(&str, f64)> = named.collect();
+    let model = combine_adapters(model, &named, kind, options, DEFAULT_ADAPTER)?;
+    save_peft_adapter(&model, DEFAULT_ADAPTER, Some(&dir.to_string_lossy()), out)
 }
 
 fn merge(files: &Files) -> Result<()> {
@@ -186,7 +256,7 @@ fn logits(files: &Files, inputs: &Path) -> Result<()> {
 }
 
 fn gradients(files: &Files, inputs: &Path) -> Result<()> {
-    let model = adapted(files, &device())?;
+    let model = without_dropout(files)?;
     initialize_params(&model);
     let file = SafetensorsFile::open(inputs)?;
     let batch = batch(&file, "input_ids", "labels", None)?;
@@ -223,7 +293,12 @@ impl ModuleVisitor for GradientReader<'_> {
     }
 }
 
-fn train(model: TransformerDecoder, files: &Files, training: &Training) -> Result<()> {
+fn train(
+    model: TransformerDecoder,
+    files: &Files,
+    training: &Training,
+    convert: bool,
+) -> Result<()> {
     initialize_params(&model);
     let file = SafetensorsFile::open(&training.inputs)?;
     let schedule = LrSchedule {
@@ -251,8 +326,11 @@ fn train(model: TransformerDecoder, files: &Files, training: &Training) -> Resul
             source,
         })?;
     }
-    let name = files.model.to_string_lossy();
-    save_peft_adapter(&model, DEFAULT_ADAPTER, Some(&name), &files.out)
+    let base = files.model.to_string_lossy();
+    match convert {
+        true => save_peft_adapter(&model, DEFAULT_ADAPTER, Some(&base), &files.out),
+        false => save_peft_unconverted(&model, DEFAULT_ADAPTER, Some(&base), &files.out),
+    }
 }
 
 /// An adapter to train by steps that another framework repeats, whose dropout would differ.

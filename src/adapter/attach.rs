@@ -67,9 +67,14 @@ pub(crate) fn with_named_adapters<M: Module>(
         layer.freeze_base();
         layer.slot_mut().insert(&attached, adapter.clone());
     });
+    Ok(train_only(model, name))
+}
+
+/// Lets the adapter of this name be trained, and nothing else.
+pub(super) fn train_only<M: Module>(model: M, name: &str) -> M {
     let own = adapter_keys(&model, name);
     let trained = get_adapter_params(&model).filter(|key, _| own.contains_key(key));
-    Ok(set_trainable_params(model, &trained))
+    set_trainable_params(model, &trained)
 }
 
 /// What a configuration means for each layer that it selects, by path.
@@ -176,6 +181,10 @@ fn new_adapter(
 ) -> Result<Option<LoRAAdapter>> {
     let shape = layer.shape();
     let settings = config.settings_of(names, &shape)?;
+    let is_own = |settings: &AdapterSettings| {
+        !layer.is_tied() || !config.shares_rows(&settings.token_indices)
+    };
+    let settings = settings.filter(is_own);
     let device = place.device();
     Ok(settings.map(|settings| LoRAAdapter::new(shape, settings, &place.params, &device)))
 }
@@ -215,6 +224,10 @@ pub fn set_active_adapters<M: Module>(model: M, names: &[&str]) -> Result<M> {
         let names: Vec<&str> = names.iter().map(String::as_str).collect();
         layer.slot_mut().set_active(&names);
     }))
+}
+
+pub(super) fn require_attached<M: Module>(model: &M, name: &str) -> Result<()> {
+    require_name(&adapter_names(model), name)
 }
 
 fn require_name(known: &[String], name: &str) -> Result<()> {
@@ -284,7 +297,7 @@ impl Adapter {
     /// # Errors
     /// [`Error::InvalidArgument`] if the model has none of this name.
     pub fn of<M: Module>(model: &M, name: &str) -> Result<Self> {
-        require_name(&adapter_names(model), name)?;
+        require_attached(model, name)?;
         let config = adapter_config(model, name).expect("the model has this adapter");
         let tensors = named_readers(model, name)
             .into_iter()
@@ -378,7 +391,7 @@ fn named_readers<M: Module>(model: &M, name: &str) -> Vec<(String, StateReader)>
 }
 
 /// Takes the adapter of this name off.
-fn detached<M: Module>(model: M, name: &str) -> M {
+pub(super) fn detached<M: Module>(model: M, name: &str) -> M {
     let name = name.to_owned();
     edit_layers(model, move |_, layer| {
         layer.slot_mut().remove(&name);

@@ -2,6 +2,7 @@
 //! freeze parameters, take and load state dicts, check them. No Llama, no file.
 
 mod attach;
+mod combine;
 mod init;
 mod params;
 mod path;
@@ -13,6 +14,7 @@ pub use attach::{
     set_active_adapters, with_adapters, without_adapters,
 };
 pub(crate) use attach::{plan, with_named_adapters};
+pub use combine::combine_adapters;
 pub use init::initialize_adapters;
 pub use params::{
     ParamCount, ParamInfo, ParamSet, get_adapter_params, get_params, initialize_params,

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io::ErrorKind;
 use std::path::{Component, Path, PathBuf};
 
-use burn::tensor::DType;
+use burn::tensor::{DType, Device};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -13,7 +13,8 @@ use super::keys;
 use super::tensors::write_tensors;
 use super::weights::Weights;
 use crate::adapter::{
-    LoadReport, ParamInfo, StateReader, compare_keys, load_tensors, require_dtype, state_readers,
+    LoadReport, ParamInfo, StateReader, compare_keys, get_params, load_tensors, require_dtype,
+    state_readers,
 };
 use crate::files::{create_dir, read_text, write_text};
 use crate::llama::{LlamaConfig, TransformerDecoder};
@@ -91,7 +92,7 @@ fn load(model: &mut TransformerDecoder, dir: &Path, dtype: Option<DType>) -> Res
 
 /// A base checkpoint need not have adapter keys; anything else that differs is an error.
 fn require_base(model: &TransformerDecoder, report: &LoadReport) -> Result<()> {
-    let params = crate::adapter::get_params(model);
+    let params = get_params(model);
     let is_adapter = |key: &String| params.get(key).is_some_and(ParamInfo::is_adapter);
     let mut base = report.clone();
     base.missing.retain(|key| !is_adapter(key));
@@ -150,7 +151,8 @@ fn shard_path(dir: &Path, index: &Path, shard: &str) -> Result<PathBuf> {
 /// the folder are replaced, or removed if they have other names.
 ///
 /// # Errors
-/// [`Error::Io`] if the folder cannot be written.
+/// [`Error::Io`] if the folder cannot be written, [`Error::InvalidArgument`] if a merged adapter has brought a bias that
+/// the files of such a model have no place for, or if an adapter lies in the folder.
 ///
 /// # Panics
 /// If the model holds an adapter.
@@ -164,6 +166,8 @@ fn save_hf_in_shards(model: &TransformerDecoder, dir: &Path, max_bytes: u64) -> 
         readers.iter().all(|reader| !reader.is_adapter()),
         "the model holds an adapter: save `model.merge_lora()`, or the adapter by `save_peft`"
     );
+    require_places(model, &readers)?;
+    require_no_adapter(dir)?;
     create_dir(dir)?;
     let dtype = readers
         .iter()
@@ -196,6 +200,40 @@ fn save_hf_in_shards(model: &TransformerDecoder, dir: &Path, max_bytes: u64) -> 
         &dir.join(CONFIG_FILE),
         &hf_config::to_json(&model.config, dtype),
     )
+}
+
+/// transformers takes a folder with both for an adapter.
+fn require_no_adapter(dir: &Path) -> Result<()> {
+    let config = dir.join("adapter_config.json");
+    match config.exists() {
+        false => Ok(()),
+        true => Err(Error::InvalidArgument {
+            name: "dir",
+            message: format!(
+                "an adapter lies in {}; save the merged model in another folder",
+                dir.display()
+            ),
+        }),
+    }
+}
+
+/// A merged adapter may have brought a bias to a layer that has none in the files of such a model.
+fn require_places(model: &TransformerDecoder, readers: &[StateReader]) -> Result<()> {
+    let expected = get_params(&model.config.init(&Device::default()));
+    match readers
+        .iter()
+        .find(|reader| !expected.contains(&reader.key))
+    {
+        None => Ok(()),
+        Some(reader) => Err(Error::InvalidArgument {
+            name: "model",
+            message: format!(
+                "`{}` has no place in the files of such a model: its adapter had a bias of B (lora_bias); \
+                 keep the adapter beside its base",
+                reader.key
+            ),
+        }),
+    }
 }
 
 /// Copies how a model generates (`generation_config.json`: temperature, tokens that end a text) into the folder

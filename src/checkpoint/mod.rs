@@ -22,7 +22,7 @@ pub use hf::{copy_generation_config, load_hf, load_hf_as, read_hf_config, save_h
 pub use mlx::{read_mlx, save_mlx};
 pub use peft::{
     attach_peft, attach_peft_as, load_peft, peft_names, read_peft_config, save_peft,
-    save_peft_adapter, save_peft_with_base,
+    save_peft_adapter, save_peft_unconverted, save_peft_with_base,
 };
 pub use tensors::{
     SafetensorsFile, WritableTensor, load_state_dict_file, save_state_dict, write_tensors,

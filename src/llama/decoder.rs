@@ -8,8 +8,7 @@ use super::names::module_names;
 use super::{Context, KvCache, LayerCache, LlamaConfig, Output, RMSNorm, TransformerDecoderLayer};
 use crate::adapter::{merge_adapters, with_named_adapters, without_adapters};
 use crate::lora::{
-    DEFAULT_ADAPTER, FULL, LoRAConfig, LoRAEmbedding, LoRALinear, MethodRef, Routes, TOKEN_ROWS,
-    TiedOutput,
+    DEFAULT_ADAPTER, FULL, LoRAConfig, LoRAEmbedding, LoRALinear, MethodRef, Routes, TiedOutput,
 };
 use crate::{Error, Result};
 
@@ -79,11 +78,10 @@ impl TransformerDecoder {
     /// [`LoRALinear::merge`]. Where embedding and output are one weight and one of them has an adapter, the merged
     /// model has two.
     pub fn merge_lora(mut self) -> Self {
-        let rows_only = MethodRef(&TOKEN_ROWS);
         let of_embedding = &self.tok_embeddings.adapters;
         let embedding_differs = of_embedding
             .active()
-            .any(|adapter| adapter.settings().method != rows_only);
+            .any(|adapter| !adapter.is_of_tied_output());
         let output_differs = self.output.adapters().active().next().is_some();
         if embedding_differs || output_differs {
             self.config.tie_embeddings = false;

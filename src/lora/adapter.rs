@@ -9,8 +9,10 @@ use burn::module::{
 use burn::tensor::{Device, Distribution, Tensor};
 
 use super::config::{Init, LoRAConfig};
+use super::init::orthogonal;
 use super::method::{
-    FULL, FirstValue, LayerKind, LayerParams, LayerShape, MethodRef, ParamSpec, trained_bias,
+    FULL, FirstValue, LayerKind, LayerParams, LayerShape, MethodRef, ParamSpec, TOKEN_ROWS,
+    trained_bias,
 };
 use super::plain::{lazy_param, one_line};
 use crate::ops::DropoutMask;
@@ -40,8 +42,12 @@ pub struct AdapterSettings {
     pub lora_bias: bool,
     /// Whether a copy of the layer's bias is trained.
     pub trains_bias: bool,
+    /// Whether a layer that is adapted as a whole is trained, or only keeps the values that came with the adapter.
+    pub trains_layer: bool,
     /// Whether `A` keeps its first value (LoRA-FA).
     pub freeze_a: bool,
+    /// Whether the adapter begins with a part of the layer's weight, which the layer loses for it.
+    pub begins_with_base: bool,
     /// The rows of an embedding that are trained.
     pub token_indices: Vec<usize>,
     /// The rows of a trained embedding or output, if they are not as many as the base's.
@@ -59,6 +65,8 @@ impl AdapterSettings {
             init: config.init,
             lora_bias: config.lora_bias,
             trains_bias: false,
+            trains_layer: true,
+            begins_with_base: false,
             freeze_a: config.freeze_a,
             token_indices: Vec::new(),
             vocab_size: None,
@@ -125,7 +133,7 @@ impl LoRAAdapter {
             method.name()
         );
         let params = settings.params(&layer).into_iter().map(|spec| {
-            let value = first_param(&spec, &settings, of_layer, device);
+            let value = first_param(&layer, &spec, &settings, of_layer, device);
             (spec, value)
         });
         Self {
@@ -213,6 +221,17 @@ impl LoRAAdapter {
             .map(|value| f(value).set_require_grad(require_grad));
     }
 
+    /// Gives a matrix of the method's table a value.
+    pub(crate) fn set_matrix(&mut self, name: &str, new: Tensor<2>) {
+        for (spec, value) in &mut self.params {
+            if let ParamValue::Matrix(param) = value
+                && spec.name == name
+            {
+                set(param, new.clone());
+            }
+        }
+    }
+
     pub(super) fn set_scale(&mut self, scale: f64) {
         self.scale = scale;
     }
@@ -235,6 +254,14 @@ impl LoRAAdapter {
         self.settings.method == MethodRef(&FULL)
     }
 
+    /// Whether what it does to an embedding it does to an output of the same weight: with single rows it does, and
+    /// with all where that is asked for.
+    pub(crate) fn is_of_tied_output(&self) -> bool {
+        let AdapterSettings { method, config, .. } = &self.settings;
+        *method == MethodRef(&TOKEN_ROWS)
+            || *method == MethodRef(&FULL) && config.ensure_weight_tying
+    }
+
     /// Which elements of the adapter's input are dropped, in training with dropout.
     pub(super) fn dropout_mask(&self, device: &Device) -> Option<DropoutMask> {
         let dropout = self.settings.dropout;
@@ -244,15 +271,30 @@ impl LoRAAdapter {
 
     /// The parameters anew that follow from the layer's, of those whose names `is_new` has.
     pub(crate) fn follow_layer(&mut self, of_layer: &LayerParams, is_new: impl Fn(&str) -> bool) {
+        let mut pairs = Pairs::default();
         for (spec, value) in &mut self.params {
             if is_new(spec.name) {
-                value.follow_layer(spec, &self.settings, of_layer);
+                value.follow_layer(spec, &self.settings, of_layer, &mut pairs);
             }
         }
     }
 }
 
+/// `A` or `B` of a pair that follows from a seed.
+pub(crate) fn orthogonal_factor(
+    layer: &LayerShape,
+    rank: usize,
+    seed: u64,
+    index: usize,
+    device: &Device,
+) -> Tensor<2> {
+    let pair = orthogonal(layer.dims, rank, seed, device);
+    let pair = pair.expect("a configuration with an odd rank is refused");
+    if index == 0 { pair.a } else { pair.b }
+}
+
 fn first_param(
+    layer: &LayerShape,
     spec: &ParamSpec,
     settings: &AdapterSettings,
     of_layer: &LayerParams,
@@ -266,6 +308,20 @@ fn first_param(
                     let (layer, settings) = (of_layer.clone(), settings.clone());
                     lazy_param(shape, device, move |_, device| {
                         first(&layer, &settings).to_device(device)
+                    })
+                }
+                FirstValue::PairOfLayer(first, index) => {
+                    let (layer, settings) = (of_layer.clone(), settings.clone());
+                    lazy_param(shape, device, move |_, device| {
+                        let [a, b] = first(&layer, &settings);
+                        let factor = if index == 0 { a } else { b };
+                        factor.to_device(device)
+                    })
+                }
+                FirstValue::Orthogonal(index) => {
+                    let (layer, rank) = (*layer, settings.rank);
+                    lazy_param(shape, device, move |_, device| {
+                        orthogonal_factor(&layer, rank, 0, index, device)
                     })
                 }
                 first => lazy_param(shape, device, move |shape, device| {
@@ -297,15 +353,46 @@ fn first_numbers<const D: usize>(
         FirstValue::Zeros => Tensor::zeros(shape, device),
         FirstValue::Uniform(k) => Tensor::random(shape, Distribution::Uniform(-k, k), device),
         FirstValue::Normal(std) => Tensor::random(shape, Distribution::Normal(0.0, std), device),
-        FirstValue::MatrixOfLayer(_) | FirstValue::VectorOfLayer(_) => {
+        _ => {
             panic!("a parameter that follows from its layer has that kind's dimensions")
         }
     }
 }
 
+/// Matrices that follow from a layer together, each computed once: a decomposition takes its time.
+#[derive(Default)]
+struct Pairs(Vec<(usize, [Tensor<2>; 2])>);
+
+impl Pairs {
+    fn get(
+        &mut self,
+        pair: fn(&LayerParams, &AdapterSettings) -> [Tensor<2>; 2],
+        layer: &LayerParams,
+        settings: &AdapterSettings,
+    ) -> [Tensor<2>; 2] {
+        let address = pair as usize;
+        if let Some((_, found)) = self.0.iter().find(|(other, _)| *other == address) {
+            return found.clone();
+        }
+        let found = pair(layer, settings);
+        self.0.push((address, found.clone()));
+        found
+    }
+}
+
 impl ParamValue {
-    fn follow_layer(&mut self, spec: &ParamSpec, settings: &AdapterSettings, layer: &LayerParams) {
+    fn follow_layer(
+        &mut self,
+        spec: &ParamSpec,
+        settings: &AdapterSettings,
+        layer: &LayerParams,
+        pairs: &mut Pairs,
+    ) {
         match (self, spec.first) {
+            (Self::Matrix(param), FirstValue::PairOfLayer(pair, index)) => {
+                let [a, b] = pairs.get(pair, layer, settings);
+                set(param, if index == 0 { a } else { b });
+            }
             (Self::Matrix(param), FirstValue::MatrixOfLayer(first)) => {
                 set(param, first(layer, settings));
             }

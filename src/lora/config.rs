@@ -4,7 +4,7 @@ use indexmap::IndexMap;
 use serde::{Deserialize, Serialize};
 
 use super::adapter::AdapterSettings;
-use super::method::{BIAS, DORA, FULL, LORA, LayerKind, LayerShape, MethodRef, TOKEN_ROWS};
+use super::method::{BIAS, DORA, FULL, LORA, LayerKind, LayerShape, Method, MethodRef, TOKEN_ROWS};
 use super::target::{
     AttnModule, MlpModule, ModuleNames, Naming, Place, Selection, Targets, ends_with_name,
     first_match,
@@ -54,7 +54,7 @@ pub struct LoRAConfig {
     pub dropout: f64,
     /// Whether to scale by `alpha / sqrt(r)` (rsLoRA, <https://arxiv.org/abs/2312.03732>).
     pub use_rslora: bool,
-    /// How `A` and `B` begin.
+    /// How `A` and `B` of linear layers begin.
     pub init: Init,
     /// Whether `B` has a bias.
     pub lora_bias: bool,
@@ -64,6 +64,11 @@ pub struct LoRAConfig {
     pub freeze_a: bool,
     /// Modules that are trained as a whole, by the end of their path: `norm` is every norm whose name ends so.
     pub modules_to_save: Vec<String>,
+    /// Modules whose values came with the adapter, as those that PEFT saves beside it, and which it keeps: named as
+    /// [`modules_to_save`](Self::modules_to_save), but not trained.
+    pub modules_to_keep: Vec<String>,
+    /// Whether an output that is the embedding's weight stays so where the embedding is trained as a whole.
+    pub ensure_weight_tying: bool,
     /// Rows of embeddings that are trained, by the end of the embedding's path.
     pub trainable_token_indices: IndexMap<String, Vec<usize>>,
     /// The rows of embedding and output in [`modules_to_save`](Self::modules_to_save), if the vocabulary is to
@@ -81,6 +86,28 @@ pub enum Init {
     Kaiming,
     /// `A` with `N(0, 1/r²)`, `B` with zeros.
     Gaussian,
+    /// Both at random, orthogonal to each other, see [`init::orthogonal`](super::init::orthogonal). Of an even rank.
+    Orthogonal,
+    /// With the principal part of the weight, see [`init::pissa`](super::init::pissa).
+    Pissa,
+    /// The same, found by a randomised decomposition of so many iterations: faster, and not quite the same part.
+    PissaRandomized {
+        /// How often random vectors are multiplied by the weight.
+        iterations: usize,
+    },
+    /// With an orthonormal basis of the weight's leading columns, see [`init::olora`](super::init::olora).
+    Olora,
+}
+
+impl Init {
+    /// Whether the adapter begins with a part of the base, which the base loses for it: the layer then computes
+    /// `W x + s·(B·A - B₀·A₀) x`.
+    pub fn shifts_base(self) -> bool {
+        match self {
+            Self::Pissa | Self::PissaRandomized { .. } | Self::Olora => true,
+            Self::Kaiming | Self::Gaussian | Self::Orthogonal => false,
+        }
+    }
 }
 
 /// Which biases of the base are trained, as copies.
@@ -119,6 +146,8 @@ impl Default for LoRAConfig {
             bias: TrainedBias::default(),
             freeze_a: false,
             modules_to_save: Vec::new(),
+            modules_to_keep: Vec::new(),
+            ensure_weight_tying: false,
             trainable_token_indices: IndexMap::new(),
             vocab_size: None,
         }
@@ -301,6 +330,7 @@ impl LoRAConfig {
     pub fn is_empty(&self) -> bool {
         self.targets.is_empty()
             && self.modules_to_save.is_empty()
+            && self.modules_to_keep.is_empty()
             && self.trainable_token_indices.is_empty()
             && self.bias != TrainedBias::All
     }
@@ -316,9 +346,11 @@ impl LoRAConfig {
         layer: &LayerShape,
     ) -> Result<Option<AdapterSettings>> {
         let base = AdapterSettings::of(self.clone());
-        if self.is_saved(names) {
+        let is_trained = self.is_in(&self.modules_to_save, names);
+        if is_trained || self.is_in(&self.modules_to_keep, names) {
             return Ok(Some(AdapterSettings {
                 method: MethodRef(&FULL),
+                trains_layer: is_trained,
                 vocab_size: self.vocab_size.filter(|_| names.is_vocabulary),
                 ..base
             }));
@@ -341,8 +373,11 @@ impl LoRAConfig {
         if is_target {
             let rank = first_match(&self.rank_pattern, names, self.naming)?;
             let alpha = first_match(&self.alpha_pattern, names, self.naming)?;
+            let rank = rank.copied().unwrap_or(self.rank);
+            self.check_init(rank, layer)?;
             return Ok(Some(AdapterSettings {
-                rank: rank.copied().unwrap_or(self.rank),
+                rank,
+                begins_with_base: layer.kind == LayerKind::Linear && self.init.shifts_base(),
                 alpha: alpha.copied().unwrap_or(self.alpha),
                 trains_bias: trains_bias(TrainedBias::LoraOnly) || trains_bias(TrainedBias::All),
                 ..base
@@ -360,6 +395,20 @@ impl LoRAConfig {
         selected.unwrap_or(false)
     }
 
+    /// A weight has no more principal parts than its shorter side.
+    fn check_init(&self, rank: usize, layer: &LayerShape) -> Result<()> {
+        let [rows, columns] = layer.dims;
+        let largest = rows.min(columns);
+        if layer.kind == LayerKind::Linear && self.init.shifts_base() && rank > largest {
+            let message = format!(
+                "{:?} of a {rows} x {columns} weight has no rank {rank}",
+                self.init
+            );
+            return Err(invalid("lora_rank", message));
+        }
+        Ok(())
+    }
+
     fn selection(&self) -> Selection<'_> {
         Selection {
             targets: &self.targets,
@@ -371,13 +420,19 @@ impl LoRAConfig {
     }
 
     /// By the end of the name, whole part or not: `norm` is `sa_norm` too.
-    fn is_saved(&self, names: &ModuleNames) -> bool {
+    fn is_in(&self, modules: &[String], names: &ModuleNames) -> bool {
         let mut all = names.by_naming(self.naming);
-        all.any(|name| self.modules_to_save.iter().any(|end| name.ends_with(end)))
+        all.any(|name| modules.iter().any(|end| name.ends_with(end)))
+    }
+
+    /// Whether these rows are asked for in two places: a weight that is both has them once.
+    pub(crate) fn shares_rows(&self, ids: &[usize]) -> bool {
+        let rows = self.trainable_token_indices.values();
+        rows.filter(|other| *other == ids).count() > 1
     }
 
     fn token_rows(&self, names: &ModuleNames, layer: &LayerShape) -> Option<Vec<usize>> {
-        if layer.kind != LayerKind::Embedding {
+        if !TOKEN_ROWS.adapts(layer.kind) {
             return None;
         }
         let mut all = names.by_naming(self.naming);
@@ -437,6 +492,11 @@ impl LoRAConfig {
         if !(0.0..1.0).contains(&self.dropout) {
             let message = format!("the dropout must lie in [0, 1), not {}", self.dropout);
             return Err(invalid("lora_dropout", message));
+        }
+        let mut ranks = self.rank_pattern.values().chain([&self.rank]);
+        if self.init == Init::Orthogonal && ranks.any(|rank| rank % 2 == 1) {
+            let message = "orthogonal first values need an even rank".into();
+            return Err(invalid("lora_rank", message));
         }
         if self.lora_bias && self.method != MethodRef(&LORA) {
             let message = format!("`{:?}` has no bias of B; only lora has", self.method);

@@ -4,7 +4,7 @@ use burn::tensor::{DType, Device, Distribution, Int, Tensor};
 
 use super::layers::AdaptedLayer;
 use super::linear::{adapted, by_rows, merged, replace};
-use super::method::{LayerParams, LayerShape, MethodRef, TOKEN_ROWS};
+use super::method::{LayerParams, LayerShape, MethodRef};
 use super::module::adapted_module;
 use super::plain::{lazy_param, one_line, untracked};
 use super::routes::Routes;
@@ -104,12 +104,19 @@ impl LoRAEmbedding {
 
     /// The same, with adapters of the output itself.
     pub(super) fn project_with(&self, hidden: Tensor<3>, of_output: &[&LoRAAdapter]) -> Tensor<3> {
-        let rows = MethodRef(&TOKEN_ROWS);
-        let own = self.adapters.active();
-        let own = own.filter(|adapter| adapter.settings().method == rows);
-        let active: Vec<_> = own.chain(of_output.iter().copied()).collect();
+        let active = self.of_output(of_output);
         let base = self.as_output();
         by_rows(hidden, |hidden| adapted(&base, &active, hidden))
+    }
+
+    /// What acts on the output: of the embedding's own adapters what is the weight's in both places, unless the
+    /// output has its own.
+    fn of_output<'a>(&'a self, of_output: &[&'a LoRAAdapter]) -> Vec<&'a LoRAAdapter> {
+        let method = |adapter: &LoRAAdapter| adapter.settings().method;
+        let has = |other: MethodRef| of_output.iter().any(|adapter| method(adapter) == other);
+        let shared = self.adapters.active().filter(|a| a.is_of_tied_output());
+        let own = shared.filter(|adapter| !has(method(adapter)));
+        own.chain(of_output.iter().copied()).collect()
     }
 
     /// The output projection of a model with tied embeddings as a layer, which shares the weight.
@@ -233,10 +240,8 @@ impl TiedOutput {
 
     /// The projection as a layer of its own, with what acts added to the embedding's weight.
     pub fn untied(self, embedding: &LoRAEmbedding) -> PlainLinear {
-        let rows = MethodRef(&TOKEN_ROWS);
-        let of_embedding = embedding.adapters.active();
-        let rows = of_embedding.filter(|adapter| adapter.settings().method == rows);
-        let active: Vec<_> = rows.chain(self.adapters.active()).collect();
+        let own: Vec<_> = self.adapters.active().collect();
+        let active = embedding.of_output(&own);
         let (_, weight, mapper) = embedding.weight.clone().consume();
         let base = PlainLinear {
             weight: Param::from_mapped_value(ParamId::new(), weight, mapper),

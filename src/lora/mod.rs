@@ -15,32 +15,39 @@
 
 mod adapter;
 mod builtin;
+mod combine;
 mod config;
 mod embedding;
+pub mod init;
 mod layers;
+mod linalg;
 mod linear;
 mod method;
 mod module;
 mod plain;
+mod random;
 mod routes;
 mod slot;
 mod target;
 
 pub use adapter::{AdapterSettings, LoRAAdapter};
-pub(crate) use adapter::{KEPT, ParamValue, TRAINED, set};
+pub(crate) use adapter::{KEPT, ParamValue, TRAINED, orthogonal_factor, set};
+pub use combine::{Combination, CombineOptions, Factors, MajoritySign, combine};
 pub use config::{Init, LoRAConfig, TrainedBias};
 pub use embedding::{LoRAEmbedding, TiedOutput};
 pub(crate) use layers::{AdaptedLayer, Place, collect_layers, edit_layers, edited, inspected};
+pub use linalg::Decomposition;
 pub use linear::LoRALinear;
 pub(crate) use linear::replace;
-pub(crate) use method::FULL_WEIGHT;
 pub use method::{
     BIAS, DORA, FULL, FirstValue, Kept, LORA, LayerKind, LayerParams, LayerShape, METHODS, Method,
     MethodRef, ParamSpec, TOKEN_ROWS,
 };
+pub(crate) use method::{FULL_WEIGHT, LORA_A, LORA_B, SHIFT_A, SHIFT_B};
 pub(crate) use module::adapted_module;
 pub use plain::PlainLinear;
 pub(crate) use plain::{lazy_param, one_line};
+pub(crate) use random::{normal, rng, seed_of, uniform};
 pub use routes::Routes;
 pub(crate) use slot::key_prefix;
 pub use slot::{AdapterSlot, DEFAULT_ADAPTER};

@@ -91,6 +91,7 @@ pub(super) fn parse(fields: &Map<String, Value>) -> Result<LoRAConfig, String> {
         .with_rank_pattern(fields.pattern("rank_pattern", whole)?)
         .with_alpha_pattern(fields.pattern("alpha_pattern", Value::as_f64)?);
     config.naming = Naming::HuggingFace;
+    config.ensure_weight_tying = fields.flag("ensure_weight_tying")?;
     let exclude = fields.set("exclude_modules");
     config.exclude = exclude.map(|value| targets(Some(value))).transpose()?;
     config.layers_pattern = fields.names("layers_pattern")?;
@@ -189,17 +190,43 @@ fn bias(value: Option<&Value>) -> Result<TrainedBias, String> {
     }
 }
 
-/// The ways of setting up an adapter that leave the base weights alone. The others (PiSSA, OLoRA,
-/// ...) change them, so that the adapter does not fit the base model that it names.
+/// How an adapter was set up. CorDA, LoftQ and others change the base weights in ways that are not known here, so
+/// that the adapter does not fit the base model that it names.
 fn init(value: Option<&Value>) -> Result<Init, String> {
-    const HARMLESS: [&str; 3] = ["eva", "orthogonal", "mica"];
-    match value {
-        Some(Value::String(init)) if init.to_lowercase() == "gaussian" => Ok(Init::Gaussian),
-        Some(Value::String(init)) if !HARMLESS.contains(&&*init.to_lowercase()) => Err(format!(
+    let Some(Value::String(init)) = value else {
+        return Ok(Init::Kaiming);
+    };
+    let word = init.to_lowercase();
+    if let Some(iterations) = word.strip_prefix(RANDOMIZED_PISSA) {
+        let iterations = iterations.parse();
+        return iterations
+            .map(|iterations| Init::PissaRandomized { iterations })
+            .map_err(|_| format!("`init_lora_weights` is \"{init}\", which names no number"));
+    }
+    match word.as_str() {
+        // They leave the base alone; what they began with, the tensors are.
+        "eva" | "mica" => Ok(Init::Kaiming),
+        "gaussian" => Ok(Init::Gaussian),
+        "orthogonal" => Ok(Init::Orthogonal),
+        "pissa" => Ok(Init::Pissa),
+        "olora" => Ok(Init::Olora),
+        _ => Err(format!(
             "`init_lora_weights` is \"{init}\", which may shift the base weights; \
              convert the adapter to plain LoRA with PEFT first"
         )),
-        _ => Ok(Init::Kaiming),
+    }
+}
+
+const RANDOMIZED_PISSA: &str = "pissa_niter_";
+
+fn init_to_json(init: Init) -> Value {
+    match init {
+        Init::Kaiming => json!(true),
+        Init::Gaussian => json!("gaussian"),
+        Init::Orthogonal => json!("orthogonal"),
+        Init::Pissa => json!("pissa"),
+        Init::PissaRandomized { iterations } => json!(format!("{RANDOMIZED_PISSA}{iterations}")),
+        Init::Olora => json!("olora"),
     }
 }
 
@@ -281,9 +308,10 @@ pub(super) fn to_json(config: &LoRAConfig, base_model: Option<&str>) -> Value {
             TrainedBias::LoraOnly => "lora_only",
             TrainedBias::All => "all",
         },
+        "ensure_weight_tying": config.ensure_weight_tying,
         "fan_in_fan_out": false,
         "inference_mode": true,
-        "init_lora_weights": true,
+        "init_lora_weights": init_to_json(config.init),
         "layers_to_transform": config.layers,
         "layers_pattern": Some(&config.layers_pattern).filter(|names| !names.is_empty()),
         "modules_to_save": Some(&config.modules_to_save).filter(|names| !names.is_empty()),

@@ -25,7 +25,7 @@ impl PeftKeys {
         for (path, layer) in adapter_layers(model, adapter) {
             let module = module_to_hf(&path)
                 .unwrap_or_else(|| panic!("`{path}` has no name in a PEFT folder"));
-            for spec in layer.params() {
+            for spec in layer.params().filter(|spec| !spec.peft_name.is_empty()) {
                 let ours = format!("{}{}", key_prefix(&path, adapter), spec.name);
                 let theirs = format!("{PREFIX}{module}.{}", spec.peft_name);
                 keys.ours.insert(theirs.clone(), ours.clone());

@@ -1,27 +1,31 @@
 //! PEFT adapter folders: `adapter_config.json` and `adapter_model.safetensors`.
 
 mod config;
+mod conversion;
 mod keys;
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
-use burn::tensor::DType;
+use burn::tensor::{DType, TensorData};
 use indexmap::IndexMap;
 use serde_json::{Map, Value};
 
 use self::keys::PeftKeys;
 use super::keys::{EMBEDDING, OUTPUT, module_to_hf};
-use super::tensors::{SafetensorsFile, write_tensors};
+use super::tensors::{SafetensorsFile, WritableTensor, write_tensors};
 use super::weights::Weights;
 use crate::adapter::{
-    LoadReport, adapter_config, adapter_layers, compare_keys, load_tensors, state_readers,
+    LoadReport, StateReader, adapter_config, adapter_layers, compare_keys, load_tensors,
+    state_readers,
 };
 use crate::files::{create_dir, read_text, write_text};
 use crate::llama::names::{last_part_to_hf, module_names};
 use crate::llama::{Output, TransformerDecoder};
 use crate::lora::{
-    AdapterSettings, DEFAULT_ADAPTER, DORA, FULL, LORA, LoRAConfig, MethodRef, Naming, Targets,
+    AdapterSettings, DEFAULT_ADAPTER, DORA, FULL, Init, LORA, LoRAConfig, MethodRef, Naming,
+    Targets,
 };
 use crate::{Error, Result};
 
@@ -29,7 +33,7 @@ const CONFIG_FILE: &str = "adapter_config.json";
 const WEIGHTS_FILE: &str = "adapter_model.safetensors";
 
 /// Reads which layers an adapter folder adapts and how. An embedding or output weight that PEFT has saved beside
-/// the adapter is among [`modules_to_save`](LoRAConfig::modules_to_save) then, with the size of its vocabulary.
+/// the adapter is among [`modules_to_keep`](LoRAConfig::modules_to_keep) then, with the size of its vocabulary.
 ///
 /// # Errors
 /// [`Error::Io`], [`Error::Format`] if a file is malformed, [`Error::Adapter`] if it is
@@ -70,7 +74,7 @@ fn add_saved_weights(config: &mut LoRAConfig, dir: &Path) -> Result<()> {
             .any(|end| module.ends_with(end));
         if !is_named {
             let last = module.rsplit('.').next().unwrap_or(&module);
-            config.modules_to_save.push(last.to_owned());
+            config.modules_to_keep.push(last.to_owned());
         }
     }
     Ok(())
@@ -137,6 +141,13 @@ pub fn load_peft(model: &mut TransformerDecoder, dir: impl AsRef<Path>) -> Resul
 }
 
 fn load_named(model: &mut TransformerDecoder, dir: &Path, name: &str) -> Result<LoadReport> {
+    let config = adapter_config(model, name);
+    if config.is_some_and(|config| matches!(config.init, Init::PissaRandomized { .. })) {
+        return Err(Error::Adapter {
+            path: dir.join(CONFIG_FILE),
+            message: RANDOM_SHIFT.into(),
+        });
+    }
     let path = weights_file(dir)?;
     let origin = path.display().to_string();
     let keys = PeftKeys::of(model, name);
@@ -275,7 +286,13 @@ pub fn save_peft(
     dir: impl AsRef<Path>,
 ) -> Result<()> {
     check_given(model, config, dir.as_ref())?;
-    save(model, DEFAULT_ADAPTER, None, dir.as_ref())
+    save(
+        model,
+        DEFAULT_ADAPTER,
+        None,
+        BaseShift::Converted,
+        dir.as_ref(),
+    )
 }
 
 /// [`save_peft`], with the name or path of the base model for those who load the adapter alone.
@@ -289,7 +306,13 @@ pub fn save_peft_with_base(
     dir: impl AsRef<Path>,
 ) -> Result<()> {
     check_given(model, config, dir.as_ref())?;
-    save(model, DEFAULT_ADAPTER, Some(base_model), dir.as_ref())
+    save(
+        model,
+        DEFAULT_ADAPTER,
+        Some(base_model),
+        BaseShift::Converted,
+        dir.as_ref(),
+    )
 }
 
 /// The names in PEFT's files of a model's adapter parameters, by state-dict key.
@@ -308,7 +331,63 @@ pub fn save_peft_adapter(
     base_model: Option<&str>,
     dir: impl AsRef<Path>,
 ) -> Result<()> {
-    save(model, name, base_model, dir.as_ref())
+    save(model, name, base_model, BaseShift::Converted, dir.as_ref())
+}
+
+/// [`save_peft_adapter`], in which an adapter that begins with a part of its base (PiSSA, OLoRA) is not converted to a
+/// plain one of twice the rank: as in PEFT, who loads it takes the part off the base again, by decomposing its weights.
+///
+/// # Errors
+/// See [`save_peft_adapter`]; [`Error::Adapter`] for a randomised PiSSA, of which another decomposition finds
+/// another part.
+pub fn save_peft_unconverted(
+    model: &TransformerDecoder,
+    name: &str,
+    base_model: Option<&str>,
+    dir: impl AsRef<Path>,
+) -> Result<()> {
+    save(model, name, base_model, BaseShift::Repeated, dir.as_ref())
+}
+
+/// What becomes of the part of the base that an adapter begins with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum BaseShift {
+    /// It is a part of the saved adapter.
+    Converted,
+    /// Who loads the adapter finds it again.
+    Repeated,
+}
+
+const RANDOM_SHIFT: &str = "the adapter begins with a part of its base that random vectors found (`pissa_niter_N`), \
+     which nobody finds again; convert it to plain LoRA where it was made";
+
+/// A tensor of a folder.
+enum PeftTensor {
+    Parameter(StateReader),
+    Value(TensorData),
+}
+
+impl WritableTensor for PeftTensor {
+    fn dtype(&self) -> DType {
+        match self {
+            Self::Parameter(reader) => reader.dtype(),
+            Self::Value(value) => value.dtype(),
+        }
+    }
+
+    fn shape(&self) -> Vec<usize> {
+        match self {
+            Self::Parameter(reader) => reader.shape.clone(),
+            Self::Value(value) => value.shape().to_vec(),
+        }
+    }
+
+    fn bytes(&self) -> Cow<'_, [u8]> {
+        match self {
+            Self::Parameter(reader) => WritableTensor::bytes(reader),
+            Self::Value(value) => Cow::Borrowed(value.as_bytes()),
+        }
+    }
 }
 
 fn check_given(model: &TransformerDecoder, config: &LoRAConfig, dir: &Path) -> Result<()> {
@@ -322,6 +401,7 @@ fn save(
     model: &TransformerDecoder,
     name: &str,
     base_model: Option<&str>,
+    base_shift: BaseShift,
     dir: &Path,
 ) -> Result<()> {
     let refused = |message: String| Error::Adapter {
@@ -337,17 +417,27 @@ fn save(
         );
         return Err(refused(message));
     }
-    let config = in_hf_names(model, name, &config)?;
+    let mut config = in_hf_names(model, name, &config)?;
+    let is_converted = base_shift == BaseShift::Converted && config.init.shifts_base();
+    if is_converted {
+        config = conversion::config(&config, &settings_of_model(model, name));
+    } else if matches!(config.init, Init::PissaRandomized { .. }) {
+        return Err(refused(RANDOM_SHIFT.into()));
+    }
     let text = serde_json::to_string_pretty(&config::to_json(&config, base_model))
         .expect("a JSON value serialises");
     let keys = PeftKeys::of(model, name);
     let readers = state_readers(model).into_iter();
-    let named: Vec<_> = readers
-        .filter_map(|reader| {
-            let beside = || base_name(&reader.key, model);
-            Some((keys.theirs(&reader.key).or_else(beside)?, reader))
-        })
-        .collect();
+    let named = readers.filter_map(|reader| {
+        let beside = || base_name(&reader.key, model);
+        let name = keys.theirs(&reader.key).or_else(beside)?;
+        Some((name, PeftTensor::Parameter(reader)))
+    });
+    let mut named: IndexMap<String, PeftTensor> = named.collect();
+    if is_converted {
+        let factors = conversion::factors(model, name, &keys).into_iter();
+        named.extend(factors.map(|(name, value)| (name, PeftTensor::Value(value))));
+    }
     create_dir(dir)?;
     write_tensors(named, &dir.join(WEIGHTS_FILE))?;
     write_text(&dir.join(CONFIG_FILE), &text)
@@ -399,6 +489,7 @@ fn translated(config: &LoRAConfig) -> LoRAConfig {
     new.targets = targets(&config.targets);
     new.exclude = config.exclude.as_ref().map(targets);
     new.modules_to_save = config.modules_to_save.iter().map(name).collect();
+    new.modules_to_keep = config.modules_to_keep.iter().map(name).collect();
     let keys = |(key, value): (&String, &usize)| (name(key), *value);
     new.rank_pattern = config.rank_pattern.iter().map(keys).collect();
     let keys = |(key, value): (&String, &f64)| (name(key), *value);

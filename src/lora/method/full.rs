@@ -51,7 +51,10 @@ impl Method for Full {
         if layer.has_bias {
             params.push(trained_bias(layer, "bias"));
         }
+        let params = params.into_iter();
         params
+            .map(|spec| spec.trained(settings.trains_layer))
+            .collect()
     }
 
     fn add_update(

@@ -5,9 +5,11 @@ use burn::module::Param;
 use burn::tensor::module::embedding;
 use burn::tensor::{DType, Int, Tensor};
 
-use super::{FirstValue, Kept, LayerKind, LayerShape, Method, ParamSpec};
+use super::{FirstValue, Kept, LayerKind, LayerParams, LayerShape, Method, ParamSpec};
 use crate::lora::adapter::{AdapterSettings, LoRAAdapter};
 use crate::lora::config::Init;
+use crate::lora::init::{FirstValues, olora, pissa};
+use crate::lora::linalg::Decomposition;
 use crate::lora::plain::{PlainLinear, untracked};
 use crate::ops::{DropoutMask, dropout, linear, lora_linear};
 
@@ -18,8 +20,11 @@ pub static LORA: LoRA = LoRA;
 #[derive(Debug)]
 pub struct LoRA;
 
-pub(in crate::lora) const LORA_A: &str = "lora_a.weight";
-pub(in crate::lora) const LORA_B: &str = "lora_b.weight";
+pub(crate) const LORA_A: &str = "lora_a.weight";
+pub(crate) const LORA_B: &str = "lora_b.weight";
+/// What an adapter that begins with a part of the base began with.
+pub(crate) const SHIFT_A: &str = "shift_a.weight";
+pub(crate) const SHIFT_B: &str = "shift_b.weight";
 const LORA_B_BIAS: &str = "lora_b.bias";
 
 impl Method for LoRA {
@@ -43,6 +48,7 @@ impl Method for LoRA {
         y: Tensor<2>,
         mask: Option<DropoutMask>,
     ) -> Tensor<2> {
+        let y = shifted(adapter, &x, y);
         let x = match mask {
             None => x,
             Some(mask) => dropout(x, mask),
@@ -59,8 +65,8 @@ impl Method for LoRA {
         mask: Option<DropoutMask>,
     ) -> Tensor<2> {
         let update = [adapter.matrix(LORA_A), adapter.matrix(LORA_B)];
-        let y = lora_linear(x, base.weight.val(), update, adapter.scale(), mask);
-        add_bias(adapter, y)
+        let y = lora_linear(x.clone(), base.weight.val(), update, adapter.scale(), mask);
+        add_bias(adapter, shifted(adapter, &x, y))
     }
 
     fn embed(
@@ -103,6 +109,16 @@ pub(super) fn factors(layer: &LayerShape, settings: &AdapterSettings) -> Vec<Par
         ParamSpec::matrix(LORA_A, a, shapes[0], first_a).trained(!settings.freeze_a),
         ParamSpec::matrix(LORA_B, b, shapes[1], first_b),
     ];
+    if layer.kind == LayerKind::Linear
+        && let Some(pair) = shift_of(settings.init)
+    {
+        let kept = |name, shape, index| {
+            let first = FirstValue::PairOfLayer(pair, index);
+            ParamSpec::matrix(name, "", shape, first).trained(false)
+        };
+        params.push(kept(SHIFT_A, shapes[0], 0));
+        params.push(kept(SHIFT_B, shapes[1], 1));
+    }
     if settings.lora_bias && layer.kind == LayerKind::Linear {
         let bias = ParamSpec::vector(LORA_B_BIAS, "lora_B.bias", rows, FirstValue::Zeros);
         params.push(bias);
@@ -119,11 +135,70 @@ fn first_factors(layer: &LayerShape, settings: &AdapterSettings) -> [FirstValue;
             let std = 1.0 / settings.rank as f64;
             [FirstValue::Normal(std), FirstValue::Zeros]
         }
-        _ => {
-            let k = 1.0 / (columns as f64).sqrt();
-            [FirstValue::Uniform(k), FirstValue::Zeros]
-        }
+        (_, Init::Orthogonal) => [FirstValue::Orthogonal(0), FirstValue::Orthogonal(1)],
+        (_, init) => match shift_of(init) {
+            Some(pair) => [0, 1].map(|index| FirstValue::PairOfLayer(pair, index)),
+            None => {
+                let k = 1.0 / (columns as f64).sqrt();
+                [FirstValue::Uniform(k), FirstValue::Zeros]
+            }
+        },
     }
+}
+
+/// The part of a base that an adapter begins with.
+type Pair = fn(&LayerParams, &AdapterSettings) -> [Tensor<2>; 2];
+
+fn shift_of(init: Init) -> Option<Pair> {
+    match init {
+        Init::Pissa | Init::PissaRandomized { .. } => Some(principal_part),
+        Init::Olora => Some(leading_basis),
+        Init::Kaiming | Init::Gaussian | Init::Orthogonal => None,
+    }
+}
+
+fn principal_part(layer: &LayerParams, settings: &AdapterSettings) -> [Tensor<2>; 2] {
+    let decomposition = match settings.init {
+        Init::PissaRandomized { iterations } => Decomposition::Randomized {
+            iterations,
+            seed: 0,
+        },
+        _ => Decomposition::Exact,
+    };
+    let first = pissa(
+        first_weight(layer),
+        settings.rank,
+        settings.scale(),
+        decomposition,
+    );
+    factors_of(first)
+}
+
+fn leading_basis(layer: &LayerParams, settings: &AdapterSettings) -> [Tensor<2>; 2] {
+    factors_of(olora(first_weight(layer), settings.rank))
+}
+
+fn first_weight(layer: &LayerParams) -> Tensor<2> {
+    let weight = layer.weight.as_ref().expect("a linear layer has a weight");
+    untracked(weight.val()).cast(DType::F32)
+}
+
+/// # Panics
+/// If the weight holds NaN or infinite numbers.
+fn factors_of(first: crate::Result<FirstValues>) -> [Tensor<2>; 2] {
+    match first {
+        Ok(first) => [first.a, first.b],
+        Err(error) => panic!("the base weight cannot be decomposed: {error}"),
+    }
+}
+
+/// Takes what the adapter began with off the output: the base has lost it.
+fn shifted(adapter: &LoRAAdapter, x: &Tensor<2>, y: Tensor<2>) -> Tensor<2> {
+    let [Some(a), Some(b)] = [SHIFT_A, SHIFT_B].map(|name| adapter.matrix_param(name)) else {
+        return y;
+    };
+    let down = linear(x.clone(), a.val()) * -adapter.scale();
+    y + linear(down, b.val())
 }
 
 /// The bias of `B` is scaled as its product is.
@@ -145,13 +220,18 @@ pub(in crate::lora) fn merged_bias(adapter: &LoRAAdapter) -> Option<Tensor<1>> {
 
 /// `s·B·A` in f32 without a graph, in the layout of the layer's weight: an embedding's is `s·(B·A)ᵀ`.
 pub(in crate::lora) fn update(adapter: &LoRAAdapter, kind: LayerKind) -> Tensor<2> {
-    let f32 = |name| untracked(adapter.matrix(name)).cast(DType::F32);
-    let (a, b) = (f32(LORA_A), f32(LORA_B));
-    let product = match kind {
+    let f32 = |name| Some(untracked(adapter.matrix_param(name)?.val()).cast(DType::F32));
+    let product = |a: Tensor<2>, b: Tensor<2>| match kind {
         LayerKind::Embedding => linear(a.transpose(), b),
         _ => linear(b, a.transpose()),
     };
-    product * adapter.scale()
+    let [a, b] = [LORA_A, LORA_B].map(|name| f32(name).expect("a LoRA has both factors"));
+    let trained = product(a, b);
+    let update = match (f32(SHIFT_A), f32(SHIFT_B)) {
+        (Some(a), Some(b)) => trained - product(a, b),
+        _ => trained,
+    };
+    update * adapter.scale()
 }
 
 /// `s·B·A` of the tokens' one-hot vectors, `[tokens, dim]`.

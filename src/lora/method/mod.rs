@@ -24,7 +24,8 @@ pub(crate) use full::FULL_WEIGHT;
 pub use full::{BIAS, FULL};
 pub(super) use full::{TRAINED_BIAS, trained_bias};
 pub use lora::LORA;
-pub(super) use lora::{LORA_A, LORA_B, merged_bias};
+pub(super) use lora::merged_bias;
+pub(crate) use lora::{LORA_A, LORA_B, SHIFT_A, SHIFT_B};
 pub use token_rows::TOKEN_ROWS;
 
 /// The methods that this crate brings.
@@ -152,7 +153,7 @@ impl LayerShape {
 pub struct ParamSpec {
     /// The end of the state-dict key: `lora_a.weight`.
     pub name: &'static str,
-    /// The end of the name in PEFT's files: `lora_A.weight`.
+    /// The end of the name in PEFT's files: `lora_A.weight`; empty if they do not have it.
     pub peft_name: &'static str,
     /// The shape, of one or two dimensions.
     pub shape: Vec<usize>,
@@ -222,6 +223,10 @@ pub enum FirstValue {
     Normal(f64),
     /// A matrix that follows from the layer, f32 and without a graph.
     MatrixOfLayer(fn(&LayerParams, &AdapterSettings) -> Tensor<2>),
+    /// One of two matrices that follow from the layer together, the one of this index.
+    PairOfLayer(fn(&LayerParams, &AdapterSettings) -> [Tensor<2>; 2], usize),
+    /// One of an orthogonal pair of a linear layer, `A` or `B`.
+    Orthogonal(usize),
     /// A vector that follows from the layer, f32 and without a graph.
     VectorOfLayer(fn(&LayerParams, &AdapterSettings) -> Tensor<1>),
 }

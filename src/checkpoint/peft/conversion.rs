@@ -1,0 +1,62 @@
+//! Adapters that begin with a part of their base (PiSSA, OLoRA) as plain ones, for the base as it was.
+
+use burn::tensor::{Tensor, TensorData};
+use indexmap::IndexMap;
+
+use super::LayerSettings;
+use super::keys::PeftKeys;
+use crate::adapter::{adapter_layers, to_host};
+use crate::llama::TransformerDecoder;
+use crate::llama::names::to_hf;
+use crate::lora::{Init, LORA_A, LORA_B, LoRAAdapter, LoRAConfig, SHIFT_A, SHIFT_B, key_prefix};
+
+/// The configuration of twice the rank and the same scale.
+pub(super) fn config(config: &LoRAConfig, layers: &LayerSettings) -> LoRAConfig {
+    let factor = if config.use_rslora { 2f64.sqrt() } else { 2.0 };
+    let mut new = config.clone().with_init(Init::Kaiming);
+    new.rank *= 2;
+    new.alpha *= factor;
+    (new.rank_pattern, new.alpha_pattern) = (IndexMap::new(), IndexMap::new());
+    // What began with no part of its base (an embedding) has the rank that it had. The first match counts.
+    for (path, settings) in layers {
+        if settings.method == config.method && !settings.begins_with_base {
+            let name = to_hf(path).expect("an adapted layer has a name");
+            new.rank_pattern.insert(name.clone(), settings.rank);
+            new.alpha_pattern.insert(name, settings.alpha);
+        }
+    }
+    let ranks = config.rank_pattern.iter();
+    new.rank_pattern
+        .extend(ranks.map(|(key, rank)| (key.clone(), 2 * rank)));
+    let alphas = config.alpha_pattern.iter();
+    new.alpha_pattern
+        .extend(alphas.map(|(key, alpha)| (key.clone(), factor * alpha)));
+    new
+}
+
+/// `[A; A₀]` and `[B, -B₀]` of every layer that has them, by their names in PEFT's files.
+pub(super) fn factors(
+    model: &TransformerDecoder,
+    adapter: &str,
+    keys: &PeftKeys,
+) -> Vec<(String, TensorData)> {
+    let mut factors = Vec::new();
+    for (path, layer) in adapter_layers(model, adapter) {
+        let Some([a, b]) = converted(&layer) else {
+            continue;
+        };
+        for (name, value) in [(LORA_A, a), (LORA_B, b)] {
+            let key = format!("{}{name}", key_prefix(&path, adapter));
+            let name = keys.theirs(&key).expect("a factor has a name");
+            factors.push((name, to_host(value)));
+        }
+    }
+    factors
+}
+
+fn converted(layer: &LoRAAdapter) -> Option<[Tensor<2>; 2]> {
+    let value = |name| Some(layer.matrix_param(name)?.val().set_require_grad(false));
+    let a = Tensor::cat(vec![value(LORA_A)?, value(SHIFT_A)?], 0);
+    let b = Tensor::cat(vec![value(LORA_B)?, -value(SHIFT_B)?], 1);
+    Some([a, b])
+}
