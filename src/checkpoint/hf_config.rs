@@ -35,6 +35,7 @@ struct HfConfig {
     rope_theta: Option<f64>,
     rope_scaling: Option<HfRope>,
     rope_parameters: Option<HfRope>,
+    original_max_position_embeddings: Option<usize>,
     #[serde(default)]
     tie_word_embeddings: bool,
     #[serde(default)]
@@ -197,6 +198,9 @@ impl HfConfig {
         let older = self.rope_scaling.filter(|rope| *rope != HfRope::default());
         let rope = older.or(self.rope_parameters).unwrap_or_default();
         let rope_base = rope.rope_theta.or(self.rope_theta);
+        // Beside the scaling it has precedence over the one in it.
+        let outer = self.original_max_position_embeddings;
+        let original_max = outer.or(rope.original_max_position_embeddings);
         Ok(LlamaConfig {
             model_type: kind.model_type,
             vocab_size: self.vocab_size,
@@ -212,7 +216,7 @@ impl HfConfig {
             sliding_window,
             norm_eps: self.rms_norm_eps.unwrap_or(RMS_NORM_EPS),
             rope_base: rope_base.unwrap_or(ROPE_THETA),
-            rope_scaling: rope.scaling(max)?,
+            rope_scaling: rope.scaling(original_max.unwrap_or(max))?,
             tie_embeddings: self.tie_word_embeddings,
             qkv_bias: has_bias || kind.model_type == ModelType::Qwen2,
             output_proj_bias: has_bias,
@@ -244,8 +248,8 @@ impl OneOrMany {
 }
 
 impl HfRope {
-    /// The scaling of a model of `max` positions.
-    fn scaling(&self, max: usize) -> Result<Option<RopeScaling>, String> {
+    /// The scaling of a model that was first trained for `original_max` positions.
+    fn scaling(&self, original_max: usize) -> Result<Option<RopeScaling>, String> {
         let need = |value: Option<f64>, name: &str| {
             value.ok_or_else(|| format!("the rope scaling has no {name}"))
         };
@@ -259,7 +263,7 @@ impl HfRope {
                 factor: need(self.factor, "factor")?,
                 low_freq_factor: need(self.low_freq_factor, "low_freq_factor")?,
                 high_freq_factor: need(self.high_freq_factor, "high_freq_factor")?,
-                original_max_seq_len: self.original_max_position_embeddings.unwrap_or(max),
+                original_max_seq_len: original_max,
             })),
             Some(other) => Err(format!(
                 "rope type `{other}` is not one of default, linear, llama3"
@@ -525,18 +529,45 @@ mod tests {
         assert_eq!(read("llama", both, &[]).rope_base, 5e4);
     }
 
+    /// As in transformers 5, whichever name the scaling has.
     #[test]
-    fn llama3_scaling_begins_at_the_models_own_length_by_default() {
-        let rope = json!({"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0});
-        let config = read("llama", json!({"rope_scaling": rope}), &[]);
-        let Some(RopeScaling::Llama3 {
-            original_max_seq_len,
-            ..
-        }) = config.rope_scaling
-        else {
-            panic!("{:?}", config.rope_scaling)
+    fn where_llama3_scaling_begins() {
+        let length = json!({"original_max_position_embeddings": 64});
+        let other = json!({"original_max_position_embeddings": 32});
+        let none = json!({"original_max_position_embeddings": null});
+        let empty = json!({});
+        for (outside, inside, expected) in [
+            (&empty, &empty, 4096),
+            (&empty, &length, 64),
+            (&length, &empty, 64),
+            (&length, &other, 64),
+            (&none, &other, 32),
+            (&none, &none, 4096),
+        ] {
+            for name in ["rope_scaling", "rope_parameters"] {
+                let found = original_length(name, outside, inside);
+                assert_eq!(found, expected, "{name}: {outside}, {inside}");
+            }
+        }
+    }
+
+    /// That of a model with these keys outside of a llama3 scaling and in it.
+    fn original_length(scaling: &str, outside: &Value, inside: &Value) -> usize {
+        let mut rope = json!({"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0});
+        let extend = |to: &mut Value, with: &Value| {
+            let fields = to.as_object_mut().unwrap();
+            fields.extend(with.as_object().unwrap().clone());
         };
-        assert_eq!(original_max_seq_len, 4096);
+        extend(&mut rope, inside);
+        let mut config = json!({ scaling: rope });
+        extend(&mut config, outside);
+        match read("llama", config, &[]).rope_scaling {
+            Some(RopeScaling::Llama3 {
+                original_max_seq_len,
+                ..
+            }) => original_max_seq_len,
+            other => panic!("{other:?}"),
+        }
     }
 
     #[test]

@@ -64,6 +64,9 @@ CONFIGS = {
     "Llama, empty old rope beside new": (
         LINEAR, {"rope_parameters": DEFAULT_ROPE, "rope_scaling": {}, "rope_theta": 2e4}, []),
     "Llama 3.1, no original length": ("Llama 3.1", {"rope_parameters": BARE_LLAMA3}, []),
+    "Llama 3.1, original length outside": (
+        "Llama 3.1", {"rope_parameters": BARE_LLAMA3, "original_max_position_embeddings": 32}, []),
+    "Llama 3.1, two original lengths": ("Llama 3.1", {"original_max_position_embeddings": 32}, []),
     "Llama, sliding_window": (LINEAR, {"sliding_window": 8}, []),
     "Llama, defaults": (LINEAR, {}, DEFAULTS),
     "Mistral, no window": ("Mistral", {"sliding_window": None}, []),
