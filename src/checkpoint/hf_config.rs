@@ -30,6 +30,8 @@ struct HfConfig {
     sliding_window: Option<Option<usize>>,
     #[serde(default)]
     use_sliding_window: bool,
+    max_window_layers: Option<usize>,
+    layer_types: Option<Vec<String>>,
     rms_norm_eps: Option<f64>,
     hidden_act: Option<String>,
     rope_theta: Option<f64>,
@@ -117,6 +119,10 @@ static QWEN2: Kind = Kind {
 static KINDS: [&Kind; 3] = [&LLAMA, &MISTRAL, &QWEN2];
 
 const SLIDING_WINDOW: usize = 4096;
+/// How many layers of a Qwen2 have no window.
+const MAX_WINDOW_LAYERS: usize = 28;
+/// What `layer_types` calls a layer that has one.
+const SLIDING: &str = "sliding_attention";
 const RMS_NORM_EPS: f64 = 1e-6;
 const ROPE_THETA: f64 = 1e4;
 
@@ -230,11 +236,20 @@ impl HfConfig {
     fn window(&self, model_type: ModelType) -> Option<usize> {
         let is_used = match model_type {
             ModelType::Mistral => true,
-            ModelType::Qwen2 => self.use_sliding_window,
+            ModelType::Qwen2 => self.use_sliding_window && self.has_sliding_layer(),
             ModelType::Llama => false,
         };
         let window = self.sliding_window.unwrap_or(Some(SLIDING_WINDOW));
         window.filter(|_| is_used)
+    }
+
+    /// Whether a Qwen2 has a layer with a window: by `layer_types`, else those from `max_window_layers` on.
+    fn has_sliding_layer(&self) -> bool {
+        let full = self.max_window_layers.unwrap_or(MAX_WINDOW_LAYERS);
+        match &self.layer_types {
+            Some(types) => types.iter().any(|layer| layer == SLIDING),
+            None => full < self.num_hidden_layers,
+        }
     }
 }
 
@@ -454,6 +469,33 @@ mod tests {
         }
         let long = |with| read("mistral", with, &["max_position_embeddings"]).context_len();
         assert_eq!((long(default), long(none)), (4096, 131_072));
+    }
+
+    /// As in transformers 5.
+    #[test]
+    fn a_window_that_no_layer_has_bounds_nothing() {
+        let (full, sliding) = (json!("full_attention"), json!("sliding_attention"));
+        for (with, expected) in [
+            (json!({"num_hidden_layers": 28}), 4096),
+            (json!({"num_hidden_layers": 29}), 1024),
+            (json!({"max_window_layers": 32}), 4096),
+            (json!({"max_window_layers": 31}), 1024),
+            (
+                json!({"max_window_layers": 0, "layer_types": [full, full]}),
+                4096,
+            ),
+            (
+                json!({"max_window_layers": 32, "layer_types": [full, sliding]}),
+                1024,
+            ),
+            (json!({"layer_types": null}), 1024),
+        ] {
+            let mut used = json!({"sliding_window": 1024, "use_sliding_window": true});
+            let fields = used.as_object_mut().unwrap();
+            fields.extend(with.as_object().unwrap().clone());
+            let found = read("qwen2", used, &[]).context_len();
+            assert_eq!(found, expected, "{with}");
+        }
     }
 
     /// Only some layers of a Qwen2 have it.

@@ -73,6 +73,10 @@ CONFIGS = {
     "Mistral, attention_bias": ("Mistral", {"attention_bias": True}, []),
     "Mistral, defaults": ("Mistral", {}, [*DEFAULTS, "sliding_window"]),
     "Qwen2, no use_sliding_window": ("Qwen2", {"sliding_window": 8}, ["use_sliding_window", "layer_types"]),
+    "Qwen2, window on no layer": (
+        "Qwen2", {"sliding_window": 8, "use_sliding_window": True, "max_window_layers": 3}, ["layer_types"]),
+    "Qwen2, full layer types": (
+        "Qwen2", {"sliding_window": 8, "use_sliding_window": True, "max_window_layers": 0}, []),
     "Qwen2, attention_bias": ("Qwen2", {"attention_bias": True}, []),
     "Qwen2, defaults": ("Qwen2", {}, [*DEFAULTS, "use_sliding_window", "layer_types"]),
 }
