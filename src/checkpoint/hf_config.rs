@@ -123,6 +123,8 @@ const SLIDING_WINDOW: usize = 4096;
 const MAX_WINDOW_LAYERS: usize = 28;
 /// What `layer_types` calls a layer that has one.
 const SLIDING: &str = "sliding_attention";
+/// The activation's names.
+const SILU: [&str; 2] = ["silu", "swish"];
 const RMS_NORM_EPS: f64 = 1e-6;
 const ROPE_THETA: f64 = 1e4;
 
@@ -178,7 +180,8 @@ impl ModelTypeField {
 
 impl HfConfig {
     fn require_llama_like(&self) -> Result<(), String> {
-        if let Some(act) = self.hidden_act.as_ref().filter(|act| *act != "silu") {
+        let other = |act: &&String| !SILU.contains(&act.as_str());
+        if let Some(act) = self.hidden_act.as_ref().filter(other) {
             return Err(format!("hidden_act `{act}` is not supported; only silu is"));
         }
         if self.mlp_bias {
@@ -338,7 +341,7 @@ pub(super) fn to_json(config: &LlamaConfig, dtype: DType) -> String {
         },
         sliding_window: is_mistral.then_some(config.sliding_window),
         rms_norm_eps: config.norm_eps,
-        hidden_act: "silu",
+        hidden_act: SILU[0],
         rope_theta: config.rope_base,
         rope_scaling: config.rope_scaling.as_ref().map(scaling_to_json),
         tie_word_embeddings: config.tie_embeddings,
@@ -635,6 +638,12 @@ mod tests {
             let linear = RopeScaling::Linear { factor: 2.0 };
             assert_eq!(config.rope_scaling, Some(linear), "{kind}");
         }
+    }
+
+    #[test]
+    fn swish_is_silu() {
+        let config = read("llama", json!({"hidden_act": "swish"}), &[]);
+        assert_eq!(config, LlamaConfig::llama2_7b());
     }
 
     #[test]

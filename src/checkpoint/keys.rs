@@ -3,6 +3,9 @@
 /// Prefix of PEFT's keys in front of Hugging Face's module names.
 const PEFT_PREFIX: &str = "base_model.model.";
 
+/// What stands before the modules of the model below its head.
+const MODEL_PREFIX: &str = "model.";
+
 /// Modules outside of the layers: ours, Hugging Face's.
 const MODEL: [(&str, &str); 3] = [
     ("tok_embeddings", "model.embed_tokens"),
@@ -42,10 +45,12 @@ pub(super) fn to_hf(key: &str) -> Option<String> {
     Some(format!("{}.{parameter}", module_to_hf(module)?))
 }
 
-/// The reverse of [`to_hf`].
+/// The reverse of [`to_hf`]; also for the model saved without its head, whose names have no `model.`.
 pub(super) fn from_hf(key: &str) -> Option<String> {
     let (module, parameter) = key.rsplit_once('.')?;
-    Some(format!("{}.{parameter}", module_from_hf(module)?))
+    let ours =
+        module_from_hf(module).or_else(|| module_from_hf(&format!("{MODEL_PREFIX}{module}")));
+    Some(format!("{}.{parameter}", ours?))
 }
 
 /// `layers.0.attn.q_proj.lora_a.weight` to
@@ -181,6 +186,19 @@ mod tests {
             assert_eq!(base_to_peft(ours, adapted), Some(key));
         }
         assert_eq!(base_to_peft("norm.weight", false), None);
+    }
+
+    #[test]
+    fn the_model_may_be_saved_without_its_head() {
+        for (theirs, ours) in [
+            ("embed_tokens.weight", "tok_embeddings.weight"),
+            ("layers.3.mlp.up_proj.weight", "layers.3.mlp.w3.weight"),
+            ("norm.weight", "norm.weight"),
+            ("lm_head.weight", "output.weight"),
+        ] {
+            assert_eq!(from_hf(theirs).as_deref(), Some(ours));
+        }
+        assert_eq!(from_hf("model.lm_head.weight"), None);
     }
 
     #[test]

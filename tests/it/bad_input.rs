@@ -464,6 +464,45 @@ fn tables_of_the_rotary_embedding_are_passed_over() {
     assert!(report.unexpected.is_empty(), "{report:?}");
 }
 
+/// As `LlamaModel.save_pretrained` writes them, with the head that a whole model needs.
+#[test]
+fn weights_of_the_model_without_its_head_load() {
+    let dir = copy_of("gqa");
+    let rename = |values: &mut StateDict| {
+        let bare = |key: String| key.strip_prefix("model.").unwrap_or(&key).to_owned();
+        let old = std::mem::take(values);
+        values.extend(old.into_iter().map(|(key, value)| (bare(key), value)));
+    };
+    tensors::edit_values(&dir.path().join(WEIGHTS), rename);
+    let mut model = base_model();
+    let expected = state_dict(&model);
+    load_hf(&mut model, dir.path()).unwrap();
+    assert_eq!(state_dict(&model), expected);
+
+    tensors::edit_values(&dir.path().join(WEIGHTS), |values| {
+        values.remove("lm_head.weight");
+    });
+    let error = refused(&mut model, dir.path(), |m| load_hf(m, dir.path()));
+    assert_variant!(error, Keys);
+    assert_says(&error, &["1 missing key(s): lm_head.weight"]);
+}
+
+#[test]
+fn one_weight_under_two_names() {
+    let (dir, error) = tensors::error_of_base(|path| {
+        tensors::edit_values(path, |values| {
+            let norm = values["model.norm.weight"].clone();
+            values.insert("norm.weight".into(), norm);
+        });
+    });
+    assert_variant!(error, Format);
+    assert_names(&error, dir.path());
+    assert_says(
+        &error,
+        &["`model.norm.weight` and `norm.weight` are names of one weight"],
+    );
+}
+
 #[test]
 fn a_misspelt_key_names_the_one_that_is_missing() {
     let (good, bad) = (

@@ -63,6 +63,7 @@ CONFIGS = {
         LINEAR, {"rope_parameters": DEFAULT_ROPE, "rope_scaling": OLD_ROPE, "rope_theta": 2e4}, []),
     "Llama, empty old rope beside new": (
         LINEAR, {"rope_parameters": DEFAULT_ROPE, "rope_scaling": {}, "rope_theta": 2e4}, []),
+    "Llama, swish": (LINEAR, {"hidden_act": "swish"}, []),
     "Llama 3.1, no original length": ("Llama 3.1", {"rope_parameters": BARE_LLAMA3}, []),
     "Llama 3.1, original length outside": (
         "Llama 3.1", {"rope_parameters": BARE_LLAMA3, "original_max_position_embeddings": 32}, []),
@@ -83,6 +84,8 @@ CONFIGS = {
 # What the file of a tied model holds as output, times the embedding, and whether it holds the embedding.
 TWO_OUTPUTS = "another output"
 OUTPUTS = {"the embedding twice": (1, True), "the embedding as output": (1, False), TWO_OUTPUTS: (2, True)}
+# How the keys of a file are written, and what is left out of it.
+KEYS = {"without model.": (LINEAR, []), "a tied model without its head": ("Llama 3.2, tied", ["lm_head.weight"])}
 EMBEDDED = "changed embeddings in its file"
 ADAPTERS = {
     "all linear layers": {"target_modules": "all-linear"},
@@ -191,6 +194,16 @@ def check_output(program, folder, name):
     yield "base", check_base(program, folder, ids)
 
 
+def check_keys(program, folder, name):
+    """A file whose keys are those of the model without its head, beside which the head may stand."""
+    model, left_out = KEYS[name]
+    ids = prepare(folder, model)
+    path = folder / "model.safetensors"
+    tensors = {k.removeprefix("model."): v for k, v in load_file(path).items() if k not in left_out}
+    save_file(tensors, path, {"format": "pt"})
+    yield "base", check_base(program, folder, ids)
+
+
 def refusal(model, adapter):
     """What must be said of a case that this crate does not do."""
     if adapter == "lm_head" and MODELS[model][2].get("tie_word_embeddings"):
@@ -212,7 +225,9 @@ def main(program):
     warnings.filterwarnings("ignore", category=FutureWarning)  # transformers' own
     warnings.filterwarnings("ignore", category=UserWarning, module=r"peft\b")
     wrong = 0
-    for check, names in [(check_model, MODELS), (check_config, CONFIGS), (check_output, OUTPUTS)]:
+    checks = [
+        (check_model, MODELS), (check_config, CONFIGS), (check_output, OUTPUTS), (check_keys, KEYS)]
+    for check, names in checks:
         for name in names:
             with tempfile.TemporaryDirectory() as folder:
                 for case, result in check(program, Path(folder), name):
