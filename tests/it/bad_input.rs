@@ -1857,6 +1857,37 @@ fn the_optimizer_state_of_another_rank() {
     assert_says(&error, &[key, "[256]", "expects [512]"]);
 }
 
+/// As PyTorch has them, and in no other shape of as many elements.
+#[test]
+fn moments_of_two_dimensions() {
+    let name = "layers.0.attn.q_proj.lora_a.weight";
+    let reshape = |dir: &Path, shape: [usize; 2]| {
+        tensors::edit_values(&dir.join("optimizer.safetensors"), |values| {
+            for moment in ["exp_avg", "exp_avg_sq"] {
+                let value = values.get_mut(&format!("{name}.{moment}")).unwrap();
+                let (bytes, _, dtype) = value.clone().into_parts();
+                *value = TensorData::from_bytes(bytes, shape, dtype);
+            }
+        });
+    };
+    let (_, error) = error_of_checkpoint(|dir| reshape(dir, [64, 8]));
+    assert_variant!(error, Shape);
+    assert_says(&error, &[name, "[64, 8]", "expects [512]"]);
+}
+
+#[test]
+fn a_step_that_is_no_count() {
+    let key = "layers.0.attn.q_proj.lora_a.weight.step";
+    let (dir, error) = error_of_checkpoint(|dir| {
+        tensors::edit_values(&dir.join("optimizer.safetensors"), |values| {
+            values.insert(key.into(), TensorData::new(vec![0.5f32], [1]));
+        });
+    });
+    assert_variant!(error, Format);
+    assert_names(&error, &dir.join("optimizer.safetensors"));
+    assert_says(&error, &[key, "is 0.5, not the number"]);
+}
+
 #[test]
 fn an_incomplete_optimizer_state() {
     let key = "layers.0.attn.q_proj.lora_a.weight.step";
