@@ -33,6 +33,14 @@ struct Index {
     weight_map: BTreeMap<String, String>,
 }
 
+/// What programs tell of a model before they open a shard.
+#[derive(Serialize)]
+struct IndexMetadata {
+    total_parameters: usize,
+    /// The bytes of all tensors.
+    total_size: usize,
+}
+
 /// Reads the sizes of a model from `config.json` in `dir`.
 ///
 /// # Errors
@@ -169,6 +177,10 @@ fn save_hf_in_shards(model: &TransformerDecoder, dir: &Path, max_bytes: u64) -> 
         .map(StateReader::dtype)
         .next()
         .unwrap_or(DType::F32);
+    let metadata = IndexMetadata {
+        total_parameters: readers.iter().map(num_elements).sum(),
+        total_size: readers.iter().map(num_bytes).sum(),
+    };
     let shards = split(readers, max_bytes);
     let count = shards.len();
     let mut index = BTreeMap::new();
@@ -185,7 +197,7 @@ fn save_hf_in_shards(model: &TransformerDecoder, dir: &Path, max_bytes: u64) -> 
     // read every shard that there is.
     let files: BTreeSet<String> = index.values().cloned().collect();
     if count > 1 {
-        write_index(dir, index)?;
+        write_index(dir, &metadata, index)?;
         remove_stale(&dir.join(SINGLE_FILE))?;
     } else {
         remove_stale(&dir.join(INDEX_FILE))?;
@@ -264,9 +276,13 @@ fn remove_stale(path: &Path) -> Result<()> {
     }
 }
 
-fn write_index(dir: &Path, weight_map: BTreeMap<String, String>) -> Result<()> {
+fn write_index(
+    dir: &Path,
+    metadata: &IndexMetadata,
+    weight_map: BTreeMap<String, String>,
+) -> Result<()> {
     let index = Index {
-        metadata: serde_json::json!({}),
+        metadata: serde_json::json!(metadata),
         weight_map,
     };
     let text = serde_json::to_string_pretty(&index).expect("a map of strings serialises");
@@ -278,7 +294,7 @@ fn split(readers: Vec<StateReader>, max_bytes: u64) -> Vec<Vec<StateReader>> {
     let mut shards: Vec<Vec<StateReader>> = Vec::new();
     let mut room = 0;
     for reader in readers {
-        let bytes = (reader.shape.iter().product::<usize>() * reader.dtype().size()) as u64;
+        let bytes = num_bytes(&reader) as u64;
         match shards.last_mut() {
             Some(shard) if bytes <= room => {
                 room -= bytes;
@@ -291,6 +307,14 @@ fn split(readers: Vec<StateReader>, max_bytes: u64) -> Vec<Vec<StateReader>> {
         }
     }
     shards
+}
+
+fn num_elements(reader: &StateReader) -> usize {
+    reader.shape.iter().product()
+}
+
+fn num_bytes(reader: &StateReader) -> usize {
+    num_elements(reader) * reader.dtype().size()
 }
 
 fn hf_name(key: &str) -> String {
@@ -331,6 +355,19 @@ mod tests {
         let mut again = read_hf_config(dir.path()).unwrap().init(&device);
         load_hf(&mut again, dir.path()).unwrap();
         assert_eq!(state_dict(&again), state_dict(&model));
+    }
+
+    #[test]
+    fn an_index_tells_the_size_of_the_model() {
+        let model = config().init(&Device::default());
+        let dir = tempfile::tempdir().unwrap();
+        save_hf_in_shards(&model, dir.path(), 4000).unwrap();
+        let index = read_text(&dir.path().join(INDEX_FILE)).unwrap();
+        let index: Value = serde_json::from_str(&index).unwrap();
+        let values = state_dict(&model);
+        let total: usize = values.values().map(|value| value.num_elements()).sum();
+        let metadata = serde_json::json!({"total_parameters": total, "total_size": 4 * total});
+        assert_eq!(index["metadata"], metadata);
     }
 
     #[test]
