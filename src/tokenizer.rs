@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
-use crate::files::{create_dir, read_text, write_atomic};
+use crate::files::{create_dir, read_bytes, read_text, write_atomic};
 use crate::{Error, Result};
 
 const BOS_NAMES: [&str; 3] = ["<s>", "<|begin_of_text|>", "<bos>"];
@@ -71,7 +71,7 @@ impl Tokenizer {
     /// that the file does not have.
     pub fn from_file(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
-        let bytes = fs::read(path).map_err(Error::io(path))?;
+        let bytes = read_bytes(path)?;
         let config = Config::beside(path)?;
         match is_json(&bytes) {
             true => Self::from_json(&bytes, path, config),
@@ -347,7 +347,7 @@ pub fn copy_tokenizer(from: impl AsRef<Path>, to: impl AsRef<Path>) -> Result<()
 
 /// The usual name of a tokenizer's file.
 fn kind_of(path: &Path) -> Result<&'static str> {
-    let bytes = fs::read(path).map_err(Error::io(path))?;
+    let bytes = read_bytes(path)?;
     Ok(match is_json(&bytes) {
         true => JSON_FILE,
         false => SENTENCEPIECE_FILE,

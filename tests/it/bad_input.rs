@@ -17,6 +17,7 @@ use burn_peft::data::{Batch, Sample, check_vocab, load_alpaca};
 use burn_peft::generate::{GenerateOptions, generate};
 use burn_peft::llama::{LlamaConfig, TransformerDecoder};
 use burn_peft::lora::{AttnModule, LoRAConfig, LoRALinear};
+use burn_peft::tokenizer::Tokenizer;
 use burn_peft::training::recipe::RecipeConfig;
 use burn_peft::training::{MetricsLog, RunDir, Summary, Trainer};
 use burn_peft::{Error, Result};
@@ -1910,11 +1911,29 @@ fn a_checkpoint_with_a_broken_adapter() {
 }
 
 #[test]
-fn a_pointer_in_the_place_of_a_large_file() {
-    let dir = copy_of("gqa");
-    let pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n";
-    fs::write(dir.path().join(WEIGHTS), pointer).unwrap();
-    let error = refused(&mut base_model(), dir.path(), |m| load_hf(m, dir.path()));
-    assert_variant!(error, Format);
-    assert_says(&error, &["pointer of Git LFS", "`git lfs pull`"]);
+fn a_pointer_in_the_place_of_a_file() {
+    let read_tokenizer = |dir: &Path| Tokenizer::from_dir(dir).map(drop);
+    let load = |dir: &Path| load_hf(&mut base_model(), dir).map(drop);
+    type Read<'a> = &'a dyn Fn(&Path) -> Result<()>;
+    let readers: [(&str, Read); 7] = [
+        (WEIGHTS, &load),
+        (INDEX, &load),
+        ("config.json", &|dir| read_hf_config(dir).map(drop)),
+        ("tokenizer.json", &read_tokenizer),
+        ("tokenizer.model", &read_tokenizer),
+        (ADAPTER_CONFIG, &|dir| read_peft_config(dir).map(drop)),
+        ("records.json", &|dir| {
+            load_alpaca(dir.join("records.json")).map(drop)
+        }),
+    ];
+    for (file, read) in readers {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join(file);
+        let pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n";
+        fs::write(&path, pointer).unwrap();
+        let error = read(dir.path()).unwrap_err();
+        assert_variant!(error, Format);
+        assert_names(&error, &path);
+        assert_says(&error, &["pointer of Git LFS", "`git lfs pull`"]);
+    }
 }
