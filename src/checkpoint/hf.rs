@@ -41,13 +41,27 @@ struct IndexMetadata {
     total_size: usize,
 }
 
-/// Reads the sizes of a model from `config.json` in `dir`.
+/// Reads the sizes of a model from `config.json` in `dir`. The tokens that end a text are those of the
+/// `generation_config.json` beside it, if there is one: none if it names none, as in transformers.
 ///
 /// # Errors
-/// [`Error::Io`] if the file cannot be read; [`Error::Format`] if it is malformed or describes a
+/// [`Error::Io`] if a file cannot be read; [`Error::Format`] if one is malformed or describes a
 /// model that is not Llama-like.
 pub fn read_hf_config(dir: impl AsRef<Path>) -> Result<LlamaConfig> {
-    let path = dir.as_ref().join(CONFIG_FILE);
+    let config = read_model_config(dir.as_ref())?;
+    let path = dir.as_ref().join(GENERATION_FILE);
+    if !path.exists() {
+        return Ok(config);
+    }
+    Ok(LlamaConfig {
+        eos_token_ids: hf_config::parse_ends(&read_text(&path)?, &path)?,
+        ..config
+    })
+}
+
+/// What `config.json` alone says.
+fn read_model_config(dir: &Path) -> Result<LlamaConfig> {
+    let path = dir.join(CONFIG_FILE);
     hf_config::parse(&read_text(&path)?, &path)
 }
 
@@ -154,10 +168,11 @@ fn shard_path(dir: &Path, index: &Path, shard: &str) -> Result<PathBuf> {
 
 /// Writes a model without adapters as a Hugging Face folder that transformers, vLLM and llama.cpp
 /// load; files above 5 GB are split. Merge or remove adapters first. Weights that an earlier save left in
-/// the folder are replaced, or removed if they have other names.
+/// the folder are replaced, or removed if they have other names. A `generation_config.json` that is there gets
+/// the tokens that end a text for this model.
 ///
 /// # Errors
-/// [`Error::Io`] if the folder cannot be written.
+/// [`Error::Io`] if the folder cannot be written, [`Error::Format`] if its `generation_config.json` is malformed.
 ///
 /// # Panics
 /// If the model holds an adapter.
@@ -206,7 +221,12 @@ fn save_hf_in_shards(model: &TransformerDecoder, dir: &Path, max_bytes: u64) -> 
     write_text(
         &dir.join(CONFIG_FILE),
         &hf_config::to_json(&model.config, dtype),
-    )
+    )?;
+    let generation = dir.join(GENERATION_FILE);
+    match generation.exists() {
+        true => write_generation(&generation, &generation, &model.config.eos_token_ids),
+        false => Ok(()),
+    }
 }
 
 /// Copies how a model generates (`generation_config.json`: temperature, tokens that end a text) into the folder
@@ -221,26 +241,25 @@ pub fn copy_generation_config(from: impl AsRef<Path>, to: impl AsRef<Path>) -> R
     if !path.exists() {
         return Ok(());
     }
-    let text = read_text(&path)?;
-    let mut fields: serde_json::Map<String, Value> =
-        serde_json::from_str(&text).map_err(|error| Error::format(&path, error))?;
-    let mut ends = match fields.remove("eos_token_id") {
-        None | Some(Value::Null) => Vec::new(),
-        Some(Value::Array(ids)) => ids,
-        Some(id) => vec![id],
-    };
-    for id in read_hf_config(to)?.eos_token_ids {
-        if !ends.contains(&id.into()) {
-            ends.push(id.into());
+    let mut ends = hf_config::parse_ends(&read_text(&path)?, &path)?;
+    for id in read_model_config(to)?.eos_token_ids {
+        if !ends.contains(&id) {
+            ends.push(id);
         }
     }
-    match &ends[..] {
-        [] => {}
-        [id] => drop(fields.insert("eos_token_id".into(), id.clone())),
-        _ => drop(fields.insert("eos_token_id".into(), ends.into())),
-    }
+    write_generation(&path, &to.join(GENERATION_FILE), &ends)
+}
+
+/// Writes the generation settings of one file to another, with these tokens for the end of a text.
+fn write_generation(from: &Path, to: &Path, ends: &[u32]) -> Result<()> {
+    let fields = serde_json::from_str(&read_text(from)?);
+    let mut fields: serde_json::Map<String, Value> =
+        fields.map_err(|error| Error::format(from, error))?;
+    fields.shift_remove("eos_token_id");
+    let ends = hf_config::ends_to_json(ends);
+    fields.extend(ends.map(|ends| ("eos_token_id".to_owned(), ends)));
     let text = serde_json::to_string_pretty(&fields).expect("JSON serialises");
-    write_text(&to.join(GENERATION_FILE), &(text + "\n"))
+    write_text(to, &(text + "\n"))
 }
 
 fn shard_name(number: usize, count: usize) -> String {
@@ -370,6 +389,48 @@ mod tests {
         assert_eq!(index["metadata"], metadata);
     }
 
+    /// As in transformers 5.
+    #[test]
+    fn a_generation_config_decides_what_ends_a_text() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join(GENERATION_FILE);
+        let mut model = config().init(&Device::default());
+        model.config.eos_token_ids = vec![2];
+        save_hf(&model, dir.path()).unwrap();
+        let ends = || read_hf_config(dir.path()).map(|config| config.eos_token_ids);
+        assert_eq!(ends().unwrap(), [2]);
+        for (text, expected) in [
+            (r#"{"eos_token_id": 7}"#, &[7][..]),
+            (r#"{"eos_token_id": [7, 2], "temperature": 0.6}"#, &[7, 2]),
+            (r#"{"temperature": 0.6}"#, &[]),
+            (r#"{"eos_token_id": null}"#, &[]),
+            (r#"{"eos_token_id": -1}"#, &[]),
+        ] {
+            std::fs::write(&path, text).unwrap();
+            assert_eq!(ends().unwrap(), expected, "{text}");
+        }
+        for text in ["{", "[]", r#"{"eos_token_id": "</s>"}"#] {
+            std::fs::write(&path, text).unwrap();
+            let error = ends().unwrap_err().to_string();
+            assert!(error.contains(GENERATION_FILE), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_model_saved_over_another_ends_a_text_as_before() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join(GENERATION_FILE);
+        let mut model = config().init(&Device::default());
+        for ends in [vec![7], vec![], vec![2, 7]] {
+            std::fs::write(&path, r#"{"eos_token_id": 5, "temperature": 0.6}"#).unwrap();
+            model.config.eos_token_ids = ends;
+            save_hf(&model, dir.path()).unwrap();
+            assert_eq!(read_hf_config(dir.path()).unwrap(), model.config);
+            let kept: Value = serde_json::from_str(&read_text(&path).unwrap()).unwrap();
+            assert_eq!(kept["temperature"], 0.6);
+        }
+    }
+
     #[test]
     fn what_ends_a_text_is_added_to_a_generation_config() {
         let [from, to] = [(); 2].map(|()| tempfile::tempdir().unwrap());
@@ -394,7 +455,7 @@ mod tests {
         assert_eq!(copied(Value::Null, &[7]), 7);
         assert_eq!(copied(Value::Null, &[]), Value::Null);
 
-        std::fs::write(file(&from), "[").unwrap();
+        std::fs::write(file(&from), "{").unwrap();
         let error = copy_generation_config(&from, &to).unwrap_err().to_string();
         assert!(error.contains(GENERATION_FILE), "{error}");
         std::fs::remove_file(file(&from)).unwrap();

@@ -45,11 +45,26 @@ struct HfConfig {
     #[serde(default)]
     mlp_bias: bool,
     #[serde(default, deserialize_with = "given")]
-    bos_token_id: Option<Option<u32>>,
+    bos_token_id: Option<Option<TokenId>>,
     #[serde(default, deserialize_with = "given")]
     eos_token_id: Option<Option<OneOrMany>>,
-    /// -1 in some files, for none.
-    pad_token_id: Option<i64>,
+    pad_token_id: Option<TokenId>,
+}
+
+/// What is read of `generation_config.json`.
+#[derive(Debug, Deserialize)]
+struct HfGeneration {
+    eos_token_id: Option<OneOrMany>,
+}
+
+/// The id of a token; -1 in some files, for none.
+#[derive(Debug, Clone, Copy, Deserialize)]
+struct TokenId(i64);
+
+impl TokenId {
+    fn known(self) -> Option<u32> {
+        u32::try_from(self.0).ok()
+    }
 }
 
 /// A value of a key that is there, which may be null. Without the key there is none, and the model type's
@@ -76,8 +91,8 @@ struct HfRope {
 #[derive(Debug, Deserialize)]
 #[serde(untagged)]
 enum OneOrMany {
-    One(u32),
-    Many(Vec<u32>),
+    One(TokenId),
+    Many(Vec<TokenId>),
 }
 
 /// A model type, with what transformers 5 takes for keys that a file does not have.
@@ -89,7 +104,7 @@ struct Kind {
     /// None: as many as query heads.
     num_key_value_heads: Option<usize>,
     /// The ids of BOS and EOS.
-    special_ids: Option<[u32; 2]>,
+    special_ids: Option<[TokenId; 2]>,
 }
 
 static LLAMA: Kind = Kind {
@@ -98,7 +113,7 @@ static LLAMA: Kind = Kind {
     architecture: "LlamaForCausalLM",
     max_position_embeddings: 2048,
     num_key_value_heads: None,
-    special_ids: Some([1, 2]),
+    special_ids: Some([TokenId(1), TokenId(2)]),
 };
 static MISTRAL: Kind = Kind {
     model_type: ModelType::Mistral,
@@ -106,7 +121,7 @@ static MISTRAL: Kind = Kind {
     architecture: "MistralForCausalLM",
     max_position_embeddings: 131_072,
     num_key_value_heads: Some(8),
-    special_ids: Some([1, 2]),
+    special_ids: Some([TokenId(1), TokenId(2)]),
 };
 static QWEN2: Kind = Kind {
     model_type: ModelType::Qwen2,
@@ -165,6 +180,23 @@ pub(super) fn parse(text: &str, path: &Path) -> Result<LlamaConfig> {
         other => other,
     })?;
     Ok(config)
+}
+
+/// Reads the tokens that end a text from the text of a `generation_config.json`.
+pub(super) fn parse_ends(text: &str, path: &Path) -> Result<Vec<u32>> {
+    let generation = serde_json::from_str(text);
+    let generation: HfGeneration = generation.map_err(|error| Error::format(path, error))?;
+    let ends = generation.eos_token_id;
+    Ok(ends.map_or_else(Vec::new, OneOrMany::into_vec))
+}
+
+/// How a file names the tokens that end a text; none if there are none.
+pub(super) fn ends_to_json(ids: &[u32]) -> Option<serde_json::Value> {
+    match ids {
+        [] => None,
+        [id] => Some((*id).into()),
+        ids => Some(ids.into()),
+    }
 }
 
 impl ModelTypeField {
@@ -229,9 +261,9 @@ impl HfConfig {
             tie_embeddings: self.tie_word_embeddings,
             qkv_bias: has_bias || kind.model_type == ModelType::Qwen2,
             output_proj_bias: has_bias,
-            bos_token_id: self.bos_token_id.unwrap_or(bos),
+            bos_token_id: self.bos_token_id.unwrap_or(bos).and_then(TokenId::known),
             eos_token_ids: eos.map_or_else(Vec::new, OneOrMany::into_vec),
-            pad_token_id: self.pad_token_id.and_then(|id| u32::try_from(id).ok()),
+            pad_token_id: self.pad_token_id.and_then(TokenId::known),
         })
     }
 
@@ -258,10 +290,11 @@ impl HfConfig {
 
 impl OneOrMany {
     fn into_vec(self) -> Vec<u32> {
-        match self {
+        let ids = match self {
             Self::One(id) => vec![id],
             Self::Many(ids) => ids,
-        }
+        };
+        ids.into_iter().filter_map(TokenId::known).collect()
     }
 }
 
@@ -348,11 +381,7 @@ pub(super) fn to_json(config: &LlamaConfig, dtype: DType) -> String {
         attention_bias: config.output_proj_bias,
         mlp_bias: false,
         bos_token_id: config.bos_token_id,
-        eos_token_id: match &config.eos_token_ids[..] {
-            [] => None,
-            [id] => Some((*id).into()),
-            ids => Some(ids.into()),
-        },
+        eos_token_id: ends_to_json(&config.eos_token_ids),
         pad_token_id: config.pad_token_id,
         torch_dtype: match dtype {
             DType::F16 => "float16",
@@ -438,6 +467,16 @@ mod tests {
         fields.extend(with.as_object().unwrap().clone());
         fields.retain(|key, _| !without.contains(&key.as_str()));
         parse(&config.to_string(), Path::new("config.json")).unwrap()
+    }
+
+    #[test]
+    fn ids_below_zero_are_none() {
+        let config = read(
+            "llama",
+            json!({"bos_token_id": -1, "eos_token_id": [-1, 7]}),
+            &[],
+        );
+        assert_eq!((config.bos_token_id, config.eos_token_ids), (None, vec![7]));
     }
 
     #[test]

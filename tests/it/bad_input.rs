@@ -1915,10 +1915,14 @@ fn a_pointer_in_the_place_of_a_file() {
     let read_tokenizer = |dir: &Path| Tokenizer::from_dir(dir).map(drop);
     let load = |dir: &Path| load_hf(&mut base_model(), dir).map(drop);
     type Read<'a> = &'a dyn Fn(&Path) -> Result<()>;
-    let readers: [(&str, Read); 7] = [
+    let readers: [(&str, Read); 8] = [
         (WEIGHTS, &load),
         (INDEX, &load),
         ("config.json", &|dir| read_hf_config(dir).map(drop)),
+        ("generation_config.json", &|dir| {
+            fs::copy(golden("gqa/config.json"), dir.join("config.json")).unwrap();
+            read_hf_config(dir).map(drop)
+        }),
         ("tokenizer.json", &read_tokenizer),
         ("tokenizer.model", &read_tokenizer),
         (ADAPTER_CONFIG, &|dir| read_peft_config(dir).map(drop)),
