@@ -1,15 +1,15 @@
 //! Text to token ids and back.
 //!
 //! One type, [`Tokenizer`], reads both files that a Llama comes with: Hugging Face's
-//! `tokenizer.json` and the SentencePiece `tokenizer.model` of Meta's releases. The second is
-//! brought into the form of the first when it is read, so both run on the same engine and a text
-//! has the same ids whichever file it was encoded with.
+//! `tokenizer.json` and the SentencePiece `tokenizer.model` of Meta's releases. Each joins pieces as the library
+//! does that it comes from, which may differ where a text can be joined in several ways of equal score.
 
 mod sentencepiece;
 
 use std::fmt;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use serde::Deserialize;
 
@@ -49,6 +49,8 @@ const BEFORE: &str = "\n";
 #[derive(Clone)]
 pub struct Tokenizer {
     inner: tokenizers::Tokenizer,
+    /// What encodes in place of `inner`, for a SentencePiece model.
+    sentencepiece: Option<Arc<sentencepiece::Encoder>>,
     origin: PathBuf,
     vocab_size: usize,
     bos_id: Option<u32>,
@@ -73,10 +75,15 @@ impl Tokenizer {
         let path = path.as_ref();
         let bytes = read_bytes(path)?;
         let config = Config::beside(path)?;
-        match is_json(&bytes) {
-            true => Self::from_json(&bytes, path, config),
-            false => Self::from_json(&sentencepiece::to_json(&bytes, path)?, path, config),
+        if is_json(&bytes) {
+            return Self::from_json(&bytes, path, config);
         }
+        let model = sentencepiece::parse(&bytes, path)?;
+        let json = sentencepiece::to_json(&model);
+        Ok(Self {
+            sentencepiece: Some(Arc::new(sentencepiece::Encoder::new(&model))),
+            ..Self::from_json(&json, path, config)?
+        })
     }
 
     /// Reads the tokenizer of a model folder: `tokenizer.json` if it is there, else
@@ -127,6 +134,9 @@ impl Tokenizer {
     /// [`Error::Format`] if the vocabulary has no token for a piece of the text and no unknown
     /// token either.
     pub fn encode(&self, text: &str) -> Result<Vec<u32>> {
+        if let Some(encoder) = &self.sentencepiece {
+            return Ok(encoder.encode(text));
+        }
         let encoding = self
             .inner
             .encode_fast(text, false)
@@ -236,6 +246,7 @@ impl Tokenizer {
             eos_id: named(&config.eos_token)?.or_else(|| first(&EOS_NAMES)),
             pad_id: first(&PAD_NAMES).unwrap_or(0),
             origin: origin.to_owned(),
+            sentencepiece: None,
             inner,
         })
     }

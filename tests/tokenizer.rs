@@ -278,6 +278,7 @@ fn extra_spaces_go_where_the_model_says_so() {
     };
     let tokenizer = from_model(&model).unwrap();
     assert!(tokenizer.encode("  ").unwrap().is_empty());
+    assert!(tokenizer.encode("\u{2581}").unwrap().is_empty());
     assert_eq!(
         tokenizer.encode("  hello   hello ").unwrap(),
         [id("\u{2581}hello"), id("\u{2581}hello")]
@@ -293,6 +294,92 @@ fn no_prefix_where_the_model_has_none() {
     let tokenizer = from_model(&model).unwrap();
     assert_eq!(tokenizer.encode("he").unwrap(), [id("he")]);
     assert_eq!(tokenizer.decode(&[id("\u{2581}he")]).unwrap(), " he");
+}
+
+/// Pieces of which many texts can be made in several ways.
+const TIED: [(&str, u64); 10] = [
+    ("ab", 1),
+    ("bc", 1),
+    ("abc", 1),
+    ("aa", 1),
+    ("aaa", 1),
+    ("\u{2581}", 1),
+    ("a", 1),
+    ("b", 1),
+    ("c", 1),
+    ("\u{2581}a", 1),
+];
+
+/// The ids are those of the sentencepiece package, version 0.2.3.
+#[test]
+fn of_equal_scores_the_leftmost_is_joined_first() {
+    let model = Model {
+        pieces: &TIED,
+        score: |_| 0.0,
+        ..Model::default()
+    };
+    let tokenizer = from_model(&model).unwrap();
+    let expected: [(&str, &[u32]); 8] = [
+        ("abc", &[268, 260]),
+        ("aaa", &[268, 262]),
+        ("aaaaa", &[268, 263, 265]),
+        ("bcabc", &[264, 260, 261]),
+        (" a", &[264, 268]),
+        (" ", &[264, 264]),
+        ("aé", &[268, 198, 172]),
+        ("", &[]),
+    ];
+    for (text, ids) in expected {
+        assert_eq!(tokenizer.encode(text).unwrap(), ids, "{text:?}");
+    }
+    // The first has a lower score by its sign alone.
+    let model = Model {
+        pieces: &[
+            ("ab", 1),
+            ("bc", 1),
+            ("a", 1),
+            ("b", 1),
+            ("c", 1),
+            ("\u{2581}", 1),
+        ],
+        score: |place| if place == 0 { -0.0 } else { 0.0 },
+        ..Model::default()
+    };
+    let tokenizer = from_model(&model).unwrap();
+    assert_eq!(tokenizer.encode("abc").unwrap(), [264, 261, 260]);
+}
+
+/// As in the sentencepiece package, version 0.2.3.
+#[test]
+fn pieces_that_are_only_steps_to_others_are_taken_apart() {
+    let model = Model {
+        pieces: &[
+            ("ab", 5),
+            ("abc", 1),
+            ("a", 1),
+            ("b", 1),
+            ("c", 1),
+            ("\u{2581}", 1),
+        ],
+        ..Model::default()
+    };
+    let tokenizer = from_model(&model).unwrap();
+    let encode = |text| tokenizer.encode(text).unwrap();
+    assert_eq!(encode("abc"), [264, 260]);
+    assert_eq!(encode("abb"), [264, 261, 262, 262]);
+}
+
+#[test]
+fn what_is_unknown_in_a_row_is_one_token() {
+    let model = Model {
+        byte_fallback: false,
+        ..Model::default()
+    };
+    let tokenizer = from_model(&model).unwrap();
+    assert_eq!(
+        tokenizer.encode("hexyheé").unwrap(),
+        [id("\u{2581}he"), 0, id("he"), 0]
+    );
 }
 
 #[test]
