@@ -197,10 +197,14 @@ impl Error {
         }
     }
 
-    /// The same error about keys or a shape, which a file rather than a value in memory had.
-    pub(crate) fn in_file(mut self, path: &Path) -> Self {
-        if let Self::Keys { origin, .. } | Self::Shape { origin, .. } = &mut self {
-            *origin = path.display().to_string();
+    /// The same error about keys, a shape or a value, which a file rather than a value in memory had.
+    pub(crate) fn in_file(mut self, file: &Path) -> Self {
+        match &mut self {
+            Self::Keys { origin, .. } | Self::Shape { origin, .. } => {
+                *origin = file.display().to_string();
+            }
+            Self::Format { path, .. } => *path = file.to_owned(),
+            _ => {}
         }
         self
     }

@@ -69,9 +69,32 @@ pub(crate) fn write_text(path: &Path, text: &str) -> Result<()> {
     })
 }
 
+/// How the file begins that stands for a large one in a Git checkout without Git LFS.
+const GIT_LFS: &[u8] = b"version https://git-lfs.github.com/";
+
+/// Refuses the bytes of a file that only stands for another one.
+pub(crate) fn require_content(bytes: &[u8], path: &Path) -> Result<()> {
+    match bytes.starts_with(GIT_LFS) {
+        true => {
+            let message = "a pointer of Git LFS, not the file itself; `git lfs pull` brings it";
+            Err(Error::format(path, message))
+        }
+        false => Ok(()),
+    }
+}
+
+/// Reads a file.
+pub(crate) fn read_bytes(path: &Path) -> Result<Vec<u8>> {
+    let bytes = fs::read(path).map_err(Error::io(path))?;
+    require_content(&bytes, path)?;
+    Ok(bytes)
+}
+
 /// Reads a text file.
 pub(crate) fn read_text(path: &Path) -> Result<String> {
-    fs::read_to_string(path).map_err(Error::io(path))
+    let text = fs::read_to_string(path).map_err(Error::io(path))?;
+    require_content(text.as_bytes(), path)?;
+    Ok(text)
 }
 
 /// Makes a folder and those above it.

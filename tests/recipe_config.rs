@@ -211,6 +211,12 @@ fn a_checkpoint_is_what_the_model_key_names() {
     let padded = llama("model: llama2_7b").unwrap();
     assert_eq!(padded.pad_token_id, Some(0));
 
+    // Nor does what ends a text.
+    let generation = dir.path().join("generation_config.json");
+    std::fs::write(&generation, r#"{"eos_token_id": [2, 7]}"#).unwrap();
+    let ended = llama("model: llama2_7b").unwrap();
+    assert_eq!(ended.eos_token_ids, [2, 7]);
+
     write(json(1e6));
     let error = llama("model: llama2_7b").unwrap_err().to_string();
     assert!(

@@ -192,8 +192,8 @@ fn other_end(tokenizer: &Tokenizer, llama: &LlamaConfig) -> Option<String> {
     let known = &llama.eos_token_ids;
     (!known.is_empty() && !known.contains(&eos)).then(|| {
         format!(
-            "answers end with token {eos}, the tokenizer's end of a text, but config.json names \
-             {known:?}; the merged model stops at both, a server of the adapter alone must be told"
+            "answers end with token {eos}, the tokenizer's end of a text, but the model's configuration \
+             names {known:?}; the merged model stops at both, a server of the adapter alone must be told"
         )
     })
 }

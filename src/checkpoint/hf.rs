@@ -34,13 +34,35 @@ struct Index {
     weight_map: BTreeMap<String, String>,
 }
 
-/// Reads the sizes of a model from `config.json` in `dir`.
+/// What programs tell of a model before they open a shard.
+#[derive(Serialize)]
+struct IndexMetadata {
+    total_parameters: usize,
+    /// The bytes of all tensors.
+    total_size: usize,
+}
+
+/// Reads the sizes of a model from `config.json` in `dir`. The tokens that end a text are those of the
+/// `generation_config.json` beside it, if there is one: none if it names none, as in transformers.
 ///
 /// # Errors
-/// [`Error::Io`] if the file cannot be read; [`Error::Format`] if it is malformed or describes a
+/// [`Error::Io`] if a file cannot be read; [`Error::Format`] if one is malformed or describes a
 /// model that is not Llama-like.
 pub fn read_hf_config(dir: impl AsRef<Path>) -> Result<LlamaConfig> {
-    let path = dir.as_ref().join(CONFIG_FILE);
+    let config = read_model_config(dir.as_ref())?;
+    let path = dir.as_ref().join(GENERATION_FILE);
+    if !path.exists() {
+        return Ok(config);
+    }
+    Ok(LlamaConfig {
+        eos_token_ids: hf_config::parse_ends(&read_text(&path)?, &path)?,
+        ..config
+    })
+}
+
+/// What `config.json` alone says.
+fn read_model_config(dir: &Path) -> Result<LlamaConfig> {
+    let path = dir.join(CONFIG_FILE);
     hf_config::parse(&read_text(&path)?, &path)
 }
 
@@ -148,11 +170,13 @@ fn shard_path(dir: &Path, index: &Path, shard: &str) -> Result<PathBuf> {
 
 /// Writes a model without adapters as a Hugging Face folder that transformers, vLLM and llama.cpp
 /// load; files above 5 GB are split. Merge or remove adapters first. Weights that an earlier save left in
-/// the folder are replaced, or removed if they have other names.
+/// the folder are replaced, or removed if they have other names. A `generation_config.json` that is there gets
+/// the tokens that end a text for this model.
 ///
 /// # Errors
-/// [`Error::Io`] if the folder cannot be written, [`Error::InvalidArgument`] if a merged adapter has brought a bias that
-/// the files of such a model have no place for, or if an adapter lies in the folder.
+/// [`Error::Io`] if the folder cannot be written, [`Error::Format`] if its `generation_config.json` is malformed,
+/// [`Error::InvalidArgument`] if a merged adapter has brought a bias that the files of such a model have no place for, or
+/// if an adapter lies in the folder.
 ///
 /// # Panics
 /// If the model holds an adapter.
@@ -174,6 +198,10 @@ fn save_hf_in_shards(model: &TransformerDecoder, dir: &Path, max_bytes: u64) -> 
         .map(StateReader::dtype)
         .next()
         .unwrap_or(DType::F32);
+    let metadata = IndexMetadata {
+        total_parameters: readers.iter().map(num_elements).sum(),
+        total_size: readers.iter().map(num_bytes).sum(),
+    };
     let shards = split(readers, max_bytes);
     let count = shards.len();
     let mut index = BTreeMap::new();
@@ -190,7 +218,7 @@ fn save_hf_in_shards(model: &TransformerDecoder, dir: &Path, max_bytes: u64) -> 
     // read every shard that there is.
     let files: BTreeSet<String> = index.values().cloned().collect();
     if count > 1 {
-        write_index(dir, index)?;
+        write_index(dir, &metadata, index)?;
         remove_stale(&dir.join(SINGLE_FILE))?;
     } else {
         remove_stale(&dir.join(INDEX_FILE))?;
@@ -199,7 +227,12 @@ fn save_hf_in_shards(model: &TransformerDecoder, dir: &Path, max_bytes: u64) -> 
     write_text(
         &dir.join(CONFIG_FILE),
         &hf_config::to_json(&model.config, dtype),
-    )
+    )?;
+    let generation = dir.join(GENERATION_FILE);
+    match generation.exists() {
+        true => write_generation(&generation, &generation, &model.config.eos_token_ids),
+        false => Ok(()),
+    }
 }
 
 /// transformers takes a folder with both for an adapter.
@@ -248,26 +281,25 @@ pub fn copy_generation_config(from: impl AsRef<Path>, to: impl AsRef<Path>) -> R
     if !path.exists() {
         return Ok(());
     }
-    let text = read_text(&path)?;
-    let mut fields: serde_json::Map<String, Value> =
-        serde_json::from_str(&text).map_err(|error| Error::format(&path, error))?;
-    let mut ends = match fields.remove("eos_token_id") {
-        None | Some(Value::Null) => Vec::new(),
-        Some(Value::Array(ids)) => ids,
-        Some(id) => vec![id],
-    };
-    for id in read_hf_config(to)?.eos_token_ids {
-        if !ends.contains(&id.into()) {
-            ends.push(id.into());
+    let mut ends = hf_config::parse_ends(&read_text(&path)?, &path)?;
+    for id in read_model_config(to)?.eos_token_ids {
+        if !ends.contains(&id) {
+            ends.push(id);
         }
     }
-    match &ends[..] {
-        [] => {}
-        [id] => drop(fields.insert("eos_token_id".into(), id.clone())),
-        _ => drop(fields.insert("eos_token_id".into(), ends.into())),
-    }
+    write_generation(&path, &to.join(GENERATION_FILE), &ends)
+}
+
+/// Writes the generation settings of one file to another, with these tokens for the end of a text.
+fn write_generation(from: &Path, to: &Path, ends: &[u32]) -> Result<()> {
+    let fields = serde_json::from_str(&read_text(from)?);
+    let mut fields: serde_json::Map<String, Value> =
+        fields.map_err(|error| Error::format(from, error))?;
+    fields.shift_remove("eos_token_id");
+    let ends = hf_config::ends_to_json(ends);
+    fields.extend(ends.map(|ends| ("eos_token_id".to_owned(), ends)));
     let text = serde_json::to_string_pretty(&fields).expect("JSON serialises");
-    write_text(&to.join(GENERATION_FILE), &(text + "\n"))
+    write_text(to, &(text + "\n"))
 }
 
 fn shard_name(number: usize, count: usize) -> String {
@@ -303,9 +335,13 @@ fn remove_stale(path: &Path) -> Result<()> {
     }
 }
 
-fn write_index(dir: &Path, weight_map: BTreeMap<String, String>) -> Result<()> {
+fn write_index(
+    dir: &Path,
+    metadata: &IndexMetadata,
+    weight_map: BTreeMap<String, String>,
+) -> Result<()> {
     let index = Index {
-        metadata: serde_json::json!({}),
+        metadata: serde_json::json!(metadata),
         weight_map,
     };
     let text = serde_json::to_string_pretty(&index).expect("a map of strings serialises");
@@ -317,7 +353,7 @@ fn split(readers: Vec<StateReader>, max_bytes: u64) -> Vec<Vec<StateReader>> {
     let mut shards: Vec<Vec<StateReader>> = Vec::new();
     let mut room = 0;
     for reader in readers {
-        let bytes = (reader.shape.iter().product::<usize>() * reader.dtype().size()) as u64;
+        let bytes = num_bytes(&reader) as u64;
         match shards.last_mut() {
             Some(shard) if bytes <= room => {
                 room -= bytes;
@@ -330,6 +366,14 @@ fn split(readers: Vec<StateReader>, max_bytes: u64) -> Vec<Vec<StateReader>> {
         }
     }
     shards
+}
+
+fn num_elements(reader: &StateReader) -> usize {
+    reader.shape.iter().product()
+}
+
+fn num_bytes(reader: &StateReader) -> usize {
+    num_elements(reader) * reader.dtype().size()
 }
 
 fn hf_name(key: &str) -> String {
@@ -373,6 +417,61 @@ mod tests {
     }
 
     #[test]
+    fn an_index_tells_the_size_of_the_model() {
+        let model = config().init(&Device::default());
+        let dir = tempfile::tempdir().unwrap();
+        save_hf_in_shards(&model, dir.path(), 4000).unwrap();
+        let index = read_text(&dir.path().join(INDEX_FILE)).unwrap();
+        let index: Value = serde_json::from_str(&index).unwrap();
+        let values = state_dict(&model);
+        let total: usize = values.values().map(|value| value.num_elements()).sum();
+        let metadata = serde_json::json!({"total_parameters": total, "total_size": 4 * total});
+        assert_eq!(index["metadata"], metadata);
+    }
+
+    /// As in transformers 5.
+    #[test]
+    fn a_generation_config_decides_what_ends_a_text() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join(GENERATION_FILE);
+        let mut model = config().init(&Device::default());
+        model.config.eos_token_ids = vec![2];
+        save_hf(&model, dir.path()).unwrap();
+        let ends = || read_hf_config(dir.path()).map(|config| config.eos_token_ids);
+        assert_eq!(ends().unwrap(), [2]);
+        for (text, expected) in [
+            (r#"{"eos_token_id": 7}"#, &[7][..]),
+            (r#"{"eos_token_id": [7, 2], "temperature": 0.6}"#, &[7, 2]),
+            (r#"{"temperature": 0.6}"#, &[]),
+            (r#"{"eos_token_id": null}"#, &[]),
+            (r#"{"eos_token_id": -1}"#, &[]),
+        ] {
+            std::fs::write(&path, text).unwrap();
+            assert_eq!(ends().unwrap(), expected, "{text}");
+        }
+        for text in ["{", "[]", r#"{"eos_token_id": "</s>"}"#] {
+            std::fs::write(&path, text).unwrap();
+            let error = ends().unwrap_err().to_string();
+            assert!(error.contains(GENERATION_FILE), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_model_saved_over_another_ends_a_text_as_before() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join(GENERATION_FILE);
+        let mut model = config().init(&Device::default());
+        for ends in [vec![7], vec![], vec![2, 7]] {
+            std::fs::write(&path, r#"{"eos_token_id": 5, "temperature": 0.6}"#).unwrap();
+            model.config.eos_token_ids = ends;
+            save_hf(&model, dir.path()).unwrap();
+            assert_eq!(read_hf_config(dir.path()).unwrap(), model.config);
+            let kept: Value = serde_json::from_str(&read_text(&path).unwrap()).unwrap();
+            assert_eq!(kept["temperature"], 0.6);
+        }
+    }
+
+    #[test]
     fn what_ends_a_text_is_added_to_a_generation_config() {
         let [from, to] = [(); 2].map(|()| tempfile::tempdir().unwrap());
         let file = |dir: &tempfile::TempDir| dir.path().join(GENERATION_FILE);
@@ -396,7 +495,7 @@ mod tests {
         assert_eq!(copied(Value::Null, &[7]), 7);
         assert_eq!(copied(Value::Null, &[]), Value::Null);
 
-        std::fs::write(file(&from), "[").unwrap();
+        std::fs::write(file(&from), "{").unwrap();
         let error = copy_generation_config(&from, &to).unwrap_err().to_string();
         assert!(error.contains(GENERATION_FILE), "{error}");
         std::fs::remove_file(file(&from)).unwrap();

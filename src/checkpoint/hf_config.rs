@@ -30,11 +30,14 @@ struct HfConfig {
     sliding_window: Option<Option<usize>>,
     #[serde(default)]
     use_sliding_window: bool,
+    max_window_layers: Option<usize>,
+    layer_types: Option<Vec<String>>,
     rms_norm_eps: Option<f64>,
     hidden_act: Option<String>,
     rope_theta: Option<f64>,
     rope_scaling: Option<HfRope>,
     rope_parameters: Option<HfRope>,
+    original_max_position_embeddings: Option<usize>,
     #[serde(default)]
     tie_word_embeddings: bool,
     #[serde(default)]
@@ -42,11 +45,26 @@ struct HfConfig {
     #[serde(default)]
     mlp_bias: bool,
     #[serde(default, deserialize_with = "given")]
-    bos_token_id: Option<Option<u32>>,
+    bos_token_id: Option<Option<TokenId>>,
     #[serde(default, deserialize_with = "given")]
     eos_token_id: Option<Option<OneOrMany>>,
-    /// -1 in some files, for none.
-    pad_token_id: Option<i64>,
+    pad_token_id: Option<TokenId>,
+}
+
+/// What is read of `generation_config.json`.
+#[derive(Debug, Deserialize)]
+struct HfGeneration {
+    eos_token_id: Option<OneOrMany>,
+}
+
+/// The id of a token; -1 in some files, for none.
+#[derive(Debug, Clone, Copy, Deserialize)]
+struct TokenId(i64);
+
+impl TokenId {
+    fn known(self) -> Option<u32> {
+        u32::try_from(self.0).ok()
+    }
 }
 
 /// A value of a key that is there, which may be null. Without the key there is none, and the model type's
@@ -73,8 +91,8 @@ struct HfRope {
 #[derive(Debug, Deserialize)]
 #[serde(untagged)]
 enum OneOrMany {
-    One(u32),
-    Many(Vec<u32>),
+    One(TokenId),
+    Many(Vec<TokenId>),
 }
 
 /// A model type, with what transformers 5 takes for keys that a file does not have.
@@ -86,7 +104,7 @@ struct Kind {
     /// None: as many as query heads.
     num_key_value_heads: Option<usize>,
     /// The ids of BOS and EOS.
-    special_ids: Option<[u32; 2]>,
+    special_ids: Option<[TokenId; 2]>,
 }
 
 static LLAMA: Kind = Kind {
@@ -95,7 +113,7 @@ static LLAMA: Kind = Kind {
     architecture: "LlamaForCausalLM",
     max_position_embeddings: 2048,
     num_key_value_heads: None,
-    special_ids: Some([1, 2]),
+    special_ids: Some([TokenId(1), TokenId(2)]),
 };
 static MISTRAL: Kind = Kind {
     model_type: ModelType::Mistral,
@@ -103,7 +121,7 @@ static MISTRAL: Kind = Kind {
     architecture: "MistralForCausalLM",
     max_position_embeddings: 131_072,
     num_key_value_heads: Some(8),
-    special_ids: Some([1, 2]),
+    special_ids: Some([TokenId(1), TokenId(2)]),
 };
 static QWEN2: Kind = Kind {
     model_type: ModelType::Qwen2,
@@ -116,6 +134,12 @@ static QWEN2: Kind = Kind {
 static KINDS: [&Kind; 3] = [&LLAMA, &MISTRAL, &QWEN2];
 
 const SLIDING_WINDOW: usize = 4096;
+/// How many layers of a Qwen2 have no window.
+const MAX_WINDOW_LAYERS: usize = 28;
+/// What `layer_types` calls a layer that has one.
+const SLIDING: &str = "sliding_attention";
+/// The activation's names.
+const SILU: [&str; 2] = ["silu", "swish"];
 const RMS_NORM_EPS: f64 = 1e-6;
 const ROPE_THETA: f64 = 1e4;
 
@@ -158,6 +182,23 @@ pub(super) fn parse(text: &str, path: &Path) -> Result<LlamaConfig> {
     Ok(config)
 }
 
+/// Reads the tokens that end a text from the text of a `generation_config.json`.
+pub(super) fn parse_ends(text: &str, path: &Path) -> Result<Vec<u32>> {
+    let generation = serde_json::from_str(text);
+    let generation: HfGeneration = generation.map_err(|error| Error::format(path, error))?;
+    let ends = generation.eos_token_id;
+    Ok(ends.map_or_else(Vec::new, OneOrMany::into_vec))
+}
+
+/// How a file names the tokens that end a text; none if there are none.
+pub(super) fn ends_to_json(ids: &[u32]) -> Option<serde_json::Value> {
+    match ids {
+        [] => None,
+        [id] => Some((*id).into()),
+        ids => Some(ids.into()),
+    }
+}
+
 impl ModelTypeField {
     /// The kind of model, if it is one that can be read.
     fn kind(&self) -> Result<&'static Kind, String> {
@@ -171,7 +212,8 @@ impl ModelTypeField {
 
 impl HfConfig {
     fn require_llama_like(&self) -> Result<(), String> {
-        if let Some(act) = self.hidden_act.as_ref().filter(|act| *act != "silu") {
+        let other = |act: &&String| !SILU.contains(&act.as_str());
+        if let Some(act) = self.hidden_act.as_ref().filter(other) {
             return Err(format!("hidden_act `{act}` is not supported; only silu is"));
         }
         if self.mlp_bias {
@@ -197,6 +239,9 @@ impl HfConfig {
         let older = self.rope_scaling.filter(|rope| *rope != HfRope::default());
         let rope = older.or(self.rope_parameters).unwrap_or_default();
         let rope_base = rope.rope_theta.or(self.rope_theta);
+        // Beside the scaling it has precedence over the one in it.
+        let outer = self.original_max_position_embeddings;
+        let original_max = outer.or(rope.original_max_position_embeddings);
         Ok(LlamaConfig {
             model_type: kind.model_type,
             vocab_size: self.vocab_size,
@@ -212,13 +257,13 @@ impl HfConfig {
             sliding_window,
             norm_eps: self.rms_norm_eps.unwrap_or(RMS_NORM_EPS),
             rope_base: rope_base.unwrap_or(ROPE_THETA),
-            rope_scaling: rope.scaling(max)?,
+            rope_scaling: rope.scaling(original_max.unwrap_or(max))?,
             tie_embeddings: self.tie_word_embeddings,
             qkv_bias: has_bias || kind.model_type == ModelType::Qwen2,
             output_proj_bias: has_bias,
-            bos_token_id: self.bos_token_id.unwrap_or(bos),
+            bos_token_id: self.bos_token_id.unwrap_or(bos).and_then(TokenId::known),
             eos_token_ids: eos.map_or_else(Vec::new, OneOrMany::into_vec),
-            pad_token_id: self.pad_token_id.and_then(|id| u32::try_from(id).ok()),
+            pad_token_id: self.pad_token_id.and_then(TokenId::known),
         })
     }
 
@@ -226,26 +271,36 @@ impl HfConfig {
     fn window(&self, model_type: ModelType) -> Option<usize> {
         let is_used = match model_type {
             ModelType::Mistral => true,
-            ModelType::Qwen2 => self.use_sliding_window,
+            ModelType::Qwen2 => self.use_sliding_window && self.has_sliding_layer(),
             ModelType::Llama => false,
         };
         let window = self.sliding_window.unwrap_or(Some(SLIDING_WINDOW));
         window.filter(|_| is_used)
     }
-}
 
-impl OneOrMany {
-    fn into_vec(self) -> Vec<u32> {
-        match self {
-            Self::One(id) => vec![id],
-            Self::Many(ids) => ids,
+    /// Whether a Qwen2 has a layer with a window: by `layer_types`, else those from `max_window_layers` on.
+    fn has_sliding_layer(&self) -> bool {
+        let full = self.max_window_layers.unwrap_or(MAX_WINDOW_LAYERS);
+        match &self.layer_types {
+            Some(types) => types.iter().any(|layer| layer == SLIDING),
+            None => full < self.num_hidden_layers,
         }
     }
 }
 
+impl OneOrMany {
+    fn into_vec(self) -> Vec<u32> {
+        let ids = match self {
+            Self::One(id) => vec![id],
+            Self::Many(ids) => ids,
+        };
+        ids.into_iter().filter_map(TokenId::known).collect()
+    }
+}
+
 impl HfRope {
-    /// The scaling of a model of `max` positions.
-    fn scaling(&self, max: usize) -> Result<Option<RopeScaling>, String> {
+    /// The scaling of a model that was first trained for `original_max` positions.
+    fn scaling(&self, original_max: usize) -> Result<Option<RopeScaling>, String> {
         let need = |value: Option<f64>, name: &str| {
             value.ok_or_else(|| format!("the rope scaling has no {name}"))
         };
@@ -259,7 +314,7 @@ impl HfRope {
                 factor: need(self.factor, "factor")?,
                 low_freq_factor: need(self.low_freq_factor, "low_freq_factor")?,
                 high_freq_factor: need(self.high_freq_factor, "high_freq_factor")?,
-                original_max_seq_len: self.original_max_position_embeddings.unwrap_or(max),
+                original_max_seq_len: original_max,
             })),
             Some(other) => Err(format!(
                 "rope type `{other}` is not one of default, linear, llama3"
@@ -319,18 +374,14 @@ pub(super) fn to_json(config: &LlamaConfig, dtype: DType) -> String {
         },
         sliding_window: is_mistral.then_some(config.sliding_window),
         rms_norm_eps: config.norm_eps,
-        hidden_act: "silu",
+        hidden_act: SILU[0],
         rope_theta: config.rope_base,
         rope_scaling: config.rope_scaling.as_ref().map(scaling_to_json),
         tie_word_embeddings: config.tie_embeddings,
         attention_bias: config.output_proj_bias,
         mlp_bias: false,
         bos_token_id: config.bos_token_id,
-        eos_token_id: match &config.eos_token_ids[..] {
-            [] => None,
-            [id] => Some((*id).into()),
-            ids => Some(ids.into()),
-        },
+        eos_token_id: ends_to_json(&config.eos_token_ids),
         pad_token_id: config.pad_token_id,
         torch_dtype: match dtype {
             DType::F16 => "float16",
@@ -419,6 +470,16 @@ mod tests {
     }
 
     #[test]
+    fn ids_below_zero_are_none() {
+        let config = read(
+            "llama",
+            json!({"bos_token_id": -1, "eos_token_id": [-1, 7]}),
+            &[],
+        );
+        assert_eq!((config.bos_token_id, config.eos_token_ids), (None, vec![7]));
+    }
+
+    #[test]
     fn a_padding_token_is_kept_if_it_is_one() {
         for (id, expected) in [(json!(0), Some(0)), (json!(-1), None), (json!(null), None)] {
             let found = read("llama", json!({ "pad_token_id": id }), &[]);
@@ -450,6 +511,33 @@ mod tests {
         }
         let long = |with| read("mistral", with, &["max_position_embeddings"]).context_len();
         assert_eq!((long(default), long(none)), (4096, 131_072));
+    }
+
+    /// As in transformers 5.
+    #[test]
+    fn a_window_that_no_layer_has_bounds_nothing() {
+        let (full, sliding) = (json!("full_attention"), json!("sliding_attention"));
+        for (with, expected) in [
+            (json!({"num_hidden_layers": 28}), 4096),
+            (json!({"num_hidden_layers": 29}), 1024),
+            (json!({"max_window_layers": 32}), 4096),
+            (json!({"max_window_layers": 31}), 1024),
+            (
+                json!({"max_window_layers": 0, "layer_types": [full, full]}),
+                4096,
+            ),
+            (
+                json!({"max_window_layers": 32, "layer_types": [full, sliding]}),
+                1024,
+            ),
+            (json!({"layer_types": null}), 1024),
+        ] {
+            let mut used = json!({"sliding_window": 1024, "use_sliding_window": true});
+            let fields = used.as_object_mut().unwrap();
+            fields.extend(with.as_object().unwrap().clone());
+            let found = read("qwen2", used, &[]).context_len();
+            assert_eq!(found, expected, "{with}");
+        }
     }
 
     /// Only some layers of a Qwen2 have it.
@@ -525,18 +613,45 @@ mod tests {
         assert_eq!(read("llama", both, &[]).rope_base, 5e4);
     }
 
+    /// As in transformers 5, whichever name the scaling has.
     #[test]
-    fn llama3_scaling_begins_at_the_models_own_length_by_default() {
-        let rope = json!({"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0});
-        let config = read("llama", json!({"rope_scaling": rope}), &[]);
-        let Some(RopeScaling::Llama3 {
-            original_max_seq_len,
-            ..
-        }) = config.rope_scaling
-        else {
-            panic!("{:?}", config.rope_scaling)
+    fn where_llama3_scaling_begins() {
+        let length = json!({"original_max_position_embeddings": 64});
+        let other = json!({"original_max_position_embeddings": 32});
+        let none = json!({"original_max_position_embeddings": null});
+        let empty = json!({});
+        for (outside, inside, expected) in [
+            (&empty, &empty, 4096),
+            (&empty, &length, 64),
+            (&length, &empty, 64),
+            (&length, &other, 64),
+            (&none, &other, 32),
+            (&none, &none, 4096),
+        ] {
+            for name in ["rope_scaling", "rope_parameters"] {
+                let found = original_length(name, outside, inside);
+                assert_eq!(found, expected, "{name}: {outside}, {inside}");
+            }
+        }
+    }
+
+    /// That of a model with these keys outside of a llama3 scaling and in it.
+    fn original_length(scaling: &str, outside: &Value, inside: &Value) -> usize {
+        let mut rope = json!({"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0});
+        let extend = |to: &mut Value, with: &Value| {
+            let fields = to.as_object_mut().unwrap();
+            fields.extend(with.as_object().unwrap().clone());
         };
-        assert_eq!(original_max_seq_len, 4096);
+        extend(&mut rope, inside);
+        let mut config = json!({ scaling: rope });
+        extend(&mut config, outside);
+        match read("llama", config, &[]).rope_scaling {
+            Some(RopeScaling::Llama3 {
+                original_max_seq_len,
+                ..
+            }) => original_max_seq_len,
+            other => panic!("{other:?}"),
+        }
     }
 
     #[test]
@@ -562,6 +677,12 @@ mod tests {
             let linear = RopeScaling::Linear { factor: 2.0 };
             assert_eq!(config.rope_scaling, Some(linear), "{kind}");
         }
+    }
+
+    #[test]
+    fn swish_is_silu() {
+        let config = read("llama", json!({"hidden_act": "swish"}), &[]);
+        assert_eq!(config, LlamaConfig::llama2_7b());
     }
 
     #[test]

@@ -3,6 +3,9 @@
 use crate::llama::names;
 pub(super) use crate::llama::names::to_hf as module_to_hf;
 
+/// What stands before the modules of the model below its head.
+const MODEL_PREFIX: &str = "model.";
+
 pub(super) const EMBEDDING: &str = "tok_embeddings.weight";
 pub(super) const OUTPUT: &str = "output.weight";
 
@@ -12,10 +15,12 @@ pub(super) fn to_hf(key: &str) -> Option<String> {
     Some(format!("{}.{parameter}", names::to_hf(module)?))
 }
 
-/// The reverse of [`to_hf`].
+/// The reverse of [`to_hf`]; also for the model saved without its head, whose names have no `model.`.
 pub(super) fn from_hf(key: &str) -> Option<String> {
     let (module, parameter) = key.rsplit_once('.')?;
-    Some(format!("{}.{parameter}", names::from_hf(module)?))
+    let ours =
+        names::from_hf(module).or_else(|| names::from_hf(&format!("{MODEL_PREFIX}{module}")));
+    Some(format!("{}.{parameter}", ours?))
 }
 
 #[cfg(test)]
@@ -35,6 +40,19 @@ mod tests {
         for (key, _) in get_params(&model).iter() {
             assert_eq!(from_hf(&to_hf(key).unwrap()).as_deref(), Some(key));
         }
+    }
+
+    #[test]
+    fn the_model_may_be_saved_without_its_head() {
+        for (theirs, ours) in [
+            ("embed_tokens.weight", "tok_embeddings.weight"),
+            ("layers.3.mlp.up_proj.weight", "layers.3.mlp.w3.weight"),
+            ("norm.weight", "norm.weight"),
+            ("lm_head.weight", "output.weight"),
+        ] {
+            assert_eq!(from_hf(theirs).as_deref(), Some(ours));
+        }
+        assert_eq!(from_hf("model.lm_head.weight"), None);
     }
 
     #[test]

@@ -12,7 +12,7 @@ use safetensors::tensor::{Metadata, SafeTensorError, SafeTensors, TensorInfo, Vi
 use safetensors::{Dtype, serialize_to_file};
 
 use crate::adapter::{StateDict, StateReader};
-use crate::files::write_atomic;
+use crate::files::{require_content, write_atomic};
 use crate::{Error, Result};
 
 /// An open safetensors file whose header has been checked against its length.
@@ -23,9 +23,6 @@ pub struct SafetensorsFile {
     metadata: Metadata,
     data_start: usize,
 }
-
-/// How the file begins that stands for a large one in a Git checkout without Git LFS.
-const GIT_LFS: &[u8] = b"version https://git-lfs.github.com/";
 
 impl SafetensorsFile {
     /// Opens a file and checks its header. No tensor is read.
@@ -39,15 +36,11 @@ impl SafetensorsFile {
         // SAFETY: the map is only read. A file that another process changes while it is mapped
         // gives wrong numbers or a signal, as for every program that maps checkpoints.
         let map = unsafe { Mmap::map(&file) }.map_err(Error::io(path))?;
+        require_content(&map, path)?;
         let broken = |error: SafeTensorError| {
-            let message = match map.starts_with(GIT_LFS) {
-                true => {
-                    "a pointer of Git LFS, not the file itself; `git lfs pull` brings it".into()
-                }
-                false => format!(
-                    "not a complete safetensors file ({error}); was the download or copy cut short?"
-                ),
-            };
+            let message = format!(
+                "not a complete safetensors file ({error}); was the download or copy cut short?"
+            );
             Error::format(path, message)
         };
         let (header_len, metadata) = SafeTensors::read_metadata(&map).map_err(broken)?;

@@ -53,6 +53,7 @@ impl Weights {
             }
             file.dtype(&name)?;
             let key = key_of(&name).unwrap_or_else(|| name.clone());
+            self.require_one(&key, &name, &file)?;
             let entry = Entry {
                 file: self.files.len(),
                 name,
@@ -62,6 +63,20 @@ impl Weights {
         }
         self.files.push(file);
         Ok(())
+    }
+
+    /// Of two names for one weight, with and without `model.` say, none is known to be right.
+    fn require_one(&self, key: &str, name: &str, file: &SafetensorsFile) -> Result<()> {
+        let other = self.entries.get(key).filter(|entry| entry.name != name);
+        let Some(other) = other else {
+            return Ok(());
+        };
+        let mut names = [name, &other.name];
+        names.sort();
+        let [first, second] = names;
+        let message =
+            format!("`{first}` and `{second}` are names of one weight; remove one of them");
+        Err(Error::format(file.path(), message))
     }
 
     /// Some programs save the embedding of a tied model as the output's weight too, or only so.

@@ -1,6 +1,7 @@
-//! Llama's SentencePiece `tokenizer.model` as a `tokenizer.json`.
+//! Llama's SentencePiece `tokenizer.model`: its own way to join pieces, and the rest as a `tokenizer.json`.
 
-use std::collections::{HashMap, HashSet};
+use std::cmp::{Ordering, Reverse};
+use std::collections::{BinaryHeap, HashMap, HashSet};
 use std::path::Path;
 
 use sentencepiece_model::{ModelType, SentencePiece, SentencePieceModel, Type};
@@ -11,11 +12,11 @@ use crate::{Error, Result};
 /// The character that SentencePiece writes for a space.
 const SPACE: &str = "\u{2581}";
 
-/// The `tokenizer.json` that does what the SentencePiece model in `bytes` does.
+/// Reads a model, if it is one of the kind that Llama uses.
 ///
 /// # Errors
-/// [`Error::Format`] if the bytes are no such model, or one of a kind that Llama does not use.
-pub(super) fn to_json(bytes: &[u8], origin: &Path) -> Result<Vec<u8>> {
+/// [`Error::Format`] if the bytes are no such model.
+pub(super) fn parse(bytes: &[u8], origin: &Path) -> Result<SentencePieceModel> {
     let model = SentencePieceModel::from_slice(bytes).map_err(|e| {
         let message = format!(
             "neither JSON nor a SentencePiece model ({e}); Llama 3's tokenizer.model is of \
@@ -30,10 +31,10 @@ pub(super) fn to_json(bytes: &[u8], origin: &Path) -> Result<Vec<u8>> {
         );
         Error::format(origin, message)
     })?;
-    Ok(converted(&model).to_string().into_bytes())
+    Ok(model)
 }
 
-/// `Err` with what the model has that [`converted`] would get wrong.
+/// `Err` with what the model has that [`Encoder`] would get wrong.
 fn check_supported(model: &SentencePieceModel) -> Result<(), String> {
     let trainer = model.trainer().cloned().unwrap_or_default();
     let normalizer = model.normalizer().cloned().unwrap_or_default();
@@ -43,6 +44,7 @@ fn check_supported(model: &SentencePieceModel) -> Result<(), String> {
     let objections = [
         (pieces.is_empty(), "the vocabulary is empty"),
         (distinct.len() < pieces.len(), "two pieces have one text"),
+        (unknown(model).is_none(), "no piece is the unknown one"),
         (trainer.model_type() != ModelType::Bpe, "not a BPE model"),
         (!identity, "it normalises characters"),
         (!normalizer.escape_whitespaces(), "it keeps spaces as such"),
@@ -61,41 +63,31 @@ fn check_supported(model: &SentencePieceModel) -> Result<(), String> {
     }
 }
 
-fn converted(model: &SentencePieceModel) -> Value {
-    let trainer = model.trainer().cloned().unwrap_or_default();
+/// The id of the piece that stands for what has none.
+fn unknown(model: &SentencePieceModel) -> Option<usize> {
+    let is_unknown = |piece: &SentencePiece| piece.r#type() == Type::Unknown;
+    model.pieces().iter().position(is_unknown)
+}
+
+/// The `tokenizer.json` that decodes as the model does, and knows its tokens. It encodes nothing: in a list of
+/// merges no two have the same rank.
+pub(super) fn to_json(model: &SentencePieceModel) -> Vec<u8> {
     let normalizer = model.normalizer().cloned().unwrap_or_default();
     let mut vocab = serde_json::Map::new();
     let mut special = Vec::new();
-    let mut unk = None;
     for (id, piece) in model.pieces().iter().enumerate() {
         vocab.insert(piece.piece().to_owned(), id.into());
-        if piece.r#type() == Type::Unknown {
-            unk = Some(piece.piece());
-        }
         if matches!(piece.r#type(), Type::Unknown | Type::Control) {
             special.push(special_token(id, piece.piece()));
         }
     }
-    json!({
+    let json = json!({
         "version": "1.0",
         "added_tokens": special,
-        "normalizer": {
-            "type": "Sequence",
-            "normalizers": normalizers(
-                normalizer.remove_extra_whitespaces(),
-                normalizer.add_dummy_prefix(),
-            ),
-        },
         "decoder": { "type": "Sequence", "decoders": decoders(normalizer.add_dummy_prefix()) },
-        "model": {
-            "type": "BPE",
-            "unk_token": unk,
-            "fuse_unk": true,
-            "byte_fallback": trainer.byte_fallback(),
-            "vocab": vocab,
-            "merges": merges(model),
-        },
-    })
+        "model": { "type": "BPE", "vocab": vocab, "merges": [] },
+    });
+    json.to_string().into_bytes()
 }
 
 fn special_token(id: usize, content: &str) -> Value {
@@ -103,21 +95,6 @@ fn special_token(id: usize, content: &str) -> Value {
         "id": id, "content": content, "special": true, "normalized": false,
         "single_word": false, "lstrip": false, "rstrip": false,
     })
-}
-
-/// Spaces at the ends and in rows go first, so that a text of spaces alone gets no prefix.
-fn normalizers(remove_extra_whitespaces: bool, add_dummy_prefix: bool) -> Vec<Value> {
-    let replace = |pattern: Value, content: &str| json!({ "type": "Replace", "pattern": pattern, "content": content });
-    let mut steps = Vec::new();
-    if remove_extra_whitespaces {
-        steps.push(replace(json!({ "Regex": r"\A +| +\z" }), ""));
-        steps.push(replace(json!({ "Regex": " +" }), " "));
-    }
-    if add_dummy_prefix {
-        steps.push(json!({ "type": "Prepend", "prepend": SPACE }));
-    }
-    steps.push(replace(json!({ "String": " " }), SPACE));
-    steps
 }
 
 fn decoders(add_dummy_prefix: bool) -> Vec<Value> {
@@ -132,31 +109,227 @@ fn decoders(add_dummy_prefix: bool) -> Vec<Value> {
     steps
 }
 
-/// Every way to put a piece together from two others, the best score first.
-///
-/// SentencePiece joins the neighbours whose union scores best; a merge list says the same by its
-/// order. Two ways to the same piece have the same score and are ordered by the ids of their parts.
-fn merges(model: &SentencePieceModel) -> Vec<(&str, &str)> {
-    let mut pieces: Vec<(usize, &SentencePiece)> = model
-        .pieces()
-        .iter()
-        .enumerate()
-        .filter(|(_, piece)| piece.r#type() == Type::Normal)
-        .collect();
-    let ids: HashMap<&str, usize> = pieces.iter().map(|(id, p)| (p.piece(), *id)).collect();
-    pieces.sort_by(|(_, a), (_, b)| b.score().total_cmp(&a.score()));
-    pieces
-        .into_iter()
-        .flat_map(|(_, piece)| halves(piece.piece(), &ids))
-        .collect()
+/// Encodes as SentencePiece does: of all neighbours whose union is a piece, those of the best score are joined
+/// first, and of equal scores the leftmost.
+#[derive(Debug)]
+pub(super) struct Encoder {
+    pieces: HashMap<String, Piece>,
+    unknown: u32,
+    /// The pieces of single bytes, where the model writes what it does not know by them.
+    bytes: Option<Vec<u32>>,
+    remove_extra_whitespaces: bool,
+    add_dummy_prefix: bool,
 }
 
-/// The cuts of `piece` into two known pieces.
-fn halves<'a>(piece: &'a str, ids: &HashMap<&str, usize>) -> Vec<(&'a str, &'a str)> {
-    let cuts = piece.char_indices().skip(1).map(|(i, _)| piece.split_at(i));
-    let mut known: Vec<_> = cuts
-        .filter_map(|(l, r)| Some(((ids.get(l)?, ids.get(r)?), (l, r))))
-        .collect();
-    known.sort_by_key(|(ids, _)| *ids);
-    known.into_iter().map(|(_, cut)| cut).collect()
+#[derive(Debug, Clone, Copy)]
+struct Piece {
+    id: u32,
+    score: f32,
+    /// Only a step to others: taken apart again where it is left over.
+    is_unused: bool,
+}
+
+impl Encoder {
+    /// That of a model which [`parse`] has read.
+    pub(super) fn new(model: &SentencePieceModel) -> Self {
+        let trainer = model.trainer().cloned().unwrap_or_default();
+        let normalizer = model.normalizer().cloned().unwrap_or_default();
+        let all = || (0..).zip(model.pieces());
+        let joined = all().filter(|(_, p)| matches!(p.r#type(), Type::Normal | Type::Unused));
+        let piece = |(id, piece): (u32, &SentencePiece)| {
+            let value = Piece {
+                id,
+                score: piece.score(),
+                is_unused: piece.r#type() == Type::Unused,
+            };
+            (piece.piece().to_owned(), value)
+        };
+        let bytes = all().filter(|(_, piece)| piece.r#type() == Type::Byte);
+        let bytes: HashMap<&str, u32> = bytes.map(|(id, piece)| (piece.piece(), id)).collect();
+        let of_byte = |byte: u8| bytes.get(format!("<0x{byte:02X}>").as_str()).copied();
+        Self {
+            pieces: joined.map(piece).collect(),
+            unknown: unknown(model).unwrap_or_default() as u32,
+            bytes: (0..=u8::MAX)
+                .map(of_byte)
+                .collect::<Option<_>>()
+                .filter(|_| trainer.byte_fallback()),
+            remove_extra_whitespaces: normalizer.remove_extra_whitespaces(),
+            add_dummy_prefix: normalizer.add_dummy_prefix(),
+        }
+    }
+
+    /// The ids of a text.
+    pub(super) fn encode(&self, text: &str) -> Vec<u32> {
+        let text = self.normalized(text);
+        let mut joining = Joining::new(self, &text);
+        joining.run();
+        let mut ids = Vec::new();
+        for symbol in joining.symbols.iter().filter(|symbol| symbol.is_alive()) {
+            self.push(&text[symbol.start..symbol.end], &joining.parts, &mut ids);
+        }
+        ids
+    }
+
+    /// Spaces at the ends and in rows go first, so that a text of spaces alone gets no prefix.
+    fn normalized(&self, text: &str) -> String {
+        let mut text = match self.remove_extra_whitespaces {
+            true => {
+                let words = text.split(' ').filter(|word| !word.is_empty());
+                words.collect::<Vec<_>>().join(" ")
+            }
+            false => text.to_owned(),
+        };
+        if self.add_dummy_prefix && !text.is_empty() {
+            text.insert(0, ' ');
+        }
+        let text = text.replace(' ', SPACE);
+        match self.remove_extra_whitespaces {
+            // What the text itself has of this character goes at its end, too.
+            true => text.trim_end_matches(SPACE).to_owned(),
+            false => text,
+        }
+    }
+
+    /// Appends the ids of a symbol, of which `parts` tells how it was put together.
+    fn push(&self, symbol: &str, parts: &HashMap<&str, usize>, ids: &mut Vec<u32>) {
+        match (self.pieces.get(symbol), parts.get(symbol)) {
+            (Some(piece), Some(middle)) if piece.is_unused => {
+                let (left, right) = symbol.split_at(*middle);
+                self.push(left, parts, ids);
+                self.push(right, parts, ids);
+            }
+            (Some(piece), _) => ids.push(piece.id),
+            (None, _) => match &self.bytes {
+                Some(bytes) => ids.extend(symbol.bytes().map(|byte| bytes[usize::from(byte)])),
+                // One token for all that is unknown in a row.
+                None if ids.last() == Some(&self.unknown) => {}
+                None => ids.push(self.unknown),
+            },
+        }
+    }
+}
+
+/// A text while its symbols, at first its characters, are joined.
+struct Joining<'a> {
+    encoder: &'a Encoder,
+    text: &'a str,
+    symbols: Vec<Symbol>,
+    candidates: BinaryHeap<Candidate>,
+    /// Where the unused pieces that were met can be split.
+    parts: HashMap<&'a str, usize>,
+}
+
+/// A part of the text and the places of its neighbours. One that has been joined to its left neighbour is
+/// empty.
+#[derive(Debug)]
+struct Symbol {
+    start: usize,
+    end: usize,
+    previous: Option<usize>,
+    next: Option<usize>,
+}
+
+impl Symbol {
+    fn is_alive(&self) -> bool {
+        self.start < self.end
+    }
+}
+
+/// Two neighbours whose union is a piece. It is out of date once either has been joined to another.
+#[derive(Debug, PartialEq)]
+struct Candidate {
+    score: f32,
+    left: usize,
+    right: usize,
+    /// Where the union ends.
+    end: usize,
+}
+
+impl Eq for Candidate {}
+
+impl PartialOrd for Candidate {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl Ord for Candidate {
+    fn cmp(&self, other: &Self) -> Ordering {
+        // -0 is below 0, as in SentencePiece 0.2.3; to 0.2.0 they were equal.
+        let by_score = self.score.total_cmp(&other.score);
+        by_score.then_with(|| Reverse(self.left).cmp(&Reverse(other.left)))
+    }
+}
+
+impl<'a> Joining<'a> {
+    fn new(encoder: &'a Encoder, text: &'a str) -> Self {
+        let starts = text.char_indices().enumerate();
+        let symbol = |(place, (start, char)): (usize, (usize, char))| {
+            let end = start + char.len_utf8();
+            Symbol {
+                start,
+                end,
+                previous: place.checked_sub(1),
+                next: (end < text.len()).then_some(place + 1),
+            }
+        };
+        Self {
+            encoder,
+            text,
+            symbols: starts.map(symbol).collect(),
+            candidates: BinaryHeap::new(),
+            parts: HashMap::new(),
+        }
+    }
+
+    fn run(&mut self) {
+        for right in 1..self.symbols.len() {
+            self.consider(Some(right - 1), Some(right));
+        }
+        while let Some(best) = self.candidates.pop() {
+            if self.is_current(&best) {
+                self.join(&best);
+            }
+        }
+    }
+
+    /// Adds two neighbours to the candidates if their union is a piece.
+    fn consider(&mut self, left: Option<usize>, right: Option<usize>) {
+        let (Some(left), Some(right)) = (left, right) else {
+            return;
+        };
+        let (start, end) = (self.symbols[left].start, self.symbols[right].end);
+        let union = &self.text[start..end];
+        let Some(piece) = self.encoder.pieces.get(union) else {
+            return;
+        };
+        if piece.is_unused {
+            self.parts.insert(union, self.symbols[right].start - start);
+        }
+        self.candidates.push(Candidate {
+            score: piece.score,
+            left,
+            right,
+            end,
+        });
+    }
+
+    fn is_current(&self, candidate: &Candidate) -> bool {
+        let [left, right] = [candidate.left, candidate.right].map(|place| &self.symbols[place]);
+        // Where a symbol begins does not change while it is alive.
+        left.is_alive() && left.end == right.start && right.is_alive() && right.end == candidate.end
+    }
+
+    fn join(&mut self, &Candidate { left, right, .. }: &Candidate) {
+        let Symbol { end, next, .. } = self.symbols[right];
+        self.symbols[right].start = end;
+        self.symbols[left].end = end;
+        self.symbols[left].next = next;
+        if let Some(next) = next {
+            self.symbols[next].previous = Some(left);
+        }
+        self.consider(self.symbols[left].previous, Some(left));
+        self.consider(Some(left), next);
+    }
 }

@@ -127,11 +127,12 @@ impl AdamW {
             .collect()
     }
 
-    /// Takes over a state that [`state_dict`](Self::state_dict) gave for the same model.
+    /// Takes over a state that [`state_dict`](Self::state_dict) gave for the same model. Moments may also have
+    /// the shape of their parameter, and steps be floats, as PyTorch has them.
     ///
     /// # Errors
     /// [`Error::Keys`] if an entry belongs to no parameter of the model or lacks its siblings,
-    /// [`Error::Shape`] if it has another size.
+    /// [`Error::Shape`] if it has another shape, [`Error::Format`] if a step is no count.
     pub fn load_state_dict<M: Module>(&mut self, model: &M, values: &StateDict) -> Result<()> {
         let params = get_params(model);
         let device = model
@@ -146,10 +147,10 @@ impl AdamW {
                 check_sibling(key, values, &params)?;
                 continue;
             };
-            let id = params.get(name).ok_or_else(|| unexpected(key, &params))?.id;
-            let moment = |suffix| read_moment(values, &params, name, suffix);
+            let info = params.get(name).ok_or_else(|| unexpected(key, &params))?;
+            let moment = |suffix| read_moment(values, name, suffix, &info.shape);
             states.insert(
-                id,
+                info.id,
                 State {
                     step: read_step(values, name)?,
                     exp_avg: lasting_tensor(moment("exp_avg")?, &device),
@@ -192,32 +193,42 @@ fn check_sibling(key: &str, values: &StateDict, params: &ParamSet) -> Result<()>
     }
 }
 
-fn read_moment(
-    values: &StateDict,
-    params: &ParamSet,
-    name: &str,
-    suffix: &str,
-) -> Result<TensorData> {
+/// A moment of a parameter of shape `of`, flattened.
+fn read_moment(values: &StateDict, name: &str, suffix: &str, of: &[usize]) -> Result<TensorData> {
     let key = format!("{name}.{suffix}");
     let value = values.get(&key).ok_or_else(|| missing(key.clone()))?;
-    let expected = params.get(name).map_or(0, |info| info.num_elements());
-    if value.num_elements() == expected {
-        Ok(value.clone().convert_dtype(DType::F32))
-    } else {
-        Err(Error::Shape {
-            origin: ORIGIN.into(),
-            key,
-            expected: vec![expected],
-            found: value.shape().to_vec(),
-        })
+    let flat = [of.iter().product()];
+    let found = value.shape().to_vec();
+    if found == flat || found == of {
+        let (bytes, _, dtype) = value.clone().into_parts();
+        let flattened = TensorData::from_bytes(bytes, flat, dtype);
+        return Ok(flattened.convert_dtype(DType::F32));
+    }
+    Err(other_shape(key, flat, found))
+}
+
+fn other_shape(key: String, expected: [usize; 1], found: Vec<usize>) -> Error {
+    Error::Shape {
+        origin: ORIGIN.into(),
+        key,
+        expected: expected.to_vec(),
+        found,
     }
 }
 
 fn read_step(values: &StateDict, name: &str) -> Result<i32> {
     let key = format!("{name}.step");
     let value = values.get(&key).ok_or_else(|| missing(key.clone()))?;
-    let step = value.as_slice::<i32>().ok().and_then(|s| s.first());
-    step.copied().ok_or_else(|| missing(key))
+    let mut steps = value.iter::<f64>();
+    let (Some(step), None) = (steps.next(), steps.next()) else {
+        return Err(other_shape(key, [1], value.shape().to_vec()));
+    };
+    let is_count = (1.0..=f64::from(i32::MAX)).contains(&step) && step.fract() == 0.0;
+    if is_count {
+        return Ok(step as i32);
+    }
+    let message = format!("`{key}` is {step}, not the number of a parameter's updates");
+    Err(Error::format(ORIGIN, message))
 }
 
 struct Updater<'a> {
@@ -326,5 +337,65 @@ mod tests {
         let exp_avg: f32 = state.exp_avg.clone().into_scalar();
         // (1 - 0.9²) of a gradient that was rounded to bf16.
         assert_relative_eq!(exp_avg, 0.19e-3, max_relative = 0.005);
+    }
+
+    /// A parameter of shape [2, 3] and its state after a step.
+    fn stepped() -> (Param<Tensor<2>>, AdamW) {
+        let device = Device::flex().autodiff();
+        let param = Param::from_tensor(Tensor::<2>::ones([2, 3], &device));
+        let mut optimizer = AdamW::new(AdamWConfig::default());
+        let mut grads = param.val().sum().backward();
+        let grads = GradientsParams::from_module(&mut grads, &param);
+        let param = optimizer.step(0.1, param, grads);
+        (param, optimizer)
+    }
+
+    /// A state dict of one parameter, with the moments in this shape.
+    fn reshaped(values: &StateDict, shape: &[usize]) -> StateDict {
+        let mut values = values.clone();
+        for (key, value) in &mut values {
+            if !key.ends_with(".step") {
+                let (bytes, _, dtype) = value.clone().into_parts();
+                *value = TensorData::from_bytes(bytes, shape.to_vec(), dtype);
+            }
+        }
+        values
+    }
+
+    #[test]
+    fn moments_may_have_the_parameters_shape() {
+        let (param, mut optimizer) = stepped();
+        let values = optimizer.state_dict(&param);
+        let shaped = reshaped(&values, &[2, 3]);
+        optimizer.load_state_dict(&param, &shaped).unwrap();
+        assert_eq!(optimizer.state_dict(&param), values);
+        for other in [&[3, 2][..], &[1, 6], &[2, 3, 1]] {
+            let error = optimizer.load_state_dict(&param, &reshaped(&values, other));
+            assert!(matches!(error, Err(Error::Shape { found, .. }) if found == other));
+        }
+    }
+
+    #[test]
+    fn a_step_is_one_count_of_any_type() {
+        let (param, mut optimizer) = stepped();
+        let mut values = optimizer.state_dict(&param);
+        let key = values.keys().find(|key| key.ends_with("step")).unwrap();
+        let key = key.clone();
+        let mut load = |step: TensorData| {
+            values.insert(key.clone(), step);
+            optimizer.load_state_dict(&param, &values)?;
+            Ok::<_, Error>(optimizer.states[&param.id].step)
+        };
+        assert_eq!(load(TensorData::new(vec![7f32], [0; 0])).unwrap(), 7);
+        assert_eq!(load(TensorData::new(vec![7i32], [1, 1])).unwrap(), 7);
+        for step in [0.0, -1.0, 1.5, 3e9, f32::NAN] {
+            let error = load(TensorData::new(vec![step], [1]));
+            assert!(matches!(error, Err(Error::Format { .. })), "{step}");
+        }
+        for steps in [vec![], vec![1, 2]] {
+            let count = steps.len();
+            let error = load(TensorData::new(steps, [count]));
+            assert!(matches!(error, Err(Error::Shape { .. })), "{count}");
+        }
     }
 }

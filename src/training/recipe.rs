@@ -322,8 +322,8 @@ fn differences(named: &LlamaConfig, found: &LlamaConfig) -> Vec<String> {
     let tree = |config| serde_json::to_value(config).expect("a configuration is plain data");
     let (named, found) = (tree(named), tree(found));
     let keys = named.as_object().into_iter().flat_map(|map| map.keys());
-    // What fills up batches makes no other model.
-    let keys = keys.filter(|key| *key != "pad_token_id");
+    // What fills up batches or ends a text makes no other model.
+    let keys = keys.filter(|key| !["pad_token_id", "eos_token_ids"].contains(&key.as_str()));
     keys.filter(|key| named[*key] != found[*key])
         .map(|key| {
             let [found, named] = [&found[key], &named[key]].map(keys::show);

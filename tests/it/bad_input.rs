@@ -12,13 +12,14 @@ use burn_peft::adapter::{
     StateDict, adapter_state_dict, get_adapter_params, load_state_dict, state_dict,
 };
 use burn_peft::checkpoint::{
-    SafetensorsFile, load_hf, load_hf_as, load_peft, load_state_dict_file, read_hf_config,
-    read_peft_config, save_hf, save_peft, save_state_dict,
+    SafetensorsFile, attach_peft, load_hf, load_hf_as, load_peft, load_state_dict_file,
+    read_hf_config, read_peft_config, save_hf, save_peft, save_peft_adapter, save_state_dict,
 };
 use burn_peft::data::{Batch, Sample, check_vocab, load_alpaca};
 use burn_peft::generate::{GenerateOptions, generate};
 use burn_peft::llama::{LlamaConfig, TransformerDecoder};
 use burn_peft::lora::{AttnModule, DEFAULT_ADAPTER, LoRAConfig, LoRALinear};
+use burn_peft::tokenizer::Tokenizer;
 use burn_peft::training::recipe::RecipeConfig;
 use burn_peft::training::{MetricsLog, RunDir, Summary, Trainer};
 use burn_peft::{Error, Result};
@@ -466,6 +467,45 @@ fn tables_of_the_rotary_embedding_are_passed_over() {
     assert!(report.unexpected.is_empty(), "{report:?}");
 }
 
+/// As `LlamaModel.save_pretrained` writes them, with the head that a whole model needs.
+#[test]
+fn weights_of_the_model_without_its_head_load() {
+    let dir = copy_of("gqa");
+    let rename = |values: &mut StateDict| {
+        let bare = |key: String| key.strip_prefix("model.").unwrap_or(&key).to_owned();
+        let old = std::mem::take(values);
+        values.extend(old.into_iter().map(|(key, value)| (bare(key), value)));
+    };
+    tensors::edit_values(&dir.path().join(WEIGHTS), rename);
+    let mut model = base_model();
+    let expected = state_dict(&model);
+    load_hf(&mut model, dir.path()).unwrap();
+    assert_eq!(state_dict(&model), expected);
+
+    tensors::edit_values(&dir.path().join(WEIGHTS), |values| {
+        values.remove("lm_head.weight");
+    });
+    let error = refused(&mut model, dir.path(), |m| load_hf(m, dir.path()));
+    assert_variant!(error, Keys);
+    assert_says(&error, &["1 missing key(s): lm_head.weight"]);
+}
+
+#[test]
+fn one_weight_under_two_names() {
+    let (dir, error) = tensors::error_of_base(|path| {
+        tensors::edit_values(path, |values| {
+            let norm = values["model.norm.weight"].clone();
+            values.insert("norm.weight".into(), norm);
+        });
+    });
+    assert_variant!(error, Format);
+    assert_names(&error, dir.path());
+    assert_says(
+        &error,
+        &["`model.norm.weight` and `norm.weight` are names of one weight"],
+    );
+}
+
 #[test]
 fn a_misspelt_key_names_the_one_that_is_missing() {
     let (good, bad) = (
@@ -901,7 +941,7 @@ fn an_adapter_of_another_method() {
 
 #[test]
 fn an_adapter_that_shifts_the_base_weights() {
-    for init in ["pissa", "pissa_niter_16", "olora", "loftq"] {
+    for init in ["corda", "loftq", "lora_ga"] {
         let error = error_of_setting("init_lora_weights", json!(init));
         assert_says(
             &error,
@@ -1829,6 +1869,37 @@ fn the_optimizer_state_of_another_rank() {
     assert_says(&error, &[key, "[256]", "expects [512]"]);
 }
 
+/// As PyTorch has them, and in no other shape of as many elements.
+#[test]
+fn moments_of_two_dimensions() {
+    let name = "layers.0.attn.q_proj.lora_a.weight";
+    let reshape = |dir: &Path, shape: [usize; 2]| {
+        tensors::edit_values(&dir.join("optimizer.safetensors"), |values| {
+            for moment in ["exp_avg", "exp_avg_sq"] {
+                let value = values.get_mut(&format!("{name}.{moment}")).unwrap();
+                let (bytes, _, dtype) = value.clone().into_parts();
+                *value = TensorData::from_bytes(bytes, shape, dtype);
+            }
+        });
+    };
+    let (_, error) = error_of_checkpoint(|dir| reshape(dir, [64, 8]));
+    assert_variant!(error, Shape);
+    assert_says(&error, &[name, "[64, 8]", "expects [512]"]);
+}
+
+#[test]
+fn a_step_that_is_no_count() {
+    let key = "layers.0.attn.q_proj.lora_a.weight.step";
+    let (dir, error) = error_of_checkpoint(|dir| {
+        tensors::edit_values(&dir.join("optimizer.safetensors"), |values| {
+            values.insert(key.into(), TensorData::new(vec![0.5f32], [1]));
+        });
+    });
+    assert_variant!(error, Format);
+    assert_names(&error, &dir.join("optimizer.safetensors"));
+    assert_says(&error, &[key, "is 0.5, not the number"]);
+}
+
 #[test]
 fn an_incomplete_optimizer_state() {
     let key = "layers.0.attn.q_proj.lora_a.weight.step";
@@ -1851,11 +1922,33 @@ fn a_checkpoint_with_a_broken_adapter() {
 }
 
 #[test]
-fn a_pointer_in_the_place_of_a_large_file() {
-    let dir = copy_of("gqa");
-    let pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n";
-    fs::write(dir.path().join(WEIGHTS), pointer).unwrap();
-    let error = refused(&mut base_model(), dir.path(), |m| load_hf(m, dir.path()));
-    assert_variant!(error, Format);
-    assert_says(&error, &["pointer of Git LFS", "`git lfs pull`"]);
+fn a_pointer_in_the_place_of_a_file() {
+    let read_tokenizer = |dir: &Path| Tokenizer::from_dir(dir).map(drop);
+    let load = |dir: &Path| load_hf(&mut base_model(), dir).map(drop);
+    type Read<'a> = &'a dyn Fn(&Path) -> Result<()>;
+    let readers: [(&str, Read); 8] = [
+        (WEIGHTS, &load),
+        (INDEX, &load),
+        ("config.json", &|dir| read_hf_config(dir).map(drop)),
+        ("generation_config.json", &|dir| {
+            fs::copy(golden("gqa/config.json"), dir.join("config.json")).unwrap();
+            read_hf_config(dir).map(drop)
+        }),
+        ("tokenizer.json", &read_tokenizer),
+        ("tokenizer.model", &read_tokenizer),
+        (ADAPTER_CONFIG, &|dir| read_peft_config(dir).map(drop)),
+        ("records.json", &|dir| {
+            load_alpaca(dir.join("records.json")).map(drop)
+        }),
+    ];
+    for (file, read) in readers {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join(file);
+        let pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n";
+        fs::write(&path, pointer).unwrap();
+        let error = read(dir.path()).unwrap_err();
+        assert_variant!(error, Format);
+        assert_names(&error, &path);
+        assert_says(&error, &["pointer of Git LFS", "`git lfs pull`"]);
+    }
 }

@@ -63,19 +63,29 @@ CONFIGS = {
         LINEAR, {"rope_parameters": DEFAULT_ROPE, "rope_scaling": OLD_ROPE, "rope_theta": 2e4}, []),
     "Llama, empty old rope beside new": (
         LINEAR, {"rope_parameters": DEFAULT_ROPE, "rope_scaling": {}, "rope_theta": 2e4}, []),
+    "Llama, swish": (LINEAR, {"hidden_act": "swish"}, []),
     "Llama 3.1, no original length": ("Llama 3.1", {"rope_parameters": BARE_LLAMA3}, []),
+    "Llama 3.1, original length outside": (
+        "Llama 3.1", {"rope_parameters": BARE_LLAMA3, "original_max_position_embeddings": 32}, []),
+    "Llama 3.1, two original lengths": ("Llama 3.1", {"original_max_position_embeddings": 32}, []),
     "Llama, sliding_window": (LINEAR, {"sliding_window": 8}, []),
     "Llama, defaults": (LINEAR, {}, DEFAULTS),
     "Mistral, no window": ("Mistral", {"sliding_window": None}, []),
     "Mistral, attention_bias": ("Mistral", {"attention_bias": True}, []),
     "Mistral, defaults": ("Mistral", {}, [*DEFAULTS, "sliding_window"]),
     "Qwen2, no use_sliding_window": ("Qwen2", {"sliding_window": 8}, ["use_sliding_window", "layer_types"]),
+    "Qwen2, window on no layer": (
+        "Qwen2", {"sliding_window": 8, "use_sliding_window": True, "max_window_layers": 3}, ["layer_types"]),
+    "Qwen2, full layer types": (
+        "Qwen2", {"sliding_window": 8, "use_sliding_window": True, "max_window_layers": 0}, []),
     "Qwen2, attention_bias": ("Qwen2", {"attention_bias": True}, []),
     "Qwen2, defaults": ("Qwen2", {}, [*DEFAULTS, "use_sliding_window", "layer_types"]),
 }
 # What the file of a tied model holds as output, times the embedding, and whether it holds the embedding.
 TWO_OUTPUTS = "another output"
 OUTPUTS = {"the embedding twice": (1, True), "the embedding as output": (1, False), TWO_OUTPUTS: (2, True)}
+# How the keys of a file are written, and what is left out of it.
+KEYS = {"without model.": (LINEAR, []), "a tied model without its head": ("Llama 3.2, tied", ["lm_head.weight"])}
 EMBEDDED = "changed embeddings in its file"
 ADAPTERS = {
     "all linear layers": {"target_modules": "all-linear"},
@@ -184,6 +194,16 @@ def check_output(program, folder, name):
     yield "base", check_base(program, folder, ids)
 
 
+def check_keys(program, folder, name):
+    """A file whose keys are those of the model without its head, beside which the head may stand."""
+    model, left_out = KEYS[name]
+    ids = prepare(folder, model)
+    path = folder / "model.safetensors"
+    tensors = {k.removeprefix("model."): v for k, v in load_file(path).items() if k not in left_out}
+    save_file(tensors, path, {"format": "pt"})
+    yield "base", check_base(program, folder, ids)
+
+
 def refusal(model, adapter):
     """What must be said of a case that this crate does not do."""
     if adapter == "lm_head" and MODELS[model][2].get("tie_word_embeddings"):
@@ -205,7 +225,9 @@ def main(program):
     warnings.filterwarnings("ignore", category=FutureWarning)  # transformers' own
     warnings.filterwarnings("ignore", category=UserWarning, module=r"peft\b")
     wrong = 0
-    for check, names in [(check_model, MODELS), (check_config, CONFIGS), (check_output, OUTPUTS)]:
+    checks = [
+        (check_model, MODELS), (check_config, CONFIGS), (check_output, OUTPUTS), (check_keys, KEYS)]
+    for check, names in checks:
         for name in names:
             with tempfile.TemporaryDirectory() as folder:
                 for case, result in check(program, Path(folder), name):

@@ -10,8 +10,10 @@ pub struct Model {
     pub add_dummy_prefix: bool,
     pub remove_extra_whitespaces: bool,
     pub whitespace_as_suffix: bool,
-    /// Pieces after the special ones and the bytes, each with its type (1 normal, 4 user-defined).
+    /// Pieces after the special ones and the bytes, each with its type (1 normal, 4 user-defined, 5 unused).
     pub pieces: &'static [(&'static str, u64)],
+    /// The score of each of these pieces, by its place.
+    pub score: fn(usize) -> f32,
 }
 
 impl Default for Model {
@@ -37,6 +39,7 @@ impl Default for Model {
                 ("\u{2581}\u{2581}", 1),
                 ("!", 1),
             ],
+            score: |place| -(place as f32),
         }
     }
 }
@@ -58,8 +61,8 @@ impl Model {
         for byte in 0..=255u8 {
             push(&format!("<0x{byte:02X}>"), 0.0, 6);
         }
-        for (rank, (text, kind)) in self.pieces.iter().enumerate() {
-            push(text, -(rank as f32), *kind);
+        for (place, (text, kind)) in self.pieces.iter().enumerate() {
+            push(text, (self.score)(place), *kind);
         }
         field(&mut model, 2, &self.trainer());
         field(&mut model, 3, &self.normalizer());
