@@ -155,7 +155,8 @@ fn run(verb: &Verb) -> Result<()> {
         Verb::Gradients { files, inputs } => gradients(files, inputs),
         Verb::Train { files, training } => {
             let model = without_dropout(files)?;
-            train(model, files, training, true)
+            // As the folder was.
+            train(model, files, training, false)
         }
         Verb::Combine {
             model,

@@ -29,4 +29,14 @@ mod pages {
     struct Design;
     #[doc = include_str!("../docs/scaling.md")]
     struct Scaling;
+    #[doc = include_str!("../docs/targets.md")]
+    struct Targets;
+    #[doc = include_str!("../docs/several-adapters.md")]
+    struct SeveralAdapters;
+    #[doc = include_str!("../docs/methods/lora.md")]
+    struct Lora;
+    #[doc = include_str!("../docs/methods/optimizers.md")]
+    struct Optimizers;
+    #[doc = include_str!("../docs/methods/whole-modules.md")]
+    struct WholeModules;
 }

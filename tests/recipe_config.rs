@@ -168,6 +168,7 @@ fn an_empty_file_is_the_tutorials_first_experiment() {
         weight_decay: 0.01,
         betas: [0.9, 0.999],
         eps: 1e-8,
+        loraplus_lr_ratio: 1.0,
     };
     assert_eq!(config.optimizer, optimizer);
     assert_eq!(config.lr_scheduler.kind, ScheduleKind::Cosine);
@@ -331,7 +332,7 @@ proptest! {
             lora_attn_modules: chosen,
             lora_rank: rank,
             lora_alpha: alpha,
-            optimizer: OptimizerConfig { lr, betas, eps, weight_decay: 0.1 },
+            optimizer: OptimizerConfig { lr, betas, eps, weight_decay: 0.1, loraplus_lr_ratio: 4.0 },
             seed,
             clip_grad_norm: clip,
             max_steps_per_epoch: steps,
@@ -378,7 +379,7 @@ gradient_accumulation_steps: 7
 max_steps_per_epoch: 9
 shuffle: false
 seed: 11
-optimizer: {lr: 0.5, weight_decay: 0.125, betas: [0.75, 0.625], eps: 0.25}
+optimizer: {lr: 0.5, weight_decay: 0.125, betas: [0.75, 0.625], eps: 0.25, loraplus_lr_ratio: 16}
 lr_scheduler: {kind: linear, num_warmup_steps: 13}
 clip_grad_norm: 2.5
 enable_activation_checkpointing: true
@@ -426,6 +427,7 @@ enable_activation_checkpointing: true
     let trainer = Trainer::new(adamw, schedule)
         .with_max_grad_norm(Some(2.5))
         .with_activations(Activations::Recompute { layers: 1 })
+        .with_lr_factor("lora_b.weight", 16.0)
         .with_seed(11);
     assert_eq!(format!("{:?}", config.trainer(50)), format!("{trainer:?}"));
 }

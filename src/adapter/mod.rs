@@ -21,6 +21,7 @@ pub use params::{
     set_trainable_params, train_adapters,
 };
 pub use path::Role;
+pub(crate) use path::{Path, follow_path};
 pub use state_dict::{
     LoadReport, StateDict, StateReader, adapter_state_dict, load_state_dict, load_tensors,
     state_dict, state_readers,

@@ -65,17 +65,22 @@ impl Weights {
         Ok(())
     }
 
-    /// Of two names for one weight, with and without `model.` say, none is known to be right.
+    /// Of two values under two names for one weight, with and without `model.` say, none is known to be right.
     fn require_one(&self, key: &str, name: &str, file: &SafetensorsFile) -> Result<()> {
         let other = self.entries.get(key).filter(|entry| entry.name != name);
         let Some(other) = other else {
             return Ok(());
         };
+        let of_other = self.files.get(other.file).unwrap_or(file);
+        if file.holds_same(name, of_other, &other.name)? {
+            return Ok(());
+        }
         let mut names = [name, &other.name];
         names.sort();
         let [first, second] = names;
-        let message =
-            format!("`{first}` and `{second}` are names of one weight; remove one of them");
+        let message = format!(
+            "`{first}` and `{second}` are names of one weight, and differ; remove one of them"
+        );
         Err(Error::format(file.path(), message))
     }
 

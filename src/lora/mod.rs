@@ -51,5 +51,5 @@ pub(crate) use random::{normal, rng, seed_of, uniform};
 pub use routes::Routes;
 pub(crate) use slot::key_prefix;
 pub use slot::{AdapterSlot, DEFAULT_ADAPTER};
-pub(crate) use target::ModuleNames;
 pub use target::{AttnModule, MlpModule, Naming, Targets};
+pub(crate) use target::{ModuleNames, ends_with_name};

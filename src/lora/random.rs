@@ -6,7 +6,6 @@ use rand_chacha::rand_core::{Rng, SeedableRng};
 use crate::ops::mix;
 
 /// The seed of one parameter, so that its numbers do not depend on which other parameters there are.
-#[cfg_attr(not(test), expect(dead_code))]
 pub(crate) fn seed_of(name: &str, seed: u64) -> u64 {
     name.bytes()
         .fold(seed, |seed, byte| mix(seed, u64::from(byte)))

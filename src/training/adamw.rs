@@ -5,8 +5,9 @@ use burn::optim::GradientsParams;
 use burn::tensor::{DType, Tensor, TensorData};
 use serde::{Deserialize, Serialize};
 
-use crate::adapter::{ParamSet, StateDict, get_params, lasting_tensor, to_host};
+use crate::adapter::{ParamSet, Path, StateDict, follow_path, get_params, lasting_tensor, to_host};
 use crate::error::nearest;
+use crate::lora::ends_with_name;
 use crate::ops::{AdamWStep, GraphState, adamw};
 use crate::{Error, Result};
 
@@ -45,6 +46,8 @@ impl Default for AdamWConfig {
 #[derive(Debug, Clone)]
 pub struct AdamW {
     config: AdamWConfig,
+    /// By the end of a parameter's name.
+    lr_factors: Vec<(String, f64)>,
     states: HashMap<ParamId, State>,
 }
 
@@ -75,8 +78,27 @@ impl AdamW {
     pub fn new(config: AdamWConfig) -> Self {
         Self {
             config,
+            lr_factors: Vec::new(),
             states: HashMap::new(),
         }
+    }
+
+    /// Multiplies the learning rate of the parameters whose full name is or ends with `name` (after a dot) by a
+    /// factor; of several such names that were given the last counts.
+    ///
+    /// With `"lora_b.weight"` and a factor of about 16 this is LoRA+. Hayou et al.,
+    /// <https://arxiv.org/abs/2402.12354>.
+    pub fn with_lr_factor(mut self, name: impl Into<String>, factor: f64) -> Self {
+        self.lr_factors.push((name.into(), factor));
+        self
+    }
+
+    fn lr_factor(&self, param: &str) -> f64 {
+        let is_named = |name: &str| param == name || ends_with_name(param, name);
+        let mut factors = self.lr_factors.iter().rev();
+        factors
+            .find_map(|(name, factor)| is_named(name).then_some(*factor))
+            .unwrap_or(1.0)
     }
 
     /// How many parameters have state.
@@ -98,6 +120,7 @@ impl AdamW {
         grads: GradientsParams,
     ) -> M {
         model.map(&mut Updater {
+            path: Path::default(),
             optimizer: self,
             lr,
             grad_scale,
@@ -232,6 +255,7 @@ fn read_step(values: &StateDict, name: &str) -> Result<i32> {
 }
 
 struct Updater<'a> {
+    path: Path,
     optimizer: &'a mut AdamW,
     lr: f64,
     grad_scale: f64,
@@ -239,6 +263,8 @@ struct Updater<'a> {
 }
 
 impl ModuleMapper for Updater<'_> {
+    follow_path!();
+
     fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
         let Some(grad) = self.grads.remove::<D>(param.id) else {
             return param;
@@ -248,9 +274,8 @@ impl ModuleMapper for Updater<'_> {
         let (shape, dtype) = (value.shape(), value.dtype());
         let flat = |tensor: Tensor<D>| tensor.cast(DType::F32).flatten::<1>(0, D - 1);
         let (value, grad) = (flat(value.inner()), flat(grad));
-        let updated = self
-            .optimizer
-            .update(id, self.lr, self.grad_scale, value, grad);
+        let lr = self.lr * self.optimizer.lr_factor(&self.path.key());
+        let updated = self.optimizer.update(id, lr, self.grad_scale, value, grad);
         let updated = updated.reshape(shape).cast(dtype);
         Param::from_mapped_value(id, state.give_to(updated, id), mapper)
     }
@@ -296,6 +321,7 @@ impl AdamW {
 #[cfg(all(test, feature = "flex"))]
 mod tests {
     use super::*;
+    use crate::lora::{LoRAConfig, LoRALinear};
     use approx::assert_relative_eq;
     use burn::tensor::Device;
 
@@ -317,6 +343,32 @@ mod tests {
             let value: f32 = param.val().into_scalar();
             assert_relative_eq!(value, expected, max_relative = 1e-6);
         }
+    }
+
+    #[test]
+    fn a_learning_rate_may_have_a_factor_by_name() {
+        let device = Device::flex().autodiff();
+        let lora = LoRAConfig::default().with_rank(2);
+        let layer = LoRALinear::new(3, 4, &lora, false, &device);
+        let optimizer = AdamW::new(AdamWConfig {
+            weight_decay: 0.0,
+            ..AdamWConfig::default()
+        });
+        let mut optimizer = optimizer.with_lr_factor("lora_b.weight", 16.0);
+        let x = Tensor::<2>::ones([1, 3], &device);
+        let value = |layer: &LoRALinear, name| layer.adapter().unwrap().matrix(name);
+        let [a, b] = ["lora_a.weight", "lora_b.weight"].map(|name| value(&layer, name));
+        // So that A has a gradient too.
+        let sum = layer.forward(x).sum() + a.clone().sum();
+        let grads = GradientsParams::from_grads(sum.backward(), &layer);
+        let layer = optimizer.step(1e-3, layer, grads);
+        let moved = |before: Tensor<2>, name| -> f32 {
+            (value(&layer, name) - before).abs().max().into_scalar()
+        };
+        // The first step is as long as the learning rate.
+        assert_relative_eq!(moved(a, "lora_a.weight"), 1e-3, max_relative = 1e-3);
+        assert_relative_eq!(moved(b, "lora_b.weight"), 16e-3, max_relative = 1e-3);
+        assert_eq!(optimizer.lr_factor("layers.0.xlora_b.weight"), 1.0);
     }
 
     /// A gradient of 1e-3 moves a bf16 of 1 by less than it can hold, but is in the moments.

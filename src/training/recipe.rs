@@ -313,6 +313,7 @@ impl RecipeConfig {
         Trainer::new(adamw, schedule)
             .with_max_grad_norm(self.clip_grad_norm)
             .with_activations(activations)
+            .with_lr_factor("lora_b.weight", self.optimizer.loraplus_lr_ratio)
             .with_seed(self.seed)
     }
 }
@@ -370,6 +371,8 @@ pub struct OptimizerConfig {
     pub betas: [f64; 2],
     /// What is added to the denominator.
     pub eps: f64,
+    /// How many times the learning rate of the rest that of `B` is (LoRA+).
+    pub loraplus_lr_ratio: f64,
 }
 
 impl Default for OptimizerConfig {
@@ -379,6 +382,7 @@ impl Default for OptimizerConfig {
             weight_decay: 0.01,
             betas: [0.9, 0.999],
             eps: 1e-8,
+            loraplus_lr_ratio: 1.0,
         }
     }
 }

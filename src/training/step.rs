@@ -238,6 +238,12 @@ impl Trainer {
         }
     }
 
+    /// Multiplies the learning rate of parameters by name, see [`AdamW::with_lr_factor`].
+    pub fn with_lr_factor(mut self, name: impl Into<String>, factor: f64) -> Self {
+        self.optimizer = self.optimizer.with_lr_factor(name, factor);
+        self
+    }
+
     /// Clips gradients to this norm.
     pub fn with_max_grad_norm(mut self, max_norm: Option<f64>) -> Self {
         self.max_grad_norm = max_norm;

@@ -15,6 +15,10 @@ MODELS = {
     "llama tied": ("llama", TIED),
     "llama biased": ("llama", {"attention_bias": True}),
     "llama 12": ("llama", {"num_hidden_layers": 12}),
+    # With gaps between the singular values of q and v: without, a decomposition in float32, as PEFT's, finds
+    # the leading part to five digits only.
+    "llama stepped": ("llama", {}),
+    "qwen2 stepped": ("qwen2", {}),
     "qwen2": ("qwen2", {}),
     "qwen2 tied": ("qwen2", TIED),
     # The folders above with their vocabulary resized by transformers, then saved again.
@@ -126,7 +130,7 @@ TARGETS = {
     "no layer named": ("llama", on(QV, layers_to_transform=[])),
     "layer 1 is not 11": ("llama 12", on(["1.self_attn.q_proj", "layers.11.self_attn.v_proj"])),
     "22 full paths": ("llama 12", on(MANY)),
-    "names of other families": ("llama", on(["q_proj", "v_proj", "query_key_value", "c_attn"])),
+    "targets of other families": ("llama", on(["q_proj", "v_proj", "query_key_value", "c_attn"])),
 }
 RANKS = {"q_proj": 8, "layers.1.self_attn.v_proj": 2}
 ALPHAS = {"q_proj": 32, "layers.1.self_attn.v_proj": 3}
@@ -155,12 +159,12 @@ INIT_KINDS = {
     "pissa": "pissa", "pissa_niter_4": "pissa_niter_4", "olora": "olora",
 }
 INITS = {
-    f"init {name}, saved": ("llama", on(QV, init_lora_weights=kind))
+    f"init {name}, saved": ("llama stepped", on(QV, init_lora_weights=kind))
     for name, kind in INIT_KINDS.items() if "niter" not in name
 } | {
-    "init pissa, rslora, saved": ("qwen2", on(QV, init_lora_weights="pissa", use_rslora=True)),
-    "init olora, rslora, saved": ("qwen2", on(QV, init_lora_weights="olora", use_rslora=True)),
-    "init pissa, patterns, saved": ("llama", on(QV, init_lora_weights="pissa", **BOTH)),
+    "init pissa, rslora, saved": ("qwen2 stepped", on(QV, init_lora_weights="pissa", use_rslora=True)),
+    "init olora, rslora, saved": ("qwen2 stepped", on(QV, init_lora_weights="olora", use_rslora=True)),
+    "init pissa, patterns, saved": ("llama stepped", on(QV, init_lora_weights="pissa", **BOTH)),
     "init pissa, converted": ("llama", on(QV, init_lora_weights="pissa")),
     "init pissa_niter_4, converted": ("llama", on(QV, init_lora_weights="pissa_niter_4")),
     "init olora, converted": ("qwen2", on(QV, init_lora_weights="olora")),

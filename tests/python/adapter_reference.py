@@ -50,11 +50,23 @@ def load_base(folder):
     return model.eval()
 
 
+def step(weight):
+    """The same singular vectors; the singular values in steps after the second, the fourth and the eighth."""
+    u, _, vt = torch.linalg.svd(weight.double(), full_matrices=False)
+    rest = torch.linspace(0.5, 0.1, len(vt) - 8)
+    values = torch.cat([torch.tensor([3.0, 3, 2, 2, 1.25, 1.25, 1.25, 1.25]), rest]).double()
+    return ((u * values) @ vt).float()
+
+
 def save_base(folder, name):
     family, settings = MODELS[name]
     cls, config = FAMILIES[family]
     model = randomize(cls(config(**SIZES | settings)))
     model.tie_weights()
+    if name.endswith("stepped"):
+        for key, p in model.named_parameters():
+            if key.endswith(("q_proj.weight", "v_proj.weight")):
+                p.data = step(p.data)
     if name.endswith("grown"):
         model.resize_token_embeddings(GROWN_VOCAB)
     model.save_pretrained(folder)

@@ -68,6 +68,9 @@ fn add_saved_weights(config: &mut LoRAConfig, dir: &Path) -> Result<()> {
             continue;
         };
         config.vocab_size = shape.first().copied();
+        if config.ensure_weight_tying && module == "lm_head" {
+            continue;
+        }
         let is_named = config
             .modules_to_save
             .iter()
@@ -151,7 +154,10 @@ fn load_named(model: &mut TransformerDecoder, dir: &Path, name: &str) -> Result<
     let path = weights_file(dir)?;
     let origin = path.display().to_string();
     let keys = PeftKeys::of(model, name);
-    let own = |name: &str| keys.ours(name).or_else(|| base_key(name, model));
+    let own = |name: &str| {
+        let own = keys.ours(name).or_else(|| base_key(name));
+        own.or_else(|| tied_key(name, model, &keys))
+    };
     let weights = Weights::open([path], own, model.config.tie_embeddings)?;
     let mut report =
         compare_keys(model, &origin, weights.shapes()).map_err(|error| weights.locate(error))?;
@@ -168,13 +174,25 @@ fn load_named(model: &mut TransformerDecoder, dir: &Path, name: &str) -> Result<
     Ok(report)
 }
 
+/// The name in PEFT's files of an embedding that is trained and the output's weight too, as the output's.
+const TIED_OUTPUT: &str = "base_model.model.lm_head.weight";
+const TIED_EMBEDDING: &str = "base_model.model.model.embed_tokens.weight";
+
+fn is_kept_tied(model: &TransformerDecoder) -> bool {
+    let mut adapters = model.tok_embeddings.adapters.iter();
+    let is_tied = matches!(model.output, Output::Tied(_));
+    is_tied && adapters.any(|(_, adapter)| adapter.is_of_tied_output())
+}
+
+fn tied_key(name: &str, model: &TransformerDecoder, keys: &PeftKeys) -> Option<String> {
+    let is_output = keys::canonical(name) == TIED_OUTPUT && is_kept_tied(model);
+    is_output.then(|| keys.ours(TIED_EMBEDDING)).flatten()
+}
+
 /// Our key of a base weight that stands beside an adapter of its module.
-fn base_key(name: &str, model: &TransformerDecoder) -> Option<String> {
+fn base_key(name: &str) -> Option<String> {
     match keys::base_module(name)? {
-        (module, true) if module == "lm_head" => match model.output {
-            Output::Own(_) => Some(OUTPUT.to_owned()),
-            Output::Tied(_) => Some(EMBEDDING.to_owned()),
-        },
+        (module, true) if module == "lm_head" => Some(OUTPUT.to_owned()),
         (_, true) => Some(EMBEDDING.to_owned()),
         (_, false) => None,
     }
@@ -434,6 +452,15 @@ fn save(
         Some((name, PeftTensor::Parameter(reader)))
     });
     let mut named: IndexMap<String, PeftTensor> = named.collect();
+    // PEFT asks for both names of one weight.
+    if is_kept_tied(model)
+        && let Some(key) = keys.ours(TIED_EMBEDDING)
+    {
+        let readers = state_readers(model).into_iter();
+        let embedding = readers.filter(|reader| reader.key == key);
+        let named_so = embedding.map(|r| (TIED_OUTPUT.to_owned(), PeftTensor::Parameter(r)));
+        named.extend(named_so);
+    }
     if is_converted {
         let factors = conversion::factors(model, name, &keys).into_iter();
         named.extend(factors.map(|(name, value)| (name, PeftTensor::Value(value))));

@@ -258,6 +258,11 @@ pub(super) const KEYS: &[RecipeKey] = &[
         "What AdamW adds to the denominator.",
     ),
     key(
+        "optimizer.loraplus_lr_ratio",
+        Positive,
+        "How many times the learning rate of the rest that of B is (LoRA+); 1 is plain AdamW.",
+    ),
+    key(
         "lr_scheduler.kind",
         Word(&["cosine", "linear", "constant"]),
         "Learning rate after the warmup: half a cosine to 0, a line to 0, or unchanged.",
