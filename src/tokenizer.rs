@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use serde::Deserialize;
+use serde::de::IgnoredAny;
 
 use crate::files::{create_dir, read_bytes, read_text, write_atomic};
 use crate::{Error, Result};
@@ -29,10 +30,11 @@ const PAD_NAMES: [&str; 5] = [
 const JSON_FILE: &str = "tokenizer.json";
 const SENTENCEPIECE_FILE: &str = "tokenizer.model";
 const CONFIG_FILE: &str = "tokenizer_config.json";
+const MAP_FILE: &str = "special_tokens_map.json";
 /// What other programs look for beside a tokenizer.
 const COMPANIONS: [&str; 4] = [
     CONFIG_FILE,
-    "special_tokens_map.json",
+    MAP_FILE,
     "added_tokens.json",
     "chat_template.jinja",
 ];
@@ -61,28 +63,30 @@ pub struct Tokenizer {
 impl Tokenizer {
     /// Reads a `tokenizer.json` or a SentencePiece `tokenizer.model`; the content decides which.
     ///
-    /// EOS is the `eos_token` of the `tokenizer_config.json` beside the file, BOS what the
-    /// `tokenizer.json` puts before a text, as in transformers. Where they say nothing,
-    /// `add_bos_token` decides on BOS, as in transformers 4, and then tokens of the usual names.
+    /// EOS is the `eos_token` of the `tokenizer_config.json` or `special_tokens_map.json` beside the file, else
+    /// a token of a usual name. BOS is what a `tokenizer.json` puts before a text, whatever other files say,
+    /// as in transformers 5. A `tokenizer.model` has the `bos_token` of those files, else a token of a usual
+    /// name, unless `add_bos_token` is false there.
     ///
     /// # Errors
     ///
     /// [`Error::Io`] if the file cannot be read, [`Error::Format`] if it is neither of the two, is
     /// damaged, or is a SentencePiece model of a kind that Llama does not use (anything but BPE
-    /// with the identity normalisation); also if `tokenizer_config.json` is not JSON or names a token
+    /// with the identity normalisation); also if a file beside it is not JSON or names a token
     /// that the file does not have.
     pub fn from_file(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
         let bytes = read_bytes(path)?;
-        let config = Config::beside(path)?;
+        let names = Names::beside(path)?;
         if is_json(&bytes) {
-            return Self::from_json(&bytes, path, config);
+            return Self::from_json(&bytes, path, &names);
         }
         let model = sentencepiece::parse(&bytes, path)?;
-        let json = sentencepiece::to_json(&model);
+        let tokenizer = Self::from_json(&sentencepiece::to_json(&model), path, &names)?;
         Ok(Self {
+            bos_id: tokenizer.named_bos(&names)?,
             sentencepiece: Some(Arc::new(sentencepiece::Encoder::new(&model))),
-            ..Self::from_json(&json, path, config)?
+            ..tokenizer
         })
     }
 
@@ -116,7 +120,7 @@ impl Tokenizer {
     /// [`Error::Format`] if it is not a tokenizer.
     pub fn from_json_bytes(bytes: &[u8]) -> Result<Self> {
         let origin = Path::new("<embedded tokenizer.json>");
-        Self::from_json(bytes, origin, Config::default())
+        Self::from_json(bytes, origin, &Names::default())
     }
 
     /// Takes the given ids, where there are any, in place of those found in the files, for a model
@@ -220,7 +224,7 @@ impl Tokenizer {
         }
     }
 
-    fn from_json(bytes: &[u8], origin: &Path, config: Config) -> Result<Self> {
+    fn from_json(bytes: &[u8], origin: &Path, names: &Names) -> Result<Self> {
         let mut inner = tokenizers::Tokenizer::from_bytes(bytes)
             .map_err(|e| Error::format(origin, format!("not a tokenizer.json: {e}")))?;
         inner.set_encode_special_tokens(true);
@@ -231,25 +235,31 @@ impl Tokenizer {
             .map_err(|e| Error::format(origin, e))?;
         let largest = inner.get_vocab(true).into_values().max();
         let largest = largest.ok_or_else(|| Error::format(origin, "the vocabulary is empty"))?;
-        let first = |names: &[&str]| names.iter().find_map(|name| inner.token_to_id(name));
-        let named = |token| config.id_of(token, &inner, origin);
-        let usual_bos = first(&BOS_NAMES);
-        let bos_id = match (prefix(&inner), config.add_bos_token) {
-            (Some(prefix), _) => Some(prefix),
-            (None, None) => usual_bos,
-            (None, Some(true)) => named(&config.bos_token)?.or(usual_bos),
-            (None, Some(false)) => None,
-        };
+        let named = names.id_of(|file| &file.eos_token, &inner, origin)?;
         Ok(Self {
             vocab_size: largest as usize + 1,
-            bos_id,
-            eos_id: named(&config.eos_token)?.or_else(|| first(&EOS_NAMES)),
-            pad_id: first(&PAD_NAMES).unwrap_or(0),
+            bos_id: prefix(&inner),
+            eos_id: named.or_else(|| first(&EOS_NAMES, &inner)),
+            pad_id: first(&PAD_NAMES, &inner).unwrap_or(0),
             origin: origin.to_owned(),
             sentencepiece: None,
             inner,
         })
     }
+
+    /// The BOS of a tokenizer whose file does not tell whether it stands before a text.
+    fn named_bos(&self, names: &Names) -> Result<Option<u32>> {
+        if names.adds_bos() == Some(false) {
+            return Ok(None);
+        }
+        let named = names.id_of(|file| &file.bos_token, &self.inner, &self.origin)?;
+        Ok(named.or_else(|| first(&BOS_NAMES, &self.inner)))
+    }
+}
+
+/// The first of these tokens that the vocabulary has.
+fn first(names: &[&str], tokenizer: &tokenizers::Tokenizer) -> Option<u32> {
+    names.iter().find_map(|name| tokenizer.token_to_id(name))
 }
 
 impl fmt::Debug for Tokenizer {
@@ -264,12 +274,18 @@ impl fmt::Debug for Tokenizer {
     }
 }
 
-/// What is read of `tokenizer_config.json`.
-#[derive(Default, Deserialize)]
-struct Config {
+/// The files beside a tokenizer that name its special tokens; the first that names one holds.
+#[derive(Default)]
+struct Names(Vec<NamesFile>);
+
+/// What is read of `tokenizer_config.json` and of `special_tokens_map.json`.
+#[derive(Deserialize)]
+struct NamesFile {
     add_bos_token: Option<bool>,
     bos_token: Option<Token>,
     eos_token: Option<Token>,
+    /// Where `tokenizer_config.json` has this, all is there that older versions wrote to the other file.
+    added_tokens_decoder: Option<IgnoredAny>,
     #[serde(skip)]
     path: PathBuf,
 }
@@ -282,33 +298,53 @@ enum Token {
     Added { content: String },
 }
 
-impl Config {
-    /// That of a tokenizer's file; an empty one if there is none.
-    fn beside(tokenizer: &Path) -> Result<Self> {
-        let path = tokenizer.with_file_name(CONFIG_FILE);
+impl Token {
+    /// Some old conversions name no token by an empty text.
+    fn content(&self) -> Option<&str> {
+        let (Self::Content(content) | Self::Added { content }) = self;
+        Some(content.as_str()).filter(|content| !content.is_empty())
+    }
+}
+
+impl NamesFile {
+    fn read(path: PathBuf) -> Result<Option<Self>> {
         if !path.exists() {
-            return Ok(Self::default());
+            return Ok(None);
         }
-        let config = serde_json::from_str(&read_text(&path)?);
-        let config: Self = config.map_err(|error| Error::format(&path, error))?;
-        Ok(Self { path, ..config })
+        let file = serde_json::from_str(&read_text(&path)?);
+        let file: Self = file.map_err(|error| Error::format(&path, error))?;
+        Ok(Some(Self { path, ..file }))
+    }
+}
+
+impl Names {
+    /// Those beside a tokenizer's file, in transformers' order.
+    fn beside(tokenizer: &Path) -> Result<Self> {
+        let read = |name| NamesFile::read(tokenizer.with_file_name(name));
+        let (config, map) = (read(CONFIG_FILE)?, read(MAP_FILE)?);
+        let is_complete = |config: &NamesFile| config.added_tokens_decoder.is_some();
+        let order = match config.as_ref().is_some_and(is_complete) {
+            true => [config, map],
+            false => [map, config],
+        };
+        Ok(Self(order.into_iter().flatten().collect()))
+    }
+
+    fn adds_bos(&self) -> Option<bool> {
+        self.0.iter().find_map(|file| file.add_bos_token)
     }
 
     /// The id of a token that is named here.
     fn id_of(
         &self,
-        token: &Option<Token>,
+        token: fn(&NamesFile) -> &Option<Token>,
         tokenizer: &tokenizers::Tokenizer,
         origin: &Path,
     ) -> Result<Option<u32>> {
-        let content = match token {
-            Some(Token::Content(content) | Token::Added { content }) => content,
-            None => return Ok(None),
-        };
-        // Some old conversions name no token so.
-        if content.is_empty() {
+        let content = |file| Some((file, token(file).as_ref()?.content()?));
+        let Some((file, content)) = self.0.iter().find_map(content) else {
             return Ok(None);
-        }
+        };
         let id = tokenizer.token_to_id(content);
         id.map(Some).ok_or_else(|| {
             let message = format!(
@@ -316,7 +352,7 @@ impl Config {
                  `AutoTokenizer.from_pretrained(dir).save_pretrained(dir)`)",
                 origin.display()
             );
-            Error::format(&self.path, message)
+            Error::format(&file.path, message)
         })
     }
 }

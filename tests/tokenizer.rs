@@ -87,77 +87,145 @@ fn a_copied_tokenizer_reads_the_same() {
     assert!(error.to_string().contains("none.json"), "{error}");
 }
 
-/// The special ids with this `tokenizer_config.json` beside the tokenizer, and with `edit` made to it.
-fn special_ids(config: &str, edit: impl Fn(&mut Value)) -> [Option<u32>; 2] {
+/// BOS and EOS of a tokenizer's file with others beside it.
+fn special_ids(tokenizer: (&str, &[u8]), beside: &[(&str, &str)]) -> [Option<u32>; 2] {
     let dir = tempfile::tempdir().unwrap();
-    let mut json: Value = serde_json::from_str(&tiny_tokenizer::json()).unwrap();
-    edit(&mut json);
-    fs::write(dir.path().join("tokenizer.json"), json.to_string()).unwrap();
-    fs::write(dir.path().join("tokenizer_config.json"), config).unwrap();
+    let beside = beside.iter().map(|(name, text)| (*name, text.as_bytes()));
+    for (name, bytes) in beside.chain([tokenizer]) {
+        fs::write(dir.path().join(name), bytes).unwrap();
+    }
     let tokenizer = Tokenizer::from_dir(dir.path()).unwrap();
     [tokenizer.bos_id(), tokenizer.eos_id()]
 }
 
-#[test]
-fn special_tokens_are_those_that_the_files_name() {
-    let as_made = |_: &mut Value| {};
-    assert_eq!(special_ids("{}", as_made), [Some(1), Some(2)]);
-    // The end of a chat's turn in place of that of a document.
-    let config = r#"{"eos_token": "<unk>", "add_bos_token": false}"#;
-    assert_eq!(special_ids(config, as_made), [None, Some(0)]);
-    let config = r#"{"eos_token": {"content": "<unk>"}, "add_bos_token": true,
-                     "bos_token": {"content": "</s>", "lstrip": false}}"#;
-    assert_eq!(special_ids(config, as_made), [Some(2), Some(0)]);
-    let config = r#"{"eos_token": null, "bos_token": null, "add_bos_token": null}"#;
-    assert_eq!(special_ids(config, as_made), [Some(1), Some(2)]);
-    let config = r#"{"eos_token": "", "bos_token": {"content": ""}, "add_bos_token": true}"#;
-    assert_eq!(special_ids(config, as_made), [Some(1), Some(2)]);
+/// Those of the tiny `tokenizer.json` with this post-processor.
+fn json_ids(post_processor: Value, config: &str) -> [Option<u32>; 2] {
+    let mut json: Value = serde_json::from_str(&tiny_tokenizer::json()).unwrap();
+    json["post_processor"] = post_processor;
+    let json = json.to_string();
+    let file = ("tokenizer.json", json.as_bytes());
+    special_ids(file, &[("tokenizer_config.json", config)])
+}
 
-    // What a tokenizer.json puts before a text has precedence.
-    let begins_with = |token: &'static str, id: u32| {
-        move |json: &mut Value| {
-            json["post_processor"] = json!({
-                "type": "TemplateProcessing",
-                "single": [
-                    { "SpecialToken": { "id": token, "type_id": 0 } },
-                    { "Sequence": { "id": "A", "type_id": 0 } },
-                    { "SpecialToken": { "id": "</s>", "type_id": 0 } },
-                ],
-                "pair": [{ "Sequence": { "id": "A", "type_id": 0 } },
-                         { "Sequence": { "id": "B", "type_id": 1 } }],
-                "special_tokens": {
-                    token: { "id": token, "ids": [id], "tokens": [token] },
-                    "</s>": { "id": "</s>", "ids": [2], "tokens": ["</s>"] },
-                },
-            });
+/// A post-processor that puts these tokens before and behind a text.
+fn template(before: &[(&str, u32)], behind: &[(&str, u32)]) -> Value {
+    let part = |(token, _): &(&str, u32)| json!({ "SpecialToken": { "id": token, "type_id": 0 } });
+    let text = |id: &str| json!({ "Sequence": { "id": id, "type_id": 0 } });
+    let before_text = before.iter().map(part).chain([text("A")]);
+    let tokens = before.iter().chain(behind).map(|(token, id)| {
+        let value = json!({ "id": token, "ids": [id], "tokens": [token] });
+        ((*token).to_owned(), value)
+    });
+    json!({
+        "type": "TemplateProcessing",
+        "single": before_text.chain(behind.iter().map(part)).collect::<Vec<_>>(),
+        "pair": [text("A"), text("B")],
+        "special_tokens": tokens.collect::<serde_json::Map<_, _>>(),
+    })
+}
+
+/// As in transformers 5, where `add_bos_token` says nothing beside a `tokenizer.json`.
+#[test]
+fn bos_is_what_a_tokenizer_json_puts_before_a_text() {
+    let (bos, eos, unk) = (("<s>", 1), ("</s>", 2), ("<unk>", 0));
+    let byte_level = json!({
+        "type": "ByteLevel", "add_prefix_space": true, "trim_offsets": false, "use_regex": true
+    });
+    for config in [
+        "{}",
+        r#"{"bos_token": "<s>"}"#,
+        r#"{"bos_token": "<s>", "add_bos_token": true}"#,
+        r#"{"bos_token": "</s>", "add_bos_token": false}"#,
+    ] {
+        for (post_processor, expected) in [
+            (template(&[bos], &[]), Some(1)),
+            (template(&[unk], &[eos]), Some(0)),
+            (template(&[], &[eos]), None),
+            (byte_level.clone(), None),
+            (Value::Null, None),
+        ] {
+            let ids = json_ids(post_processor.clone(), config);
+            assert_eq!(ids, [expected, Some(2)], "{post_processor} {config}");
         }
-    };
-    for config in ["{}", r#"{"add_bos_token": false, "bos_token": "<s>"}"#] {
-        let ids = special_ids(config, begins_with("<unk>", 0));
-        assert_eq!(ids, [Some(0), Some(2)]);
     }
 }
 
 #[test]
-fn a_tokenizer_config_that_is_malformed_or_of_another_tokenizer_is_named() {
-    let dir = tempfile::tempdir().unwrap();
-    fs::write(dir.path().join("tokenizer.json"), tiny_tokenizer::json()).unwrap();
-    let path = dir.path().join("tokenizer_config.json");
-    fs::write(&path, "{").unwrap();
-    assert!(message(Tokenizer::from_dir(&dir)).contains("tokenizer_config.json"));
-    for config in [
-        r#"{"eos_token": "<|im_end|>"}"#,
-        r#"{"bos_token": "<|im_end|>", "add_bos_token": true}"#,
+fn eos_is_what_a_tokenizer_config_names() {
+    for (config, eos) in [
+        // The end of a chat's turn in place of that of a document.
+        (r#"{"eos_token": "<unk>"}"#, 0),
+        (r#"{"eos_token": {"content": "<unk>", "lstrip": false}}"#, 0),
+        (r#"{"eos_token": null}"#, 2),
+        (r#"{"eos_token": ""}"#, 2),
+        (r#"{"eos_token": {"content": ""}}"#, 2),
+        ("{}", 2),
     ] {
-        fs::write(&path, config).unwrap();
-        let message = message(Tokenizer::from_dir(&dir));
-        for expected in [
-            "tokenizer_config.json",
-            "`<|im_end|>` is not in",
-            "tokenizer.json",
+        let ids = json_ids(Value::Null, config);
+        assert_eq!(ids, [None, Some(eos)], "{config}");
+    }
+}
+
+/// It does not tell itself what stands before a text.
+#[test]
+fn special_tokens_of_a_sentencepiece_model() {
+    let model = Model::default().bytes();
+    for (config, bos) in [
+        ("{}", Some(1)),
+        (r#"{"bos_token": null, "add_bos_token": null}"#, Some(1)),
+        (r#"{"bos_token": "", "add_bos_token": true}"#, Some(1)),
+        (r#"{"bos_token": "</s>", "add_bos_token": true}"#, Some(2)),
+        (r#"{"bos_token": {"content": "</s>"}}"#, Some(2)),
+        (r#"{"bos_token": "<s>", "add_bos_token": false}"#, None),
+    ] {
+        let beside = [("tokenizer_config.json", config)];
+        let ids = special_ids(("tokenizer.model", &model), &beside);
+        assert_eq!(ids, [bos, Some(2)], "{config}");
+    }
+}
+
+/// As in transformers 5: the older file holds, unless the other has what makes it needless.
+#[test]
+fn special_tokens_that_a_map_names() {
+    let model = Model::default().bytes();
+    let map = r#"{"bos_token": {"content": "</s>"}, "eos_token": "<unk>"}"#;
+    let complete = r#"{"eos_token": "<s>", "added_tokens_decoder": {}}"#;
+    for (config, expected) in [
+        (None, [2, 0]),
+        (Some("{}"), [2, 0]),
+        (Some(r#"{"bos_token": "<s>", "eos_token": "<s>"}"#), [2, 0]),
+        (Some(complete), [2, 1]),
+        (Some(r#"{"added_tokens_decoder": {}}"#), [2, 0]),
+    ] {
+        let config = config.map(|config| ("tokenizer_config.json", config));
+        let beside = Vec::from_iter(config.into_iter().chain([("special_tokens_map.json", map)]));
+        let ids = special_ids(("tokenizer.model", &model), &beside);
+        assert_eq!(ids, expected.map(Some), "{config:?}");
+        let json = tiny_tokenizer::json();
+        let ids = special_ids(("tokenizer.json", json.as_bytes()), &beside);
+        assert_eq!(ids, [Some(1), Some(expected[1])], "{config:?}");
+    }
+}
+
+#[test]
+fn names_that_are_malformed_or_of_another_tokenizer() {
+    let dir = tempfile::tempdir().unwrap();
+    fs::write(dir.path().join("tokenizer.model"), Model::default().bytes()).unwrap();
+    for name in ["tokenizer_config.json", "special_tokens_map.json"] {
+        let path = dir.path().join(name);
+        fs::write(&path, "{").unwrap();
+        assert!(message(Tokenizer::from_dir(&dir)).contains(name));
+        for config in [
+            r#"{"eos_token": "<|im_end|>"}"#,
+            r#"{"bos_token": "<|im_end|>", "add_bos_token": true}"#,
         ] {
-            assert!(message.contains(expected), "{message}");
+            fs::write(&path, config).unwrap();
+            let message = message(Tokenizer::from_dir(&dir));
+            for expected in [name, "`<|im_end|>` is not in", "tokenizer.model"] {
+                assert!(message.contains(expected), "{message}");
+            }
         }
+        fs::remove_file(path).unwrap();
     }
 }
 

@@ -22,7 +22,7 @@ pub fn id(piece: &str) -> u32 {
     259 + u32::try_from(place.expect("a piece of the tiny tokenizer")).unwrap()
 }
 
-/// A `tokenizer.json` with a length limit and padding left over from another use, which an
+/// A `tokenizer.json` that puts `<s>` before a text, with a length limit and padding left over from another use, which an
 /// encoding must not obey.
 pub fn json() -> String {
     let bytes = (0..=255u8).map(|b| format!("<0x{b:02X}>"));
@@ -47,6 +47,18 @@ pub fn json() -> String {
             { "type": "Prepend", "prepend": "\u{2581}" },
             { "type": "Replace", "pattern": { "String": " " }, "content": "\u{2581}" },
         ] },
+        "post_processor": {
+            "type": "TemplateProcessing",
+            "single": [
+                { "SpecialToken": { "id": "<s>", "type_id": 0 } },
+                { "Sequence": { "id": "A", "type_id": 0 } },
+            ],
+            "pair": [
+                { "Sequence": { "id": "A", "type_id": 0 } },
+                { "Sequence": { "id": "B", "type_id": 1 } },
+            ],
+            "special_tokens": { "<s>": { "id": "<s>", "ids": [1], "tokens": ["<s>"] } },
+        },
         "decoder": { "type": "Sequence", "decoders": [
             { "type": "Replace", "pattern": { "String": "\u{2581}" }, "content": " " },
             { "type": "ByteFallback" },
