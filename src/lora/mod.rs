@@ -16,11 +16,14 @@
 mod builtin;
 mod config;
 mod dora;
+mod linalg;
 mod linear;
 mod plain;
+mod random;
 
 pub use config::{AttnModule, LoRAConfig, MlpModule};
 pub(crate) use dora::first_magnitude;
+pub use linalg::Decomposition;
 pub use linear::{LoRAAdapter, LoRALinear};
 pub use plain::PlainLinear;
 pub(crate) use plain::{lazy_param, one_line};
