@@ -14,6 +14,7 @@
 //! <https://arxiv.org/abs/2106.09685>.
 
 mod builtin;
+mod combine;
 mod config;
 mod dora;
 mod linalg;
@@ -21,6 +22,7 @@ mod linear;
 mod plain;
 mod random;
 
+pub use combine::{Combination, CombineOptions, Factors, MajoritySign, combine};
 pub use config::{AttnModule, LoRAConfig, MlpModule};
 pub(crate) use dora::first_magnitude;
 pub use linalg::Decomposition;
