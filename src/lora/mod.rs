@@ -17,6 +17,7 @@ mod builtin;
 mod combine;
 mod config;
 mod dora;
+pub mod init;
 mod linalg;
 mod linear;
 mod plain;
