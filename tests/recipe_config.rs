@@ -588,7 +588,8 @@ fn a_bad_value_names_what_is_accepted() {
         ),
         (
             "optimizer: adamw",
-            "`optimizer` is \"adamw\", expected keys below it: lr, weight_decay, betas, eps",
+            "`optimizer` is \"adamw\", expected keys below it: lr, weight_decay, betas, eps, \
+             loraplus_lr_ratio",
         ),
     ] {
         assert_eq!(complaint(text), format!("run.yaml (line 1): {expected}"));

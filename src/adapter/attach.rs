@@ -309,7 +309,8 @@ impl Adapter {
     }
 
     /// Puts the adapter on a model under a name and lets it act alone; another of this name gives way, whatever its
-    /// rank.
+    /// rank. A Llama knows its modules by more names: see
+    /// [`TransformerDecoder::attach`](crate::llama::TransformerDecoder::attach).
     ///
     /// # Errors
     /// As [`with_adapters`]; [`Error::Keys`] if a tensor is missing or belongs to no layer, [`Error::Shape`] if one

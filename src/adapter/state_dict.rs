@@ -7,7 +7,7 @@ use replace_with::replace_with_or_abort;
 use super::params::get_params;
 use super::path::{Path, Role, follow_path};
 use crate::error::nearest;
-use crate::lora::edit_layers;
+use crate::lora::{DEFAULT_ADAPTER, edit_layers, key_prefix};
 use crate::{Error, Result};
 
 /// Values by full name, on the host.
@@ -247,7 +247,8 @@ struct LeftOut {
 fn follow_layers<M: Module>(model: M, left_out: LeftOut) -> M {
     let LeftOut { keys, loaded } = left_out;
     edit_layers(model, move |place, layer| {
-        let own = ["weight", "bias"].map(|name| format!("{}.{name}", place.base_path));
+        let prefix = key_prefix(place.base_path, DEFAULT_ADAPTER);
+        let own = ["weight", "bias"].map(|name| format!("{prefix}{name}"));
         if !own.iter().any(|key| loaded.contains(key)) {
             return;
         }

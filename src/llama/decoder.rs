@@ -6,7 +6,7 @@ use burn::tensor::{Bool, Device, Int, Tensor};
 
 use super::names::module_names;
 use super::{Context, KvCache, LayerCache, LlamaConfig, Output, RMSNorm, TransformerDecoderLayer};
-use crate::adapter::{merge_adapters, with_named_adapters, without_adapters};
+use crate::adapter::{Adapter, merge_adapters, with_named_adapters, without_adapters};
 use crate::lora::{
     DEFAULT_ADAPTER, FULL, LoRAConfig, LoRAEmbedding, LoRALinear, MethodRef, Routes, TiedOutput,
 };
@@ -72,6 +72,15 @@ impl TransformerDecoder {
             });
         }
         with_named_adapters(self, lora, name, module_names)
+    }
+
+    /// Puts an adapter on the model, by the paths of its modules here or their names in Hugging Face's files, see
+    /// [`Adapter::attach`].
+    ///
+    /// # Errors
+    /// As [`Adapter::attach`].
+    pub fn attach(self, adapter: &Adapter, name: &str) -> Result<Self> {
+        adapter.attach_by(self, name, module_names)
     }
 
     /// The model with the adapters that act added to its weights: a plain model with the same outputs, see

@@ -3,7 +3,7 @@ use burn::tensor::module::embedding;
 use burn::tensor::{DType, Device, Distribution, Int, Tensor};
 
 use super::layers::AdaptedLayer;
-use super::linear::{adapted, by_rows, merged, replace};
+use super::linear::{adapted, merged, replace};
 use super::method::{LayerParams, LayerShape, MethodRef};
 use super::module::adapted_module;
 use super::plain::{lazy_param, one_line, untracked};
@@ -84,8 +84,10 @@ impl LoRAEmbedding {
     ) -> Tensor<3> {
         active.iter().fold(rows, |rows, adapter| {
             let method = adapter.settings().method.0;
-            let ids = ids.clone().flatten(0, 1);
-            by_rows(rows, |rows| method.embed(adapter, &self.weight, ids, rows))
+            let shape = rows.dims();
+            let (ids, rows) = (ids.clone().flatten(0, 1), rows.flatten(0, 1));
+            let rows = method.embed(adapter, &self.weight, ids, rows);
+            rows.reshape(shape)
         })
     }
 
@@ -106,7 +108,7 @@ impl LoRAEmbedding {
     pub(super) fn project_with(&self, hidden: Tensor<3>, of_output: &[&LoRAAdapter]) -> Tensor<3> {
         let active = self.of_output(of_output);
         let base = self.as_output();
-        by_rows(hidden, |hidden| adapted(&base, &active, hidden))
+        adapted(&base, &active, hidden)
     }
 
     /// What acts on the output: of the embedding's own adapters what is the weight's in both places, unless the

@@ -101,7 +101,7 @@ impl LoRALinear {
             return self.base.forward(x);
         }
         let active: Vec<_> = self.adapters.active().collect();
-        by_rows(x, |x| adapted(&self.base, &active, x))
+        in_three(x, |x| adapted(&self.base, &active, x))
     }
 
     /// Applies the layer with the adapter that each row of the batch asks for; without routes, as
@@ -120,7 +120,7 @@ impl LoRALinear {
         routes.apply(x, |name, x| {
             let adapter = name.and_then(|name| self.adapters.get(name));
             let active: Vec<_> = adapter.into_iter().collect();
-            by_rows(x, |x| adapted(&self.base, &active, x))
+            adapted(&self.base, &active, x)
         })
     }
 
@@ -146,19 +146,18 @@ impl From<PlainLinear> for LoRALinear {
     }
 }
 
-/// Flattens all dimensions but the last.
-pub(super) fn by_rows<const D: usize>(
-    x: Tensor<D>,
-    f: impl FnOnce(Tensor<2>) -> Tensor<2>,
-) -> Tensor<D> {
+/// Gives a function of three dimensions an input of any number: those before the last two are flattened, and missing
+/// ones are of size 1.
+fn in_three<const D: usize>(x: Tensor<D>, f: impl FnOnce(Tensor<3>) -> Tensor<3>) -> Tensor<D> {
     let mut shape = x.dims();
-    let y = f(x.reshape([-1, shape[D - 1] as i32]));
-    shape[D - 1] = y.dims()[1];
+    let seq = if D > 1 { shape[D - 2] } else { 1 };
+    let y = f(x.reshape([-1, seq as i32, shape[D - 1] as i32]));
+    shape[D - 1] = y.dims()[2];
     y.reshape(shape)
 }
 
 /// The output of a layer with some adapters, one after another.
-pub(super) fn adapted(base: &PlainLinear, active: &[&LoRAAdapter], x: Tensor<2>) -> Tensor<2> {
+pub(super) fn adapted(base: &PlainLinear, active: &[&LoRAAdapter], x: Tensor<3>) -> Tensor<3> {
     let device = x.device();
     let y = match active {
         [] => base.product(x),

@@ -124,7 +124,7 @@ fn what_was_detached_attaches_again() {
         let model = random(base(&config()).with_adapters(&lora).unwrap(), 1);
         let (values, expected) = (adapter_state_dict(&model), logits(&model));
         let (model, adapter) = detach(model, DEFAULT_ADAPTER).unwrap();
-        let again = adapter.attach(model, "again").unwrap();
+        let again = model.attach(&adapter, "again").unwrap();
         assert_eq!(logits(&again), expected, "{lora:?}");
         assert_eq!(adapter_names(&again), ["again"]);
         let copy = Adapter::of(&again, "again").unwrap();

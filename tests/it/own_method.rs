@@ -46,10 +46,10 @@ impl Method for OutputScaling {
         &self,
         adapter: &LoRAAdapter,
         _: &PlainLinear,
-        _: Tensor<2>,
-        y: Tensor<2>,
+        _: Tensor<3>,
+        y: Tensor<3>,
         _: Option<DropoutMask>,
-    ) -> Tensor<2> {
+    ) -> Tensor<3> {
         y * scaling(adapter).unsqueeze()
     }
 

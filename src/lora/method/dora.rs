@@ -48,10 +48,10 @@ impl Method for DoRA {
         &self,
         adapter: &LoRAAdapter,
         base: &PlainLinear,
-        x: Tensor<2>,
-        y: Tensor<2>,
+        x: Tensor<3>,
+        y: Tensor<3>,
         mask: Option<DropoutMask>,
-    ) -> Tensor<2> {
+    ) -> Tensor<3> {
         let y = LORA.add_update(adapter, base, x.clone(), y, mask);
         rescaled(adapter, base, x, y, mask)
     }
@@ -60,9 +60,9 @@ impl Method for DoRA {
         &self,
         adapter: &LoRAAdapter,
         base: &PlainLinear,
-        x: Tensor<2>,
+        x: Tensor<3>,
         mask: Option<DropoutMask>,
-    ) -> Tensor<2> {
+    ) -> Tensor<3> {
         let y = LORA.forward(adapter, base, x.clone(), mask);
         rescaled(adapter, base, x, y, mask)
     }
@@ -131,24 +131,24 @@ fn first_weight(layer: &LayerParams) -> Tensor<2> {
 fn rescaled(
     adapter: &LoRAAdapter,
     base: &PlainLinear,
-    x: Tensor<2>,
-    y: Tensor<2>,
+    x: Tensor<3>,
+    y: Tensor<3>,
     mask: Option<DropoutMask>,
-) -> Tensor<2> {
+) -> Tensor<3> {
     let weight = base.weight.val();
     let combined = untracked(weight.clone()).cast(DType::F32) + update(adapter, LayerKind::Linear);
     rescale(y, magnitude(adapter) / row_norm(combined), x, weight, mask)
 }
 
 fn rescale(
-    y: Tensor<2>,
+    y: Tensor<3>,
     ratio: Tensor<1>,
-    x: Tensor<2>,
+    x: Tensor<3>,
     weight: Tensor<2>,
     mask: Option<DropoutMask>,
-) -> Tensor<2> {
+) -> Tensor<3> {
     // In half precision most ratios would be rounded to 1.
-    let change = (ratio - 1.0).cast(y.dtype()).unsqueeze::<2>();
+    let change = (ratio - 1.0).cast(y.dtype()).unsqueeze::<3>();
     let rescaled = y.clone() + y * change.clone();
     match mask {
         None => rescaled,
@@ -178,9 +178,10 @@ mod tests {
     fn a_ratio_near_one_counts_in_half_precision() {
         let device = Device::flex();
         // 200.6, in bf16 201; the ratio itself is 1 there.
-        let y = Tensor::<2>::full([1, 4], 200.0, (&device, DType::BF16));
+        let y = Tensor::<3>::full([1, 1, 4], 200.0, (&device, DType::BF16));
         let ratio = Tensor::<1>::full([4], 1.003, (&device, DType::F32));
-        let out = rescale(y.clone(), ratio, y.clone(), y, None);
+        let weight = Tensor::ones([4, 4], (&device, DType::BF16));
+        let out = rescale(y.clone(), ratio, y, weight, None);
         assert_eq!(out.dtype(), DType::BF16);
         let out = out.cast(DType::F32).into_data();
         assert_eq!(out.as_slice::<f32>().unwrap(), [201.0; 4]);

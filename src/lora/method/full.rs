@@ -61,10 +61,10 @@ impl Method for Full {
         &self,
         adapter: &LoRAAdapter,
         _base: &PlainLinear,
-        x: Tensor<2>,
-        _y: Tensor<2>,
+        x: Tensor<3>,
+        _y: Tensor<3>,
         _mask: Option<DropoutMask>,
-    ) -> Tensor<2> {
+    ) -> Tensor<3> {
         linear(x, adapter.matrix(FULL_WEIGHT))
     }
 
@@ -72,9 +72,9 @@ impl Method for Full {
         &self,
         adapter: &LoRAAdapter,
         _base: &PlainLinear,
-        x: Tensor<2>,
+        x: Tensor<3>,
         _mask: Option<DropoutMask>,
-    ) -> Tensor<2> {
+    ) -> Tensor<3> {
         linear(x, adapter.matrix(FULL_WEIGHT))
     }
 
@@ -115,10 +115,10 @@ impl Method for Bias {
         &self,
         _adapter: &LoRAAdapter,
         _base: &PlainLinear,
-        _x: Tensor<2>,
-        y: Tensor<2>,
+        _x: Tensor<3>,
+        y: Tensor<3>,
         _mask: Option<DropoutMask>,
-    ) -> Tensor<2> {
+    ) -> Tensor<3> {
         y
     }
 

@@ -44,10 +44,10 @@ impl Method for LoRA {
         &self,
         adapter: &LoRAAdapter,
         _base: &PlainLinear,
-        x: Tensor<2>,
-        y: Tensor<2>,
+        x: Tensor<3>,
+        y: Tensor<3>,
         mask: Option<DropoutMask>,
-    ) -> Tensor<2> {
+    ) -> Tensor<3> {
         let y = shifted(adapter, &x, y);
         let x = match mask {
             None => x,
@@ -61,9 +61,9 @@ impl Method for LoRA {
         &self,
         adapter: &LoRAAdapter,
         base: &PlainLinear,
-        x: Tensor<2>,
+        x: Tensor<3>,
         mask: Option<DropoutMask>,
-    ) -> Tensor<2> {
+    ) -> Tensor<3> {
         let update = [adapter.matrix(LORA_A), adapter.matrix(LORA_B)];
         let y = lora_linear(x.clone(), base.weight.val(), update, adapter.scale(), mask);
         add_bias(adapter, shifted(adapter, &x, y))
@@ -193,7 +193,7 @@ fn factors_of(first: crate::Result<FirstValues>) -> [Tensor<2>; 2] {
 }
 
 /// Takes what the adapter began with off the output: the base has lost it.
-fn shifted(adapter: &LoRAAdapter, x: &Tensor<2>, y: Tensor<2>) -> Tensor<2> {
+fn shifted(adapter: &LoRAAdapter, x: &Tensor<3>, y: Tensor<3>) -> Tensor<3> {
     let [Some(a), Some(b)] = [SHIFT_A, SHIFT_B].map(|name| adapter.matrix_param(name)) else {
         return y;
     };
@@ -202,7 +202,7 @@ fn shifted(adapter: &LoRAAdapter, x: &Tensor<2>, y: Tensor<2>) -> Tensor<2> {
 }
 
 /// The bias of `B` is scaled as its product is.
-pub(super) fn add_bias(adapter: &LoRAAdapter, y: Tensor<2>) -> Tensor<2> {
+pub(super) fn add_bias(adapter: &LoRAAdapter, y: Tensor<3>) -> Tensor<3> {
     match adapter.vector(LORA_B_BIAS) {
         None => y,
         Some(bias) => {

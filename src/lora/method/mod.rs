@@ -45,16 +45,16 @@ pub trait Method: Debug + Send + Sync {
     /// Changes the output of a linear layer without its bias.
     ///
     /// # Shapes
-    /// - `x`: `[rows, in_dim]`, the layer's input; `mask` drops elements of it for the adapter
-    /// - `y`: `[rows, out_dim]`, `W x` with the updates of adapters that act before; output the same
+    /// - `x`: `[batch, seq, in_dim]`, the layer's input; `mask` drops elements of it for the adapter
+    /// - `y`: `[batch, seq, out_dim]`, `W x` with the updates of adapters that act before; output the same
     fn add_update(
         &self,
         adapter: &LoRAAdapter,
         base: &PlainLinear,
-        x: Tensor<2>,
-        y: Tensor<2>,
+        x: Tensor<3>,
+        y: Tensor<3>,
         mask: Option<DropoutMask>,
-    ) -> Tensor<2>;
+    ) -> Tensor<3>;
 
     /// The output of a linear layer without its bias, where the adapter acts alone: for methods that have a
     /// better way than [`Self::add_update`] on `W x`.
@@ -62,9 +62,9 @@ pub trait Method: Debug + Send + Sync {
         &self,
         adapter: &LoRAAdapter,
         base: &PlainLinear,
-        x: Tensor<2>,
+        x: Tensor<3>,
         mask: Option<DropoutMask>,
-    ) -> Tensor<2> {
+    ) -> Tensor<3> {
         let y = base.product(x.clone());
         self.add_update(adapter, base, x, y, mask)
     }

@@ -39,13 +39,13 @@ impl Method for TokenRows {
         &self,
         adapter: &LoRAAdapter,
         _base: &PlainLinear,
-        x: Tensor<2>,
-        y: Tensor<2>,
+        x: Tensor<3>,
+        y: Tensor<3>,
         _mask: Option<DropoutMask>,
-    ) -> Tensor<2> {
-        let [_, vocab_size] = y.dims();
+    ) -> Tensor<3> {
+        let [_, _, vocab_size] = y.dims();
         let (row_of, is_other) = places(adapter, vocab_size, &y);
-        let new = linear(x, with_zero_row(adapter)).select(1, row_of);
+        let new = linear(x, with_zero_row(adapter)).select(2, row_of);
         y * is_other.unsqueeze() + new
     }
 
