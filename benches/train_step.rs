@@ -35,6 +35,9 @@ struct Args {
     /// The folder with `model`, `adapter`, `tokens.safetensors` and `alpaca.safetensors`.
     #[arg(long, required_unless_present = "sizes")]
     case: Option<PathBuf>,
+    /// The folder of the adapter in a case.
+    #[arg(long, default_value = "adapter")]
+    adapter: String,
     /// In place of a case, a model of these sizes with random weights and random tokens.
     #[arg(long, conflicts_with = "case")]
     sizes: Option<Sizes>,
@@ -116,7 +119,7 @@ fn load(args: &Args) -> Result<TransformerDecoder> {
     let Some(case) = &args.case else {
         return random_model(args, dtype, &device);
     };
-    let (base, adapter) = (case.join("model"), case.join("adapter"));
+    let (base, adapter) = (case.join("model"), case.join(&args.adapter));
     let lora = read_peft_config(&adapter)?;
     let mut model = read_hf_config(&base)?.init_lora(&lora, &device)?;
     load_hf_as(&mut model, &base, dtype)?;

@@ -19,6 +19,22 @@ INPUT_INTRODUCTION = ", paired with an input that provides further context"
 REQUEST = ". Write a response that appropriately completes the request.\n\n"
 
 
+ALL_MODULES = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+
+
+def make_adapter(model: LlamaForCausalLM, folder: pathlib.Path, rank: int, modules: list[str]) -> None:
+    lora = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=modules, task_type="CAUSAL_LM")
+    get_peft_model(model, lora).save_pretrained(folder)
+
+
+def make_large_adapter(case: pathlib.Path) -> None:
+    folder = case / "adapter_all_r32"
+    if not folder.exists():
+        torch.manual_seed(1)
+        model = LlamaForCausalLM.from_pretrained(case / "model")
+        make_adapter(model, folder, 32, ALL_MODULES)
+
+
 def make_model(case: pathlib.Path) -> None:
     if (case / "tokens.safetensors").exists():
         return
@@ -35,10 +51,7 @@ def make_model(case: pathlib.Path) -> None:
     )
     model = LlamaForCausalLM(config)
     model.save_pretrained(case / "model")
-    lora = LoraConfig(
-        r=8, lora_alpha=16, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM"
-    )
-    get_peft_model(model, lora).save_pretrained(case / "adapter")
+    make_adapter(model, case / "adapter", 8, ["q_proj", "v_proj"])
     save_file({"tokens": torch.randint(0, 32000, (TOKENS,))}, case / "tokens.safetensors")
 
 
@@ -76,6 +89,7 @@ def make_alpaca(case: pathlib.Path, records: pathlib.Path, tokenizer_file: pathl
 def main(args: argparse.Namespace) -> None:
     args.case.mkdir(parents=True, exist_ok=True)
     make_model(args.case)
+    make_large_adapter(args.case)
     if args.alpaca.is_file() and args.tokenizer.is_file():
         make_alpaca(args.case, args.alpaca, args.tokenizer)
 

@@ -33,6 +33,7 @@ SIZES = {
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser()
     parser.add_argument("--case", type=pathlib.Path)
+    parser.add_argument("--adapter", default="adapter", help="the folder of the adapter in a case")
     parser.add_argument("--sizes", choices=SIZES, help="random weights in place of a case")
     parser.add_argument("--rank", type=int, default=8)
     parser.add_argument("--all-modules", action="store_true")
@@ -56,7 +57,7 @@ def load(args: argparse.Namespace) -> PeftModel:
         return random_model(args, dtype).train()
     base = AutoModelForCausalLM.from_pretrained(args.case / "model", dtype=dtype)
     prepare(base, args)
-    model = PeftModel.from_pretrained(base, args.case / "adapter", is_trainable=True)
+    model = PeftModel.from_pretrained(base, args.case / args.adapter, is_trainable=True)
     return model.train()
 
 
