@@ -2,16 +2,16 @@
 //!
 //! | way | `A` | `B` | base |
 //! |---|---|---|---|
-//! | [`kaiming`] | uniform | 0 | `W` |
-//! | [`gaussian`] | normal | 0 | `W` |
-//! | [`orthogonal`] | random, with `B·A = 0` | random | `W` |
-//! | [`pissa`] | leading singular vectors of `W` | the same | `W - s·B·A` |
-//! | [`olora`] | `R` of `W = Q·R` | `Q` | `W - s·B·A` |
+//! | [`kaiming()`] | uniform | 0 | `W` |
+//! | [`gaussian()`] | normal | 0 | `W` |
+//! | [`orthogonal()`] | random, with `B·A = 0` | random | `W` |
+//! | [`pissa()`] | leading singular vectors of `W` | the same | `W - s·B·A` |
+//! | [`olora()`] | `R` of `W = Q·R` | `Q` | `W - s·B·A` |
 //! | [`ActivationStatistics`] (EVA) | leading directions of the layer's inputs | 0 | `W` |
-//! | [`loftq`] | leading singular vectors of `W - q(W)` | the same | quantized |
+//! | [`loftq()`] | leading singular vectors of `W - q(W)` | the same | quantized |
 //!
-//! In all of them but the last the adapted layer computes what the layer did before; in the last it comes
-//! closer to that than the quantized weight alone.
+//! In all of them but the last the adapted layer begins by computing what the layer did before; in the last
+//! the adapter makes up for a part of the quantization's error.
 
 mod eva;
 mod gaussian;
