@@ -21,8 +21,8 @@ pub use adapter_file::{load_adapter, save_adapter};
 pub use hf::{copy_generation_config, load_hf, load_hf_as, read_hf_config, save_hf};
 pub use mlx::{read_mlx, save_mlx};
 pub use peft::{
-    attach_peft, attach_peft_as, load_peft, peft_names, read_peft_config, save_peft,
-    save_peft_adapter, save_peft_unconverted, save_peft_with_base,
+    Serving, attach_peft, attach_peft_as, load_peft, peft_names, read_peft_config, save_peft,
+    save_peft_adapter, save_peft_for, save_peft_unconverted, save_peft_with_base,
 };
 pub use tensors::{
     SafetensorsFile, WritableTensor, load_state_dict_file, save_state_dict, write_tensors,

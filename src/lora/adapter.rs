@@ -14,7 +14,7 @@ use super::method::{
     FULL, FirstValue, LayerKind, LayerParams, LayerShape, MethodRef, ParamSpec, TOKEN_ROWS,
     trained_bias,
 };
-use super::plain::{lazy_param, one_line};
+use super::plain::{lazy_param, one_line, untracked};
 use crate::ops::DropoutMask;
 
 /// The container type below which every parameter is trained for an adapter.
@@ -202,7 +202,7 @@ impl LoRAAdapter {
         self.vector_param(name).map(Param::val)
     }
 
-    /// Replaces the value of a matrix of the method's table.
+    /// Replaces the value of a matrix of the method's table by what `f` makes of it, without a graph.
     ///
     /// # Panics
     /// If the table has none of this name.
@@ -218,7 +218,7 @@ impl LoRAAdapter {
         let require_grad = param.is_require_grad();
         *param = param
             .clone()
-            .map(|value| f(value).set_require_grad(require_grad));
+            .map(|value| f(untracked(value)).set_require_grad(require_grad));
     }
 
     /// Gives a matrix of the method's table a value.

@@ -5,20 +5,20 @@ use burn::tensor::TensorData;
 use burn::tensor::{Distribution, Int, Tensor};
 use burn_peft::Error;
 use burn_peft::adapter::{
-    Adapter, ParamCount, StateDict, adapter_config, adapter_names, adapter_state_dict, detach,
-    disabled, get_adapter_params, get_params, initialize_adapters, initialize_params,
-    load_state_dict, merge_adapters, set_active_adapters, state_dict, with_adapters,
-    without_adapters,
+    Adapter, ParamCount, StateDict, adapter_config, adapter_names, adapter_state_dict,
+    combine_adapters, detach, disabled, get_adapter_params, get_params, initialize_adapters,
+    initialize_params, load_state_dict, merge_adapters, set_active_adapters, state_dict,
+    with_adapters, without_adapters,
 };
 use burn_peft::checkpoint::{
-    attach_peft, attach_peft_as, load_adapter, read_peft_config, save_adapter, save_peft_adapter,
-    save_state_dict,
+    Serving, attach_peft, attach_peft_as, load_adapter, read_peft_config, save_adapter,
+    save_peft_adapter, save_peft_for, save_peft_unconverted, save_state_dict,
 };
 use burn_peft::data::Batch;
 use burn_peft::llama::{Context, LlamaConfig, TransformerDecoder};
 use burn_peft::lora::{
-    AttnModule, BIAS, DEFAULT_ADAPTER, FULL, LoRAConfig, LoRALinear, MethodRef, Routes, Targets,
-    TrainedBias,
+    AttnModule, BIAS, Combination, CombineOptions, DEFAULT_ADAPTER, FULL, Init, LoRAConfig,
+    LoRALinear, MethodRef, Routes, Targets, TrainedBias,
 };
 use burn_peft::training::{GradientOptions, accumulate_gradients};
 
@@ -547,4 +547,108 @@ fn an_adapter_and_its_configuration_are_one_file() {
     save_state_dict(&adapter.tensors, &path).unwrap();
     let error = load_adapter(&path).unwrap_err();
     assert!(error.to_string().contains("names no LoRAConfig"), "{error}");
+}
+
+/// With one scale `alpha / r` for all layers, as serving programs have it.
+#[test]
+fn what_a_serving_program_passes_over_is_in_the_tensors() {
+    let qv = || LoRAConfig::new(["q_proj", "v_proj", "output"]).with_rank(4);
+    for lora in [
+        qv(),
+        qv().with_rslora(true),
+        qv().with_rank_pattern([("v_proj", 2)])
+            .with_alpha_pattern([("q_proj", 3.0)]),
+        qv().with_rslora(true).with_rank_pattern([("q_proj", 6)]),
+        qv().with_init(Init::Pissa),
+    ] {
+        for serving in [Serving::Vllm, Serving::LlamaCpp] {
+            let model = random(base(&config()).with_adapters(&lora).unwrap(), 1);
+            let dir = tempfile::tempdir().unwrap();
+            save_peft_for(serving, &model, DEFAULT_ADAPTER, None, dir.path()).unwrap();
+            let read = read_peft_config(dir.path()).unwrap();
+            assert!(
+                !read.use_rslora && read.rank_pattern.is_empty() && read.alpha_pattern.is_empty()
+            );
+            let mut again = without_adapters(model.clone());
+            attach_peft(&mut again, dir.path()).unwrap();
+            assert_near(&logits(&again), &logits(&model), 1e-4);
+        }
+    }
+    for (lora, word) in [
+        (qv().with_dora(true), "magnitude"),
+        (qv().with_lora_bias(true), "lora_b.bias"),
+        (qv().with_bias(TrainedBias::All), "full.bias"),
+        (qv().with_modules_to_save(["norm"]), "norm"),
+        (LoRAConfig::new(["tok_embeddings"]), "tok_embeddings"),
+    ] {
+        let model = base(&config()).with_adapters(&lora).unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        let saved = save_peft_for(Serving::Vllm, &model, DEFAULT_ADAPTER, None, dir.path());
+        let error = saved.unwrap_err().to_string();
+        assert!(
+            error.contains("vLLM") && error.contains(word) && error.contains("merge"),
+            "{error}"
+        );
+    }
+}
+
+#[test]
+fn adapters_that_begin_with_a_part_of_the_base_are_saved_both_ways() {
+    for (init, rslora) in [(Init::Pissa, false), (Init::Olora, true)] {
+        let lora = LoRAConfig::new(["q_proj", "w2"])
+            .with_rank(4)
+            .with_init(init);
+        let model = base(&config());
+        let expected = logits(&model);
+        let model = model.with_adapters(&lora.with_rslora(rslora)).unwrap();
+        let model = initialize_adapters(model, 0);
+        assert_near(&logits(&model), &expected, 1e-5);
+        let model = random_trained(model);
+        let [plain, shifted] = [(); 2].map(|()| tempfile::tempdir().unwrap());
+        save_peft_adapter(&model, DEFAULT_ADAPTER, None, plain.path()).unwrap();
+        save_peft_unconverted(&model, DEFAULT_ADAPTER, None, shifted.path()).unwrap();
+        for (dir, rank) in [(&plain, 8), (&shifted, 4)] {
+            let mut again = without_adapters(model.clone());
+            attach_peft(&mut again, dir.path()).unwrap();
+            assert_eq!(read_peft_config(dir.path()).unwrap().rank, rank);
+            assert_near(&logits(&again), &logits(&model), 1e-4);
+        }
+    }
+    let random = LoRAConfig::new(["q_proj"]).with_init(Init::PissaRandomized { iterations: 4 });
+    let model = base(&config()).with_adapters(&random).unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    save_peft_adapter(&model, DEFAULT_ADAPTER, None, dir.path()).unwrap();
+    let error = save_peft_unconverted(&model, DEFAULT_ADAPTER, None, dir.path()).unwrap_err();
+    assert!(error.to_string().contains("random"), "{error}");
+}
+
+/// Other factors, but what the adapter began with is still that.
+fn random_trained(mut model: TransformerDecoder) -> TransformerDecoder {
+    for layer in &mut model.layers {
+        for linear in [&mut layer.attn.q_proj, &mut layer.mlp.w2] {
+            let adapter = linear.adapters.get_mut(DEFAULT_ADAPTER).unwrap();
+            adapter.map_matrix("lora_a.weight", |a| a * 1.1);
+            adapter.map_matrix("lora_b.weight", |b| b * 0.7 + 0.01);
+        }
+    }
+    model
+}
+
+#[test]
+fn one_adapter_combined_with_itself_alone_is_that_adapter() {
+    let lora = LoRAConfig::new(["q_proj", "w1", "tok_embeddings"])
+        .with_rank(4)
+        .with_rslora(true)
+        .with_rank_pattern([("w1", 2)]);
+    let model = random(base(&config()).with_adapters(&lora).unwrap(), 1);
+    let expected = logits(&model);
+    let options = CombineOptions::default().with_density(1.0);
+    for kind in Combination::ALL {
+        let weights = [(DEFAULT_ADAPTER, 1.0)];
+        let one = combine_adapters(model.clone(), &weights, kind, &options, "one").unwrap();
+        assert_eq!(adapter_names(&one), [DEFAULT_ADAPTER, "one"]);
+        assert_near(&logits(&one), &expected, 1e-4);
+    }
+    let error = combine_adapters(model, &[("other", 1.0)], Combination::Cat, &options, "one");
+    assert!(error.unwrap_err().to_string().contains("`other`"));
 }

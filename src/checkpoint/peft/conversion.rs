@@ -54,7 +54,8 @@ pub(super) fn factors(
     factors
 }
 
-fn converted(layer: &LoRAAdapter) -> Option<[Tensor<2>; 2]> {
+/// The factors of a plain adapter of twice the rank; none if the adapter began with no part of its base.
+pub(super) fn converted(layer: &LoRAAdapter) -> Option<[Tensor<2>; 2]> {
     let value = |name| Some(layer.matrix_param(name)?.val().set_require_grad(false));
     let a = Tensor::cat(vec![value(LORA_A)?, value(SHIFT_A)?], 0);
     let b = Tensor::cat(vec![value(LORA_B)?, -value(SHIFT_B)?], 1);

@@ -3,6 +3,9 @@
 mod config;
 mod conversion;
 mod keys;
+mod serving;
+
+pub use serving::{Serving, save_peft_for};
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};

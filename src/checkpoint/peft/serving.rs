@@ -1,0 +1,160 @@
+//! Adapters for programs that serve them, which know less of PEFT's configuration than PEFT.
+
+use std::fmt;
+use std::path::Path;
+
+use burn::tensor::{Tensor, TensorData};
+use indexmap::IndexMap;
+
+use super::keys::PeftKeys;
+use super::{CONFIG_FILE, WEIGHTS_FILE, config, conversion, in_hf_names};
+use crate::adapter::{adapter_config, adapter_layers, to_host};
+use crate::checkpoint::tensors::write_tensors;
+use crate::files::{create_dir, write_text};
+use crate::llama::TransformerDecoder;
+use crate::lora::{
+    Init, LORA_A, LORA_B, LayerKind, LoRAAdapter, LoRAConfig, SHIFT_A, SHIFT_B, key_prefix,
+};
+use crate::{Error, Result};
+
+/// A program that serves adapters beside a base model.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Serving {
+    /// vLLM: one rank and one scale `alpha / r` for all layers, LoRA on linear layers alone.
+    Vllm,
+    /// llama.cpp, by its `convert_lora_to_gguf.py`: the scale is `alpha / r` with each tensor's own rank, LoRA on
+    /// linear layers alone.
+    LlamaCpp,
+}
+
+impl fmt::Display for Serving {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Vllm => "vLLM",
+            Self::LlamaCpp => "llama.cpp",
+        })
+    }
+}
+
+/// Writes an adapter as a PEFT folder that a serving program computes rightly: rsLoRA's scale, and ranks and alphas by
+/// pattern, which such programs pass over without a word, are folded into the tensors. Smaller ranks are filled up with
+/// zeros.
+///
+/// # Errors
+/// [`Error::Adapter`] if the model has no such adapter, or it has what the program ignores or rejects: DoRA's
+/// magnitudes, biases, embeddings, modules trained as a whole. The message names the layer; merge the adapter then.
+/// [`Error::Io`] if the folder cannot be written.
+pub fn save_peft_for(
+    serving: Serving,
+    model: &TransformerDecoder,
+    adapter: &str,
+    base_model: Option<&str>,
+    dir: impl AsRef<Path>,
+) -> Result<()> {
+    let dir = dir.as_ref();
+    let refused = |message: String| Error::Adapter {
+        path: dir.to_owned(),
+        message,
+    };
+    let made_by = adapter_config(model, adapter)
+        .ok_or_else(|| refused(format!("the model has no adapter `{adapter}` to save")))?;
+    let layers = adapter_layers(model, adapter);
+    for (path, layer) in &layers {
+        require_served(serving, path, layer).map_err(refused)?;
+    }
+    let plain: Vec<Plain> = layers
+        .iter()
+        .map(|(path, layer)| Plain::of(path, layer))
+        .collect();
+    let rank = plain.iter().map(Plain::rank).max().unwrap_or(1);
+    let scale = plain.first().map_or(1.0, |layer| layer.scale);
+    let is_one_scale = plain.iter().all(|layer| layer.scale == scale);
+    let scale = if is_one_scale { scale } else { 1.0 };
+    let keys = PeftKeys::of(model, adapter);
+    let mut tensors = IndexMap::new();
+    for layer in plain {
+        let name = |factor: &str| {
+            let key = format!("{}{factor}", key_prefix(&layer.path, adapter));
+            keys.theirs(&key).expect("a factor has a name")
+        };
+        let names = [name(LORA_A), name(LORA_B)];
+        tensors.extend(names.into_iter().zip(layer.factors(rank, scale)));
+    }
+    let config = config_of(&in_hf_names(model, adapter, &made_by)?, rank, scale);
+    create_dir(dir)?;
+    let named: Vec<(String, &TensorData)> = tensors.iter().map(|(k, v)| (k.clone(), v)).collect();
+    write_tensors(named, &dir.join(WEIGHTS_FILE))?;
+    let text = serde_json::to_string_pretty(&config::to_json(&config, base_model))
+        .expect("a JSON value serialises");
+    write_text(&dir.join(CONFIG_FILE), &text)
+}
+
+fn require_served(serving: Serving, path: &str, layer: &LoRAAdapter) -> Result<(), String> {
+    let instead = "merge the adapter instead: save_hf(&model.merge_lora(), ..)";
+    if layer.layer().kind != LayerKind::Linear {
+        return Err(format!("{serving} takes no adapter of `{path}`; {instead}"));
+    }
+    let factors = [LORA_A, LORA_B, SHIFT_A, SHIFT_B];
+    match layer.params().find(|spec| !factors.contains(&spec.name)) {
+        None => Ok(()),
+        Some(other) => Err(format!(
+            "{serving} takes no `{}`, which the adapter of `{path}` has; {instead}",
+            other.name
+        )),
+    }
+}
+
+/// The factors of one layer.
+struct Plain {
+    path: String,
+    a: Tensor<2>,
+    b: Tensor<2>,
+    scale: f64,
+}
+
+impl Plain {
+    fn of(path: &str, layer: &LoRAAdapter) -> Self {
+        let value = |name| layer.matrix(name).set_require_grad(false);
+        let own = || [LORA_A, LORA_B].map(value);
+        let [a, b] = conversion::converted(layer).unwrap_or_else(own);
+        Self {
+            path: path.to_owned(),
+            a,
+            b,
+            scale: layer.scale(),
+        }
+    }
+
+    fn rank(&self) -> usize {
+        let [rank, _] = self.a.dims();
+        rank
+    }
+
+    /// `A` and `B` of this rank, with which `scale` gives the layer's update.
+    fn factors(self, rank: usize, scale: f64) -> [TensorData; 2] {
+        let missing = rank - self.rank();
+        let ([_, in_dim], [out_dim, _]) = (self.a.dims(), self.b.dims());
+        let b = match self.scale == scale {
+            true => self.b,
+            false => self.b * (self.scale / scale),
+        };
+        if missing == 0 {
+            return [to_host(self.a), to_host(b)];
+        }
+        let zeros = |shape: [usize; 2]| Tensor::zeros(shape, (&b.device(), b.dtype()));
+        let a = Tensor::cat(vec![self.a, zeros([missing, in_dim])], 0);
+        let b = Tensor::cat(vec![b.clone(), zeros([out_dim, missing])], 1);
+        [to_host(a), to_host(b)]
+    }
+}
+
+fn config_of(made_by: &LoRAConfig, rank: usize, scale: f64) -> LoRAConfig {
+    let mut config = made_by.clone().with_init(Init::Kaiming);
+    config.rank = rank;
+    config.alpha = scale * rank as f64;
+    config.use_rslora = false;
+    config.rank_pattern.clear();
+    config.alpha_pattern.clear();
+    config
+}
