@@ -3,6 +3,7 @@
 
 mod attach;
 mod combine;
+mod eva;
 mod init;
 mod params;
 mod path;
@@ -15,6 +16,7 @@ pub use attach::{
 };
 pub(crate) use attach::{plan, with_named_adapters};
 pub use combine::combine_adapters;
+pub use eva::initialize_eva;
 pub use init::initialize_adapters;
 pub use params::{
     ParamCount, ParamInfo, ParamSet, get_adapter_params, get_params, initialize_params,

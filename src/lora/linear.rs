@@ -6,6 +6,7 @@ use super::layers::AdaptedLayer;
 use super::method::{LayerParams, LayerShape, TRAINED_BIAS, merged_bias};
 use super::module::adapted_module;
 use super::plain::{add_bias, untracked};
+use super::record::input_of;
 use super::routes::Routes;
 use super::slot::{AdapterSlot, DEFAULT_ADAPTER};
 use super::{LoRAAdapter, LoRAConfig, PlainLinear};
@@ -100,6 +101,7 @@ impl LoRALinear {
         if self.adapters.is_empty() {
             return self.base.forward(x);
         }
+        input_of(self.base.weight.id, &x);
         let active: Vec<_> = self.adapters.active().collect();
         in_three(x, |x| adapted(&self.base, &active, x))
     }

@@ -59,6 +59,12 @@ impl AdapterSlot {
         active.map(|entry| &entry.adapter)
     }
 
+    /// The adapters that act, to change them.
+    pub(crate) fn active_mut(&mut self) -> impl Iterator<Item = &mut LoRAAdapter> {
+        let active = self.entries.iter_mut().filter(|entry| entry.is_active);
+        active.map(|entry| &mut entry.adapter)
+    }
+
     /// Puts an adapter into the slot, in the place of one of the same name, and lets it act alone.
     pub fn insert(&mut self, name: &str, adapter: LoRAAdapter) {
         self.set_active(&[]);

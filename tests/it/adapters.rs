@@ -7,8 +7,8 @@ use burn_peft::Error;
 use burn_peft::adapter::{
     Adapter, ParamCount, StateDict, adapter_config, adapter_names, adapter_state_dict,
     combine_adapters, detach, disabled, get_adapter_params, get_params, initialize_adapters,
-    initialize_params, load_state_dict, merge_adapters, set_active_adapters, state_dict,
-    with_adapters, without_adapters,
+    initialize_eva, initialize_params, load_state_dict, merge_adapters, set_active_adapters,
+    state_dict, with_adapters, without_adapters,
 };
 use burn_peft::checkpoint::{
     Serving, attach_peft, attach_peft_as, load_adapter, read_peft_config, save_adapter,
@@ -651,4 +651,37 @@ fn one_adapter_combined_with_itself_alone_is_that_adapter() {
     }
     let error = combine_adapters(model, &[("other", 1.0)], Combination::Cat, &options, "one");
     assert!(error.unwrap_err().to_string().contains("`other`"));
+}
+
+/// Inputs that vary along two directions only: those are the rows of `A`.
+#[test]
+fn eva_begins_with_the_directions_of_the_inputs() {
+    let lora = LoRAConfig::new(["hidden", "layers.1"]).with_rank(2);
+    let model = with_adapters(Classifier::new(), &lora).unwrap();
+    let directions =
+        Tensor::<2>::from_floats([[0.6, 0.8, 0.0, 0.0], [0.0, 0.0, 1.0, 0.0]], &device());
+    let inputs = || {
+        let along = Tensor::<2>::random([64, 2], Distribution::Normal(0.0, 1.0), &device());
+        along.matmul(directions.clone())
+    };
+    let x = inputs();
+    let expected = floats(&model.forward(x.clone()).into_data());
+    let model = initialize_eva(model, |model| {
+        for _ in 0..4 {
+            model.forward(inputs().inner());
+        }
+    })
+    .unwrap();
+    let a = model.hidden.adapter().unwrap().matrix("lora_a.weight");
+    assert_eq!(model.hidden.adapter().unwrap().params().count(), 2);
+    // Of length 1, and nothing of them lies outside.
+    let inside = a.clone().matmul(directions.clone().transpose());
+    for norm in floats(&inside.square().sum_dim(1).into_data()) {
+        approx::assert_relative_eq!(norm, 1.0, epsilon = 1e-4);
+    }
+    assert_eq!(floats(&model.forward(x).into_data()), expected);
+    assert!(get_adapter_params(&model).len() == 4);
+
+    let error = initialize_eva(model, |_| {}).unwrap_err().to_string();
+    assert!(error.contains("hidden"), "{error}");
 }

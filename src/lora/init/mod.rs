@@ -1,9 +1,8 @@
-//! The first values of an adapter's `A` and `B`, a file for each way.
+//! The first values of an adapter's `A` and `B`, a file for each way that is more than a draw of numbers (those are
+//! in the method's table).
 //!
 //! | way | `A` | `B` | base |
 //! |---|---|---|---|
-//! | [`kaiming()`] | uniform | 0 | `W` |
-//! | [`gaussian()`] | normal | 0 | `W` |
 //! | [`orthogonal()`] | random, with `B·A = 0` | random | `W` |
 //! | [`pissa()`] | leading singular vectors of `W` | the same | `W - s·B·A` |
 //! | [`olora()`] | `R` of `W = Q·R` | `Q` | `W - s·B·A` |
@@ -14,8 +13,6 @@
 //! the adapter makes up for a part of the quantization's error.
 
 mod eva;
-mod gaussian;
-mod kaiming;
 mod loftq;
 mod olora;
 mod orthogonal;
@@ -24,14 +21,11 @@ mod pissa;
 use burn::tensor::{DType, Tensor};
 
 pub use eva::{ActivationStatistics, largest_rank, redistribute_ranks};
-pub use gaussian::gaussian;
-pub use kaiming::kaiming;
 pub use loftq::loftq;
 pub use olora::olora;
 pub use orthogonal::orthogonal;
 pub use pissa::pissa;
 
-use super::combine::Factors;
 use super::linalg::Svd;
 use crate::{Error, Result};
 
@@ -101,27 +95,6 @@ impl BaseShift {
         let update = self.b.clone().matmul(self.a.clone()) * scale;
         (weight.cast(DType::F32) - update).cast(dtype)
     }
-}
-
-/// The adapter for the original base that does what `trained` does on the base which `first` was taken
-/// off: `s·(B_1·A_1 - B_0·A_0) = s·[B_1, -B_0]·[A_1; A_0]`, of twice the rank.
-///
-/// Its `alpha` is the one with which twice the rank has the same scale: doubled, or with rsLoRA times
-/// `sqrt(2)`.
-///
-/// # Shapes
-/// - `first` and `trained`: `a [r, in]`, `b [out, r]`
-/// - output: `a [2 r, in]`, `b [out, 2 r]`
-///
-/// # Panics
-/// If the two differ in shape or scale.
-pub fn converted(first: &Factors, trained: &Factors) -> Factors {
-    assert_eq!(first.scale, trained.scale, "the scales differ");
-    let cat =
-        |trained: &Tensor<2>, first: Tensor<2>, dim| Tensor::cat(vec![trained.clone(), first], dim);
-    let a = cat(&trained.a, first.a.clone(), 0);
-    let b = cat(&trained.b, -first.b.clone(), 1);
-    Factors::new(a, b, trained.scale)
 }
 
 /// `A = sqrt(S / s)·V^T` and `B = U·sqrt(S / s)`, whose product times s is `U·S·V^T`.
@@ -220,25 +193,8 @@ pub(super) mod tests {
         let first = olora(half.clone(), 2).unwrap();
         assert_eq!(first.a.dtype(), DType::F32);
         assert_eq!(first.base(half.clone(), 1.0).dtype(), DType::BF16);
-        let first = gaussian([6, 4], 2, 0, &Device::flex());
+        let first = orthogonal([6, 4], 2, 0, &Device::flex()).unwrap();
         assert_eq!(first.base(half, 1.0).dtype(), DType::BF16);
-    }
-
-    #[test]
-    fn a_converted_adapter_does_the_same_on_the_original_base() {
-        let scale = 1.5;
-        let first = pissa(weight(), 2, scale, Decomposition::Exact).unwrap();
-        let trained = Factors::new(first.a.clone() * 1.1, first.b.clone() - 0.2, scale);
-        let shifted = first.base(weight(), scale) + trained.update();
-        let start = Factors::new(first.a, first.b, scale);
-        let plain = converted(&start, &trained);
-        assert_eq!((plain.rank(), plain.scale), (4, scale));
-        assert_close(weight() + plain.update(), &to_host(shifted), 1e-6);
-        // PEFT's order: the trained factors first.
-        let a = plain.a.narrow(0, 0, 2);
-        assert_close(a, &to_host(trained.a), 0.0);
-        let b = plain.b.narrow(1, 2, 2);
-        assert_close(b, &to_host(-start.b), 0.0);
     }
 
     #[test]

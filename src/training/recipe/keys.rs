@@ -142,8 +142,8 @@ pub(super) const KEYS: &[RecipeKey] = &[
     ),
     key(
         "init_lora_weights",
-        Word(&["kaiming", "gaussian"]),
-        "How A begins; B begins with zeros.",
+        Word(&["kaiming", "gaussian", "orthogonal"]),
+        "How A and B begin, see docs/methods/first-values.md.",
     ),
     key("lora_bias", Flag, "A bias of B, scaled as the update."),
     key(
