@@ -10,7 +10,7 @@ use serde_json::Value;
 
 use super::hf_config;
 use super::keys;
-use super::tensors::write_tensors;
+use super::tensors::write_weights;
 use super::weights::Weights;
 use crate::adapter::{
     LoadReport, ParamInfo, StateReader, compare_keys, get_params, load_tensors, require_dtype,
@@ -175,8 +175,8 @@ fn shard_path(dir: &Path, index: &Path, shard: &str) -> Result<PathBuf> {
 ///
 /// # Errors
 /// [`Error::Io`] if the folder cannot be written, [`Error::Format`] if its `generation_config.json` is malformed,
-/// [`Error::InvalidArgument`] if a merged adapter has brought a bias that the files of such a model have no place for, or
-/// if an adapter lies in the folder.
+/// [`Error::InvalidArgument`] if a merged adapter has brought a bias that the files of such a model have no place for, if
+/// an adapter lies in the folder, or if a weight holds NaN or infinite numbers.
 ///
 /// # Panics
 /// If the model holds an adapter.
@@ -212,7 +212,7 @@ fn save_hf_in_shards(model: &TransformerDecoder, dir: &Path, max_bytes: u64) -> 
         };
         let named: Vec<_> = shard.into_iter().map(|r| (hf_name(&r.key), r)).collect();
         index.extend(named.iter().map(|(name, _)| (name.clone(), file.clone())));
-        write_tensors(named, &dir.join(file))?;
+        write_weights(named, &dir.join(file))?;
     }
     // What an earlier save in the other form left would be read instead of this one, and some programs
     // read every shard that there is.

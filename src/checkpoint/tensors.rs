@@ -1,6 +1,7 @@
 //! Safetensors files: reading tensor by tensor from a memory map, writing likewise.
 
 use std::borrow::Cow;
+use std::cell::RefCell;
 use std::collections::HashMap;
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -272,8 +273,92 @@ pub fn write_tensors<T: WritableTensor>(
 /// The same, with more in the file's metadata.
 pub(super) fn write_tensors_with<T: WritableTensor>(
     tensors: impl IntoIterator<Item = (String, T)>,
+    metadata: HashMap<String, String>,
+    path: &Path,
+) -> Result<()> {
+    write_accepted(tensors, metadata, path, || Ok(()))
+}
+
+/// Writes the weights of a model: as [`write_tensors`] does, but only what is finite.
+///
+/// # Errors
+/// See [`write_tensors`]; [`Error::InvalidArgument`] if a number is NaN or infinite. What stood at `path` stays then.
+pub(super) fn write_weights<T: WritableTensor>(
+    weights: impl IntoIterator<Item = (String, T)>,
+    path: &Path,
+) -> Result<()> {
+    let refused = RefCell::new(None);
+    let checked = weights.into_iter().map(|(key, tensor)| {
+        let checked = Checked {
+            tensor,
+            key: key.clone(),
+            refused: &refused,
+        };
+        (key, checked)
+    });
+    write_accepted(checked, HashMap::new(), path, || match refused.take() {
+        None => Ok(()),
+        Some(key) => Err(Error::InvalidArgument {
+            name: "model",
+            message: format!(
+                "`{key}` holds numbers that are NaN or infinite; if they come from merging an adapter into f16, \
+                 load the base as bf16 or f32"
+            ),
+        }),
+    })
+}
+
+/// A tensor that notes its key if it holds a number that is not finite.
+struct Checked<'a, T> {
+    tensor: T,
+    key: String,
+    refused: &'a RefCell<Option<String>>,
+}
+
+impl<T: WritableTensor> WritableTensor for Checked<'_, T> {
+    fn dtype(&self) -> DType {
+        self.tensor.dtype()
+    }
+
+    fn shape(&self) -> Vec<usize> {
+        self.tensor.shape()
+    }
+
+    fn bytes(&self) -> Cow<'_, [u8]> {
+        let bytes = self.tensor.bytes();
+        if !all_finite(self.dtype(), &bytes) {
+            self.refused
+                .borrow_mut()
+                .get_or_insert_with(|| self.key.clone());
+        }
+        bytes
+    }
+}
+
+/// Whether no number's exponent has all its bits set, as those of NaN and infinity have.
+fn all_finite(dtype: DType, bytes: &[u8]) -> bool {
+    let halves = |mask: u16| {
+        let (halves, _) = bytes.as_chunks();
+        halves.iter().all(|b| u16::from_le_bytes(*b) & mask != mask)
+    };
+    match dtype {
+        DType::F16 => halves(0x7c00),
+        DType::BF16 => halves(0x7f80),
+        DType::F32 => {
+            let (words, _) = bytes.as_chunks();
+            let mask = 0x7f80_0000;
+            words.iter().all(|b| u32::from_le_bytes(*b) & mask != mask)
+        }
+        _ => true,
+    }
+}
+
+/// Writes a file that takes the place of the one at `path` if `accept`, asked when it is complete, agrees.
+fn write_accepted<T: WritableTensor>(
+    tensors: impl IntoIterator<Item = (String, T)>,
     mut metadata: HashMap<String, String>,
     path: &Path,
+    accept: impl FnOnce() -> Result<()>,
 ) -> Result<()> {
     let entry = |(key, tensor): (String, T)| {
         let entry = Entry::new(&key, tensor).map_err(|message| Error::format(path, message))?;
@@ -285,7 +370,8 @@ pub(super) fn write_tensors_with<T: WritableTensor>(
         serialize_to_file(views, Some(metadata), temporary).map_err(|error| match error {
             SafeTensorError::IoError(source) => Error::io(path)(source),
             other => Error::format(path, other),
-        })
+        })?;
+        accept()
     })
 }
 

@@ -1415,6 +1415,32 @@ fn a_model_folder_that_cannot_be_written() {
     assert_not_writable(|model, out| save_hf(&model.clone().merge_lora(), out));
 }
 
+/// Both factors are finite, their product is not.
+#[test]
+fn a_merged_weight_that_is_not_finite() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut model = lora_model(&qv_config());
+    save_hf(&model.clone().without_adapters(), dir.path()).unwrap();
+    let mut values = adapter_state_dict(&model);
+    for (key, value) in &mut values {
+        if key.starts_with("layers.1.attn.v_proj") {
+            let numbers = vec![1e30f32; value.num_elements()];
+            *value = TensorData::new(numbers, value.shape().clone());
+        }
+    }
+    load_state_dict(&mut model, &values, false).unwrap();
+    let error = refused(&mut model, dir.path(), |model| {
+        save_hf(&model.clone().merge_lora(), dir.path())
+    });
+    assert_variant!(error, InvalidArgument);
+    let advice = [
+        "`model.layers.1.self_attn.v_proj.weight`",
+        "NaN or infinite",
+        "bf16 or f32",
+    ];
+    assert_says(&error, &advice);
+}
+
 #[test]
 fn a_tensor_file_that_cannot_be_written() {
     assert_not_writable(|model, out| save_state_dict(&adapter_state_dict(model), out));
