@@ -8,12 +8,13 @@ use serde::{Deserialize, Serialize};
 use super::Trainer;
 use super::recipe::RecipeConfig;
 use crate::checkpoint::{
-    load_peft, load_state_dict_file, save_peft, save_peft_with_base, save_state_dict,
+    load_peft, load_state_dict_file, save_peft, save_peft_unconverted, save_peft_with_base,
+    save_state_dict,
 };
 use crate::data::Sample;
 use crate::files::{create_dir, is_temporary, read_text, write_text};
 use crate::llama::TransformerDecoder;
-use crate::lora::LoRAConfig;
+use crate::lora::{DEFAULT_ADAPTER, LoRAConfig};
 use crate::ops::mix;
 use crate::{Error, Result};
 
@@ -311,8 +312,13 @@ impl RunDir {
             num_processes: self.num_processes,
         };
         let dir = self.path.join(CHECKPOINTS).join(folder_of(trainer.step));
-        match &self.base {
-            Some(base) => save_peft_with_base(model, lora, &base.to_string_lossy(), &dir)?,
+        let base = self.base.as_ref().map(|base| base.to_string_lossy());
+        match base.as_deref() {
+            // The optimizer goes on with A and B as they are.
+            base if lora.init.shifts_base() => {
+                save_peft_unconverted(model, DEFAULT_ADAPTER, base, &dir)?;
+            }
+            Some(base) => save_peft_with_base(model, lora, base, &dir)?,
             None => save_peft(model, lora, &dir)?,
         }
         save_state_dict(&trainer.optimizer.state_dict(model), dir.join(OPTIMIZER))?;

@@ -142,7 +142,7 @@ pub(super) const KEYS: &[RecipeKey] = &[
     ),
     key(
         "init_lora_weights",
-        Word(&["kaiming", "gaussian", "orthogonal"]),
+        Word(&["kaiming", "gaussian", "orthogonal", "pissa", "olora"]),
         "How A and B begin, see docs/methods/first-values.md.",
     ),
     key("lora_bias", Flag, "A bias of B, scaled as the update."),
