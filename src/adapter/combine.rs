@@ -21,8 +21,7 @@ use crate::{Error, Result};
 /// ```no_run
 /// use burn_peft::adapter::combine_adapters;
 /// use burn_peft::lora::{CombineOptions, Combination};
-/// # fn main() -> burn_peft::Result<()> {
-/// # let model: burn_peft::llama::TransformerDecoder = unimplemented!();
+/// # fn both(model: burn_peft::llama::TransformerDecoder) -> burn_peft::Result<()> {
 ///
 /// let weights = [("french", 0.7), ("poems", 0.3)];
 /// let options = CombineOptions::default().with_density(0.5);

@@ -23,9 +23,8 @@ use crate::{Error, Result};
 /// ```no_run
 /// use burn_peft::adapter::initialize_eva;
 /// # use burn::tensor::{Int, Tensor};
-/// # fn main() -> burn_peft::Result<()> {
-/// # let model: burn_peft::llama::TransformerDecoder = unimplemented!();
-/// # let batches: Vec<Tensor<2, Int>> = Vec::new();
+/// # use burn_peft::llama::TransformerDecoder;
+/// # fn begun(model: TransformerDecoder, batches: Vec<Tensor<2, Int>>) -> burn_peft::Result<()> {
 ///
 /// let model = initialize_eva(model, |model| {
 ///     for ids in &batches {
