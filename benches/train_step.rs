@@ -16,13 +16,13 @@ use std::time::Instant;
 use burn::module::{Module, ModuleMapper, Param};
 use burn::tensor::{DType, Device, Distribution, Tensor};
 use burn_peft::Result;
-use burn_peft::adapter::initialize_params;
+use burn_peft::adapter::{Adapter, initialize_params, train_adapters};
 use burn_peft::checkpoint::{
     SafetensorsFile, load_hf_as, load_peft, read_hf_config, read_peft_config,
 };
 use burn_peft::data::{Batch, Padding, Sample};
 use burn_peft::llama::{LlamaConfig, TransformerDecoder};
-use burn_peft::lora::{AttnModule, LoRAConfig};
+use burn_peft::lora::{AttnModule, DEFAULT_ADAPTER, LoRAConfig};
 use burn_peft::ops::{MatmulPrecision, set_fused, set_matmul_precision};
 use burn_peft::training::{
     Activations, AdamWConfig, LrSchedule, ScheduleKind, Trainer, peak_memory_bytes,
@@ -50,6 +50,12 @@ struct Args {
     /// Tokens of a sequence.
     #[arg(long, default_value_t = 256)]
     seq_len: usize,
+    /// Sequences of a step.
+    #[arg(long, default_value_t = 2)]
+    batch_size: usize,
+    /// Copies of a case's adapter that the rows of a batch take in turn; one is no routing.
+    #[arg(long, default_value_t = 1)]
+    adapters: usize,
     /// The type of the base weights: f32 or bf16.
     #[arg(long, default_value = "f32")]
     dtype: String,
@@ -99,7 +105,7 @@ impl Sizes {
     }
 }
 
-const BATCH_SIZE: usize = 2;
+/// Alpaca's records of a step.
 const ALPACA_BATCH_SIZE: usize = 8;
 /// No batch of this program is padded.
 const PAD_ID: u32 = 0;
@@ -124,7 +130,24 @@ fn load(args: &Args) -> Result<TransformerDecoder> {
     let mut model = read_hf_config(&base)?.init_lora(&lora, &device)?;
     load_hf_as(&mut model, &base, dtype)?;
     load_peft(&mut model, &adapter)?;
-    Ok(model)
+    match args.adapters {
+        1 => Ok(model),
+        count => with_copies(model, count),
+    }
+}
+
+/// The model with its adapter so many times, by the names of [`adapter_name`].
+fn with_copies(model: TransformerDecoder, count: usize) -> Result<TransformerDecoder> {
+    let adapter = Adapter::of(&model, DEFAULT_ADAPTER)?;
+    let base = model.without_adapters();
+    let model = (0..count).try_fold(base, |model, index| {
+        model.attach(&adapter, &adapter_name(index))
+    })?;
+    Ok(train_adapters(model))
+}
+
+fn adapter_name(index: usize) -> String {
+    format!("copy_{index}")
 }
 
 fn sizes(args: &Args) -> LlamaConfig {
@@ -173,7 +196,7 @@ fn full_samples(args: &Args) -> Result<Vec<Sample>> {
     // Knuth's linear congruential generator, whose high bits are random enough for tokens.
     let next = |state: &u64| Some(state.wrapping_mul(6364136223846793005).wrapping_add(1));
     let tokens = std::iter::successors(Some(1), next).map(|state: u64| (state >> 33) % vocab_size);
-    let count = args.steps * BATCH_SIZE * args.seq_len;
+    let count = args.steps * args.batch_size * args.seq_len;
     let tokens: Vec<i64> = tokens.take(count).map(|id| id as i64).collect();
     let samples = tokens.chunks(args.seq_len);
     Ok(samples.map(|tokens| sample(tokens, tokens)).collect())
@@ -216,13 +239,17 @@ fn sample(tokens: &[i64], labels: &[i64]) -> Sample {
 fn batches(args: &Args) -> Result<Vec<Batch>> {
     let (samples, batch_size) = match args.alpaca {
         true => (alpaca_samples(args)?, ALPACA_BATCH_SIZE),
-        false => (full_samples(args)?, BATCH_SIZE),
+        false => (full_samples(args)?, args.batch_size),
     };
     let batch = |samples: &[Sample]| {
         let samples: Vec<&Sample> = samples.iter().collect();
         match args.alpaca {
             true => Batch::collate_packed(&[&samples], PAD_ID, Padding::Longest),
-            false => Batch::collate(&samples, PAD_ID),
+            false if args.adapters == 1 => Batch::collate(&samples, PAD_ID),
+            false => {
+                let names = (0..samples.len()).map(|row| Some(adapter_name(row % args.adapters)));
+                Batch::collate(&samples, PAD_ID).with_adapters(names)
+            }
         }
     };
     let steps = samples.chunks_exact(batch_size);
