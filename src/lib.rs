@@ -13,6 +13,7 @@ pub mod lora;
 pub mod ops;
 pub mod tokenizer;
 pub mod training;
+pub mod weight;
 
 pub use error::{Error, Result};
 

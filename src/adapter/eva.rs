@@ -70,7 +70,7 @@ fn wanted(place: &Place<'_>, layer: &dyn AdaptedLayer) -> Option<(ParamId, usize
     let is_linear = layer.shape().kind == LayerKind::Linear && !layer.is_tied();
     adapter.matrix_param(LORA_A).filter(|_| is_linear)?;
     let [_, in_dim] = layer.shape().dims;
-    Some((place.params.weight.as_ref()?.id, in_dim, adapter.rank()))
+    Some((place.params.weight.as_ref()?.id(), in_dim, adapter.rank()))
 }
 
 fn first_values(inputs: &Inputs, id: &ParamId, rank: usize, path: &str) -> Result<Tensor<2>> {

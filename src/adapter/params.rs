@@ -5,7 +5,7 @@ use burn::tensor::Tensor;
 use indexmap::IndexMap;
 
 use super::path::{Path, Role, follow_path};
-use super::state_dict::saved_shape;
+use crate::weight::saved_shape;
 
 /// What there is to know of a parameter without touching its value.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -8,6 +8,7 @@ use super::params::get_params;
 use super::path::{Path, Role, follow_path};
 use crate::error::nearest;
 use crate::lora::{DEFAULT_ADAPTER, edit_layers, key_prefix};
+use crate::weight::saved_shape;
 use crate::{Error, Result};
 
 /// Values by full name, on the host.
@@ -281,14 +282,6 @@ pub(crate) fn lasting_tensor<const D: usize>(data: TensorData, device: &Device) 
     let dtype = data.dtype();
     let new = |data| Tensor::from_data(data, (device, dtype));
     device.memory_persistent_allocations(data, new)
-}
-
-/// The shape that a parameter has in a state dict. Burn's `LinearLayout::Col` saves a weight transposed.
-pub(super) fn saved_shape<const D: usize>(param: &Param<Tensor<D>>) -> Vec<usize> {
-    match param.is_initialized() {
-        true => param.transform_for_save().val().shape().to_vec(),
-        false => param.lazy_shape().to_vec(),
-    }
 }
 
 #[derive(Default)]

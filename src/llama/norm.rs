@@ -3,9 +3,10 @@ use burn::tensor::{Device, Tensor};
 
 use crate::lora::{
     AdaptedLayer, AdapterSlot, FULL_WEIGHT, LayerParams, LayerShape, Routes, adapted_module,
-    lazy_param, one_line, replace,
+    one_line,
 };
 use crate::ops::rms_norm;
+use crate::weight::{lazy_param, replace};
 
 /// Root-mean-square normalisation, `y = w · x / sqrt(mean(x²) + eps)`, computed in f32.
 /// Zhang and Sennrich, <https://arxiv.org/abs/1910.07467>.

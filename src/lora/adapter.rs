@@ -14,8 +14,9 @@ use super::method::{
     FULL, FirstValue, LayerKind, LayerParams, LayerShape, MethodRef, ParamSpec, TOKEN_ROWS,
     trained_bias,
 };
-use super::plain::{lazy_param, one_line, untracked};
+use super::plain::one_line;
 use crate::ops::DropoutMask;
+use crate::weight::{lazy_param, untracked};
 
 /// The container type below which every parameter is trained for an adapter.
 pub(crate) const TRAINED: &str = "Struct:LoRAAdapter";

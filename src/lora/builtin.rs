@@ -5,9 +5,9 @@ use burn::nn;
 use burn::tensor::Tensor;
 
 use super::method::{LORA_A, LORA_B, LayerParams, LayerShape};
-use super::plain::untracked;
 use super::slot::DEFAULT_ADAPTER;
 use super::{AdapterSettings, LoRAAdapter, LoRAConfig, LoRALinear, PlainLinear};
+use crate::weight::untracked;
 use crate::{Error, Result};
 
 impl From<nn::Linear> for PlainLinear {
@@ -21,7 +21,7 @@ impl From<nn::Linear> for PlainLinear {
             "the layer holds one of Burn's adapters; convert it to a LoRALinear"
         );
         Self {
-            weight: transposed(linear.weight),
+            weight: transposed(linear.weight).into(),
             bias: linear.bias,
         }
     }
@@ -31,7 +31,7 @@ impl From<PlainLinear> for nn::Linear {
     /// Gives weight and bias back to Burn's layer; the weight is viewed transposed, nothing is copied.
     fn from(linear: PlainLinear) -> Self {
         Self {
-            weight: transposed(linear.weight),
+            weight: transposed(linear.weight.into_dense()),
             bias: linear.bias,
         }
     }
@@ -42,7 +42,7 @@ impl From<nn::Linear> for LoRALinear {
     fn from(linear: nn::Linear) -> Self {
         let adapter = linear.weight.adapter().map(LoRAAdapter::from);
         let base = PlainLinear {
-            weight: transposed(linear.weight),
+            weight: transposed(linear.weight).into(),
             bias: linear.bias,
         };
         let mut layer = Self::from(base);

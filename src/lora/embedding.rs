@@ -1,23 +1,22 @@
-use burn::module::{Content, DisplaySettings, Module, ModuleDisplay, Param, ParamId};
-use burn::tensor::module::embedding;
-use burn::tensor::{DType, Device, Distribution, Int, Tensor};
+use burn::module::{Content, DisplaySettings, Module, ModuleDisplay};
+use burn::tensor::{Device, Distribution, Int, Tensor};
 
 use super::layers::AdaptedLayer;
-use super::linear::{adapted, merged, replace};
+use super::linear::{adapted, merged};
 use super::method::{LayerParams, LayerShape, MethodRef};
 use super::module::adapted_module;
-use super::plain::{lazy_param, one_line, untracked};
+use super::plain::one_line;
 use super::routes::Routes;
 use super::slot::AdapterSlot;
 use super::{LoRAAdapter, PlainLinear};
-use crate::ops::compute_dtype;
+use crate::weight::{FrozenWeight, random_param};
 
 /// A table of token vectors with an optional adapter: `W[ids]`, and with LoRA `W[ids] + s·(B A)ᵀ[ids]`, `A` of
 /// `[rank, vocab_size]` and `B` of `[dim, rank]`.
 #[derive(Debug, Clone)]
 pub struct LoRAEmbedding {
     /// The vectors, `[vocab_size, dim]`.
-    pub weight: Param<Tensor<2>>,
+    pub weight: FrozenWeight,
     /// The adapters.
     pub adapters: AdapterSlot,
 }
@@ -26,9 +25,8 @@ impl LoRAEmbedding {
     /// Random vectors from `N(0, 0.02²)`, the initialisation of Llama-like models; lazy.
     pub fn new(vocab_size: usize, dim: usize, device: &Device) -> Self {
         let normal = Distribution::Normal(0.0, 0.02);
-        let init = move |shape, device: &Device| Tensor::random(shape, normal, device);
         Self {
-            weight: lazy_param([vocab_size, dim], device, init),
+            weight: random_param([vocab_size, dim], normal, device).into(),
             adapters: AdapterSlot::new(),
         }
     }
@@ -59,19 +57,18 @@ impl LoRAEmbedding {
     }
 
     fn look_up(&self, ids: Tensor<2, Int>, active: &[&LoRAAdapter]) -> Tensor<3> {
-        let weight = self.weight.val();
-        let dtype = compute_dtype(&weight.device(), weight.dtype());
         if active.iter().any(|adapter| adapter.replaces_rows()) {
-            return self.replaced(ids, active, dtype);
+            return self.replaced(ids, active);
         }
-        let rows = embedding(weight, ids.clone()).cast(dtype);
+        let rows = self.weight.rows(ids.clone());
         self.with_updates(ids, rows, active)
     }
 
     /// Of a table of another size than the base's only the adapter's is looked up.
-    fn replaced(&self, ids: Tensor<2, Int>, active: &[&LoRAAdapter], dtype: DType) -> Tensor<3> {
+    fn replaced(&self, ids: Tensor<2, Int>, active: &[&LoRAAdapter]) -> Tensor<3> {
         let [batch, seq] = ids.dims();
-        let [_, dim] = self.weight.lazy_shape().dims();
+        let [_, dim] = self.weight.shape();
+        let dtype = self.weight.compute_dtype();
         let rows = Tensor::zeros([batch, seq, dim], (&ids.device(), dtype));
         self.with_updates(ids, rows, active)
     }
@@ -132,7 +129,7 @@ impl LoRAEmbedding {
 
 impl AdaptedLayer for LoRAEmbedding {
     fn shape(&self) -> LayerShape {
-        let [vocab_size, dim] = self.weight.lazy_shape().dims();
+        let [vocab_size, dim] = self.weight.shape();
         LayerShape::embedding(vocab_size, dim)
     }
 
@@ -156,9 +153,7 @@ impl AdaptedLayer for LoRAEmbedding {
         for adapter in adapters.active() {
             let method = adapter.settings().method.0;
             replace_with::replace_with_or_abort(&mut self.weight, |weight| {
-                replace(weight, |w| {
-                    method.merge(adapter, adapter.layer(), untracked(w).cast(DType::F32))
-                })
+                weight.map(|w| method.merge(adapter, adapter.layer(), w))
             });
         }
     }
@@ -176,7 +171,7 @@ impl ModuleDisplay for LoRAEmbedding {
     }
 
     fn custom_content(&self, content: Content) -> Option<Content> {
-        let [vocab_size, dim] = self.weight.lazy_shape().dims();
+        let [vocab_size, dim] = self.weight.shape();
         let adapter = self.adapters.active().next();
         let content = content
             .set_top_level_type(match adapter {
@@ -244,9 +239,8 @@ impl TiedOutput {
     pub fn untied(self, embedding: &LoRAEmbedding) -> PlainLinear {
         let own: Vec<_> = self.adapters.active().collect();
         let active = embedding.of_output(&own);
-        let (_, weight, mapper) = embedding.weight.clone().consume();
         let base = PlainLinear {
-            weight: Param::from_mapped_value(ParamId::new(), weight, mapper),
+            weight: embedding.weight.clone().with_new_id(),
             bias: None,
         };
         merged(base, &active)

@@ -7,11 +7,12 @@
 use std::cell::RefCell;
 use std::rc::Rc;
 
-use burn::module::{Module, ModuleMapper, ModuleVisitor, Param};
+use burn::module::{Module, ModuleMapper, ModuleVisitor};
 use burn::tensor::Device;
 
 use super::method::{LayerKind, LayerParams, LayerShape};
 use super::slot::AdapterSlot;
+use crate::weight::FrozenWeight;
 
 /// A layer that can hold an adapter.
 pub(crate) trait AdaptedLayer {
@@ -48,7 +49,7 @@ impl Place<'_> {
             norm_weight,
             ..
         } = &self.params;
-        let of_weight = weight.as_ref().map(Param::lazy_device);
+        let of_weight = weight.as_ref().map(FrozenWeight::device);
         let device = of_weight.or_else(|| Some(norm_weight.as_ref()?.lazy_device()));
         device.unwrap_or_default()
     }

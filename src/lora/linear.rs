@@ -5,11 +5,12 @@ use super::adapter::AdapterSettings;
 use super::layers::AdaptedLayer;
 use super::method::{LayerParams, LayerShape, TRAINED_BIAS, merged_bias};
 use super::module::adapted_module;
-use super::plain::{add_bias, untracked};
+use super::plain::add_bias;
 use super::record::input_of;
 use super::routes::Routes;
 use super::slot::{AdapterSlot, DEFAULT_ADAPTER};
 use super::{LoRAAdapter, LoRAConfig, PlainLinear};
+use crate::weight::{replace, untracked};
 
 /// A linear layer with an optional low-rank adapter: `y = W x + b + s·B(A·dropout(x))`.
 ///
@@ -73,7 +74,7 @@ impl LoRALinear {
         };
         let settings = AdapterSettings::of(config.clone().into());
         let (shape, params) = (AdaptedLayer::shape(&layer), layer.params());
-        let device = layer.base.weight.lazy_device();
+        let device = layer.base.weight.device();
         let adapter = LoRAAdapter::new(shape, settings, &params, &device);
         layer.adapters.insert(DEFAULT_ADAPTER, adapter);
         layer
@@ -101,7 +102,7 @@ impl LoRALinear {
         if self.adapters.is_empty() {
             return self.base.forward(x);
         }
-        input_of(self.base.weight.id, &x);
+        input_of(self.base.weight.id(), &x);
         let active: Vec<_> = self.adapters.active().collect();
         in_three(x, |x| adapted(&self.base, &active, x))
     }
@@ -162,13 +163,13 @@ fn in_three<const D: usize>(x: Tensor<D>, f: impl FnOnce(Tensor<3>) -> Tensor<3>
 pub(super) fn adapted(base: &PlainLinear, active: &[&LoRAAdapter], x: Tensor<3>) -> Tensor<3> {
     let device = x.device();
     let y = match active {
-        [] => base.product(x),
+        [] => base.weight.product(x),
         [adapter] => {
             let method = adapter.settings().method.0;
             method.forward(adapter, base, x, adapter.dropout_mask(&device))
         }
         several => {
-            let y = base.product(x.clone());
+            let y = base.weight.product(x.clone());
             several.iter().fold(y, |y, adapter| {
                 let method = adapter.settings().method.0;
                 let mask = adapter.dropout_mask(&device);
@@ -182,7 +183,7 @@ pub(super) fn adapted(base: &PlainLinear, active: &[&LoRAAdapter], x: Tensor<3>)
 
 /// The layer with what acts added to it.
 pub(super) fn merged(base: PlainLinear, active: &[&LoRAAdapter]) -> PlainLinear {
-    let device = base.weight.lazy_device();
+    let device = base.weight.device();
     let mut bias = base.bias;
     for adapter in active {
         if let Some(trained) = adapter.vector(TRAINED_BIAS) {
@@ -197,23 +198,9 @@ pub(super) fn merged(base: PlainLinear, active: &[&LoRAAdapter]) -> PlainLinear 
     }
     let weight = active.iter().fold(base.weight, |weight, adapter| {
         let method = adapter.settings().method.0;
-        replace(weight, |w| {
-            method.merge(adapter, adapter.layer(), untracked(w).cast(DType::F32))
-        })
+        weight.map(|w| method.merge(adapter, adapter.layer(), w))
     });
     PlainLinear { weight, bias }
-}
-
-/// Replaces a parameter's value by an untracked one, brought back to its type, and keeps its id and whether it
-/// is trained.
-pub(crate) fn replace<const D: usize>(
-    param: Param<Tensor<D>>,
-    f: impl FnOnce(Tensor<D>) -> Tensor<D>,
-) -> Param<Tensor<D>> {
-    let (id, value, mapper) = param.consume();
-    let (require_grad, dtype) = (value.is_require_grad(), value.dtype());
-    let value = f(untracked(value)).cast(dtype);
-    Param::from_mapped_value(id, value.set_require_grad(require_grad), mapper)
 }
 
 impl AdaptedLayer for LoRALinear {

@@ -39,7 +39,6 @@ pub use embedding::{LoRAEmbedding, TiedOutput};
 pub(crate) use layers::{AdaptedLayer, Place, collect_layers, edit_layers, edited, inspected};
 pub use linalg::Decomposition;
 pub use linear::LoRALinear;
-pub(crate) use linear::replace;
 pub use method::{
     BIAS, DORA, FULL, FirstValue, Kept, LORA, LayerKind, LayerParams, LayerShape, METHODS, Method,
     MethodRef, ParamSpec, TOKEN_ROWS,
@@ -47,7 +46,7 @@ pub use method::{
 pub(crate) use method::{FULL_WEIGHT, LORA_A, LORA_B, SHIFT_A, SHIFT_B};
 pub(crate) use module::adapted_module;
 pub use plain::PlainLinear;
-pub(crate) use plain::{lazy_param, one_line};
+pub(crate) use plain::one_line;
 pub(crate) use random::{normal, rng, seed_of, uniform};
 pub(crate) use record::{Inputs, record_inputs};
 pub use routes::Routes;

@@ -1,7 +1,7 @@
-use burn::module::{Content, DisplaySettings, Module, ModuleDisplay, Param, ParamId};
+use burn::module::{Content, DisplaySettings, Module, ModuleDisplay, Param};
 use burn::tensor::{Device, Distribution, Tensor};
 
-use crate::ops::linear;
+use crate::weight::{FrozenWeight, random_param};
 
 /// A linear layer whose weight has PyTorch's layout: `y = x Wᵀ + b`.
 ///
@@ -17,7 +17,7 @@ use crate::ops::linear;
 #[module(custom_display)]
 pub struct PlainLinear {
     /// The weight, `[out_dim, in_dim]`.
-    pub weight: Param<Tensor<2>>,
+    pub weight: FrozenWeight,
     /// The bias, `[out_dim]`.
     pub bias: Option<Param<Tensor<1>>>,
 }
@@ -31,14 +31,14 @@ impl PlainLinear {
         let k = 1.0 / (in_dim as f64).sqrt();
         let uniform = Distribution::Uniform(-k, k);
         Self {
-            weight: random_param([out_dim, in_dim], uniform, device),
+            weight: random_param([out_dim, in_dim], uniform, device).into(),
             bias: bias.then(|| random_param([out_dim], uniform, device)),
         }
     }
 
     /// `[out_dim, in_dim]`, without touching the weight.
     pub fn shape(&self) -> [usize; 2] {
-        self.weight.lazy_shape().dims()
+        self.weight.shape()
     }
 
     /// Applies the layer; a parameter of another dtype than `x` is brought to `x`'s by a
@@ -51,15 +51,7 @@ impl PlainLinear {
     /// # Panics
     /// If the last dimension of `x` is not `in_dim`.
     pub fn forward<const D: usize>(&self, x: Tensor<D>) -> Tensor<D> {
-        self.add_bias(self.product(x))
-    }
-
-    /// `x Wᵀ`, without the bias.
-    pub(super) fn product<const D: usize>(&self, x: Tensor<D>) -> Tensor<D> {
-        linear(x, self.weight.val())
-    }
-
-    fn add_bias<const D: usize>(&self, y: Tensor<D>) -> Tensor<D> {
+        let y = self.weight.product(x);
         add_bias(y, self.bias.as_ref().map(Param::val))
     }
 }
@@ -75,40 +67,11 @@ pub(super) fn add_bias<const D: usize>(y: Tensor<D>, bias: Option<Tensor<1>>) ->
     }
 }
 
-/// The value without a graph. Burn's `detach` alone would leave a trained leaf trained.
-pub(super) fn untracked<const D: usize>(tensor: Tensor<D>) -> Tensor<D> {
-    tensor.set_require_grad(false)
-}
-
 /// How a layer without layers inside prints: on one line, without a count.
 pub(crate) fn one_line() -> DisplaySettings {
     DisplaySettings::new()
         .with_new_line_after_attribute(false)
         .with_show_num_parameters(false)
-}
-
-/// A parameter to train whose first value `init` makes when it is first used, in memory of its own.
-pub(crate) fn lazy_param<const D: usize>(
-    shape: [usize; D],
-    device: &Device,
-    init: impl Fn([usize; D], &Device) -> Tensor<D> + Send + Sync + 'static,
-) -> Param<Tensor<D>> {
-    let init = move |device: &Device, require_grad| {
-        let new = |shape| init(shape, device);
-        let value = device.memory_persistent_allocations(shape, new);
-        value.set_require_grad(require_grad)
-    };
-    Param::uninitialized(ParamId::new(), init, device.clone(), true, shape.into())
-}
-
-fn random_param<const D: usize>(
-    shape: [usize; D],
-    distribution: Distribution,
-    device: &Device,
-) -> Param<Tensor<D>> {
-    lazy_param(shape, device, move |shape, device| {
-        Tensor::random(shape, distribution, device)
-    })
 }
 
 impl ModuleDisplay for PlainLinear {

@@ -9,9 +9,9 @@ use burn::backend::tensor::{FloatTensor, IntTensor};
 use burn::backend::{Autodiff, AutodiffBackend, TensorMetadata};
 use burn::tensor::Shape;
 
-use super::DropoutMask;
-use super::attention::KeyRanges;
 use super::backend::{StepOps, lora_forward, maybe_dropped};
+use super::types::DropoutMask;
+use super::types::KeyRanges;
 
 impl<B: StepOps, C: CheckpointStrategy> StepOps for Autodiff<B, C> {
     /// Keeps `x` for a trained weight only.

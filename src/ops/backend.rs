@@ -39,12 +39,12 @@ use burn::backend::fusion::custom::TensorSpec;
 #[cfg(feature = "cube")]
 use burn::tensor::{DType, Shape};
 
-use super::DropoutMask;
-use super::adamw::AdamWStep;
-use super::attention::KeyRanges;
 use super::portable::{
     adamw, attention, cross_entropy, dropout, linear, rms_norm, rotary, squares, swiglu,
 };
+use super::types::AdamWStep;
+use super::types::DropoutMask;
+use super::types::KeyRanges;
 
 /// The operations, whose equations are in `super`, and their backward passes. The bodies here are the
 /// portable ones; a backend overrides those for which it has a better one. None of them knows of a

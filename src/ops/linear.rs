@@ -1,8 +1,8 @@
 use burn::backend::Dispatch;
 use burn::tensor::Tensor;
 
-use super::DropoutMask;
 use super::backend::StepOps;
+use super::types::DropoutMask;
 
 /// `x Wᵀ`. A weight of another type than `x` is brought to that of `x`: as a whole, or, fused, a
 /// part at a time. Neither is kept: this is the place where a quantized weight would be widened.

@@ -2,7 +2,7 @@
 //! a backend does for them, forward and backward: the bodies of `portable`, in Burn's tensor
 //! operations, run on every backend; `flex` has better ones for the CPU (feature `flex`), `cube`
 //! kernels for GPUs (the features of their backends). `autodiff` says once, for all backends, what
-//! each operation keeps for the backward pass.
+//! each operation keeps for the backward pass. `types` are what operations are told beside tensors.
 //!
 //! | operation | equation | kept for the backward pass |
 //! |---|---|---|
@@ -35,9 +35,10 @@ mod squares;
 mod swiglu;
 #[cfg(all(test, feature = "flex"))]
 mod tests;
+mod types;
 
-pub(crate) use adamw::{AdamWStep, adamw};
-pub use attention::{AttentionBody, AttentionMask, attention, attention_body};
+pub(crate) use adamw::adamw;
+pub use attention::{AttentionBody, attention, attention_body};
 pub(crate) use backward::{GraphState, backward_from};
 pub use cross_entropy::cross_entropy_sum;
 #[cfg(any(feature = "flex", feature = "cube"))]
@@ -46,11 +47,12 @@ pub use device::{
     MatmulPrecision, compute_dtype, lacks_cublas, matmul_precision, set_fused, set_matmul_precision,
 };
 pub(crate) use device::{free_memory, is_fused_cpu, prepare_memory};
-pub(crate) use dropout::mix;
-pub use dropout::{DropoutMask, dropout, seed_dropout};
+pub use dropout::dropout;
 pub use linear::{linear, lora_linear};
 pub(crate) use portable::attention::QUERY_BLOCK;
 pub use rms_norm::rms_norm;
 pub use rotary::rotary;
 pub(crate) use squares::SumOfSquares;
 pub use swiglu::swiglu;
+pub(crate) use types::{AdamWStep, mix};
+pub use types::{AttentionMask, DropoutMask, seed_dropout};

@@ -10,7 +10,7 @@ use burn::tensor::{DType, Device};
 
 use self::layer::{Adapters, Layer, Linear, Table};
 use super::Activations;
-use super::gradients::LOSS_CHUNK_ROWS;
+use super::options::LOSS_CHUNK_ROWS;
 use super::recipe::RecipeConfig;
 use crate::llama::LlamaConfig;
 use crate::lora::LoRAConfig;

@@ -13,32 +13,12 @@ use burn::module::{Module, ModuleVisitor, Param};
 use burn::optim::{GradientsAccumulator, GradientsParams};
 use burn::tensor::{Device, Int, Tensor};
 
-use super::GradientOptions;
+use super::options::{Activations, GradientOptions, LOSS_CHUNK_ROWS};
 use crate::adapter::initialize_params;
 use crate::data::{Batch, IGNORE_INDEX};
 use crate::llama::{AttentionMask, Context, TransformerDecoder};
 use crate::lora::Routes;
-use crate::ops::{self, backward_from, compute_dtype, cross_entropy_sum};
-
-/// How many rows of logits exist at a time, unless a step says otherwise: enough for each row of
-/// the output weight to be read from memory once for many products.
-pub(super) const LOSS_CHUNK_ROWS: usize = 256;
-
-/// Where the backward pass gets the layers' activations from.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-#[non_exhaustive]
-pub enum Activations {
-    /// The forward pass keeps them all.
-    #[default]
-    Keep,
-    /// The forward pass keeps the hidden state before every so many layers; the backward pass
-    /// recomputes the rest, these layers at a time (activation checkpointing). Chen et al.,
-    /// <https://arxiv.org/abs/1604.06174>.
-    Recompute {
-        /// How many layers are recomputed at a time, at least 1.
-        layers: usize,
-    },
-}
+use crate::ops::{self, backward_from, cross_entropy_sum};
 
 /// The loss of a micro-batch, `sum of cross entropies / divisor`, in parts that are still on the
 /// device, so that nothing waits for it; none if no token of the batch has a label. The gradients are
@@ -78,7 +58,7 @@ pub(super) fn prepare_memory(
     let widest = config
         .intermediate_dim
         .max(config.num_heads * config.head_dim);
-    let dtype = compute_dtype(&device, model.tok_embeddings.weight.val().dtype());
+    let dtype = model.tok_embeddings.weight.compute_dtype();
     let activations = tokens * widest.max(config.embed_dim) * dtype.size();
     let logits = tokens.min(loss_chunk_rows) * config.vocab_size * size_of::<f32>();
     ops::prepare_memory(&device, activations.max(logits) as u64);

@@ -6,6 +6,7 @@ mod clip;
 mod estimate;
 mod gradients;
 mod metrics;
+mod options;
 pub mod recipe;
 mod run;
 mod schedule;
@@ -18,11 +19,11 @@ pub use estimate::{
     Bytes, Change, EstimateConfig, MemoryEstimate, Moment, Suggestion, estimate,
     saved_bytes_per_layer, suggestions,
 };
-pub use gradients::{Activations, lm_loss_sum};
+pub use gradients::lm_loss_sum;
 pub use metrics::{MetricsLog, available_memory_bytes, peak_memory_bytes};
+pub use options::{Activations, GradientOptions, LossNormalization};
 pub use run::{ExactMatch, RunDir, Summary};
 pub use schedule::{LrSchedule, ScheduleKind};
 pub use step::{
-    GradientOptions, LossNormalization, StepGradients, StepOutput, Trainer, accumulate_gradients,
-    validation_loss, validation_loss_in,
+    StepGradients, StepOutput, Trainer, accumulate_gradients, validation_loss, validation_loss_in,
 };

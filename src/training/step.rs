@@ -2,28 +2,14 @@ use burn::optim::{GradientsAccumulator, GradientsParams};
 use burn::tensor::{DType, Tensor};
 
 use super::clip::{clip_factor, scale_gradients, squared_norm};
-use super::gradients::{
-    Activations, LOSS_CHUNK_ROWS, lm_loss_sum, micro_batch_gradients, prepare_memory, read_sum,
-};
+use super::gradients::{lm_loss_sum, micro_batch_gradients, prepare_memory, read_sum};
+use super::options::{Activations, GradientOptions, LossNormalization};
 use super::{AdamW, AdamWConfig, LrSchedule};
 use crate::data::Batch;
 use crate::distributed::{ProcessGroup, SingleProcess, reduce_gradients};
 use crate::llama::TransformerDecoder;
-use crate::ops::{compute_dtype, mix};
+use crate::ops::mix;
 use crate::{Error, Result};
-
-/// What a step's summed loss is divided by.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-#[non_exhaustive]
-pub enum LossNormalization {
-    /// By the labelled tokens of all its micro-batches: the step equals one with a single large
-    /// batch, however it is cut.
-    #[default]
-    StepTokens,
-    /// Each micro-batch by its own labelled tokens and the number of micro-batches: the mean of
-    /// means that many PyTorch loops compute.
-    MicroBatchMean,
-}
 
 impl LossNormalization {
     fn divisor(self, batch: &Batch, step: &StepCounts) -> f64 {
@@ -92,30 +78,6 @@ pub struct StepGradients {
     num_tokens: usize,
 }
 
-/// How a step forms its gradients.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct GradientOptions {
-    /// What the loss is divided by.
-    pub normalization: LossNormalization,
-    /// Where the backward pass gets activations from.
-    pub activations: Activations,
-    /// How many rows of logits exist at a time, at least 1; only tokens with a label have one.
-    pub loss_chunk_rows: usize,
-    /// The seed of the step's dropout.
-    pub seed: u64,
-}
-
-impl Default for GradientOptions {
-    fn default() -> Self {
-        Self {
-            normalization: LossNormalization::default(),
-            activations: Activations::default(),
-            loss_chunk_rows: LOSS_CHUNK_ROWS,
-            seed: 0,
-        }
-    }
-}
-
 /// The loss and the gradients of a step of several micro-batches.
 ///
 /// # Panics
@@ -169,8 +131,7 @@ fn gradients_of(
 /// most what any micro-batch's sum of losses is divided by. Micikevicius et al.,
 /// <https://arxiv.org/abs/1710.03740>, section 3.2.
 fn loss_scale(model: &TransformerDecoder, divisors: impl Iterator<Item = f64>) -> f64 {
-    let weight = model.tok_embeddings.weight.val();
-    match compute_dtype(&weight.device(), weight.dtype()) {
+    match model.tok_embeddings.weight.compute_dtype() {
         DType::F16 => {
             let smallest = divisors.filter(|divisor| *divisor >= 1.0).reduce(f64::min);
             smallest.unwrap_or(1.0).log2().floor().exp2()

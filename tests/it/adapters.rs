@@ -1,6 +1,6 @@
 //! Adapters on a model that is there already: the laws of putting on, taking off, switching, mixing and merging.
 
-use burn::module::{Module, Param};
+use burn::module::Module;
 use burn::tensor::TensorData;
 use burn::tensor::{Distribution, Int, Tensor};
 use burn_peft::Error;
@@ -527,7 +527,7 @@ fn an_untouched_part_has_no_adapter() {
     let lora = LoRAConfig::new(AttnModule::ALL).with_modules_to_save(["k_proj"]);
     let model = base(&config()).with_adapters(&lora).unwrap();
     assert_eq!(method(&model.layers[1].attn.k_proj), Some(MethodRef(&FULL)));
-    let weight: &Param<Tensor<2>> = &model.layers[1].attn.k_proj.base.weight;
+    let weight = model.layers[1].attn.k_proj.base.weight.val();
     assert!(!weight.is_require_grad());
 }
 

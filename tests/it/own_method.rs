@@ -68,8 +68,8 @@ fn scaling(adapter: &LoRAAdapter) -> Tensor<1> {
 
 fn ones(layer: &LayerParams, _: &AdapterSettings) -> Tensor<1> {
     let weight = layer.weight.as_ref().expect("a linear layer has a weight");
-    let [out_dim, _] = weight.lazy_shape().dims();
-    Tensor::ones([out_dim], (&weight.lazy_device(), DType::F32))
+    let [out_dim, _] = weight.shape();
+    Tensor::ones([out_dim], (&weight.device(), DType::F32))
 }
 
 fn config() -> LlamaConfig {

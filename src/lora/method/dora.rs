@@ -1,14 +1,14 @@
 //! DoRA: the update's direction is LoRA's, its length per output is trained on its own.
 //! Liu et al., *DoRA: Weight-Decomposed Low-Rank Adaptation*, <https://arxiv.org/abs/2402.09353>.
 
-use burn::module::Param;
 use burn::tensor::{DType, Int, Tensor};
 
 use super::lora::{LORA, embedded_update, factors, update};
 use super::{FirstValue, Kept, LayerKind, LayerParams, LayerShape, Method, ParamSpec};
 use crate::lora::adapter::{AdapterSettings, LoRAAdapter};
-use crate::lora::plain::{PlainLinear, untracked};
-use crate::ops::{DropoutMask, dropout, linear};
+use crate::lora::plain::PlainLinear;
+use crate::ops::{DropoutMask, dropout};
+use crate::weight::{FrozenWeight, untracked};
 
 /// Weight-decomposed low-rank adaptation.
 pub static DORA: DoRA = DoRA;
@@ -70,11 +70,11 @@ impl Method for DoRA {
     fn embed(
         &self,
         adapter: &LoRAAdapter,
-        weight: &Param<Tensor<2>>,
+        weight: &FrozenWeight,
         ids: Tensor<1, Int>,
         rows: Tensor<2>,
     ) -> Tensor<2> {
-        let weight = untracked(weight.val()).cast(DType::F32);
+        let weight = weight.to_f32();
         let norm = column_norm(weight + update(adapter, LayerKind::Embedding));
         let sum = rows.clone().cast(DType::F32) + embedded_update(adapter, ids).cast(DType::F32);
         (sum * (magnitude(adapter) / norm).unsqueeze()).cast(rows.dtype())
@@ -120,7 +120,7 @@ fn first_column_magnitude(layer: &LayerParams, _: &AdapterSettings) -> Tensor<1>
 
 fn first_weight(layer: &LayerParams) -> Tensor<2> {
     let weight = layer.weight.as_ref().expect("DoRA adapts matrices");
-    untracked(weight.val()).cast(DType::F32)
+    weight.to_f32()
 }
 
 /// DoRA's output without the base's bias, `ratio·(W x + s·B(A x))` with `ratio = m / ‖W + s·B·A‖`, the norm
@@ -135,16 +135,21 @@ fn rescaled(
     y: Tensor<3>,
     mask: Option<DropoutMask>,
 ) -> Tensor<3> {
-    let weight = base.weight.val();
-    let combined = untracked(weight.clone()).cast(DType::F32) + update(adapter, LayerKind::Linear);
-    rescale(y, magnitude(adapter) / row_norm(combined), x, weight, mask)
+    let combined = base.weight.to_f32() + update(adapter, LayerKind::Linear);
+    rescale(
+        y,
+        magnitude(adapter) / row_norm(combined),
+        x,
+        &base.weight,
+        mask,
+    )
 }
 
 fn rescale(
     y: Tensor<3>,
     ratio: Tensor<1>,
     x: Tensor<3>,
-    weight: Tensor<2>,
+    weight: &FrozenWeight,
     mask: Option<DropoutMask>,
 ) -> Tensor<3> {
     // In half precision most ratios would be rounded to 1.
@@ -154,7 +159,7 @@ fn rescale(
         None => rescaled,
         Some(mask) => {
             let dropped = dropout(x.clone(), mask) - x;
-            rescaled + linear(dropped, weight) * change
+            rescaled + weight.product(dropped) * change
         }
     }
 }
@@ -172,6 +177,7 @@ fn column_norm(weight: Tensor<2>) -> Tensor<1> {
 #[cfg(all(test, feature = "flex"))]
 mod tests {
     use super::*;
+    use burn::module::Param;
     use burn::tensor::Device;
 
     #[test]
@@ -181,7 +187,8 @@ mod tests {
         let y = Tensor::<3>::full([1, 1, 4], 200.0, (&device, DType::BF16));
         let ratio = Tensor::<1>::full([4], 1.003, (&device, DType::F32));
         let weight = Tensor::ones([4, 4], (&device, DType::BF16));
-        let out = rescale(y.clone(), ratio, y, weight, None);
+        let weight = FrozenWeight::from(Param::from_tensor(weight));
+        let out = rescale(y.clone(), ratio, y, &weight, None);
         assert_eq!(out.dtype(), DType::BF16);
         let out = out.cast(DType::F32).into_data();
         assert_eq!(out.as_slice::<f32>().unwrap(), [201.0; 4]);

@@ -1,13 +1,13 @@
 //! Parameters of the base that are trained as they are, as copies: the layer's own stay what they were.
 
-use burn::module::Param;
 use burn::tensor::module::embedding;
 use burn::tensor::{DType, Int, Tensor};
 
 use super::{FirstValue, Kept, LayerKind, LayerParams, LayerShape, Method, ParamSpec};
 use crate::lora::adapter::{AdapterSettings, LoRAAdapter};
-use crate::lora::plain::{PlainLinear, untracked};
+use crate::lora::plain::PlainLinear;
 use crate::ops::{DropoutMask, linear};
+use crate::weight::{FrozenWeight, untracked};
 
 /// All of a layer, its weight and its bias: PEFT's `modules_to_save`.
 pub static FULL: Full = Full;
@@ -81,7 +81,7 @@ impl Method for Full {
     fn embed(
         &self,
         adapter: &LoRAAdapter,
-        _weight: &Param<Tensor<2>>,
+        _weight: &FrozenWeight,
         ids: Tensor<1, Int>,
         rows: Tensor<2>,
     ) -> Tensor<2> {
@@ -139,7 +139,7 @@ pub(in crate::lora) fn trained_bias(layer: &LayerShape, peft_name: &'static str)
 
 fn weight(layer: &LayerParams, settings: &AdapterSettings) -> Tensor<2> {
     let weight = layer.weight.as_ref().expect("the layer has a matrix");
-    let weight = untracked(weight.val()).cast(DType::F32);
+    let weight = weight.to_f32();
     match settings.vocab_size {
         Some(rows) => with_rows(weight, rows),
         None => weight,

@@ -1,7 +1,6 @@
 //! LoRA: `W x + s·B(A·dropout(x))`. Hu et al., <https://arxiv.org/abs/2106.09685>; with `s = alpha / sqrt(r)`
 //! rsLoRA, Kalajdzievski, <https://arxiv.org/abs/2312.03732>.
 
-use burn::module::Param;
 use burn::tensor::module::embedding;
 use burn::tensor::{DType, Int, Tensor};
 
@@ -10,8 +9,9 @@ use crate::lora::adapter::{AdapterSettings, LoRAAdapter};
 use crate::lora::config::Init;
 use crate::lora::init::{FirstValues, olora, pissa};
 use crate::lora::linalg::Decomposition;
-use crate::lora::plain::{PlainLinear, untracked};
-use crate::ops::{DropoutMask, dropout, linear, lora_linear};
+use crate::lora::plain::PlainLinear;
+use crate::ops::{DropoutMask, dropout, linear};
+use crate::weight::{FrozenWeight, untracked};
 
 /// Low-rank adaptation.
 pub static LORA: LoRA = LoRA;
@@ -65,14 +65,16 @@ impl Method for LoRA {
         mask: Option<DropoutMask>,
     ) -> Tensor<3> {
         let update = [adapter.matrix(LORA_A), adapter.matrix(LORA_B)];
-        let y = lora_linear(x.clone(), base.weight.val(), update, adapter.scale(), mask);
+        let y = base
+            .weight
+            .lora_product(x.clone(), update, adapter.scale(), mask);
         add_bias(adapter, shifted(adapter, &x, y))
     }
 
     fn embed(
         &self,
         adapter: &LoRAAdapter,
-        _weight: &Param<Tensor<2>>,
+        _weight: &FrozenWeight,
         ids: Tensor<1, Int>,
         rows: Tensor<2>,
     ) -> Tensor<2> {
@@ -180,7 +182,7 @@ fn leading_basis(layer: &LayerParams, settings: &AdapterSettings) -> [Tensor<2>;
 
 fn first_weight(layer: &LayerParams) -> Tensor<2> {
     let weight = layer.weight.as_ref().expect("a linear layer has a weight");
-    untracked(weight.val()).cast(DType::F32)
+    weight.to_f32()
 }
 
 /// # Panics

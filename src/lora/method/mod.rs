@@ -18,6 +18,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use super::adapter::{AdapterSettings, LoRAAdapter};
 use super::plain::PlainLinear;
 use crate::ops::DropoutMask;
+use crate::weight::FrozenWeight;
 
 pub use dora::DORA;
 pub(crate) use full::FULL_WEIGHT;
@@ -65,7 +66,7 @@ pub trait Method: Debug + Send + Sync {
         x: Tensor<3>,
         mask: Option<DropoutMask>,
     ) -> Tensor<3> {
-        let y = base.product(x.clone());
+        let y = base.weight.product(x.clone());
         self.add_update(adapter, base, x, y, mask)
     }
 
@@ -77,7 +78,7 @@ pub trait Method: Debug + Send + Sync {
     fn embed(
         &self,
         _adapter: &LoRAAdapter,
-        _weight: &Param<Tensor<2>>,
+        _weight: &FrozenWeight,
         _ids: Tensor<1, Int>,
         _rows: Tensor<2>,
     ) -> Tensor<2> {
@@ -236,7 +237,7 @@ pub enum FirstValue {
 #[non_exhaustive]
 pub struct LayerParams {
     /// The weight of a linear layer, `[out_dim, in_dim]`, or of an embedding, `[vocab_size, dim]`.
-    pub weight: Option<Param<Tensor<2>>>,
+    pub weight: Option<FrozenWeight>,
     /// The bias of a linear layer, `[out_dim]`.
     pub bias: Option<Param<Tensor<1>>>,
     /// The weight of a norm, `[dim]`.
@@ -259,7 +260,11 @@ impl LayerParams {
             param.as_ref().is_some_and(|param| !param.is_initialized())
         };
         let has_lazy_vector = vectors.iter().any(is_lazy);
-        !has_lazy_vector && self.weight.as_ref().is_none_or(Param::is_initialized)
+        !has_lazy_vector
+            && self
+                .weight
+                .as_ref()
+                .is_none_or(FrozenWeight::is_initialized)
     }
 }
 

@@ -1,13 +1,13 @@
 //! Single rows of an embedding, trained as copies: PEFT's `trainable_token_indices`.
 
-use burn::module::Param;
 use burn::tensor::module::embedding;
 use burn::tensor::{DType, Int, Tensor, TensorData};
 
 use super::{FirstValue, Kept, LayerKind, LayerParams, LayerShape, Method, ParamSpec};
 use crate::lora::adapter::{AdapterSettings, LoRAAdapter};
-use crate::lora::plain::{PlainLinear, untracked};
+use crate::lora::plain::PlainLinear;
 use crate::ops::{DropoutMask, linear};
+use crate::weight::{FrozenWeight, untracked};
 
 /// Rows of an embedding.
 pub static TOKEN_ROWS: TokenRows = TokenRows;
@@ -52,11 +52,11 @@ impl Method for TokenRows {
     fn embed(
         &self,
         adapter: &LoRAAdapter,
-        weight: &Param<Tensor<2>>,
+        weight: &FrozenWeight,
         ids: Tensor<1, Int>,
         rows: Tensor<2>,
     ) -> Tensor<2> {
-        let [vocab_size, _] = weight.lazy_shape().dims();
+        let [vocab_size, _] = weight.shape();
         let (row_of, is_other) = places(adapter, vocab_size, &rows);
         let is_other = is_other.select(0, ids.clone()).unsqueeze_dim::<2>(1);
         let chosen = row_of.select(0, ids);
@@ -79,7 +79,7 @@ impl Method for TokenRows {
 
 fn first_rows(layer: &LayerParams, settings: &AdapterSettings) -> Tensor<2> {
     let weight = layer.weight.as_ref().expect("the layer is an embedding");
-    let weight = untracked(weight.val()).cast(DType::F32);
+    let weight = weight.to_f32();
     let indices: Vec<i32> = settings.token_indices.iter().map(|i| *i as i32).collect();
     let indices = Tensor::<1, Int>::from_ints(&indices[..], &weight.device());
     weight.select(0, indices)

@@ -4,7 +4,7 @@ use burn_cubecl::tensor::CubeTensor;
 use cubecl::prelude::*;
 
 use super::{elementwise, into_owned, vector_size};
-use crate::ops::adamw::AdamWStep;
+use crate::ops::types::AdamWStep;
 
 #[derive(CubeType, CubeLaunch, Clone, Copy)]
 struct Numbers {

@@ -8,8 +8,8 @@ use cubecl::prelude::*;
 
 use super::product::product;
 use super::{elem, empty, row};
-use crate::ops::attention::KeyRanges;
 use crate::ops::portable::attention::{Block, backward_by_block, forward_by_block};
+use crate::ops::types::KeyRanges;
 
 /// Where the scores of a block lie: row after row, `[batch, heads, queries, keys]`.
 #[derive(CubeType, CubeLaunch, Clone, Copy)]

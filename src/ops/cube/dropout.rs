@@ -4,10 +4,10 @@ use burn_cubecl::tensor::CubeTensor;
 use cubecl::prelude::*;
 
 use super::{elem, elementwise, empty, vector_size};
-use crate::ops::DropoutMask;
-use crate::ops::dropout::MULTIPLIERS;
+use crate::ops::types::DropoutMask;
+use crate::ops::types::MULTIPLIERS;
 
-/// The hash of `ops::dropout`, whose keys are `key_0` and `key_1`.
+/// The hash of `ops::types::dropout`, whose keys are `key_0` and `key_1`.
 #[cube]
 fn hash(index: u32, key_0: u32, key_1: u32) -> u32 {
     round(round(index ^ key_0) ^ key_1)

@@ -37,11 +37,11 @@ use cubecl::{MemoryPoolKind, MemoryScope, calculate_cube_count_elemwise, ir::Ele
 use cubecl_environment::stream::StreamId;
 
 use self::product::{add_rows_by, rows_by, transposed};
-use super::DropoutMask;
-use super::adamw::AdamWStep;
-use super::attention::KeyRanges;
 use super::backend::StepOps;
 use super::portable;
+use super::types::AdamWStep;
+use super::types::DropoutMask;
+use super::types::KeyRanges;
 
 /// Whether operations on `tensor` have a kernel here.
 fn takes(tensor: &CubeTensor) -> bool {

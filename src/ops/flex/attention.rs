@@ -7,8 +7,8 @@ use rayon::prelude::*;
 use super::gemm::{Mat, MatMut, Output, Scratch};
 use super::vector::{dot, exp, max, new_buffer, sum, vectorized};
 use super::{Primitive, contiguous, primitive};
-use crate::ops::attention::KeyRanges;
-use crate::ops::attention::Sizes;
+use crate::ops::types::KeyRanges;
+use crate::ops::types::Sizes;
 
 /// Queries whose scores exist at a time, in each thread.
 const QUERY_BLOCK: usize = 64;

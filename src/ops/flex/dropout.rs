@@ -2,7 +2,7 @@ use burn::backend::TensorMetadata;
 
 use super::vector::map_indexed;
 use super::{Primitive, contiguous, primitive};
-use crate::ops::DropoutMask;
+use crate::ops::types::DropoutMask;
 
 pub fn forward(x: &Primitive, mask: DropoutMask) -> Primitive {
     let x = contiguous(x);

@@ -19,10 +19,10 @@ use burn::tensor::{DType, Device, TensorData};
 #[cfg(test)]
 pub(super) use gemm::multiplies_bf16;
 
-use super::DropoutMask;
-use super::attention::KeyRanges;
 use super::backend::StepOps;
 use super::portable;
+use super::types::DropoutMask;
+use super::types::KeyRanges;
 
 /// Whether operations on f32 tensors of `device` are fused.
 pub(super) fn fuses(device: &Device) -> bool {

@@ -1,7 +1,7 @@
 use burn::backend::Backend;
 use burn::backend::tensor::FloatTensor;
 
-use crate::ops::adamw::AdamWStep;
+use crate::ops::types::AdamWStep;
 
 pub fn update<B: Backend>(
     value: FloatTensor<B>,

@@ -5,9 +5,9 @@ use burn::backend::{Backend, FloatDType, IntDType, TensorMetadata};
 use burn::tensor::{Shape, Slice};
 
 use super::{cast, to_f32};
-use crate::ops::attention::KeyRanges;
-use crate::ops::attention::Sizes;
 use crate::ops::backend::StepOps;
+use crate::ops::types::KeyRanges;
+use crate::ops::types::Sizes;
 
 /// Queries whose scores exist at a time.
 pub const QUERY_BLOCK: usize = 256;

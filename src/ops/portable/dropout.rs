@@ -3,7 +3,7 @@ use burn::backend::{Backend, TensorMetadata};
 use burn::tensor::TensorData;
 
 use super::{cast, to_f32};
-use crate::ops::DropoutMask;
+use crate::ops::types::DropoutMask;
 
 /// The mask comes from the host, so that it is the same on every device.
 pub fn forward<B: Backend>(x: FloatTensor<B>, mask: DropoutMask) -> FloatTensor<B> {

@@ -29,7 +29,7 @@ use cubecl::prelude::*;
 
 use self::tile::{PLANE, PLANES};
 use super::{elem, empty};
-use crate::ops::attention::Sizes;
+use crate::ops::types::Sizes;
 
 /// What all heads have in common.
 #[derive(CubeType, CubeLaunch, Clone, Copy)]

@@ -1,0 +1,13 @@
+//! What operations are told beside tensors.
+
+mod adamw;
+mod attention;
+mod dropout;
+
+pub(crate) use adamw::AdamWStep;
+pub use attention::AttentionMask;
+pub(super) use attention::{KeyRanges, Sizes};
+#[cfg(feature = "cube")]
+pub(super) use dropout::MULTIPLIERS;
+pub(crate) use dropout::mix;
+pub use dropout::{DropoutMask, seed_dropout};

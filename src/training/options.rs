@@ -1,0 +1,56 @@
+/// How many rows of logits exist at a time, unless a step says otherwise: enough for each row of
+/// the output weight to be read from memory once for many products.
+pub(super) const LOSS_CHUNK_ROWS: usize = 256;
+
+/// Where the backward pass gets the layers' activations from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub enum Activations {
+    /// The forward pass keeps them all.
+    #[default]
+    Keep,
+    /// The forward pass keeps the hidden state before every so many layers; the backward pass
+    /// recomputes the rest, these layers at a time (activation checkpointing). Chen et al.,
+    /// <https://arxiv.org/abs/1604.06174>.
+    Recompute {
+        /// How many layers are recomputed at a time, at least 1.
+        layers: usize,
+    },
+}
+
+/// What a step's summed loss is divided by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub enum LossNormalization {
+    /// By the labelled tokens of all its micro-batches: the step equals one with a single large
+    /// batch, however it is cut.
+    #[default]
+    StepTokens,
+    /// Each micro-batch by its own labelled tokens and the number of micro-batches: the mean of
+    /// means that many PyTorch loops compute.
+    MicroBatchMean,
+}
+
+/// How a step forms its gradients.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct GradientOptions {
+    /// What the loss is divided by.
+    pub normalization: LossNormalization,
+    /// Where the backward pass gets activations from.
+    pub activations: Activations,
+    /// How many rows of logits exist at a time, at least 1; only tokens with a label have one.
+    pub loss_chunk_rows: usize,
+    /// The seed of the step's dropout.
+    pub seed: u64,
+}
+
+impl Default for GradientOptions {
+    fn default() -> Self {
+        Self {
+            normalization: LossNormalization::default(),
+            activations: Activations::default(),
+            loss_chunk_rows: LOSS_CHUNK_ROWS,
+            seed: 0,
+        }
+    }
+}

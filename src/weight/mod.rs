@@ -1,0 +1,211 @@
+//! The weight of a layer, however it is stored: what multiplies, is looked up in and merged into. The layers above do
+//! not ask which kind it is.
+
+mod param;
+
+use burn::module::{
+    Content, Devices, Module, ModuleDisplay, ModuleDisplayDefault, ModuleMapper, ModuleVisitor,
+    Param, ParamId,
+};
+use burn::tensor::module::embedding;
+use burn::tensor::{DType, Device, Int, Tensor};
+
+use crate::ops::{DropoutMask, compute_dtype, linear, lora_linear};
+pub(crate) use param::{lazy_param, random_param, replace, saved_shape, untracked};
+
+/// A weight of `[rows, columns]`, which adapters leave as it is.
+///
+/// It is a module without a level of its own: the weight of a layer `q_proj` has the path `q_proj.weight`.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub enum FrozenWeight {
+    /// Numbers of a float type. Only such a weight can also be trained, where there is no adapter.
+    Dense(Param<Tensor<2>>),
+}
+
+impl FrozenWeight {
+    /// `[rows, columns]`, without touching the values.
+    pub fn shape(&self) -> [usize; 2] {
+        match self {
+            Self::Dense(param) => param.lazy_shape().dims(),
+        }
+    }
+
+    /// The device, without touching the values.
+    pub fn device(&self) -> Device {
+        match self {
+            Self::Dense(param) => param.lazy_device(),
+        }
+    }
+
+    /// The number by which Burn knows the parameter.
+    pub fn id(&self) -> ParamId {
+        match self {
+            Self::Dense(param) => param.id,
+        }
+    }
+
+    /// Whether the values have been loaded or used.
+    pub fn is_initialized(&self) -> bool {
+        match self {
+            Self::Dense(param) => param.is_initialized(),
+        }
+    }
+
+    /// The type of activations beside this weight, see [`compute_dtype`].
+    pub fn compute_dtype(&self) -> DType {
+        match self {
+            Self::Dense(param) => compute_dtype(&param.lazy_device(), param.val().dtype()),
+        }
+    }
+
+    /// The values as a dense tensor, `[rows, columns]`: of a dense weight the tensor itself, which may be tracked.
+    pub fn val(&self) -> Tensor<2> {
+        match self {
+            Self::Dense(param) => param.val(),
+        }
+    }
+
+    /// The values in f32, outside of a graph.
+    pub fn to_f32(&self) -> Tensor<2> {
+        untracked(self.val()).cast(DType::F32)
+    }
+
+    /// `x Wᵀ`.
+    ///
+    /// # Shapes
+    /// - `x`: `[..., columns]`
+    /// - output: `[..., rows]`
+    ///
+    /// # Panics
+    /// If the last dimension of `x` is not `columns`.
+    pub fn product<const D: usize>(&self, x: Tensor<D>) -> Tensor<D> {
+        match self {
+            Self::Dense(param) => linear(x, param.val()),
+        }
+    }
+
+    /// `x Wᵀ + s·(dropout(x) Aᵀ) Bᵀ` with `factors` A and B, see [`lora_linear`].
+    ///
+    /// # Shapes
+    /// - `x`: `[..., columns]`
+    /// - `factors`: `[rank, columns]` and `[rows, rank]`
+    /// - output: `[..., rows]`
+    ///
+    /// # Panics
+    /// If the shapes do not fit each other.
+    pub fn lora_product<const D: usize>(
+        &self,
+        x: Tensor<D>,
+        factors: [Tensor<2>; 2],
+        scale: f64,
+        mask: Option<DropoutMask>,
+    ) -> Tensor<D> {
+        match self {
+            Self::Dense(param) => lora_linear(x, param.val(), factors, scale, mask),
+        }
+    }
+
+    /// The rows of some indices, in the type of [`Self::compute_dtype`].
+    ///
+    /// # Shapes
+    /// - `indices`: `[batch, seq]`
+    /// - output: `[batch, seq, columns]`
+    pub fn rows(&self, indices: Tensor<2, Int>) -> Tensor<3> {
+        let dtype = self.compute_dtype();
+        match self {
+            Self::Dense(param) => embedding(param.val(), indices).cast(dtype),
+        }
+    }
+
+    /// The same weight with what `f` makes of its values, which it gets in f32 and outside of a graph. The result is
+    /// brought to the weight's own kind once, and trained if the weight is.
+    pub fn map(self, f: impl FnOnce(Tensor<2>) -> Tensor<2>) -> Self {
+        match self {
+            Self::Dense(param) => Self::Dense(replace(param, |value| f(value.cast(DType::F32)))),
+        }
+    }
+
+    /// The weight as a dense parameter.
+    pub fn into_dense(self) -> Param<Tensor<2>> {
+        match self {
+            Self::Dense(param) => param,
+        }
+    }
+
+    /// The same values as a parameter of its own.
+    pub(crate) fn with_new_id(self) -> Self {
+        match self {
+            Self::Dense(param) => {
+                let (_, value, mapper) = param.consume();
+                Self::Dense(Param::from_mapped_value(ParamId::new(), value, mapper))
+            }
+        }
+    }
+}
+
+impl From<Param<Tensor<2>>> for FrozenWeight {
+    fn from(param: Param<Tensor<2>>) -> Self {
+        Self::Dense(param)
+    }
+}
+
+impl Module for FrozenWeight {
+    fn collect_devices(&self, devices: Devices) -> Devices {
+        match self {
+            Self::Dense(param) => param.collect_devices(devices),
+        }
+    }
+
+    fn fork(self, device: &Device) -> Self {
+        match self {
+            Self::Dense(param) => Self::Dense(param.fork(device)),
+        }
+    }
+
+    fn to_device(self, device: &Device) -> Self {
+        match self {
+            Self::Dense(param) => Self::Dense(Module::to_device(param, device)),
+        }
+    }
+
+    fn train(self) -> Self {
+        match self {
+            Self::Dense(param) => Self::Dense(Module::train(param)),
+        }
+    }
+
+    fn valid(&self) -> Self {
+        match self {
+            Self::Dense(param) => Self::Dense(Module::valid(param)),
+        }
+    }
+
+    fn materialize(self) -> Self {
+        match self {
+            Self::Dense(param) => Self::Dense(param.materialize()),
+        }
+    }
+
+    fn visit<Visitor: ModuleVisitor>(&self, visitor: &mut Visitor) {
+        match self {
+            Self::Dense(param) => Module::visit(param, visitor),
+        }
+    }
+
+    fn map<Mapper: ModuleMapper>(self, mapper: &mut Mapper) -> Self {
+        match self {
+            Self::Dense(param) => Self::Dense(Module::map(param, mapper)),
+        }
+    }
+}
+
+impl ModuleDisplayDefault for FrozenWeight {
+    fn content(&self, content: Content) -> Option<Content> {
+        match self {
+            Self::Dense(param) => param.content(content),
+        }
+    }
+}
+
+impl ModuleDisplay for FrozenWeight {}
