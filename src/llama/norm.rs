@@ -56,8 +56,8 @@ impl RMSNorm {
             return self.forward(x);
         };
         routes.apply(x, |name, x| {
-            let adapter = name.and_then(|name| self.adapters.get(name));
-            self.normed(x, adapter.and_then(|a| a.vector(FULL_WEIGHT)))
+            let mut adapters = self.adapters.named(name);
+            self.normed(x, adapters.find_map(|a| a.vector(FULL_WEIGHT)))
         })
     }
 

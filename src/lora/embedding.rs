@@ -2,7 +2,7 @@ use burn::module::{Content, DisplaySettings, Module, ModuleDisplay};
 use burn::tensor::{Device, Distribution, Int, Tensor};
 
 use super::layers::AdaptedLayer;
-use super::linear::{adapted, merged};
+use super::linear::{adapted, merged, merged_weight};
 use super::method::{LayerParams, LayerShape, MethodRef};
 use super::module::adapted_module;
 use super::plain::one_line;
@@ -51,8 +51,7 @@ impl LoRAEmbedding {
             return self.forward(ids);
         };
         routes.apply(ids, |name, ids| {
-            let adapter = name.and_then(|name| self.adapters.get(name));
-            self.look_up(ids, &adapter.into_iter().collect::<Vec<_>>())
+            self.look_up(ids, &self.adapters.named(name).collect::<Vec<_>>())
         })
     }
 
@@ -98,24 +97,21 @@ impl LoRAEmbedding {
     /// # Panics
     /// If the last dimension of `hidden` is not `dim`.
     pub fn project(&self, hidden: Tensor<3>) -> Tensor<3> {
-        self.project_with(hidden, &[])
+        self.project_with(hidden, self.adapters.active(), &[])
     }
 
-    /// The same, with adapters of the output itself.
-    pub(super) fn project_with(&self, hidden: Tensor<3>, of_output: &[&LoRAAdapter]) -> Tensor<3> {
-        let active = self.of_output(of_output);
-        let base = self.as_output();
-        adapted(&base, &active, hidden)
-    }
-
-    /// What acts on the output: of the embedding's own adapters what is the weight's in both places, unless the
-    /// output has its own.
-    fn of_output<'a>(&'a self, of_output: &[&'a LoRAAdapter]) -> Vec<&'a LoRAAdapter> {
-        let method = |adapter: &LoRAAdapter| adapter.settings().method;
-        let has = |other: MethodRef| of_output.iter().any(|adapter| method(adapter) == other);
-        let shared = self.adapters.active().filter(|a| a.is_of_tied_output());
-        let own = shared.filter(|adapter| !has(method(adapter)));
-        own.chain(of_output.iter().copied()).collect()
+    /// The same, with these of the embedding's adapters and of the output's own.
+    fn project_with<'a>(
+        &self,
+        hidden: Tensor<3>,
+        of_embedding: impl Iterator<Item = &'a LoRAAdapter>,
+        of_output: &[&'a LoRAAdapter],
+    ) -> Tensor<3> {
+        adapted(
+            &self.as_output(),
+            &on_output(of_embedding, of_output),
+            hidden,
+        )
     }
 
     /// The output projection of a model with tied embeddings as a layer, which shares the weight.
@@ -125,6 +121,19 @@ impl LoRAEmbedding {
             bias: None,
         }
     }
+}
+
+/// What acts on a tied output: of the embedding's adapters what is the weight's in both places, unless the output has
+/// its own.
+fn on_output<'a>(
+    of_embedding: impl Iterator<Item = &'a LoRAAdapter>,
+    of_output: &[&'a LoRAAdapter],
+) -> Vec<&'a LoRAAdapter> {
+    let method = |adapter: &LoRAAdapter| adapter.settings().method;
+    let has = |other: MethodRef| of_output.iter().any(|adapter| method(adapter) == other);
+    let shared = of_embedding.filter(|adapter| adapter.is_of_tied_output());
+    let shared = shared.filter(|adapter| !has(method(adapter)));
+    shared.chain(of_output.iter().copied()).collect()
 }
 
 impl AdaptedLayer for LoRAEmbedding {
@@ -150,12 +159,10 @@ impl AdaptedLayer for LoRAEmbedding {
 
     fn merge(&mut self) {
         let adapters = std::mem::take(&mut self.adapters);
-        for adapter in adapters.active() {
-            let method = adapter.settings().method.0;
-            replace_with::replace_with_or_abort(&mut self.weight, |weight| {
-                weight.map(|w| method.merge(adapter, adapter.layer(), w))
-            });
-        }
+        let active: Vec<_> = adapters.active().collect();
+        replace_with::replace_with_or_abort(&mut self.weight, |weight| {
+            merged_weight(weight, &active)
+        });
     }
 
     fn freeze_base(&mut self) {
@@ -212,7 +219,7 @@ impl TiedOutput {
     /// - output: `[batch, seq, vocab_size]`
     pub fn forward(&self, hidden: Tensor<3>, embedding: &LoRAEmbedding) -> Tensor<3> {
         let active: Vec<_> = self.adapters.active().collect();
-        embedding.project_with(hidden, &active)
+        embedding.project_with(hidden, embedding.adapters.active(), &active)
     }
 
     /// The same, with the adapter that each row of the batch asks for.
@@ -230,15 +237,15 @@ impl TiedOutput {
             return self.forward(hidden, embedding);
         };
         routes.apply(hidden, |name, hidden| {
-            let adapter = name.and_then(|name| self.adapters.get(name));
-            embedding.project_with(hidden, &adapter.into_iter().collect::<Vec<_>>())
+            let own: Vec<_> = self.adapters.named(name).collect();
+            embedding.project_with(hidden, embedding.adapters.named(name), &own)
         })
     }
 
     /// The projection as a layer of its own, with what acts added to the embedding's weight.
     pub fn untied(self, embedding: &LoRAEmbedding) -> PlainLinear {
         let own: Vec<_> = self.adapters.active().collect();
-        let active = embedding.of_output(&own);
+        let active = on_output(embedding.adapters.active(), &own);
         let base = PlainLinear {
             weight: embedding.weight.clone().with_new_id(),
             bias: None,

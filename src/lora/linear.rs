@@ -10,7 +10,7 @@ use super::record::input_of;
 use super::routes::Routes;
 use super::slot::{AdapterSlot, DEFAULT_ADAPTER};
 use super::{LoRAAdapter, LoRAConfig, PlainLinear};
-use crate::weight::{replace, untracked};
+use crate::weight::{FrozenWeight, replace, untracked};
 
 /// A linear layer with an optional low-rank adapter: `y = W x + b + s·B(A·dropout(x))`.
 ///
@@ -121,8 +121,7 @@ impl LoRALinear {
             return self.forward(x);
         };
         routes.apply(x, |name, x| {
-            let adapter = name.and_then(|name| self.adapters.get(name));
-            let active: Vec<_> = adapter.into_iter().collect();
+            let active: Vec<_> = self.adapters.named(name).collect();
             adapted(&self.base, &active, x)
         })
     }
@@ -196,11 +195,23 @@ pub(super) fn merged(base: PlainLinear, active: &[&LoRAAdapter]) -> PlainLinear 
             });
         }
     }
-    let weight = active.iter().fold(base.weight, |weight, adapter| {
-        let method = adapter.settings().method.0;
-        weight.map(|w| method.merge(adapter, adapter.layer(), w))
-    });
-    PlainLinear { weight, bias }
+    PlainLinear {
+        weight: merged_weight(base.weight, active),
+        bias,
+    }
+}
+
+/// The weight with what acts added to it, in f32 and rounded once.
+pub(super) fn merged_weight(weight: FrozenWeight, active: &[&LoRAAdapter]) -> FrozenWeight {
+    if active.is_empty() {
+        return weight;
+    }
+    weight.map(|base| {
+        active.iter().fold(base.clone(), |sum, adapter| {
+            let method = adapter.settings().method.0;
+            method.merge(adapter, adapter.layer(), &base, sum)
+        })
+    })
 }
 
 impl AdaptedLayer for LoRALinear {

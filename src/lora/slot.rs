@@ -47,6 +47,11 @@ impl AdapterSlot {
         self.iter().find_map(|(n, a)| (n == name).then_some(a))
     }
 
+    /// The adapter that a row of a batch asks for, if it asks for one that is here.
+    pub(crate) fn named(&self, name: Option<&str>) -> impl Iterator<Item = &LoRAAdapter> {
+        name.and_then(|name| self.get(name)).into_iter()
+    }
+
     /// The adapter of this name.
     pub fn get_mut(&mut self, name: &str) -> Option<&mut LoRAAdapter> {
         let entry = self.entries.iter_mut().find(|entry| *entry.name == *name);

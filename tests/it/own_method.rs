@@ -53,7 +53,13 @@ impl Method for OutputScaling {
         y * scaling(adapter).unsqueeze()
     }
 
-    fn merge(&self, adapter: &LoRAAdapter, _: &LayerShape, weight: Tensor<2>) -> Tensor<2> {
+    fn merge(
+        &self,
+        adapter: &LoRAAdapter,
+        _: &LayerShape,
+        _: &Tensor<2>,
+        weight: Tensor<2>,
+    ) -> Tensor<2> {
         weight * scaling(adapter).set_require_grad(false).unsqueeze_dim(1)
     }
 

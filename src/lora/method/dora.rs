@@ -80,18 +80,20 @@ impl Method for DoRA {
         (sum * (magnitude(adapter) / norm).unsqueeze()).cast(rows.dtype())
     }
 
-    fn merge(&self, adapter: &LoRAAdapter, layer: &LayerShape, weight: Tensor<2>) -> Tensor<2> {
-        let combined = LORA.merge(adapter, layer, weight);
+    /// The norm is that of the base with this update alone, as in the forward pass.
+    fn merge(
+        &self,
+        adapter: &LoRAAdapter,
+        layer: &LayerShape,
+        base: &Tensor<2>,
+        weight: Tensor<2>,
+    ) -> Tensor<2> {
+        let update = update(adapter, layer.kind);
+        let (combined, sum) = (base.clone() + update.clone(), weight + update);
         let magnitude = untracked(magnitude(adapter));
         match layer.kind {
-            LayerKind::Embedding => {
-                let ratio = magnitude / column_norm(combined.clone());
-                combined * ratio.unsqueeze()
-            }
-            _ => {
-                let ratio = magnitude / row_norm(combined.clone());
-                combined * ratio.unsqueeze_dim(1)
-            }
+            LayerKind::Embedding => sum * (magnitude / column_norm(combined)).unsqueeze(),
+            _ => sum * (magnitude / row_norm(combined)).unsqueeze_dim(1),
         }
     }
 

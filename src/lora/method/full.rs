@@ -89,7 +89,13 @@ impl Method for Full {
         new.squeeze_dim::<2>(0).cast(rows.dtype())
     }
 
-    fn merge(&self, adapter: &LoRAAdapter, _layer: &LayerShape, _weight: Tensor<2>) -> Tensor<2> {
+    fn merge(
+        &self,
+        adapter: &LoRAAdapter,
+        _layer: &LayerShape,
+        _base: &Tensor<2>,
+        _weight: Tensor<2>,
+    ) -> Tensor<2> {
         untracked(adapter.matrix(FULL_WEIGHT)).cast(DType::F32)
     }
 
@@ -122,7 +128,13 @@ impl Method for Bias {
         y
     }
 
-    fn merge(&self, _adapter: &LoRAAdapter, _layer: &LayerShape, weight: Tensor<2>) -> Tensor<2> {
+    fn merge(
+        &self,
+        _adapter: &LoRAAdapter,
+        _layer: &LayerShape,
+        _base: &Tensor<2>,
+        weight: Tensor<2>,
+    ) -> Tensor<2> {
         weight
     }
 

@@ -82,7 +82,13 @@ impl Method for LoRA {
         rows + update
     }
 
-    fn merge(&self, adapter: &LoRAAdapter, layer: &LayerShape, weight: Tensor<2>) -> Tensor<2> {
+    fn merge(
+        &self,
+        adapter: &LoRAAdapter,
+        layer: &LayerShape,
+        _base: &Tensor<2>,
+        weight: Tensor<2>,
+    ) -> Tensor<2> {
         weight + update(adapter, layer.kind)
     }
 

@@ -85,11 +85,18 @@ pub trait Method: Debug + Send + Sync {
         unreachable!("`{}` does not adapt embeddings", self.name())
     }
 
-    /// The weight that gives the same outputs without the adapter, in f32.
+    /// The weight that gives the same outputs without the adapter, in f32. `weight` is the base's with what acts before
+    /// this adapter merged into it.
     ///
     /// # Shapes
-    /// - `weight`: `[out_dim, in_dim]`, or `[vocab_size, dim]` of an embedding; f32, without a graph
-    fn merge(&self, adapter: &LoRAAdapter, layer: &LayerShape, weight: Tensor<2>) -> Tensor<2>;
+    /// - `base` and `weight`: `[out_dim, in_dim]`, or `[vocab_size, dim]` of an embedding; f32, without a graph
+    fn merge(
+        &self,
+        adapter: &LoRAAdapter,
+        layer: &LayerShape,
+        base: &Tensor<2>,
+        weight: Tensor<2>,
+    ) -> Tensor<2>;
 
     /// What a training with this method holds beside its parameters, for the estimate of memory.
     fn kept(&self, layer: &LayerShape, settings: &AdapterSettings) -> Kept;

@@ -65,7 +65,13 @@ impl Method for TokenRows {
         rows * is_other + new.squeeze_dim::<2>(0).cast(dtype)
     }
 
-    fn merge(&self, adapter: &LoRAAdapter, _layer: &LayerShape, weight: Tensor<2>) -> Tensor<2> {
+    fn merge(
+        &self,
+        adapter: &LoRAAdapter,
+        _layer: &LayerShape,
+        _base: &Tensor<2>,
+        weight: Tensor<2>,
+    ) -> Tensor<2> {
         let [vocab_size, _] = weight.dims();
         let (row_of, is_other) = places(adapter, vocab_size, &weight);
         let new = untracked(with_zero_row(adapter)).cast(DType::F32);

@@ -1,6 +1,8 @@
 //! Laws: counts follow a formula, merging equals the forward pass, saving and loading is the
 //! identity, exactly what was asked for is trained.
 
+mod adapters;
+
 use std::collections::BTreeSet;
 
 use approx::assert_relative_eq;
