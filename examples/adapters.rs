@@ -1,7 +1,8 @@
-//! Adapters on the command line: asked, trained some steps, begun, merged into their base.
+//! Adapters on the command line: asked, trained some steps, begun, merged into their base, written for llama.cpp.
 //!
 //! ```text
 //! cargo run --release --example adapters -- merge --model DIR --adapter DIR --out DIR
+//! cargo run --release --example adapters -- gguf --model DIR --adapter DIR --out adapter.gguf
 //! ```
 //!
 //! The other verbs are for comparisons with another framework (`tests/python/check_adapters.py`): their inputs and
@@ -21,8 +22,8 @@ use burn_peft::adapter::{
 };
 use burn_peft::checkpoint::{
     SafetensorsFile, attach_peft, attach_peft_as, copy_generation_config, load_hf, load_hf_as,
-    load_peft, peft_names, read_hf_config, read_peft_config, save_hf, save_peft_adapter,
-    save_peft_unconverted, save_state_dict,
+    load_peft, peft_names, read_hf_config, read_peft_config, save_gguf_adapter, save_hf,
+    save_peft_adapter, save_peft_unconverted, save_state_dict,
 };
 use burn_peft::data::Batch;
 use burn_peft::llama::TransformerDecoder;
@@ -45,6 +46,11 @@ struct Cli {
 enum Verb {
     /// Adds an adapter to its base model's weights: a plain model, in the type of the base.
     Merge {
+        #[command(flatten)]
+        files: Files,
+    },
+    /// Writes an adapter as a GGUF file, for `--lora` of llama.cpp.
+    Gguf {
         #[command(flatten)]
         files: Files,
     },
@@ -151,6 +157,10 @@ fn main() -> ExitCode {
 fn run(verb: &Verb) -> Result<()> {
     match verb {
         Verb::Merge { files } => merge(files),
+        Verb::Gguf { files } => {
+            let model = adapted(files, &Device::default())?;
+            save_gguf_adapter(&model, DEFAULT_ADAPTER, &files.out)
+        }
         Verb::Logits { files, inputs } => logits(files, inputs),
         Verb::Gradients { files, inputs } => gradients(files, inputs),
         Verb::Train { files, training } => {

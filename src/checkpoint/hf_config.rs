@@ -392,6 +392,11 @@ pub(super) fn to_json(config: &LlamaConfig, dtype: DType) -> String {
     serde_json::to_string_pretty(&out).expect("a struct of numbers and strings serialises")
 }
 
+/// The model type that a model is saved as, see [`kind_of`].
+pub(super) fn saved_model_type(config: &LlamaConfig) -> ModelType {
+    kind_of(config).model_type
+}
+
 /// The kind that a model is saved as: the one that it is, if that has the biases which the model has.
 fn kind_of(config: &LlamaConfig) -> &'static Kind {
     match (config.qkv_bias, config.output_proj_bias) {

@@ -6,11 +6,13 @@
 //! name and then moved.
 
 mod adapter_file;
+mod gguf;
 mod hf;
 mod hf_config;
 mod keys;
 mod mlx;
 mod peft;
+mod rotary;
 mod tensors;
 mod torchtune;
 mod weights;
@@ -18,6 +20,7 @@ mod weights;
 pub(crate) use hf_config::hf_config_key;
 
 pub use adapter_file::{load_adapter, save_adapter};
+pub use gguf::save_gguf_adapter;
 pub use hf::{copy_generation_config, load_hf, load_hf_as, read_hf_config, save_hf};
 pub use mlx::{read_mlx, save_mlx};
 pub use peft::{

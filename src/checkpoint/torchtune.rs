@@ -2,8 +2,7 @@
 
 use std::path::Path;
 
-use burn::tensor::{DType, TensorData};
-
+use super::rotary::{half_split_row, interleaved_row, permuted, rotated_rows};
 use super::tensors::{load_state_dict_file, save_state_dict};
 use crate::adapter::{Adapter, StateDict};
 use crate::llama::LlamaConfig;
@@ -72,55 +71,10 @@ fn with_rows(
     permuted.collect()
 }
 
-/// The rows of a tensor that belong to rotated outputs; none if it has none such.
-fn rotated_rows(key: &str, model: &LlamaConfig) -> Option<usize> {
-    let is_output = ["lora_b.weight", "lora_b.bias", "magnitude"]
-        .iter()
-        .any(|end| key.ends_with(end));
-    let module = key.split(".attn.").nth(1).filter(|_| is_output)?;
-    match module.split('.').next()? {
-        "q_proj" => Some(model.q_dim()),
-        "k_proj" => Some(model.kv_dim()),
-        _ => None,
-    }
-}
-
-fn permuted(value: TensorData, head_dim: usize, source: fn(usize, usize) -> usize) -> TensorData {
-    let shape = value.shape().to_vec();
-    let width: usize = shape[1..].iter().product();
-    let numbers: Vec<f32> = value.convert_dtype(DType::F32).iter().collect();
-    let row = |row: usize| {
-        let (head, inside) = (row / head_dim, row % head_dim);
-        let from = head * head_dim + source(inside, head_dim);
-        numbers[from * width..(from + 1) * width].iter().copied()
-    };
-    let values: Vec<f32> = (0..shape[0]).flat_map(row).collect();
-    TensorData::new(values, shape)
-}
-
-/// Where in a head of neighbouring pairs the row lies that is at `row` in one of two halves.
-fn half_split_row(row: usize, head_dim: usize) -> usize {
-    let half = head_dim / 2;
-    2 * (row % half) + row / half
-}
-
-/// The reverse of [`half_split_row`].
-fn interleaved_row(row: usize, head_dim: usize) -> usize {
-    row / 2 + row % 2 * (head_dim / 2)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn pairs_become_halves_and_pairs_again() {
-        let halves: Vec<usize> = (0..6).map(|row| half_split_row(row, 6)).collect();
-        assert_eq!(halves, [0, 2, 4, 1, 3, 5]);
-        for row in 0..6 {
-            assert_eq!(interleaved_row(half_split_row(row, 6), 6), row);
-        }
-    }
+    use burn::tensor::TensorData;
 
     #[test]
     fn only_the_outputs_of_q_and_k_are_turned() {

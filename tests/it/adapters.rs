@@ -24,7 +24,7 @@ use burn_peft::training::{GradientOptions, accumulate_gradients};
 
 use crate::common::{device, floats};
 
-fn config() -> LlamaConfig {
+pub fn config() -> LlamaConfig {
     LlamaConfig {
         vocab_size: 48,
         num_layers: 2,
@@ -39,21 +39,21 @@ fn config() -> LlamaConfig {
     }
 }
 
-fn tied() -> LlamaConfig {
+pub fn tied() -> LlamaConfig {
     LlamaConfig {
         tie_embeddings: true,
         ..config()
     }
 }
 
-fn base(config: &LlamaConfig) -> TransformerDecoder {
+pub fn base(config: &LlamaConfig) -> TransformerDecoder {
     let model = config.init(&device());
     initialize_params(&model);
     model
 }
 
 /// Other values for all of an adapter's tensors.
-fn random(model: TransformerDecoder, salt: u64) -> TransformerDecoder {
+pub fn random(model: TransformerDecoder, salt: u64) -> TransformerDecoder {
     let mut model = initialize_adapters(model, salt);
     let mut values = StateDict::new();
     for (index, (name, info)) in get_adapter_params(&model).iter().enumerate() {
@@ -590,6 +590,29 @@ fn what_a_serving_program_passes_over_is_in_the_tensors() {
             "{error}"
         );
     }
+}
+
+/// llama.cpp adapts an embedding of its own, vLLM none.
+#[test]
+fn a_serving_program_may_take_an_embedding() {
+    let lora = LoRAConfig::new(["tok_embeddings", "q_proj"])
+        .with_rank(4)
+        .with_rank_pattern([("tok_embeddings", 2)]);
+    let saved = |serving, config: &LlamaConfig| {
+        let model = random(base(config).with_adapters(&lora).unwrap(), 1);
+        let dir = tempfile::tempdir().unwrap();
+        save_peft_for(serving, &model, DEFAULT_ADAPTER, None, dir.path())?;
+        let mut again = without_adapters(model.clone());
+        attach_peft(&mut again, dir.path())?;
+        assert_near(&logits(&again), &logits(&model), 1e-4);
+        Ok(())
+    };
+    let said = |saved: burn_peft::Result<()>| saved.unwrap_err().to_string();
+    saved(Serving::LlamaCpp, &config()).unwrap();
+    let error = said(saved(Serving::LlamaCpp, &tied()));
+    assert!(error.contains("share one weight"), "{error}");
+    let error = said(saved(Serving::Vllm, &config()));
+    assert!(error.contains("tok_embeddings"), "{error}");
 }
 
 #[test]

@@ -6,6 +6,7 @@ mod bad_input;
 mod common;
 mod counts;
 mod distributed;
+mod gguf;
 mod golden;
 mod golden_cases;
 mod initialize;

@@ -257,3 +257,21 @@ EXACT_SUMS = {
 }
 # What PEFT leaves out of a combination; a sum of DoRA adapters is not one of low rank.
 MAY_NOT_COMBINE = ["combine cat, lora_bias", "combine cat, dora"]
+
+# What is written as a GGUF file; and what llama.cpp takes from no file, with a word of why.
+GGUF = {
+    "gguf": ("llama", on(ALL)),
+    "gguf, qwen2": ("qwen2", on(ALL)),
+    "gguf, tied": ("qwen2 tied", on(ALL, r=3)),
+    "gguf, biases of the base": ("llama biased", on(ALL)),
+    "gguf, embedding and head": ("qwen2", on(["embed_tokens", "lm_head"])),
+    "gguf, patterns": ("llama", on(["embed_tokens", *ALL], **BOTH)),
+    "gguf, rslora and patterns": ("llama", on([*ALL, "lm_head"], use_rslora=True, **BOTH)),
+}
+NO_GGUF = {
+    "gguf, dora": ("llama", on(QV, use_dora=True), "magnitude"),
+    "gguf, lora_bias": ("llama", on(QV, lora_bias=True), "bias"),
+    "gguf, saved norms": ("llama", on(QV, modules_to_save=["norm"]), "norm"),
+    "gguf, tied embedding": ("llama tied", on(["embed_tokens"]), "tok_embeddings"),
+    "gguf, tied head": ("qwen2 tied", on(["lm_head"]), "output"),
+}

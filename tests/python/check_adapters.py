@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 """Compares adapters of every kind with PEFT: logits, loss, gradients, AdamW's steps, merged models, new
-adapters and combinations.
+adapters, combinations and GGUF files.
 
     python check_adapters.py PROGRAM [--only SUBSTRING] [--list] [--reference-only]
 
@@ -14,6 +14,7 @@ PROGRAM is an example of this repository, built. It is called in these ways, and
     PROGRAM merge     --model DIR --adapter DIR --out DIR
     PROGRAM combine   --model DIR --adapters DIR,DIR --weights 0.7,0.3 --combination cat
                       [--density 0.5] --out DIR
+    PROGRAM gguf      --model DIR --adapter DIR --out FILE
 
 Models and adapters are tiny and random, made by transformers and PEFT. `inputs` holds `input_ids` and
 `labels`, -100 where there is no label. `logits` writes `logits`; `gradients` writes `loss` and a tensor
@@ -42,10 +43,12 @@ from adapter_reference import (
     CONFIG, Bases, Failure, adapt, add_exactly, combine, difference, gradients_of, load_base, logits_of,
     lora_config, make_adapter, randomize_adapter, reload, require, take_steps, trained,
 )
+from gguf_files import expected_adapter, read_adapter
 
 LOGITS, LOSS, GRADIENTS = 1e-4, 1e-5, 1e-5
 # The mean over all trained tensors: one gradient near 0 whose sign differs moves one value by 1e-3.
 TRAINED = 1e-6
+GGUF = 1e-6  # scales are folded into the tensors
 STEPS, SEED = 2, 7
 TIMEOUT = 1200  # seconds
 SPREAD = 1.5  # between two random initializations of the same kind
@@ -302,6 +305,40 @@ def check_combination(case, settings, weights, kind, options):
         case.check("combine", 0, lambda: unless_refused(case.name in cases.MAY_NOT_COMBINE, compute))
 
 
+# GGUF files.
+
+def gguf_difference(found, expected):
+    (metadata, tensors), (expected_metadata, expected_tensors) = found, expected
+    require(metadata == expected_metadata, f"other metadata: {metadata}")
+    require(tensors.keys() == expected_tensors.keys(),
+            f"other tensors: {sorted(tensors.keys() ^ expected_tensors.keys())[:3]}")
+    return torch.tensor([difference(t, expected_tensors[name]) for name, t in tensors.items()]).max().item()
+
+
+def check_gguf(case, settings):
+    adapter = case.folder / "adapter"
+    make_adapter(case.bases, case.name, case.model, settings, adapter)
+    if case.program:
+        def compute():
+            found = read_adapter(case.call("gguf", "adapter.gguf", adapter=adapter))
+            return gguf_difference(found, expected_adapter(reload(case.base(), adapter), found))
+        case.check("tensors", GGUF, compute)
+
+
+def check_no_gguf(case, settings, word):
+    adapter = case.folder / "adapter"
+    make_adapter(case.bases, case.name, case.model, settings, adapter)
+    if case.program:
+        def compute():
+            try:
+                case.call("gguf", "adapter.gguf", adapter=adapter)
+            except Refused as error:
+                require("llama.cpp" in str(error) and word in str(error), f"it says {error}")
+                return 0.0
+            raise Failure("a file that llama.cpp does not take")
+        case.check("refused", 0, compute)
+
+
 # All.
 
 def table():
@@ -309,7 +346,8 @@ def table():
     found = {}
     for rows, check in [(cases.ADAPTERS, check_adapter), (cases.DOUBTFUL, check_doubtful),
                         (cases.NEW, check_new), (cases.COMBINATIONS, check_combination),
-                        (cases.EXACT_SUMS, check_combination)]:
+                        (cases.EXACT_SUMS, check_combination), (cases.GGUF, check_gguf),
+                        (cases.NO_GGUF, check_no_gguf)]:
         found |= {name: (model, check, rest) for name, (model, *rest) in rows.items()}
     return found
 

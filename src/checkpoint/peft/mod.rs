@@ -5,6 +5,7 @@ mod conversion;
 mod keys;
 mod serving;
 
+pub(super) use serving::{Plain, served_layers};
 pub use serving::{Serving, save_peft_for};
 
 use std::borrow::Cow;

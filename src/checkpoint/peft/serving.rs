@@ -11,7 +11,8 @@ use super::{CONFIG_FILE, WEIGHTS_FILE, config, conversion, in_hf_names};
 use crate::adapter::{adapter_config, adapter_layers, to_host};
 use crate::checkpoint::tensors::write_tensors;
 use crate::files::{create_dir, write_text};
-use crate::llama::TransformerDecoder;
+use crate::llama::names::module_names;
+use crate::llama::{Output, TransformerDecoder};
 use crate::lora::{
     Init, LORA_A, LORA_B, LayerKind, LoRAAdapter, LoRAConfig, SHIFT_A, SHIFT_B, key_prefix,
 };
@@ -24,7 +25,8 @@ pub enum Serving {
     /// vLLM: one rank and one scale `alpha / r` for all layers, LoRA on linear layers alone.
     Vllm,
     /// llama.cpp, by its `convert_lora_to_gguf.py`: the scale is `alpha / r` with each tensor's own rank, LoRA on
-    /// linear layers alone.
+    /// linear layers and the embedding, but not on an embedding or output that share one weight.
+    /// [`save_gguf_adapter`](crate::checkpoint::save_gguf_adapter) writes the file that the script makes.
     LlamaCpp,
 }
 
@@ -43,7 +45,8 @@ impl fmt::Display for Serving {
 ///
 /// # Errors
 /// [`Error::Adapter`] if the model has no such adapter, or it has what the program ignores or rejects: DoRA's
-/// magnitudes, biases, embeddings, modules trained as a whole. The message names the layer; merge the adapter then.
+/// magnitudes, biases, modules trained as a whole, layers that it does not adapt (see [`Serving`]). The message names
+/// the layer; merge the adapter then.
 /// [`Error::Io`] if the folder cannot be written.
 pub fn save_peft_for(
     serving: Serving,
@@ -59,14 +62,7 @@ pub fn save_peft_for(
     };
     let made_by = adapter_config(model, adapter)
         .ok_or_else(|| refused(format!("the model has no adapter `{adapter}` to save")))?;
-    let layers = adapter_layers(model, adapter);
-    for (path, layer) in &layers {
-        require_served(serving, path, layer).map_err(refused)?;
-    }
-    let plain: Vec<Plain> = layers
-        .iter()
-        .map(|(path, layer)| Plain::of(path, layer))
-        .collect();
+    let plain = served_layers(serving, model, adapter).map_err(refused)?;
     let rank = plain.iter().map(Plain::rank).max().unwrap_or(1);
     let scale = plain.first().map_or(1.0, |layer| layer.scale);
     let is_one_scale = plain.iter().all(|layer| layer.scale == scale);
@@ -90,9 +86,40 @@ pub fn save_peft_for(
     write_text(&dir.join(CONFIG_FILE), &text)
 }
 
-fn require_served(serving: Serving, path: &str, layer: &LoRAAdapter) -> Result<(), String> {
+/// The factors of all layers, if a program takes them.
+pub(in crate::checkpoint) fn served_layers(
+    serving: Serving,
+    model: &TransformerDecoder,
+    adapter: &str,
+) -> Result<Vec<Plain>, String> {
+    let is_tied = matches!(model.output, Output::Tied(_));
+    let layers = adapter_layers(model, adapter).into_iter();
+    let plain = layers.map(|(path, layer)| {
+        require_served(serving, &path, &layer, is_tied)?;
+        Ok(Plain::of(path, &layer))
+    });
+    plain.collect()
+}
+
+fn require_served(
+    serving: Serving,
+    path: &str,
+    layer: &LoRAAdapter,
+    is_tied: bool,
+) -> Result<(), String> {
     let instead = "merge the adapter instead: save_hf(&model.merge_lora(), ..)";
-    if layer.layer().kind != LayerKind::Linear {
+    let shares_weight = is_tied && module_names(path).is_vocabulary;
+    if serving == Serving::LlamaCpp && shares_weight {
+        return Err(format!(
+            "{serving} takes no adapter of `{path}` where embedding and output share one weight; {instead}"
+        ));
+    }
+    let is_taken = match layer.layer().kind {
+        LayerKind::Linear => true,
+        LayerKind::Embedding => serving == Serving::LlamaCpp,
+        _ => false,
+    };
+    if !is_taken {
         return Err(format!("{serving} takes no adapter of `{path}`; {instead}"));
     }
     let factors = [LORA_A, LORA_B, SHIFT_A, SHIFT_B];
@@ -105,28 +132,28 @@ fn require_served(serving: Serving, path: &str, layer: &LoRAAdapter) -> Result<(
     }
 }
 
-/// The factors of one layer.
-struct Plain {
-    path: String,
-    a: Tensor<2>,
-    b: Tensor<2>,
-    scale: f64,
+/// The factors of one layer, `s·B·A` without anything else.
+pub(in crate::checkpoint) struct Plain {
+    pub(in crate::checkpoint) path: String,
+    pub(in crate::checkpoint) a: Tensor<2>,
+    pub(in crate::checkpoint) b: Tensor<2>,
+    pub(in crate::checkpoint) scale: f64,
 }
 
 impl Plain {
-    fn of(path: &str, layer: &LoRAAdapter) -> Self {
+    fn of(path: String, layer: &LoRAAdapter) -> Self {
         let value = |name| layer.matrix(name).set_require_grad(false);
         let own = || [LORA_A, LORA_B].map(value);
         let [a, b] = conversion::converted(layer).unwrap_or_else(own);
         Self {
-            path: path.to_owned(),
+            path,
             a,
             b,
             scale: layer.scale(),
         }
     }
 
-    fn rank(&self) -> usize {
+    pub(in crate::checkpoint) fn rank(&self) -> usize {
         let [rank, _] = self.a.dims();
         rank
     }

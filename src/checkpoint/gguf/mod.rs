@@ -1,0 +1,102 @@
+//! GGUF files, those of llama.cpp.
+
+mod container;
+mod names;
+
+use std::path::Path;
+
+use burn::tensor::{DType, TensorData};
+
+use self::container::{Value, write_gguf};
+use self::names::{architecture, rotates_neighbours, to_gguf};
+use super::peft::{Plain, Serving, served_layers};
+use super::rotary::{interleaved_row, permuted, rotated_rows};
+use crate::adapter::{adapter_config, to_host};
+use crate::llama::{LlamaConfig, TransformerDecoder};
+use crate::lora::LORA_B;
+use crate::{Error, Result};
+
+/// Writes an adapter as one GGUF file for llama.cpp, in f32: `llama-cli -m base.gguf --lora adapter.gguf`. The base may
+/// be of any quantization. It has to be the base as it was before the adapter: weights of the embedding or output that
+/// a PEFT folder had beside the adapter are not in the file.
+///
+/// llama.cpp scales all layers by one alpha over the rank of each; what a layer's scale is beside that (rsLoRA, alphas by
+/// pattern) is folded into its `B`.
+///
+/// # Errors
+/// [`Error::Adapter`] if the model has no such adapter, or it has what llama.cpp ignores or rejects: DoRA's magnitudes,
+/// biases, modules trained as a whole, an adapter of an embedding or output that share one weight. The message names
+/// the layer; merge the adapter then. [`Error::Io`] if the file cannot be written. What stood at `path` stays then.
+pub fn save_gguf_adapter(
+    model: &TransformerDecoder,
+    adapter: &str,
+    path: impl AsRef<Path>,
+) -> Result<()> {
+    let path = path.as_ref();
+    let refused = |message: String| Error::Adapter {
+        path: path.to_owned(),
+        message,
+    };
+    if adapter_config(model, adapter).is_none() {
+        return Err(refused(format!(
+            "the model has no adapter `{adapter}` to save"
+        )));
+    }
+    let layers = served_layers(Serving::LlamaCpp, model, adapter).map_err(refused)?;
+    let alpha = shared_alpha(&layers);
+    let mut tensors = Vec::new();
+    for layer in layers {
+        let name = to_gguf(&layer.path).expect("an adapted layer has a name");
+        let [a, b] = factors(layer, alpha, &model.config);
+        tensors.push((format!("{name}.weight.lora_a"), a));
+        tensors.push((format!("{name}.weight.lora_b"), b));
+    }
+    let metadata = [
+        ("general.type", Value::String("adapter")),
+        (
+            "general.architecture",
+            Value::String(architecture(&model.config)),
+        ),
+        ("adapter.type", Value::String("lora")),
+        ("adapter.lora.alpha", Value::F32(alpha)),
+    ];
+    write_gguf(path, &metadata, &tensors)
+}
+
+/// The alpha of the first layer. Where it is no f32 above 0 it is 1: llama.cpp takes 0 for a scale of 1.
+fn shared_alpha(layers: &[Plain]) -> f32 {
+    let first = layers.first().map_or(1.0, |layer| alpha_of(layer) as f32);
+    match first.is_normal() && first > 0.0 {
+        true => first,
+        false => 1.0,
+    }
+}
+
+/// The alpha with which `alpha / r` is a layer's scale.
+fn alpha_of(layer: &Plain) -> f64 {
+    layer.scale * layer.rank() as f64
+}
+
+/// `lora_a` and `lora_b`, whose product llama.cpp scales by `alpha / r`.
+///
+/// # Shapes
+/// - `[r, in]` and `[out, r]`; of an embedding `[vocab_size, r]`, whose rows are looked up, and `[dim, r]`
+fn factors(layer: Plain, alpha: f32, model: &LlamaConfig) -> [TensorData; 2] {
+    let own_alpha = alpha_of(&layer);
+    let (a, b) = (layer.a.cast(DType::F32), layer.b.cast(DType::F32));
+    let b = to_host(match own_alpha as f32 == alpha {
+        true => b,
+        false => b * (own_alpha / f64::from(alpha)),
+    });
+    let key = format!("{}.{LORA_B}", layer.path);
+    let is_turned = rotates_neighbours(model) && rotated_rows(&key, model).is_some();
+    let b = match is_turned {
+        true => permuted(b, model.head_dim, interleaved_row),
+        false => b,
+    };
+    let a = match layer.path == "tok_embeddings" {
+        true => a.transpose(),
+        false => a,
+    };
+    [to_host(a), b]
+}
