@@ -2,6 +2,7 @@ use burn::backend::Dispatch;
 use burn::tensor::Tensor;
 
 use super::backend::StepOps;
+use super::dispatch::dispatched;
 use super::types::AdamWStep;
 
 /// AdamW's update: the new value and both new moments. All are f32 and of one length.
@@ -12,7 +13,7 @@ pub(crate) fn adamw(
     step: AdamWStep,
 ) -> (Tensor<1>, [Tensor<1>; 2]) {
     let (value, exp_avg, exp_avg_sq) = Dispatch::adamw(
-        value.into_dispatch(),
+        dispatched(value),
         grad.into_dispatch(),
         exp_avg.into_dispatch(),
         exp_avg_sq.into_dispatch(),

@@ -2,6 +2,7 @@ use burn::backend::Dispatch;
 use burn::tensor::{DType, Device, Tensor};
 
 use super::backend::StepOps;
+use super::dispatch::dispatched;
 use super::types::AttentionMask;
 
 /// How a device runs the attention, see [`attention_body`].
@@ -59,7 +60,7 @@ pub fn attention(q: Tensor<4>, k: Tensor<4>, v: Tensor<4>, mask: &AttentionMask)
     let device = q.device();
     let body = attention_body(&device, q.dtype(), head_dim);
     let visible = mask.visible_tensor(&device).into_dispatch();
-    let [q, k, v] = [q, k, v].map(Tensor::into_dispatch);
+    let [q, k, v] = [q, k, v].map(dispatched);
     Tensor::from_dispatch(match body {
         AttentionBody::Flash => Dispatch::flash_attention(q, k, v, visible).0,
         _ => Dispatch::attention(q, k, v, visible, mask.ranges().clone()),

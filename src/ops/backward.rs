@@ -3,6 +3,7 @@ use burn::module::ParamId;
 use burn::tensor::{GradientCheckpointingStrategy, Gradients, Tensor};
 
 use super::backend::StepOps;
+use super::dispatch::dispatched;
 
 /// The gradients of `(output · grad).sum()`, without the product and the sum: the backward pass that begins
 /// at `output` with `grad`, which has no graph.
@@ -21,7 +22,7 @@ pub(crate) fn backward_from<const D: usize>(output: Tensor<D>, grad: Tensor<D>) 
         "the gradient's type is not the output's"
     );
     let grad = in_graph(grad, output.gradient_checkpointing_strategy());
-    let root = Dispatch::backward_root(output.into_dispatch(), grad.into_dispatch());
+    let root = Dispatch::backward_root(dispatched(output), grad.into_dispatch());
     Tensor::<1>::from_dispatch(root).backward()
 }
 

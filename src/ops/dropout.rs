@@ -2,6 +2,7 @@ use burn::backend::Dispatch;
 use burn::tensor::Tensor;
 
 use super::backend::StepOps;
+use super::dispatch::dispatched;
 use super::types::DropoutMask;
 
 /// Dropout: each element is zero with a probability p, and divided by `1 - p` otherwise. Srivastava et
@@ -10,5 +11,5 @@ use super::types::DropoutMask;
 /// # Shapes
 /// - `x` and output: any, the same
 pub fn dropout<const D: usize>(x: Tensor<D>, mask: DropoutMask) -> Tensor<D> {
-    Tensor::from_dispatch(Dispatch::dropout(x.into_dispatch(), mask))
+    Tensor::from_dispatch(Dispatch::dropout(dispatched(x), mask))
 }

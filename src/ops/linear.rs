@@ -2,6 +2,7 @@ use burn::backend::Dispatch;
 use burn::tensor::Tensor;
 
 use super::backend::StepOps;
+use super::dispatch::dispatched;
 use super::types::DropoutMask;
 
 /// `x Wᵀ`. A weight of another type than `x` is brought to that of `x`: as a whole, or, fused, a
@@ -16,7 +17,7 @@ use super::types::DropoutMask;
 /// If the last dimension of `x` is not `in_dim`.
 pub fn linear<const D: usize>(x: Tensor<D>, weight: Tensor<2>) -> Tensor<D> {
     assert_fits(&x, &weight);
-    Tensor::from_dispatch(Dispatch::linear(x.into_dispatch(), weight.into_dispatch()))
+    Tensor::from_dispatch(Dispatch::linear(dispatched(x), weight.into_dispatch()))
 }
 
 /// A linear layer with a low-rank adapter, `x Wᵀ + s·(dropout(x) Aᵀ) Bᵀ`. Hu et al.,
@@ -44,7 +45,7 @@ pub fn lora_linear<const D: usize>(
     assert_eq!(a.dims(), [rank, in_dim], "A does not fit the weight");
     assert_eq!(b.dims(), [out_dim, rank], "B does not fit A and the weight");
     let [weight, a, b] = [weight, a, b].map(Tensor::into_dispatch);
-    let out = Dispatch::lora_linear(x.into_dispatch(), weight, a, b, scale, mask);
+    let out = Dispatch::lora_linear(dispatched(x), weight, a, b, scale, mask);
     Tensor::from_dispatch(out)
 }
 

@@ -24,6 +24,7 @@ mod cross_entropy;
 #[cfg(feature = "cube")]
 mod cube;
 mod device;
+mod dispatch;
 mod dropout;
 #[cfg(feature = "flex")]
 mod flex;

@@ -2,6 +2,7 @@ use burn::backend::Dispatch;
 use burn::tensor::{DType, Tensor};
 
 use super::backend::StepOps;
+use super::dispatch::dispatched;
 
 /// `w · x / sqrt(mean(x²) + eps)` over the last dimension, computed in f32. Zhang and Sennrich,
 /// <https://arxiv.org/abs/1910.07467>.
@@ -16,5 +17,5 @@ pub fn rms_norm<const D: usize>(x: Tensor<D>, weight: Tensor<1>, eps: f64) -> Te
     let ([dim], width) = (weight.dims(), x.dims()[D - 1]);
     assert_eq!(width, dim, "the input's width is not the weight's");
     let weight = weight.cast(DType::F32).into_dispatch();
-    Tensor::from_dispatch(Dispatch::rms_norm(x.into_dispatch(), weight, eps))
+    Tensor::from_dispatch(Dispatch::rms_norm(dispatched(x), weight, eps))
 }

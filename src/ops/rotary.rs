@@ -2,6 +2,7 @@ use burn::backend::Dispatch;
 use burn::tensor::{DType, Tensor};
 
 use super::backend::StepOps;
+use super::dispatch::dispatched;
 
 /// Turns the pair of the elements i and `i + head_dim / 2` of each head by an angle: `(x₁ cos - x₂
 /// sin, x₂ cos + x₁ sin)`. Su et al., <https://arxiv.org/abs/2104.09864>.
@@ -19,5 +20,5 @@ pub fn rotary(x: Tensor<4>, cos: Tensor<4>, sin: Tensor<4>) -> Tensor<4> {
     let fits = (rows == 1 || rows == batch) && cos.dims() == angles && sin.dims() == angles;
     assert!(fits, "the angles do not fit the heads");
     let [cos, sin] = [cos, sin].map(|angles| angles.cast(DType::F32).into_dispatch());
-    Tensor::from_dispatch(Dispatch::rotary(x.into_dispatch(), cos, sin))
+    Tensor::from_dispatch(Dispatch::rotary(dispatched(x), cos, sin))
 }

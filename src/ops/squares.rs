@@ -2,6 +2,7 @@ use burn::backend::Dispatch;
 use burn::tensor::{DType, Device, Tensor};
 
 use super::backend::StepOps;
+use super::dispatch::dispatched;
 
 /// How many parts a sum has: on a GPU each is another cube's, so that none waits for another.
 const PARTS: usize = 128;
@@ -15,7 +16,7 @@ impl SumOfSquares {
     }
 
     pub(crate) fn add<const D: usize>(self, values: Tensor<D>) -> Self {
-        let parts = Dispatch::add_squares(self.0.into_dispatch(), values.into_dispatch());
+        let parts = Dispatch::add_squares(dispatched(self.0), values.into_dispatch());
         Self(Tensor::from_dispatch(parts))
     }
 

@@ -2,6 +2,7 @@ use burn::backend::Dispatch;
 use burn::tensor::Tensor;
 
 use super::backend::StepOps;
+use super::dispatch::dispatched;
 
 /// `silu(gate) · up` with `silu(x) = x / (1 + e^-x)`. Shazeer, <https://arxiv.org/abs/2002.05202>.
 ///
@@ -13,5 +14,5 @@ use super::backend::StepOps;
 pub fn swiglu<const D: usize>(gate: Tensor<D>, up: Tensor<D>) -> Tensor<D> {
     assert_eq!(gate.dims(), up.dims(), "gate and up differ in shape");
     assert_eq!(gate.dtype(), up.dtype(), "gate and up differ in type");
-    Tensor::from_dispatch(Dispatch::swiglu(gate.into_dispatch(), up.into_dispatch()))
+    Tensor::from_dispatch(Dispatch::swiglu(dispatched(gate), up.into_dispatch()))
 }
