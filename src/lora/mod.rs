@@ -14,6 +14,7 @@
 //! <https://arxiv.org/abs/2106.09685>.
 
 mod adapter;
+mod attention;
 mod builtin;
 mod combine;
 mod config;
@@ -33,6 +34,7 @@ mod target;
 
 pub use adapter::{AdapterSettings, LoRAAdapter};
 pub(crate) use adapter::{KEPT, ParamValue, TRAINED, orthogonal_factor, set};
+pub use attention::{AttentionInput, MultiHeadAttention};
 pub use combine::{Combination, CombineOptions, Factors, MajoritySign, combine};
 pub use config::{Init, LoRAConfig, TrainedBias};
 pub use embedding::{LoRAEmbedding, TiedOutput};
