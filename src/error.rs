@@ -76,8 +76,8 @@ pub enum Error {
 
     /// A tensor in a file has another shape than the model's parameter.
     #[error(
-        "{origin}: `{key}` has shape {found:?}, the model expects {expected:?}; \
-         is this checkpoint for another model size?"
+        "{origin}: `{key}` has shape {found:?}, the model expects {expected:?}; {}",
+        why_of_shape(found, expected)
     )]
     Shape {
         /// The file or state dict.
@@ -277,6 +277,16 @@ fn or_download(path: &Path, kind: ErrorKind) -> String {
             name.display()
         ),
         _ => String::new(),
+    }
+}
+
+fn why_of_shape(found: &[usize], expected: &[usize]) -> &'static str {
+    match (found, expected) {
+        ([rows, columns], [r, c]) if (rows, columns) == (c, r) => {
+            "is it transposed, as the weight of a `burn::nn::Linear` in Burn's own files, or is this checkpoint for \
+             another model size?"
+        }
+        _ => "is this checkpoint for another model size?",
     }
 }
 

@@ -30,6 +30,8 @@ mod pages {
     struct Design;
     #[doc = include_str!("../docs/scaling.md")]
     struct Scaling;
+    #[doc = include_str!("../docs/own-models.md")]
+    struct OwnModels;
     #[doc = include_str!("../docs/targets.md")]
     struct Targets;
     #[doc = include_str!("../docs/several-adapters.md")]

@@ -5,6 +5,7 @@ mod attach;
 mod combine;
 mod eva;
 mod init;
+mod layout;
 mod params;
 mod path;
 mod state_dict;
@@ -18,6 +19,7 @@ pub(crate) use attach::{plan, with_named_adapters};
 pub use combine::combine_adapters;
 pub use eva::initialize_eva;
 pub use init::initialize_adapters;
+pub(crate) use layout::transposed;
 pub use params::{
     ParamCount, ParamInfo, ParamSet, get_adapter_params, get_params, initialize_params,
     set_trainable_params, train_adapters,

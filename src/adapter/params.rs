@@ -4,8 +4,8 @@ use burn::module::{Flag, Module, ModuleMapper, ModuleVisitor, Param, ParamId};
 use burn::tensor::Tensor;
 use indexmap::IndexMap;
 
+use super::layout::saved_shape;
 use super::path::{Path, Role, follow_path};
-use crate::weight::saved_shape;
 
 /// What there is to know of a parameter without touching its value.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -17,6 +17,8 @@ pub struct ParamInfo {
     pub shape: Vec<usize>,
     /// Whether it belongs to the base or to an adapter.
     pub role: Role,
+    /// Whether its elements lie in another order than in a state dict.
+    pub(crate) is_transposed: bool,
 }
 
 impl ParamInfo {
@@ -151,8 +153,9 @@ impl ModuleVisitor for Lister {
     fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
         let info = ParamInfo {
             id: param.id,
-            shape: saved_shape(param),
+            shape: saved_shape(param, &self.path),
             role: self.path.role(),
+            is_transposed: self.path.is_burns_weight(),
         };
         let key = self.path.key();
         let before = self.params.0.insert(key.clone(), info);

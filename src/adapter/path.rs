@@ -6,6 +6,9 @@ use crate::lora::{KEPT, TRAINED};
 /// The container type below which every parameter belongs to one of Burn's own adapters.
 const BURNS: &str = "Struct:LoraAdapter";
 
+/// Name and container type of the weight of Burn's `Linear`.
+const BURNS_WEIGHT: (&str, &str) = ("weight", "Struct:Linear");
+
 /// Follows `enter_module` and `exit_module` of a module visitor or mapper.
 #[derive(Debug, Default)]
 pub(crate) struct Path {
@@ -26,6 +29,12 @@ impl Path {
     pub(crate) fn key(&self) -> String {
         let names: Vec<&str> = self.levels.iter().map(|(name, _)| name.as_str()).collect();
         names.join(".")
+    }
+
+    /// Whether that parameter is the weight of Burn's `Linear`, `[in, out]`.
+    pub(crate) fn is_burns_weight(&self) -> bool {
+        let last = self.levels.last();
+        last.is_some_and(|(name, container)| (name.as_str(), container.as_str()) == BURNS_WEIGHT)
     }
 
     /// Whether that parameter belongs to an adapter, and then whether it is trained: decided by the type that

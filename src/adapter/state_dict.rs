@@ -4,14 +4,15 @@ use burn::module::{Module, ModuleMapper, ModuleVisitor, Param};
 use burn::tensor::{AllocationProperty, DType, Device, Tensor, TensorData};
 use replace_with::replace_with_or_abort;
 
+use super::layout::{is_transposed, saved_shape, transposed};
 use super::params::get_params;
 use super::path::{Path, Role, follow_path};
 use crate::error::nearest;
 use crate::lora::{DEFAULT_ADAPTER, edit_layers, key_prefix};
-use crate::weight::saved_shape;
 use crate::{Error, Result};
 
-/// Values by full name, on the host.
+/// Values by full name, on the host. The weight of a linear layer is `[out, in]`, as in PyTorch: that of this crate's
+/// layers as it is, that of a [`burn::nn::Linear`], which has `[in, out]`, transposed.
 pub type StateDict = BTreeMap<String, TensorData>;
 
 /// What a load did and did not find.
@@ -295,12 +296,19 @@ impl ModuleVisitor for Collector {
 
     fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
         let (for_dtype, for_value) = (param.clone(), param.clone());
+        let is_transposed = is_transposed(param, &self.path);
         self.readers.push(StateReader {
             key: self.path.key(),
-            shape: saved_shape(param),
+            shape: saved_shape(param, &self.path),
             role: self.path.role(),
             dtype: Box::new(move || for_dtype.val().dtype()),
-            read: Box::new(move || to_host(for_value.transform_for_save().val())),
+            read: Box::new(move || {
+                let data = to_host(for_value.transform_for_save().val());
+                match is_transposed {
+                    true => transposed(data),
+                    false => data,
+                }
+            }),
         });
     }
 }
@@ -327,11 +335,15 @@ struct Loader<'a, F> {
 
 impl<F: FnMut(&str) -> Result<TensorData>> Loader<'_, F> {
     fn load<const D: usize>(&mut self, key: String, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
-        let shape = saved_shape(&param);
+        let shape = saved_shape(&param, &self.path);
         let data = (self.read)(&key).and_then(|data| of_shape(data, &shape, &key));
         match data {
             Ok(data) => {
                 self.loaded.insert(key);
+                let data = match is_transposed(&param, &self.path) {
+                    true => transposed(data),
+                    false => data,
+                };
                 let value = lasting_tensor(data, &param.lazy_device());
                 let id = param.id;
                 param.transform_for_load(value, id)

@@ -203,12 +203,34 @@ fn encode(values: impl Iterator<Item = f32>, shape: Vec<usize>, dtype: DType) ->
 /// Reads a file of tensors, in the types that they are stored in: that of [`save_state_dict`].
 ///
 /// # Errors
-/// See [`SafetensorsFile::open`]; [`Error::DType`] if a tensor is not of f32, f16, bf16 or i32.
+/// See [`SafetensorsFile::open`]; [`Error::DType`] if a tensor is not of f32, f16, bf16 or i32; [`Error::Format`] if
+/// burn-store wrote the file and a square matrix in it may be transposed.
 pub fn load_state_dict_file(path: impl AsRef<Path>) -> Result<StateDict> {
     let file = SafetensorsFile::open(path)?;
+    require_known_layout(&file)?;
     let keys = file.shapes().into_keys();
     keys.map(|key| Ok((key.clone(), file.read_as_stored(&key)?)))
         .collect()
+}
+
+/// burn-store writes the weight of a `burn::nn::Linear` as it lies, `[in, out]`, or, with its adapter for PyTorch,
+/// `[out, in]`, and says the same of both files.
+fn require_known_layout(file: &SafetensorsFile) -> Result<()> {
+    let is_square = |(key, shape): &(String, Vec<usize>)| {
+        key.ends_with("weight") && matches!(shape[..], [rows, columns] if rows == columns)
+    };
+    let square = file.shapes().into_iter().filter(is_square);
+    match square.map(|(key, _)| key).min() {
+        Some(key) if file.metadata("producer") == Some("burn") => Err(Error::format(
+            &file.path,
+            format!(
+                "burn-store wrote this file, and whether `{key}`, a square matrix, is [in, out] or [out, in] cannot be \
+                 told. Load the file by burn-store into the module that it was saved from; the `state_dict` of that \
+                 has [out, in], and `LoRALinear::from` takes over a single layer"
+            ),
+        )),
+        _ => Ok(()),
+    }
 }
 
 /// Writes a state dict to one file.

@@ -5,7 +5,10 @@ use burn::optim::GradientsParams;
 use burn::tensor::{DType, Tensor, TensorData};
 use serde::{Deserialize, Serialize};
 
-use crate::adapter::{ParamSet, Path, StateDict, follow_path, get_params, lasting_tensor, to_host};
+use crate::adapter::{
+    ParamInfo, ParamSet, Path, StateDict, follow_path, get_params, lasting_tensor, to_host,
+    transposed,
+};
 use crate::error::nearest;
 use crate::lora::ends_with_name;
 use crate::ops::{AdamWStep, GraphState, adamw};
@@ -171,7 +174,7 @@ impl AdamW {
                 continue;
             };
             let info = params.get(name).ok_or_else(|| unexpected(key, &params))?;
-            let moment = |suffix| read_moment(values, name, suffix, &info.shape);
+            let moment = |suffix| read_moment(values, name, suffix, info);
             states.insert(
                 info.id,
                 State {
@@ -216,14 +219,18 @@ fn check_sibling(key: &str, values: &StateDict, params: &ParamSet) -> Result<()>
     }
 }
 
-/// A moment of a parameter of shape `of`, flattened.
-fn read_moment(values: &StateDict, name: &str, suffix: &str, of: &[usize]) -> Result<TensorData> {
+/// A moment of a parameter, flattened.
+fn read_moment(values: &StateDict, name: &str, suffix: &str, of: &ParamInfo) -> Result<TensorData> {
     let key = format!("{name}.{suffix}");
     let value = values.get(&key).ok_or_else(|| missing(key.clone()))?;
-    let flat = [of.iter().product()];
+    let flat = [of.num_elements()];
     let found = value.shape().to_vec();
-    if found == flat || found == of {
-        let (bytes, _, dtype) = value.clone().into_parts();
+    if found == flat || found == of.shape {
+        let value = match of.is_transposed && found == of.shape {
+            true => transposed(value.clone()),
+            false => value.clone(),
+        };
+        let (bytes, _, dtype) = value.into_parts();
         let flattened = TensorData::from_bytes(bytes, flat, dtype);
         return Ok(flattened.convert_dtype(DType::F32));
     }

@@ -11,7 +11,7 @@ use burn::tensor::module::embedding;
 use burn::tensor::{DType, Device, Int, Tensor};
 
 use crate::ops::{DropoutMask, compute_dtype, linear, lora_linear};
-pub(crate) use param::{lazy_param, random_param, replace, saved_shape, untracked};
+pub(crate) use param::{lazy_param, random_param, replace, untracked};
 
 /// A weight of `[rows, columns]`, which adapters leave as it is.
 ///

@@ -42,11 +42,3 @@ pub(crate) fn replace<const D: usize>(
     let value = f(untracked(value)).cast(dtype);
     Param::from_mapped_value(id, value.set_require_grad(require_grad), mapper)
 }
-
-/// The shape that a parameter has in a state dict. Burn's `LinearLayout::Col` saves a weight transposed.
-pub(crate) fn saved_shape<const D: usize>(param: &Param<Tensor<D>>) -> Vec<usize> {
-    match param.is_initialized() {
-        true => param.transform_for_save().val().shape().to_vec(),
-        false => param.lazy_shape().to_vec(),
-    }
-}

@@ -3,6 +3,7 @@
 
 mod adapters;
 mod bad_input;
+mod burns_layers;
 mod common;
 mod counts;
 mod distributed;
