@@ -162,7 +162,8 @@ proptest! {
     #[test]
     fn an_adapter_that_takes_a_part_of_the_base_begins_as_the_base(
         (llama, lora) in configs(),
-        rank in 1usize..6,
+        // Up to the narrowest layer's width.
+        rank in 1usize..5,
         init in proptest::sample::select(vec![
             Init::Pissa,
             Init::PissaRandomized { iterations: 4 },

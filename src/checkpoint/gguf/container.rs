@@ -90,7 +90,7 @@ fn header(metadata: &[(&str, Value)], tensors: &[(String, TensorData)]) -> Vec<u
     let mut offset = 0;
     for (name, tensor) in tensors {
         put_string(&mut out, name);
-        put_shape(&mut out, &tensor.shape());
+        put_shape(&mut out, tensor.shape());
         out.extend((TensorKind::of(tensor) as u32).to_le_bytes());
         put_length(&mut out, offset);
         offset += aligned(tensor.as_bytes().len());
