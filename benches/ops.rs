@@ -167,16 +167,14 @@ fn cross_entropy(criterion: &mut Criterion) {
 
 fn block(criterion: &mut Criterion) {
     const SEQ: usize = 256;
-    let config = LlamaConfig {
-        vocab_size: 8,
-        num_layers: 1,
-        num_heads: 16,
-        num_kv_heads: 16,
-        head_dim: 64,
-        embed_dim: 1024,
-        intermediate_dim: 2816,
-        ..LlamaConfig::llama2_7b()
-    };
+    let config = LlamaConfig::llama2_7b()
+        .with_vocab_size(8)
+        .with_num_layers(1)
+        .with_num_heads(16)
+        .with_num_kv_heads(16)
+        .with_head_dim(64)
+        .with_embed_dim(1024)
+        .with_intermediate_dim(2816);
     let lora = LoRAConfig::new([AttnModule::QProj, AttnModule::VProj]);
     let model = config.init_lora(&lora, &device());
     let model = model.expect("sizes that fit each other");

@@ -61,11 +61,9 @@ fn main() -> Result<(), Box<dyn Error>> {
     initialize_params(&model);
     println!("{}", ParamCount::of(&model));
 
-    let adamw = AdamWConfig {
-        betas: (0.9, 0.95),
-        weight_decay: 0.05,
-        ..AdamWConfig::default()
-    };
+    let adamw = AdamWConfig::default()
+        .with_betas((0.9, 0.95))
+        .with_weight_decay(0.05);
     let schedule = LrSchedule {
         kind: ScheduleKind::Cosine,
         lr: args.lr,

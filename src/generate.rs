@@ -10,6 +10,7 @@ use crate::{Error, Result};
 
 /// How the next token is chosen and when to stop.
 #[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
 pub struct GenerateOptions {
     /// The most tokens to generate.
     pub max_new_tokens: usize,

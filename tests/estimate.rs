@@ -50,17 +50,15 @@ fn llama(
     num_kv_heads: usize,
     vocab_size: usize,
 ) -> LlamaConfig {
-    LlamaConfig {
-        vocab_size,
-        num_layers,
-        num_heads: embed_dim / 32,
-        num_kv_heads,
-        head_dim: 32,
-        embed_dim,
-        intermediate_dim: embed_dim * 11 / 4,
-        max_seq_len: 1024,
-        ..LlamaConfig::llama2_7b()
-    }
+    LlamaConfig::llama2_7b()
+        .with_vocab_size(vocab_size)
+        .with_num_layers(num_layers)
+        .with_num_heads(embed_dim / 32)
+        .with_num_kv_heads(num_kv_heads)
+        .with_head_dim(32)
+        .with_embed_dim(embed_dim)
+        .with_intermediate_dim(embed_dim * 11 / 4)
+        .with_max_seq_len(1024)
 }
 
 fn qv(rank: usize) -> LoRAConfig {
@@ -235,10 +233,7 @@ fn trainings() -> Vec<(&'static str, EstimateConfig)> {
     };
     let small = || llama(4, 256, 8, 4000);
     let grouped = || llama(4, 512, 4, 4000);
-    let tied = LlamaConfig {
-        tie_embeddings: true,
-        ..small()
-    };
+    let tied = small().with_tie_embeddings(true);
     vec![
         ("q, v", lora(small(), qv(4), 2, 256)),
         ("q, v, bf16", bf16(lora(small(), qv(4), 2, 256))),
@@ -339,11 +334,9 @@ fn a_training_takes_what_was_estimated() {
 #[test]
 fn weights_and_adapters_are_the_models() {
     let _alone = alone();
-    let biased = LlamaConfig {
-        qkv_bias: true,
-        output_proj_bias: true,
-        ..llama(3, 256, 2, 1000)
-    };
+    let biased = llama(3, 256, 2, 1000)
+        .with_qkv_bias(true)
+        .with_output_proj_bias(true);
     for model in [
         LlamaConfig::llama2_70b(),
         LlamaConfig::llama3_2_1b(),

@@ -86,11 +86,9 @@ impl Path {
     }
 
     fn options(&self) -> GradientOptions {
-        GradientOptions {
-            activations: self.activations,
-            loss_chunk_rows: self.loss_chunk_rows,
-            ..Default::default()
-        }
+        GradientOptions::default()
+            .with_activations(self.activations)
+            .with_loss_chunk_rows(self.loss_chunk_rows)
     }
 
     fn trainer(&self) -> Trainer {

@@ -25,17 +25,15 @@ fn device() -> Device {
 }
 
 fn config() -> LlamaConfig {
-    LlamaConfig {
-        vocab_size: 96,
-        num_layers: 5,
-        num_heads: 4,
-        num_kv_heads: 2,
-        head_dim: 8,
-        embed_dim: 32,
-        intermediate_dim: 48,
-        max_seq_len: 512,
-        ..LlamaConfig::llama2_7b()
-    }
+    LlamaConfig::llama2_7b()
+        .with_vocab_size(96)
+        .with_num_layers(5)
+        .with_num_heads(4)
+        .with_num_kv_heads(2)
+        .with_head_dim(8)
+        .with_embed_dim(32)
+        .with_intermediate_dim(48)
+        .with_max_seq_len(512)
 }
 
 /// Rows of `lengths` tokens, some without a label, padded on the right.
@@ -86,10 +84,7 @@ fn qv() -> LoRAConfig {
 
 /// Models to train in different places: adapters here and there, everything, the top only.
 fn models() -> Vec<(&'static str, TransformerDecoder)> {
-    let tied = LlamaConfig {
-        tie_embeddings: true,
-        ..config()
-    };
+    let tied = config().with_tie_embeddings(true);
     let full = tied.init(&device());
     initialize_params(&full);
     let top = with_adapters(&config(), &qv());
@@ -143,11 +138,9 @@ fn gradients(
     batches: &[Batch],
     activations: Activations,
 ) -> (f64, BTreeMap<String, TensorData>) {
-    let options = GradientOptions {
-        activations,
-        seed: 11,
-        ..Default::default()
-    };
+    let options = GradientOptions::default()
+        .with_activations(activations)
+        .with_seed(11);
     let (loss, grads) = accumulate_gradients(model, batches, options);
     (loss, by_name(model, &grads))
 }
@@ -189,10 +182,7 @@ fn burns_gradient_checkpointing_changes_no_bit() {
 fn dropout_is_drawn_anew_for_each_seed() {
     let model = with_adapters(&config(), &qv().with_dropout(0.2));
     let loss = |seed| {
-        let options = GradientOptions {
-            seed,
-            ..Default::default()
-        };
+        let options = GradientOptions::default().with_seed(seed);
         accumulate_gradients(&model, &[batch(&[40])], options).0
     };
     assert_eq!(loss(1), loss(1));

@@ -51,20 +51,15 @@ fn hf_name(key: &str) -> String {
 
 #[test]
 fn a_model_is_held_once() {
-    let config = LlamaConfig {
-        vocab_size: 1000,
-        num_layers: 12,
-        num_heads: 8,
-        num_kv_heads: 8,
-        head_dim: 64,
-        embed_dim: 512,
-        intermediate_dim: 2048,
-        ..LlamaConfig::llama2_7b()
-    };
-    let tiny = LlamaConfig {
-        num_layers: 1,
-        ..config.clone()
-    };
+    let config = LlamaConfig::llama2_7b()
+        .with_vocab_size(1000)
+        .with_num_layers(12)
+        .with_num_heads(8)
+        .with_num_kv_heads(8)
+        .with_head_dim(64)
+        .with_embed_dim(512)
+        .with_intermediate_dim(2048);
+    let tiny = config.clone().with_num_layers(1);
     let dir = tempfile::tempdir().unwrap();
     // The configuration, by way of a model of one layer.
     save_hf(&tiny.init(&Device::default()), dir.path()).unwrap();

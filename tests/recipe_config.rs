@@ -403,21 +403,17 @@ enable_activation_checkpointing: true
         .with_bias(TrainedBias::All)
         .with_frozen_a(true);
     assert_eq!(config.lora(), lora);
-    let order = DataOrder {
-        num_samples: 100,
-        batch_size: 6,
-        accumulation_steps: 7,
-        num_processes: 2,
-        max_steps_per_epoch: Some(9),
-        shuffle: false,
-        seed: 11,
-    };
+    let order = DataOrder::new(100, 6)
+        .with_accumulation_steps(7)
+        .with_num_processes(2)
+        .with_max_steps_per_epoch(Some(9))
+        .with_shuffle(false)
+        .with_seed(11);
     assert_eq!(config.data_order(100, 2), order);
-    let adamw = AdamWConfig {
-        betas: (0.75, 0.625),
-        eps: 0.25,
-        weight_decay: 0.125,
-    };
+    let adamw = AdamWConfig::default()
+        .with_betas((0.75, 0.625))
+        .with_eps(0.25)
+        .with_weight_decay(0.125);
     let schedule = LrSchedule {
         kind: ScheduleKind::Linear,
         lr: 0.5,

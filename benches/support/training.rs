@@ -76,16 +76,14 @@ impl Training {
 }
 
 fn model(case: &Case) -> TransformerDecoder {
-    let config = LlamaConfig {
-        vocab_size: VOCAB_SIZE,
-        num_layers: case.layers,
-        num_heads: 8,
-        num_kv_heads: 8,
-        head_dim: DIM / 8,
-        embed_dim: DIM,
-        intermediate_dim: 1408,
-        ..LlamaConfig::llama2_7b()
-    };
+    let config = LlamaConfig::llama2_7b()
+        .with_vocab_size(VOCAB_SIZE)
+        .with_num_layers(case.layers)
+        .with_num_heads(8)
+        .with_num_kv_heads(8)
+        .with_head_dim(DIM / 8)
+        .with_embed_dim(DIM)
+        .with_intermediate_dim(1408);
     let lora = LoRAConfig::new(AttnModule::ALL)
         .with_mlp(true)
         .with_rank(case.rank);

@@ -3,11 +3,13 @@
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
 
+use crate::settings::setters;
 use crate::{Error, Result};
 
 /// Which samples each optimizer step of a training takes. A step depends on its number alone, so a
 /// training resumes in the middle of an epoch by asking for the next one.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct DataOrder {
     /// The number of samples.
     pub num_samples: usize,
@@ -27,6 +29,27 @@ pub struct DataOrder {
 }
 
 impl DataOrder {
+    /// Shuffled by the seed 0, one micro-batch a step, in one process.
+    pub fn new(num_samples: usize, batch_size: usize) -> Self {
+        Self {
+            num_samples,
+            batch_size,
+            accumulation_steps: 1,
+            num_processes: 1,
+            max_steps_per_epoch: None,
+            shuffle: true,
+            seed: 0,
+        }
+    }
+
+    setters! {
+        with_accumulation_steps => accumulation_steps: usize,
+        with_num_processes => num_processes: usize,
+        with_max_steps_per_epoch => max_steps_per_epoch: Option<usize>,
+        with_shuffle => shuffle: bool,
+        with_seed => seed: u64,
+    }
+
     /// The steps of an epoch; its last micro-batch and its last step may be smaller.
     ///
     /// # Panics

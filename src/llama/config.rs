@@ -3,6 +3,7 @@ use serde::{Deserialize, Serialize};
 
 use super::TransformerDecoder;
 use crate::lora::{AttnModule, LoRAConfig, MlpModule};
+use crate::settings::setters;
 use crate::{Error, Result};
 
 /// The families of models whose layers are alike. Other programs choose a tokenizer by them.
@@ -19,8 +20,16 @@ pub enum ModelType {
     Qwen2,
 }
 
-/// The sizes of a Llama-like decoder.
+/// The sizes of a Llama-like decoder: those of a published model, or one of them with other values.
+///
+/// ```
+/// use burn_peft::llama::LlamaConfig;
+///
+/// let config = LlamaConfig::llama2_7b().with_num_layers(2).with_vocab_size(100);
+/// assert_eq!(config.embed_dim, 4096);
+/// ```
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct LlamaConfig {
     /// What a saved `config.json` calls the model, where the biases allow it.
     #[serde(default)]
@@ -218,6 +227,28 @@ impl LlamaConfig {
             MlpModule::W1 | MlpModule::W3 => (self.embed_dim, self.intermediate_dim),
             MlpModule::W2 => (self.intermediate_dim, self.embed_dim),
         }
+    }
+
+    setters! {
+        with_model_type => model_type: ModelType,
+        with_vocab_size => vocab_size: usize,
+        with_num_layers => num_layers: usize,
+        with_num_heads => num_heads: usize,
+        with_num_kv_heads => num_kv_heads: usize,
+        with_head_dim => head_dim: usize,
+        with_embed_dim => embed_dim: usize,
+        with_intermediate_dim => intermediate_dim: usize,
+        with_max_seq_len => max_seq_len: usize,
+        with_sliding_window => sliding_window: Option<usize>,
+        with_norm_eps => norm_eps: f64,
+        with_rope_base => rope_base: f64,
+        with_rope_scaling => rope_scaling: Option<RopeScaling>,
+        with_tie_embeddings => tie_embeddings: bool,
+        with_qkv_bias => qkv_bias: bool,
+        with_output_proj_bias => output_proj_bias: bool,
+        with_bos_token_id => bos_token_id: Option<u32>,
+        with_eos_token_ids => eos_token_ids: Vec<u32>,
+        with_pad_token_id => pad_token_id: Option<u32>,
     }
 
     /// Checks that the sizes make up a model.

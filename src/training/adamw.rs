@@ -12,10 +12,12 @@ use crate::adapter::{
 use crate::error::nearest;
 use crate::lora::ends_with_name;
 use crate::ops::{AdamWStep, GraphState, adamw};
+use crate::settings::setters;
 use crate::{Error, Result};
 
 /// The constants of [`AdamW`], with PyTorch's defaults.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct AdamWConfig {
     /// The decay rates of the first and second moments.
     pub betas: (f64, f64),
@@ -32,6 +34,14 @@ impl Default for AdamWConfig {
             eps: 1e-8,
             weight_decay: 0.01,
         }
+    }
+}
+
+impl AdamWConfig {
+    setters! {
+        with_betas => betas: (f64, f64),
+        with_eps => eps: f64,
+        with_weight_decay => weight_decay: f64,
     }
 }
 

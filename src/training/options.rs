@@ -1,3 +1,5 @@
+use crate::settings::setters;
+
 /// How many rows of logits exist at a time, unless a step says otherwise: enough for each row of
 /// the output weight to be read from memory once for many products.
 pub(super) const LOSS_CHUNK_ROWS: usize = 256;
@@ -33,6 +35,7 @@ pub enum LossNormalization {
 
 /// How a step forms its gradients.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct GradientOptions {
     /// What the loss is divided by.
     pub normalization: LossNormalization,
@@ -52,5 +55,14 @@ impl Default for GradientOptions {
             loss_chunk_rows: LOSS_CHUNK_ROWS,
             seed: 0,
         }
+    }
+}
+
+impl GradientOptions {
+    setters! {
+        with_normalization => normalization: LossNormalization,
+        with_activations => activations: Activations,
+        with_loss_chunk_rows => loss_chunk_rows: usize,
+        with_seed => seed: u64,
     }
 }

@@ -25,25 +25,20 @@ use burn_peft::training::{GradientOptions, accumulate_gradients};
 use crate::common::{device, floats};
 
 pub fn config() -> LlamaConfig {
-    LlamaConfig {
-        vocab_size: 48,
-        num_layers: 2,
-        num_heads: 4,
-        num_kv_heads: 2,
-        head_dim: 8,
-        embed_dim: 32,
-        intermediate_dim: 40,
-        max_seq_len: 64,
-        qkv_bias: true,
-        ..LlamaConfig::llama2_7b()
-    }
+    LlamaConfig::llama2_7b()
+        .with_vocab_size(48)
+        .with_num_layers(2)
+        .with_num_heads(4)
+        .with_num_kv_heads(2)
+        .with_head_dim(8)
+        .with_embed_dim(32)
+        .with_intermediate_dim(40)
+        .with_max_seq_len(64)
+        .with_qkv_bias(true)
 }
 
 pub fn tied() -> LlamaConfig {
-    LlamaConfig {
-        tie_embeddings: true,
-        ..config()
-    }
+    config().with_tie_embeddings(true)
 }
 
 pub fn base(config: &LlamaConfig) -> TransformerDecoder {

@@ -106,14 +106,11 @@ fn in_threads<T: Send>(size: usize, run: impl Fn(DeviceGroup) -> T + Sync) -> Ve
 /// epoch the members have two or three samples, or, of four members, one or two.
 #[test]
 fn members_equal_one_process_with_all_their_samples() {
-    let order = |batch_size, accumulation_steps, num_processes| DataOrder {
-        num_samples: samples().len(),
-        batch_size,
-        accumulation_steps,
-        num_processes,
-        max_steps_per_epoch: None,
-        shuffle: true,
-        seed: 3,
+    let order = |batch_size, accumulation_steps, num_processes| {
+        DataOrder::new(samples().len(), batch_size)
+            .with_accumulation_steps(accumulation_steps)
+            .with_num_processes(num_processes)
+            .with_seed(3)
     };
     let (adapter, outputs) = train(&SingleProcess, &order(4, 2, 1), trainer());
     for (batch_size, accumulation_steps, size) in [(2, 2, 2), (4, 1, 2), (2, 1, 4)] {
@@ -156,15 +153,7 @@ fn members_drop_what_one_process_drops() {
 /// A run that two began and one or three go on with has the same steps.
 #[test]
 fn another_number_of_members_goes_on_with_the_same_steps() {
-    let order = DataOrder {
-        num_samples: 5,
-        batch_size: 2,
-        accumulation_steps: 1,
-        num_processes: 2,
-        max_steps_per_epoch: None,
-        shuffle: true,
-        seed: 3,
-    };
+    let order = DataOrder::new(5, 2).with_num_processes(2).with_seed(3);
     let (_, two) = in_threads(2, |member| train(&member, &order, trainer())).remove(0);
     for size in [1, 3] {
         // Of three members one has nothing in the steps of one sample.

@@ -95,10 +95,7 @@ fn saved(model: &TransformerDecoder) -> Gguf {
 }
 
 fn llama() -> LlamaConfig {
-    LlamaConfig {
-        qkv_bias: false,
-        ..config()
-    }
+    config().with_qkv_bias(false)
 }
 
 const QV: [&str; 2] = ["q_proj", "v_proj"];
@@ -132,10 +129,7 @@ fn transposed(value: &TensorData) -> Vec<f32> {
 
 #[test]
 fn an_adapter_is_one_gguf_file() {
-    let mistral = LlamaConfig {
-        model_type: ModelType::Mistral,
-        ..llama()
-    };
+    let mistral = llama().with_model_type(ModelType::Mistral);
     for (config, architecture) in [(llama(), "llama"), (mistral, "llama"), (config(), "qwen2")] {
         let lora = LoRAConfig::new(EVERYWHERE.map(|(ours, _)| ours))
             .with_rank(4)

@@ -10,17 +10,15 @@ use burn_peft::lora::{AttnModule, LoRAConfig};
 use crate::common::{device, floats};
 
 fn model(lora: LoRAConfig, device: &Device) -> TransformerDecoder {
-    let config = LlamaConfig {
-        vocab_size: 64,
-        num_layers: 2,
-        num_heads: 4,
-        num_kv_heads: 2,
-        head_dim: 16,
-        embed_dim: 64,
-        intermediate_dim: 96,
-        max_seq_len: 32,
-        ..LlamaConfig::llama2_7b()
-    };
+    let config = LlamaConfig::llama2_7b()
+        .with_vocab_size(64)
+        .with_num_layers(2)
+        .with_num_heads(4)
+        .with_num_kv_heads(2)
+        .with_head_dim(16)
+        .with_embed_dim(64)
+        .with_intermediate_dim(96)
+        .with_max_seq_len(32);
     config.init_lora(&lora, device).unwrap()
 }
 

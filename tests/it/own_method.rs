@@ -79,17 +79,15 @@ fn ones(layer: &LayerParams, _: &AdapterSettings) -> Tensor<1> {
 }
 
 fn config() -> LlamaConfig {
-    LlamaConfig {
-        vocab_size: 32,
-        num_layers: 2,
-        num_heads: 2,
-        num_kv_heads: 2,
-        head_dim: 8,
-        embed_dim: 16,
-        intermediate_dim: 24,
-        max_seq_len: 32,
-        ..LlamaConfig::llama2_7b()
-    }
+    LlamaConfig::llama2_7b()
+        .with_vocab_size(32)
+        .with_num_layers(2)
+        .with_num_heads(2)
+        .with_num_kv_heads(2)
+        .with_head_dim(8)
+        .with_embed_dim(16)
+        .with_intermediate_dim(24)
+        .with_max_seq_len(32)
 }
 
 fn lora() -> LoRAConfig {

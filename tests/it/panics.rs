@@ -70,14 +70,6 @@ fn a_sample_longer_than_a_row() {
 #[test]
 #[should_panic = "rank 2 of 2 processes"]
 fn a_rank_beyond_the_group() {
-    let order = DataOrder {
-        num_samples: 4,
-        batch_size: 1,
-        accumulation_steps: 1,
-        num_processes: 2,
-        max_steps_per_epoch: None,
-        shuffle: true,
-        seed: 0,
-    };
+    let order = DataOrder::new(4, 1).with_num_processes(2);
     order.shard(0, 2, 2);
 }

@@ -40,20 +40,7 @@ prop_compose! {
         (embed_dim, intermediate_dim) in (6usize..20, 6usize..24),
         (tie_embeddings, qkv_bias, output_proj_bias) in any::<(bool, bool, bool)>(),
     ) -> LlamaConfig {
-        LlamaConfig {
-            vocab_size,
-            num_layers,
-            num_heads: num_kv_heads * group,
-            num_kv_heads,
-            head_dim: 2 * half_head,
-            embed_dim,
-            intermediate_dim,
-            max_seq_len: 32,
-            tie_embeddings,
-            qkv_bias,
-            output_proj_bias,
-            ..LlamaConfig::llama2_7b()
-        }
+        LlamaConfig::llama2_7b().with_vocab_size(vocab_size).with_num_layers(num_layers).with_num_heads(num_kv_heads * group).with_num_kv_heads(num_kv_heads).with_head_dim(2 * half_head).with_embed_dim(embed_dim).with_intermediate_dim(intermediate_dim).with_max_seq_len(32).with_tie_embeddings(tie_embeddings).with_qkv_bias(qkv_bias).with_output_proj_bias(output_proj_bias)
     }
 }
 
@@ -228,7 +215,7 @@ proptest! {
         // An output with an adapter of its own is not the embedding any more.
         let tie_embeddings = llama.tie_embeddings && !adapts(&lora, "output");
         prop_assert_eq!(merged.config.tie_embeddings, tie_embeddings);
-        let total = base_elements(&LlamaConfig { tie_embeddings, ..llama });
+        let total = base_elements(&llama.with_tie_embeddings(tie_embeddings));
         prop_assert_eq!(ParamCount::of(&merged), ParamCount { total, trainable: 0 });
     }
 
@@ -246,7 +233,7 @@ proptest! {
             merged = set_trainable_params(merged, &all);
         }
         let tie_embeddings = merged.config.tie_embeddings;
-        let total = base_elements(&LlamaConfig { tie_embeddings, ..llama });
+        let total = base_elements(&llama.with_tie_embeddings(tie_embeddings));
         prop_assert_eq!(ParamCount::of(&merged).trainable, total);
         let ids = Tensor::<2, Int>::from_ints([[1, 4, 2, 7, 3]], &device());
         let loss = merged.forward(ids, None).square().sum();
@@ -365,7 +352,7 @@ proptest! {
             true => ModelType::Qwen2,
             false => ModelType::Llama,
         };
-        let llama = LlamaConfig { model_type, qkv_bias, ..llama };
+        let llama = llama.with_model_type(model_type).with_qkv_bias(qkv_bias);
         let dir = tempfile::tempdir().unwrap();
         let model = random_base(&llama, seed);
         save_hf(&model, dir.path()).unwrap();
@@ -512,17 +499,12 @@ proptest! {
 #[should_panic(expected = "the model has no parameter `output.weight`")]
 fn a_parameter_of_another_model_cannot_be_trained() {
     let params = get_params(&LoRALinear::plain(4, 4, false, &device()));
-    let tied = LlamaConfig {
-        vocab_size: 8,
-        num_layers: 1,
-        embed_dim: 8,
-        tie_embeddings: true,
-        ..LlamaConfig::llama2_7b()
-    };
-    let untied = LlamaConfig {
-        tie_embeddings: false,
-        ..tied.clone()
-    };
+    let tied = LlamaConfig::llama2_7b()
+        .with_vocab_size(8)
+        .with_num_layers(1)
+        .with_embed_dim(8)
+        .with_tie_embeddings(true);
+    let untied = tied.clone().with_tie_embeddings(false);
     assert_eq!(params.len(), 1);
     let output = get_params(&untied.init(&device())).filter(|name, _| name == "output.weight");
     assert_eq!(output.len(), 1);
