@@ -4,7 +4,7 @@ use std::ffi::{OsStr, OsString};
 use std::fs::{self, File, OpenOptions};
 use std::hash::{BuildHasher, RandomState};
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use crate::{Error, Result};
 
@@ -13,30 +13,52 @@ const TEMPORARY: &str = ".tmp";
 /// Lets `write` fill a temporary file beside `path`, then moves it to `path`. If anything fails,
 /// what stood at `path` stays and the temporary file is removed.
 pub(crate) fn write_atomic(path: &Path, write: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
-    let mut name = OsString::from(".");
-    name.push(path.file_name().unwrap_or_default());
-    // Others may write the same file, on other machines too.
-    name.push(format!(
-        ".{:016x}{TEMPORARY}",
-        RandomState::new().hash_one(())
-    ));
-    let temporary = path.with_file_name(name);
-    // Writers that go through a private temporary file of their own would leave it private.
-    let permissions = File::create(&temporary)
-        .and_then(|file| file.metadata())
-        .map_err(Error::io(path))?
-        .permissions();
-    let publish = || {
-        sync(&temporary)?;
-        fs::set_permissions(&temporary, permissions)?;
-        fs::rename(&temporary, path)
-    };
-    let result = write(&temporary).and_then(|()| publish().map_err(Error::io(path)));
-    if result.is_err() {
-        // The first error is the one to report; a temporary file that was never made is fine.
-        let _ = fs::remove_file(&temporary);
+    WrittenFile::new(path, write)?.publish()
+}
+
+/// A file that is complete and on the disk, but not under its final name yet. Dropped before it is, it is removed.
+pub(crate) struct WrittenFile {
+    path: PathBuf,
+    temporary: PathBuf,
+}
+
+impl WrittenFile {
+    /// Lets `write` fill a temporary file beside `path`.
+    pub(crate) fn new(path: &Path, write: impl FnOnce(&Path) -> Result<()>) -> Result<Self> {
+        let mut name = OsString::from(".");
+        name.push(path.file_name().unwrap_or_default());
+        // Others may write the same file, on other machines too.
+        name.push(format!(
+            ".{:016x}{TEMPORARY}",
+            RandomState::new().hash_one(())
+        ));
+        let file = Self {
+            path: path.to_owned(),
+            temporary: path.with_file_name(name),
+        };
+        // Writers that go through a private temporary file of their own would leave it private.
+        let permissions = File::create(&file.temporary)
+            .and_then(|file| file.metadata())
+            .map_err(Error::io(path))?
+            .permissions();
+        write(&file.temporary)?;
+        sync(&file.temporary)
+            .and_then(|()| fs::set_permissions(&file.temporary, permissions))
+            .map_err(Error::io(path))?;
+        Ok(file)
     }
-    result
+
+    /// Moves it to its final name, in the place of what stands there.
+    pub(crate) fn publish(self) -> Result<()> {
+        fs::rename(&self.temporary, &self.path).map_err(Error::io(&self.path))
+    }
+}
+
+impl Drop for WrittenFile {
+    fn drop(&mut self) {
+        // After `publish` there is none, and an error before is the one to report.
+        let _ = fs::remove_file(&self.temporary);
+    }
 }
 
 /// Brings what was written to a file to the disk.

@@ -16,7 +16,7 @@ use crate::adapter::{
     LoadReport, ParamInfo, StateReader, compare_keys, get_params, load_tensors, require_dtype,
     state_readers,
 };
-use crate::files::{create_dir, read_text, write_text};
+use crate::files::{WrittenFile, create_dir, read_text, write_text};
 use crate::llama::{LlamaConfig, TransformerDecoder};
 use crate::{Error, Result};
 
@@ -176,7 +176,8 @@ fn shard_path(dir: &Path, index: &Path, shard: &str) -> Result<PathBuf> {
 /// # Errors
 /// [`Error::Io`] if the folder cannot be written, [`Error::Format`] if its `generation_config.json` is malformed,
 /// [`Error::InvalidArgument`] if a merged adapter has brought a bias that the files of such a model have no place for, if
-/// an adapter lies in the folder, or if a weight holds NaN or infinite numbers.
+/// an adapter lies in the folder, or if a weight holds NaN or infinite numbers. A model that stood in the folder stays
+/// if weights cannot be written; until all are, the disk has both.
 ///
 /// # Panics
 /// If the model holds an adapter.
@@ -205,6 +206,7 @@ fn save_hf_in_shards(model: &TransformerDecoder, dir: &Path, max_bytes: u64) -> 
     let shards = split(readers, max_bytes);
     let count = shards.len();
     let mut index = BTreeMap::new();
+    let mut written = Vec::with_capacity(count);
     for (number, shard) in shards.into_iter().enumerate() {
         let file = match count {
             1 => SINGLE_FILE.to_owned(),
@@ -212,8 +214,10 @@ fn save_hf_in_shards(model: &TransformerDecoder, dir: &Path, max_bytes: u64) -> 
         };
         let named: Vec<_> = shard.into_iter().map(|r| (hf_name(&r.key), r)).collect();
         index.extend(named.iter().map(|(name, _)| (name.clone(), file.clone())));
-        write_weights(named, &dir.join(file))?;
+        written.push(write_weights(named, &dir.join(file))?);
     }
+    // Not before each weight is known to be finite and each file to have room.
+    written.into_iter().try_for_each(WrittenFile::publish)?;
     // What an earlier save in the other form left would be read instead of this one, and some programs
     // read every shard that there is.
     let files: BTreeSet<String> = index.values().cloned().collect();
@@ -384,7 +388,7 @@ fn hf_name(key: &str) -> String {
 mod tests {
     use super::*;
     use crate::adapter::state_dict;
-    use burn::tensor::Device;
+    use burn::tensor::{Device, TensorData};
 
     fn config() -> LlamaConfig {
         LlamaConfig {
@@ -414,6 +418,32 @@ mod tests {
         let mut again = read_hf_config(dir.path()).unwrap().init(&device);
         load_hf(&mut again, dir.path()).unwrap();
         assert_eq!(state_dict(&again), state_dict(&model));
+    }
+
+    #[test]
+    fn a_model_that_cannot_be_saved_leaves_the_one_before() {
+        let device = Device::default();
+        let dir = tempfile::tempdir().unwrap();
+        save_hf_in_shards(&config().init(&device), dir.path(), 4000).unwrap();
+        let contents = || {
+            let files = std::fs::read_dir(dir.path()).unwrap();
+            let files = files.map(|file| file.unwrap().path());
+            files
+                .map(|path| (std::fs::read(&path).unwrap(), path))
+                .collect::<BTreeSet<_>>()
+        };
+        let before = contents();
+        let mut other = config().init(&device);
+        // In the last of the shards.
+        let last = "output.weight".to_owned();
+        let broken = vec![f32::NAN; 50 * 16];
+        load_tensors(&mut other, &[last], |_| {
+            Ok(TensorData::new(broken.clone(), [50, 16]))
+        })
+        .unwrap();
+        let error = save_hf_in_shards(&other, dir.path(), 4000).unwrap_err();
+        assert!(error.to_string().contains("`lm_head.weight`"), "{error}");
+        assert!(contents() == before, "the folder has changed");
     }
 
     #[test]

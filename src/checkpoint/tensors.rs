@@ -13,7 +13,7 @@ use safetensors::tensor::{Metadata, SafeTensorError, SafeTensors, TensorInfo, Vi
 use safetensors::{Dtype, serialize_to_file};
 
 use crate::adapter::{StateDict, StateReader};
-use crate::files::{require_content, write_atomic};
+use crate::files::{WrittenFile, require_content};
 use crate::{Error, Result};
 
 /// An open safetensors file whose header has been checked against its length.
@@ -298,17 +298,17 @@ pub(super) fn write_tensors_with<T: WritableTensor>(
     metadata: HashMap<String, String>,
     path: &Path,
 ) -> Result<()> {
-    write_accepted(tensors, metadata, path, || Ok(()))
+    written(tensors, metadata, path)?.publish()
 }
 
-/// Writes the weights of a model: as [`write_tensors`] does, but only what is finite.
+/// Writes the weights of a model beside `path`, as [`write_tensors`] does, but only what is finite.
 ///
 /// # Errors
-/// See [`write_tensors`]; [`Error::InvalidArgument`] if a number is NaN or infinite. What stood at `path` stays then.
+/// See [`write_tensors`]; [`Error::InvalidArgument`] if a number is NaN or infinite.
 pub(super) fn write_weights<T: WritableTensor>(
     weights: impl IntoIterator<Item = (String, T)>,
     path: &Path,
-) -> Result<()> {
+) -> Result<WrittenFile> {
     let refused = RefCell::new(None);
     let checked = weights.into_iter().map(|(key, tensor)| {
         let checked = Checked {
@@ -318,8 +318,9 @@ pub(super) fn write_weights<T: WritableTensor>(
         };
         (key, checked)
     });
-    write_accepted(checked, HashMap::new(), path, || match refused.take() {
-        None => Ok(()),
+    let file = written(checked, HashMap::new(), path)?;
+    match refused.take() {
+        None => Ok(file),
         Some(key) => Err(Error::InvalidArgument {
             name: "model",
             message: format!(
@@ -327,7 +328,7 @@ pub(super) fn write_weights<T: WritableTensor>(
                  load the base as bf16 or f32"
             ),
         }),
-    })
+    }
 }
 
 /// A tensor that notes its key if it holds a number that is not finite.
@@ -375,25 +376,23 @@ fn all_finite(dtype: DType, bytes: &[u8]) -> bool {
     }
 }
 
-/// Writes a file that takes the place of the one at `path` if `accept`, asked when it is complete, agrees.
-fn write_accepted<T: WritableTensor>(
+/// Writes a file that is to take the place of the one at `path`.
+fn written<T: WritableTensor>(
     tensors: impl IntoIterator<Item = (String, T)>,
     mut metadata: HashMap<String, String>,
     path: &Path,
-    accept: impl FnOnce() -> Result<()>,
-) -> Result<()> {
+) -> Result<WrittenFile> {
     let entry = |(key, tensor): (String, T)| {
         let entry = Entry::new(&key, tensor).map_err(|message| Error::format(path, message))?;
         Ok((key, entry))
     };
     let views: Vec<_> = tensors.into_iter().map(entry).collect::<Result<_>>()?;
     metadata.insert("format".to_owned(), "pt".to_owned());
-    write_atomic(path, |temporary| {
+    WrittenFile::new(path, |temporary| {
         serialize_to_file(views, Some(metadata), temporary).map_err(|error| match error {
             SafeTensorError::IoError(source) => Error::io(path)(source),
             other => Error::format(path, other),
-        })?;
-        accept()
+        })
     })
 }
 
