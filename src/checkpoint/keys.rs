@@ -1,5 +1,6 @@
-//! What tensors are called here and in Hugging Face's and PEFT's files.
+//! What tensors and settings are called here and in Hugging Face's and PEFT's files.
 
+use crate::Error;
 use crate::llama::names;
 pub(super) use crate::llama::names::to_hf as module_to_hf;
 
@@ -21,6 +22,18 @@ pub(super) fn from_hf(key: &str) -> Option<String> {
     let ours =
         names::from_hf(module).or_else(|| names::from_hf(&format!("{MODEL_PREFIX}{module}")));
     Some(format!("{}.{parameter}", ours?))
+}
+
+/// An error about an argument in the words of a file, in which settings have these names: ours, theirs.
+pub(super) fn in_words_of(error: Error, names: &[(&str, &str)]) -> String {
+    match error {
+        Error::InvalidArgument { name, message } => {
+            let theirs = names.iter().find(|(ours, _)| *ours == name);
+            let name = theirs.map_or(name, |(_, theirs)| *theirs);
+            format!("`{name}`: {message}")
+        }
+        other => other.to_string(),
+    }
 }
 
 #[cfg(test)]

@@ -6,6 +6,7 @@ use burn::tensor::{DType, TensorData};
 use serde::Deserialize;
 use serde_json::json;
 
+use super::keys::in_words_of;
 use super::tensors::{load_state_dict_file, save_state_dict};
 use crate::adapter::{Adapter, StateDict};
 use crate::files::{create_dir, read_text, write_text};
@@ -84,7 +85,7 @@ pub fn read_mlx(dir: impl AsRef<Path>) -> Result<Adapter> {
         .with_alpha(scale * rank as f64)
         .with_dropout(dropout);
     lora.validate()
-        .map_err(|error| refused(error.to_string()))?;
+        .map_err(|error| refused(in_words_of(error, &[("alpha", "scale")])))?;
     Ok(Adapter::new(lora, tensors))
 }
 

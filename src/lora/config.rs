@@ -1,3 +1,5 @@
+use std::fmt;
+use std::str::FromStr;
 use std::sync::Arc;
 
 use indexmap::IndexMap;
@@ -6,8 +8,7 @@ use serde::{Deserialize, Serialize};
 use super::adapter::AdapterSettings;
 use super::method::{BIAS, DORA, FULL, LORA, LayerKind, LayerShape, Method, MethodRef, TOKEN_ROWS};
 use super::target::{
-    AttnModule, MlpModule, ModuleNames, Naming, Place, Selection, Targets, ends_with_name,
-    first_match,
+    MlpModule, ModuleNames, Naming, Place, Selection, Targets, ends_with_name, first_match,
 };
 use crate::{Error, Result};
 
@@ -76,9 +77,10 @@ pub struct LoRAConfig {
     pub vocab_size: Option<usize>,
 }
 
-/// How `A` and `B` begin; their product begins as zero.
+/// How `A` and `B` begin; what they add to the layer begins as zero. Written and read as a word, see
+/// [`Init::WORDS`].
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
+#[serde(into = "String", try_from = "String")]
 #[non_exhaustive]
 pub enum Init {
     /// `A` with Kaiming's uniform distribution, `B` with zeros.
@@ -97,16 +99,88 @@ pub enum Init {
     },
     /// With an orthonormal basis of the weight's leading columns, see [`init::olora`](super::init::olora).
     Olora,
+    /// With the directions in which the layer's inputs vary most, which only data can tell: as [`Init::Kaiming`] until
+    /// [`initialize_eva`](crate::adapter::initialize_eva).
+    Eva,
 }
 
+const PISSA_RANDOMIZED: &str = "pissa_niter_";
+
 impl Init {
+    /// The words for all of them; `N` is a number of iterations.
+    pub const WORDS: [&'static str; 7] = [
+        "kaiming",
+        "gaussian",
+        "orthogonal",
+        "pissa",
+        "pissa_niter_N",
+        "olora",
+        "eva",
+    ];
+
     /// Whether the adapter begins with a part of the base, which the base loses for it: the layer then computes
     /// `W x + s·(B·A - B₀·A₀) x`.
     pub fn shifts_base(self) -> bool {
         match self {
             Self::Pissa | Self::PissaRandomized { .. } | Self::Olora => true,
-            Self::Kaiming | Self::Gaussian | Self::Orthogonal => false,
+            Self::Kaiming | Self::Gaussian | Self::Orthogonal | Self::Eva => false,
         }
+    }
+}
+
+impl fmt::Display for Init {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Kaiming => "kaiming",
+            Self::Gaussian => "gaussian",
+            Self::Orthogonal => "orthogonal",
+            Self::Pissa => "pissa",
+            Self::PissaRandomized { iterations } => {
+                return write!(f, "{PISSA_RANDOMIZED}{iterations}");
+            }
+            Self::Olora => "olora",
+            Self::Eva => "eva",
+        })
+    }
+}
+
+impl FromStr for Init {
+    type Err = Error;
+
+    /// # Errors
+    /// [`Error::InvalidArgument`] for what is none of [`Init::WORDS`].
+    fn from_str(word: &str) -> Result<Self> {
+        let iterations = word.strip_prefix(PISSA_RANDOMIZED);
+        if let Some(Ok(iterations)) = iterations.map(str::parse) {
+            return Ok(Self::PissaRandomized { iterations });
+        }
+        let plain = [
+            Self::Kaiming,
+            Self::Gaussian,
+            Self::Orthogonal,
+            Self::Pissa,
+            Self::Olora,
+            Self::Eva,
+        ];
+        let found = plain.into_iter().find(|init| init.to_string() == word);
+        found.ok_or_else(|| {
+            let words = Self::WORDS.join(", ");
+            invalid("init", format!("`{word}` is not one of {words}"))
+        })
+    }
+}
+
+impl From<Init> for String {
+    fn from(init: Init) -> Self {
+        init.to_string()
+    }
+}
+
+impl TryFrom<String> for Init {
+    type Error = Error;
+
+    fn try_from(word: String) -> Result<Self> {
+        word.parse()
     }
 }
 
@@ -401,10 +475,10 @@ impl LoRAConfig {
         let largest = rows.min(columns);
         if layer.kind == LayerKind::Linear && self.init.shifts_base() && rank > largest {
             let message = format!(
-                "{:?} of a {rows} x {columns} weight has no rank {rank}",
+                "{} of a {rows} x {columns} weight has no rank {rank}",
                 self.init
             );
-            return Err(invalid("lora_rank", message));
+            return Err(invalid("rank", message));
         }
         Ok(())
     }
@@ -457,18 +531,11 @@ impl LoRAConfig {
     /// Checks that a model can get adapters by this: that it names a module, and [`Self::validate_adapter`].
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] if no module is named (the message lists the choices), and as
-    /// [`Self::validate_adapter`].
+    /// [`Error::InvalidArgument`] if no module is named, and as [`Self::validate_adapter`].
     pub fn validate(&self) -> Result<()> {
         if self.is_empty() {
-            let choices = AttnModule::ALL.map(AttnModule::name).join(", ");
-            return Err(invalid(
-                "lora_attn_modules",
-                format!(
-                    "no module has an adapter; name at least one of {choices}, \
-                     or apply LoRA to the MLP or to the output"
-                ),
-            ));
+            let message = "no module has an adapter; name some, such as q_proj and v_proj".into();
+            return Err(invalid("targets", message));
         }
         self.validate_adapter()
     }
@@ -482,21 +549,21 @@ impl LoRAConfig {
     /// of `[0, 1)`, or the method has no bias of `B`.
     pub fn validate_adapter(&self) -> Result<()> {
         if self.rank == 0 || self.rank_pattern.values().any(|rank| *rank == 0) {
-            return Err(invalid("lora_rank", "the rank must be at least 1".into()));
+            return Err(invalid("rank", "the rank must be at least 1".into()));
         }
         let mut alphas = self.alpha_pattern.values().chain([&self.alpha]);
         if let Some(alpha) = alphas.find(|alpha| !(alpha.is_finite() && **alpha > 0.0)) {
             let message = format!("alpha must be a positive number, not {alpha}");
-            return Err(invalid("lora_alpha", message));
+            return Err(invalid("alpha", message));
         }
         if !(0.0..1.0).contains(&self.dropout) {
             let message = format!("the dropout must lie in [0, 1), not {}", self.dropout);
-            return Err(invalid("lora_dropout", message));
+            return Err(invalid("dropout", message));
         }
         let mut ranks = self.rank_pattern.values().chain([&self.rank]);
         if self.init == Init::Orthogonal && ranks.any(|rank| rank % 2 == 1) {
             let message = "orthogonal first values need an even rank".into();
-            return Err(invalid("lora_rank", message));
+            return Err(invalid("rank", message));
         }
         if self.lora_bias && self.method != MethodRef(&LORA) {
             let message = format!("`{:?}` has no bias of B; only lora has", self.method);
@@ -513,6 +580,23 @@ fn invalid(name: &'static str, message: String) -> Error {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::lora::AttnModule;
+
+    #[test]
+    fn a_beginning_is_a_word() {
+        for word in Init::WORDS {
+            let word = word.replace('N', "4");
+            let init: Init = word.parse().unwrap();
+            assert_eq!(init.to_string(), word);
+            let json = serde_json::json!(word);
+            assert_eq!(serde_json::to_value(init).unwrap(), json);
+            assert_eq!(serde_json::from_value::<Init>(json).unwrap(), init);
+        }
+        for word in ["pissa_niter_", "pissa_niter_N", "Kaiming", "corda"] {
+            let error = word.parse::<Init>().unwrap_err().to_string();
+            assert!(error.contains("pissa_niter_N, olora"), "{error}");
+        }
+    }
 
     #[test]
     fn bad_configurations_are_errors() {
@@ -520,7 +604,7 @@ mod tests {
         assert!(good.validate().is_ok());
         assert!(LoRAConfig::default().validate_adapter().is_ok());
         for (bad, word) in [
-            (LoRAConfig::default(), "output_proj"),
+            (LoRAConfig::default(), "targets"),
             (good.clone().with_rank(0), "rank"),
             (good.clone().with_rank_pattern([("q_proj", 0)]), "rank"),
             (good.clone().with_alpha(f64::NAN), "alpha"),

@@ -196,37 +196,23 @@ fn init(value: Option<&Value>) -> Result<Init, String> {
     let Some(Value::String(init)) = value else {
         return Ok(Init::Kaiming);
     };
-    let word = init.to_lowercase();
-    if let Some(iterations) = word.strip_prefix(RANDOMIZED_PISSA) {
-        let iterations = iterations.parse();
-        return iterations
-            .map(|iterations| Init::PissaRandomized { iterations })
-            .map_err(|_| format!("`init_lora_weights` is \"{init}\", which names no number"));
-    }
-    match word.as_str() {
-        // They leave the base alone; what they began with, the tensors are.
-        "eva" | "mica" => Ok(Init::Kaiming),
-        "gaussian" => Ok(Init::Gaussian),
-        "orthogonal" => Ok(Init::Orthogonal),
-        "pissa" => Ok(Init::Pissa),
-        "olora" => Ok(Init::Olora),
-        _ => Err(format!(
+    let refused = || {
+        format!(
             "`init_lora_weights` is \"{init}\", which may shift the base weights; \
              convert the adapter to plain LoRA with PEFT first"
-        )),
+        )
+    };
+    match init.to_lowercase().as_str() {
+        // It leaves the base alone; what it began with, the tensors are.
+        "mica" => Ok(Init::Kaiming),
+        word => word.parse().map_err(|_| refused()),
     }
 }
-
-const RANDOMIZED_PISSA: &str = "pissa_niter_";
 
 fn init_to_json(init: Init) -> Value {
     match init {
         Init::Kaiming => json!(true),
-        Init::Gaussian => json!("gaussian"),
-        Init::Orthogonal => json!("orthogonal"),
-        Init::Pissa => json!("pissa"),
-        Init::PissaRandomized { iterations } => json!(format!("{RANDOMIZED_PISSA}{iterations}")),
-        Init::Olora => json!("olora"),
+        other => json!(other),
     }
 }
 

@@ -17,7 +17,7 @@ use indexmap::IndexMap;
 use serde_json::{Map, Value};
 
 use self::keys::PeftKeys;
-use super::keys::{EMBEDDING, OUTPUT, module_to_hf};
+use super::keys::{EMBEDDING, OUTPUT, in_words_of, module_to_hf};
 use super::tensors::{SafetensorsFile, WritableTensor, write_tensors};
 use super::weights::Weights;
 use crate::adapter::{
@@ -57,9 +57,17 @@ pub fn read_peft_config(dir: impl AsRef<Path>) -> Result<LoRAConfig> {
     add_saved_weights(&mut config, dir)?;
     config
         .validate()
-        .map_err(|error| refused(error.to_string()))?;
+        .map_err(|error| refused(in_words_of(error, &SETTINGS)))?;
     Ok(config)
 }
+
+/// Names of settings: ours, PEFT's.
+const SETTINGS: [(&str, &str); 4] = [
+    ("rank", "r"),
+    ("alpha", "lora_alpha"),
+    ("dropout", "lora_dropout"),
+    ("targets", "target_modules"),
+];
 
 /// Whole weights of embedding and output that stand in the file.
 fn add_saved_weights(config: &mut LoRAConfig, dir: &Path) -> Result<()> {

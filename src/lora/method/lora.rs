@@ -161,7 +161,7 @@ fn shift_of(init: Init) -> Option<Pair> {
     match init {
         Init::Pissa | Init::PissaRandomized { .. } => Some(principal_part),
         Init::Olora => Some(leading_basis),
-        Init::Kaiming | Init::Gaussian | Init::Orthogonal => None,
+        Init::Kaiming | Init::Gaussian | Init::Orthogonal | Init::Eva => None,
     }
 }
 
