@@ -18,7 +18,7 @@ use burn::module::{Module, ModuleVisitor, Param, ParamId};
 use burn::optim::GradientsParams;
 use burn::tensor::{DType, Device, Int, Tensor, TensorData};
 use burn_peft::adapter::{
-    StateDict, combine_adapters, get_params, initialize_adapters, initialize_params,
+    StateDict, combine_adapters, get_params, initialize_adapters, initialize_eva, initialize_params,
 };
 use burn_peft::checkpoint::{
     SafetensorsFile, attach_peft, attach_peft_as, copy_generation_config, load_hf, load_hf_as,
@@ -27,7 +27,7 @@ use burn_peft::checkpoint::{
 };
 use burn_peft::data::Batch;
 use burn_peft::llama::TransformerDecoder;
-use burn_peft::lora::{Combination, CombineOptions, DEFAULT_ADAPTER};
+use burn_peft::lora::{Combination, CombineOptions, DEFAULT_ADAPTER, Init};
 use burn_peft::tokenizer::copy_tokenizer;
 use burn_peft::training::{
     AdamWConfig, GradientOptions, LrSchedule, ScheduleKind, Trainer, accumulate_gradients,
@@ -111,6 +111,9 @@ enum Verb {
         /// Whether an adapter that shifts its base is saved as a plain one of twice the rank.
         #[arg(long, default_value_t = true, action = clap::ArgAction::Set)]
         convert: bool,
+        /// How many times its rank an adapter may get with EVA's first values, which come from `input_ids`.
+        #[arg(long, default_value_t = 2.0)]
+        rho: f64,
         #[command(flatten)]
         training: Training,
     },
@@ -185,14 +188,31 @@ fn run(verb: &Verb) -> Result<()> {
             config,
             seed,
             convert,
+            rho,
             training,
         } => {
             let folder = config.parent().unwrap_or(Path::new("."));
             let lora = read_peft_config(folder)?;
             let model = base(&files.model, &device())?.with_adapters(&lora)?;
-            train(initialize_adapters(model, *seed), files, training, *convert)
+            let mut model = initialize_adapters(model, *seed);
+            if lora.init == Init::Eva {
+                model = begin_with_inputs(model, *rho, &training.inputs)?;
+            }
+            train(model, files, training, *convert)
         }
     }
+}
+
+fn begin_with_inputs(
+    model: TransformerDecoder,
+    rho: f64,
+    inputs: &Path,
+) -> Result<TransformerDecoder> {
+    let (ids, shape) = read_ids(&SafetensorsFile::open(inputs)?, "input_ids")?;
+    let ids = Tensor::<2, Int>::from_data(TensorData::new(ids, shape), &Device::default());
+    initialize_eva(model, rho, |model| {
+        model.forward(ids, None);
+    })
 }
 
 fn device() -> Device {

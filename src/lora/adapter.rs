@@ -222,6 +222,11 @@ impl LoRAAdapter {
             .map(|value| f(untracked(value)).set_require_grad(require_grad));
     }
 
+    /// Lets it be of another configuration, which means the same for its layer.
+    pub(crate) fn set_config(&mut self, config: Arc<LoRAConfig>) {
+        self.settings.config = config;
+    }
+
     /// Gives a matrix of the method's table a value.
     pub(crate) fn set_matrix(&mut self, name: &str, new: Tensor<2>) {
         for (spec, value) in &mut self.params {

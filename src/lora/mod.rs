@@ -50,7 +50,7 @@ pub(crate) use module::adapted_module;
 pub use plain::PlainLinear;
 pub(crate) use plain::one_line;
 pub(crate) use random::{normal, rng, seed_of, uniform};
-pub(crate) use record::{Inputs, record_inputs};
+pub(crate) use record::record_inputs;
 pub use routes::Routes;
 pub(crate) use slot::key_prefix;
 pub use slot::{AdapterSlot, DEFAULT_ADAPTER};

@@ -64,10 +64,10 @@ impl AdapterSlot {
         active.map(|entry| &entry.adapter)
     }
 
-    /// The adapters that act, to change them.
-    pub(crate) fn active_mut(&mut self) -> impl Iterator<Item = &mut LoRAAdapter> {
-        let active = self.entries.iter_mut().filter(|entry| entry.is_active);
-        active.map(|entry| &mut entry.adapter)
+    /// The name of the first adapter that acts.
+    pub(crate) fn active_name(&self) -> Option<&str> {
+        let active = self.entries.iter().find(|entry| entry.is_active);
+        active.map(|entry| &*entry.name)
     }
 
     /// Puts an adapter into the slot, in the place of one of the same name, and lets it act alone.

@@ -11,7 +11,7 @@ use burn_peft::adapter::{
     state_dict, with_adapters, without_adapters,
 };
 use burn_peft::checkpoint::{
-    Serving, attach_peft, attach_peft_as, load_adapter, read_peft_config, save_adapter,
+    Serving, attach_peft, attach_peft_as, load_adapter, read_peft_config, save_adapter, save_peft,
     save_peft_adapter, save_peft_for, save_peft_unconverted, save_state_dict,
 };
 use burn_peft::data::Batch;
@@ -684,7 +684,7 @@ fn eva_begins_with_the_directions_of_the_inputs() {
     };
     let x = inputs();
     let expected = floats(&model.forward(x.clone()).into_data());
-    let model = initialize_eva(model, |model| {
+    let model = initialize_eva(model, 1.0, |model| {
         for _ in 0..4 {
             model.forward(inputs().inner());
         }
@@ -692,6 +692,7 @@ fn eva_begins_with_the_directions_of_the_inputs() {
     .unwrap();
     let a = model.hidden.adapter().unwrap().matrix("lora_a.weight");
     assert_eq!(model.hidden.adapter().unwrap().params().count(), 2);
+    assert!(a.is_require_grad());
     // Of length 1, and nothing of them lies outside.
     let inside = a.clone().matmul(directions.clone().transpose());
     for norm in floats(&inside.square().sum_dim(1).into_data()) {
@@ -700,6 +701,122 @@ fn eva_begins_with_the_directions_of_the_inputs() {
     assert_eq!(floats(&model.forward(x).into_data()), expected);
     assert!(get_adapter_params(&model).len() == 4);
 
-    let error = initialize_eva(model, |_| {}).unwrap_err().to_string();
+    let error = initialize_eva(model, 1.0, |_| {}).unwrap_err().to_string();
     assert!(error.contains("hidden"), "{error}");
+}
+
+/// Of each layer's inputs as many directions vary as the list says, all alike, so that each explains the same share.
+#[test]
+fn eva_gives_ranks_to_the_directions_that_explain_most() {
+    let layers = |count| -> Vec<LoRALinear> {
+        let layer = || LoRALinear::plain(4, 6, true, &device());
+        (0..count).map(|_| layer()).collect()
+    };
+    let along = |count: usize| -> Tensor<2> {
+        let directions = Tensor::<2>::eye(4, &device().inner());
+        let directions = directions.slice_fill([count..4], 0.0);
+        Tensor::cat(vec![directions.clone(), -directions], 0)
+    };
+    let begun = |lora: &LoRAConfig, directions: [usize; 3]| {
+        let model = with_adapters(layers(3), lora).unwrap();
+        let pass = |model: &Vec<LoRALinear>| {
+            for (layer, count) in model.iter().zip(directions) {
+                layer.forward(along(count));
+            }
+        };
+        initialize_eva(model, 2.0, pass).unwrap()
+    };
+    let ranks = |model: &[LoRALinear]| -> Vec<usize> {
+        let rank = |layer: &LoRALinear| layer.adapter().map_or(0, |adapter| adapter.rank());
+        model.iter().map(rank).collect()
+    };
+    let lora = LoRAConfig::new(["0", "1", "2"])
+        .with_rank(2)
+        .with_alpha(3.0);
+    // The shares are 1, 1/2 twice and 1/4 four times; six are taken.
+    let model = begun(&lora, [1, 2, 4]);
+    assert_eq!(ranks(&model), [1, 2, 3]);
+    for layer in &model {
+        let adapter = layer.adapter().unwrap();
+        assert_eq!(adapter.scale(), 1.5);
+        assert_eq!(adapter.matrix("lora_a.weight").dims(), [adapter.rank(), 4]);
+    }
+    assert_eq!(get_adapter_params(&model).len(), 6);
+    let config = adapter_config(&model, DEFAULT_ADAPTER).unwrap();
+    assert!(
+        config
+            .rank_pattern
+            .iter()
+            .eq([(&"0".into(), &1), (&"2".into(), &3)])
+    );
+    let adapter = Adapter::of(&model, DEFAULT_ADAPTER).unwrap();
+    let again = adapter.attach(layers(3), DEFAULT_ADAPTER).unwrap();
+    assert_eq!(ranks(&again), [1, 2, 3]);
+    assert_eq!(adapter_state_dict(&again), adapter.tensors);
+
+    // Of three the first two layers have all, and the last loses its adapter, but not what it trains of its own.
+    let lora = lora.with_rank(1);
+    let model = begun(&lora, [1, 2, 4]);
+    assert_eq!(ranks(&model), [1, 2, 0]);
+    let trained = |model: &Vec<LoRALinear>| get_adapter_params(model).names().count();
+    assert_eq!(trained(&model), 4);
+    let config = adapter_config(&model, DEFAULT_ADAPTER).unwrap();
+    assert_eq!(config.targets, Targets::names(["0", "1"]));
+    let model = begun(&lora.with_bias(TrainedBias::All), [1, 2, 4]);
+    assert_eq!(trained(&model), 4 + 3);
+    let of_bias = model[2].adapter().unwrap().settings().method;
+    assert_eq!(of_bias, MethodRef(&BIAS));
+}
+
+/// PiSSA's part of the base is the base's again, and a folder carries the ranks.
+#[test]
+fn eva_redistributes_the_ranks_of_a_llama() {
+    let lora = LoRAConfig::new(["tok_embeddings", "q_proj", "v_proj", "w2", "output"])
+        .with_rank(4)
+        .with_rank_pattern([("w2", 2)])
+        .with_init(Init::Pissa);
+    let model = base(&config());
+    let expected = logits(&model);
+    let model = initialize_adapters(model.with_adapters(&lora).unwrap(), 3);
+    let model = initialize_eva(model, 2.0, |model| {
+        let ids = Tensor::from_ints([[1, 7, 3, 45, 9, 2, 4, 4, 11, 30]], &device().inner());
+        model.forward(ids, None);
+    })
+    .unwrap();
+    assert_eq!(logits(&model), expected);
+    let linear = |key: &&str| key.ends_with("lora_b.weight") && !key.starts_with("tok");
+    let trained = get_adapter_params(&model);
+    let ranks = trained.iter().filter(|(key, _)| linear(key));
+    let ranks: Vec<usize> = ranks.map(|(_, info)| info.shape[1]).collect();
+    assert_eq!(ranks.iter().sum::<usize>(), 4 * 5 + 2 * 2);
+    assert!(ranks.iter().any(|rank| *rank != 4), "{ranks:?}");
+
+    let model = random(model, 2);
+    let dir = tempfile::tempdir().unwrap();
+    let config = adapter_config(&model, DEFAULT_ADAPTER).unwrap();
+    save_peft(&model, &config, dir.path()).unwrap();
+    assert_eq!(read_peft_config(dir.path()).unwrap().init, Init::Eva);
+    let mut again = without_adapters(model.clone());
+    attach_peft(&mut again, dir.path()).unwrap();
+    assert_eq!(adapter_state_dict(&again), adapter_state_dict(&model));
+    assert_eq!(logits(&again), logits(&model));
+}
+
+#[test]
+fn eva_says_what_it_cannot_do() {
+    let lora = LoRAConfig::new(["0"]).with_rank(3);
+    let model = vec![LoRALinear::plain(4, 6, true, &device())];
+    let pass =
+        |model: &Vec<LoRALinear>| drop(model[0].forward(Tensor::<2>::eye(4, &device().inner())));
+    for (rho, word) in [
+        (0.5, "rho"),
+        (f64::NAN, "rho"),
+        (2.0, "`0`: rank: 6 components"),
+    ] {
+        let model = with_adapters(model.clone(), &lora).unwrap();
+        let error = initialize_eva(model, rho, pass).unwrap_err().to_string();
+        assert!(error.contains(word), "{error}");
+    }
+    let error = initialize_eva(model, 1.0, pass).unwrap_err().to_string();
+    assert!(error.contains("with_adapters"), "{error}");
 }

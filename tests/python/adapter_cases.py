@@ -219,6 +219,12 @@ NEW = {
     "new token rows": ("llama tied", on(QV, trainable_token_indices=TOKENS)),
     "new pissa, rslora, patterns": (
         "qwen2", on(ALL, init_lora_weights="pissa", use_rslora=True, **BOTH)),
+    # By the inputs of each layer, from the batch: PEFT chooses the ranks too.
+    "new eva": ("llama", on(QV, init_lora_weights="eva")),
+    "new eva, every projection": ("qwen2", on(ALL, init_lora_weights="eva")),
+    "new eva, dora, patterns": (
+        "llama", on(["q_proj", "o_proj", "down_proj"], init_lora_weights="eva", use_dora=True,
+                    rank_pattern={"o_proj": 2}, alpha_pattern={"down_proj": 3})),
     "new olora, rslora, head": ("llama", on(["q_proj", "lm_head"], init_lora_weights="olora", use_rslora=True)),
 }
 

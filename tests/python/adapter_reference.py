@@ -8,7 +8,9 @@ import warnings
 import zlib
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
+from peft import (
+    LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict, initialize_lora_eva_weights,
+)
 from safetensors.torch import load_file, save_file
 from transformers import (
     AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM,
@@ -134,6 +136,15 @@ def randomize_adapter(model):
 def adapt(base, settings):
     """`base` with a new adapter, as PEFT initializes it."""
     return get_peft_model(base, lora_config(settings)).eval()
+
+
+def begin(base, settings, inputs):
+    """`adapt`, with the first values that follow from data."""
+    model = adapt(base, settings)
+    if settings.get("init_lora_weights") == "eva":
+        batches = [{"input_ids": inputs["input_ids"]}]
+        initialize_lora_eva_weights(model, batches, show_progress_bar=False)
+    return model
 
 
 def reload(base, folder):

@@ -24,6 +24,7 @@ if one differs. `--reference-only` leaves PROGRAM out and tells whether PEFT agr
 """
 
 import argparse
+import json
 import os
 import subprocess
 import sys
@@ -40,7 +41,7 @@ from safetensors.torch import load_file
 
 import adapter_cases as cases
 from adapter_reference import (
-    CONFIG, Bases, Failure, adapt, add_exactly, combine, difference, gradients_of, load_base, logits_of,
+    CONFIG, Bases, Failure, add_exactly, begin, combine, difference, gradients_of, load_base, logits_of,
     lora_config, make_adapter, randomize_adapter, reload, require, take_steps, trained,
 )
 from gguf_files import expected_adapter, read_adapter
@@ -102,6 +103,10 @@ class Case:
 
     def base(self):
         return self.bases.model(self.model)
+
+    def begin(self, settings):
+        """The base with a new adapter, as PEFT begins it."""
+        return begin(self.base(), settings, self.inputs)
 
     def call(self, verb, out, **options):
         return self.program(verb, self.folder / out, model=self.bases.folder(self.model), **options)
@@ -220,9 +225,20 @@ def check_spread(found, expected):
     """The tensors' sizes are about those that PEFT draws."""
     require(found.keys() == expected.keys(), f"other tensors: {sorted(found.keys() ^ expected.keys())[:3]}")
     for key, p in expected.items():
+        require(found[key].shape == p.shape, f"{key} is {list(found[key].shape)}, PEFT's {list(p.shape)}")
         ours, theirs = (t.detach().pow(2).mean().sqrt().item() for t in (found[key], p))
         right = theirs / SPREAD <= ours <= theirs * SPREAD
         require(right, f"{key} has values of size {ours:.2g}, PEFT's {theirs:.2g}")
+    return 0.0
+
+
+def check_patterns(folder, expected):
+    """Ranks and alphas of layers that differ, where EVA chose them."""
+    if expected.init_lora_weights == "eva":
+        found = json.loads((folder / CONFIG).read_text())
+        for key in ("rank_pattern", "alpha_pattern"):
+            theirs = getattr(expected, key)
+            require(found[key] == theirs, f"{key} is {found[key]}, PEFT's {theirs}")
     return 0.0
 
 
@@ -236,12 +252,13 @@ def check_start(case, settings, out):
     base = logits_of(case.base(), case.inputs)
     case.check_folder("new", out, base)
     case.check("new tensors", 0, lambda: check_spread(
-        trained(reload(case.base(), out)), trained(adapt(case.base(), settings))))
+        trained(reload(case.base(), out)), trained(case.begin(settings))))
+    case.check("patterns", 0, lambda: check_patterns(out, case.begin(settings).peft_config["default"]))
 
 
 def check_steps(case, settings, start, out):
     """From what PROGRAM drew, or for both from the weights, the same steps lead to the same model."""
-    first = reload(case.base(), start) if is_random(settings) else adapt(case.base(), settings)
+    first = reload(case.base(), start) if is_random(settings) else case.begin(settings)
     case.check_folder("trained", out, logits_of(take_steps(first, case.inputs, STEPS), case.inputs))
 
 
@@ -273,7 +290,7 @@ def check_new(case, settings):
         if str(kind).startswith(("pissa", "olora")):
             unless_refused(case.name in cases.MAY_NOT_CONVERT, lambda: check_converted(case, config, steps))
         return 0.0
-    take_steps(adapt(case.base(), settings), case.inputs, STEPS)  # PEFT takes the settings
+    take_steps(case.begin(settings), case.inputs, STEPS)  # PEFT takes the settings
     if case.program:
         case.check("init", 0, compute)
 

@@ -220,13 +220,7 @@ pub fn largest_rank(rank: usize, rho: f64) -> usize {
 /// If there are not as many layers in `ranks` as in `ratios`.
 pub fn redistribute_ranks(ranks: &[usize], ratios: &[Vec<f32>], rho: f64) -> Result<Vec<usize>> {
     assert_eq!(ranks.len(), ratios.len(), "each layer has its ratios");
-    if !(rho >= 1.0 && rho.is_finite()) {
-        let message = format!("{rho} is below 1; no redistribution is 1, usual is 2");
-        return Err(Error::InvalidArgument {
-            name: "rho",
-            message,
-        });
-    }
+    check_rho(rho)?;
     let mut candidates = Vec::new();
     for (layer, (rank, ratios)) in ranks.iter().zip(ratios).enumerate() {
         let largest = largest_rank(*rank, rho);
@@ -248,6 +242,18 @@ pub fn redistribute_ranks(ranks: &[usize], ratios: &[Vec<f32>], rho: f64) -> Res
         new_ranks[layer] += 1;
     }
     Ok(new_ranks)
+}
+
+/// # Errors
+/// [`Error::InvalidArgument`] if it is below 1.
+pub(crate) fn check_rho(rho: f64) -> Result<()> {
+    match rho >= 1.0 && rho.is_finite() {
+        true => Ok(()),
+        false => Err(Error::InvalidArgument {
+            name: "rho",
+            message: format!("{rho} is below 1; no redistribution is 1, usual is 2"),
+        }),
+    }
 }
 
 #[cfg(all(test, feature = "flex"))]

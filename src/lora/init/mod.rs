@@ -20,6 +20,7 @@ mod pissa;
 
 use burn::tensor::{DType, Tensor};
 
+pub(crate) use eva::check_rho;
 pub use eva::{ActivationStatistics, largest_rank, redistribute_ranks};
 pub use loftq::loftq;
 pub use olora::olora;
