@@ -6,6 +6,7 @@ mod combine;
 mod eva;
 mod init;
 mod layout;
+mod loftq;
 mod params;
 mod path;
 mod state_dict;
@@ -20,6 +21,7 @@ pub use combine::combine_adapters;
 pub use eva::initialize_eva;
 pub use init::initialize_adapters;
 pub(crate) use layout::transposed;
+pub use loftq::initialize_loftq;
 pub use params::{
     ParamCount, ParamInfo, ParamSet, get_adapter_params, get_params, initialize_params,
     set_trainable_params, train_adapters,

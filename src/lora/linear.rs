@@ -245,6 +245,10 @@ impl AdaptedLayer for LoRALinear {
     fn freeze_base(&mut self) {
         replace_with::replace_with_or_abort(&mut self.base, Module::no_grad);
     }
+
+    fn set_weight(&mut self, weight: Tensor<2>) {
+        replace_with::replace_with_or_abort(&mut self.base.weight, |old| old.map(|_| weight));
+    }
 }
 
 // The base's parameters have no level of their own: a weight is `q_proj.weight`, with and without adapters.
