@@ -92,15 +92,13 @@ impl Sizes {
     fn config(self) -> LlamaConfig {
         match self {
             Self::Llama2_7b => LlamaConfig::llama2_7b(),
-            Self::Tiny => LlamaConfig {
-                num_layers: 2,
-                num_heads: 4,
-                num_kv_heads: 4,
-                head_dim: 16,
-                embed_dim: 64,
-                intermediate_dim: 172,
-                ..LlamaConfig::llama2_7b()
-            },
+            Self::Tiny => LlamaConfig::llama2_7b()
+                .with_num_layers(2)
+                .with_num_heads(4)
+                .with_num_kv_heads(4)
+                .with_head_dim(16)
+                .with_embed_dim(64)
+                .with_intermediate_dim(172),
         }
     }
 }

@@ -41,14 +41,16 @@ use std::time::Instant;
 
 use burn_peft::Result;
 use burn_peft::adapter::{
-    ParamCount, initialize_adapters, initialize_params, validate_state_dict_for_lora,
+    ParamCount, adapter_config, get_params, initialize_adapters, initialize_eva, initialize_params,
+    validate_state_dict_for_lora,
 };
 use burn_peft::checkpoint::{
-    copy_generation_config, load_hf_as, load_peft, read_peft_config, save_hf, save_peft_with_base,
+    copy_generation_config, load_any_adapter, load_hf_as, save_hf, save_peft_with_base,
 };
 use burn_peft::data::{Batch, DataOrder};
 use burn_peft::distributed::{ProcessGroup, broadcast_params, require_same};
 use burn_peft::llama::{LlamaConfig, TransformerDecoder};
+use burn_peft::lora::{DEFAULT_ADAPTER, Init, LoRAConfig};
 use burn_peft::ops::set_matmul_precision;
 use burn_peft::tokenizer::copy_tokenizer;
 use burn_peft::training::recipe::RecipeConfig;
@@ -122,12 +124,17 @@ fn finetune(config: &RecipeConfig, member: &Member) -> Result<()> {
     let is_first = member.group.rank() == 0;
     if is_first {
         print_work(&base_dir, &data);
-        let estimate = config.estimate_config(&llama, data.longest_row(), member.device);
-        print_device(&estimate, member);
     }
     let dir = run_dir(config, member.group)?.on_data(&data.samples);
+    let lora = dir.adapter_config(config)?;
+    require_same_adapter(member.group, &lora)?;
+    if is_first {
+        let estimate = config.estimate_config(&llama, &lora, data.longest_row(), member.device);
+        print_device(&estimate, member);
+    }
     let llama = ending_as(&tokenizer, llama);
-    let mut model = load_model(config, &llama, &base_dir, member)?;
+    let model = load_model(config, &lora, &llama, &base_dir, member)?;
+    let mut model = begin(config, model, &data, member)?;
     if is_first && !config.resume_from_checkpoint {
         dir.begin(config)?;
     }
@@ -162,28 +169,58 @@ fn require_same_run(group: &dyn ProcessGroup, config: &RecipeConfig, data: &Data
     require_same(group, "validation data", &data.validation)
 }
 
+fn require_same_adapter(group: &dyn ProcessGroup, lora: &LoRAConfig) -> Result<()> {
+    let lora = serde_json::to_string(lora).expect("a configuration is plain data");
+    require_same(group, "adapter's configuration", &lora)
+}
+
 /// The base weights with new adapters beside them.
 fn load_model(
     config: &RecipeConfig,
+    lora: &LoRAConfig,
     llama: &LlamaConfig,
     base_dir: &Path,
     member: &Member,
 ) -> Result<TransformerDecoder> {
-    let lora = config.lora();
-    let adapter = config.adapter_checkpoint.as_ref();
-    let adapter = adapter.filter(|_| !config.resume_from_checkpoint);
-    // Before the time that the base takes.
-    adapter.map(read_peft_config).transpose()?;
     let device = member.device.clone().autodiff();
-    let mut model = llama.init_lora(&lora, &device)?;
+    let mut model = llama.init_lora(lora, &device)?;
     let report = load_hf_as(&mut model, base_dir, config.dtype.into())?;
-    validate_state_dict_for_lora(&lora, &report)?;
-    let mut model = initialize_adapters(model, config.seed);
+    let adapters = get_params(&model).filter(|_, param| param.is_adapter());
+    validate_state_dict_for_lora(&adapters, &report)?;
+    let model = initialize_adapters(model, config.seed);
     initialize_params(&model);
-    if let Some(dir) = adapter {
-        load_peft(&mut model, dir)?;
-    }
     Ok(model)
+}
+
+/// What a new run begins with beyond what a seed gives: an adapter's tensors, or directions of its data.
+fn begin(
+    config: &RecipeConfig,
+    mut model: TransformerDecoder,
+    data: &Data,
+    member: &Member,
+) -> Result<TransformerDecoder> {
+    if config.resume_from_checkpoint {
+        return Ok(model);
+    }
+    if let Some(path) = &config.adapter_checkpoint {
+        load_any_adapter(&mut model, path)?;
+        return Ok(model);
+    }
+    if config.init_lora_weights != Init::Eva {
+        return Ok(model);
+    }
+    let model = initialize_eva(model, config.eva_rho, |model| {
+        data.pass_first(model, config, member.device);
+    })?;
+    initialize_params(&model);
+    require_same_adapter(member.group, &adapter_of(&model))?;
+    Ok(model)
+}
+
+/// The configuration of the run's adapter.
+fn adapter_of(model: &TransformerDecoder) -> LoRAConfig {
+    let config = adapter_config(model, DEFAULT_ADAPTER);
+    (*config.expect("the run has an adapter")).clone()
 }
 
 /// The folder of a run that begins, or of the one to go on with.
@@ -298,7 +335,7 @@ impl<'a> Run<'a> {
         let (model, output) = trainer.update(model, gradients);
         *last_step = Some(State {
             run: self.dir.clone(),
-            lora: self.config.lora(),
+            lora: adapter_of(&model),
             model: model.clone(),
             trainer: trainer.clone(),
         });
@@ -313,7 +350,8 @@ impl<'a> Run<'a> {
         }
         // If the program is told to end, it ends after this.
         let _kept = self.member.last_step.lock();
-        self.dir.save_checkpoint(model, &config.lora(), trainer)?;
+        self.dir
+            .save_checkpoint(model, &adapter_of(model), trainer)?;
         if let Some(count) = config.keep_last_n_checkpoints {
             let kept = self.dir.keep_last_checkpoints(count);
             warn("old checkpoints are left", kept);
@@ -370,7 +408,7 @@ impl<'a> Run<'a> {
     fn save(&self, model: TransformerDecoder, base_dir: &Path) -> Result<()> {
         *self.member.last_step.lock() = None;
         let base_name = base_dir.to_string_lossy();
-        let lora = self.config.lora();
+        let lora = adapter_of(&model);
         save_peft_with_base(&model, &lora, &base_name, self.dir.adapter_dir())?;
         println!("the adapter is in {}", self.dir.adapter_dir().display());
         if !self.config.save_adapter_weights_only {

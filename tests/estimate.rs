@@ -392,8 +392,9 @@ fn a_recipe_is_estimated_as_it_will_run() {
     ];
     let overrides = overrides.map(str::to_owned);
     let recipe = RecipeConfig::default().with_overrides(&overrides).unwrap();
-    let config = recipe.estimate_config(&LlamaConfig::llama2_7b(), 100, &device());
-    let expected = EstimateConfig::new(LlamaConfig::llama2_7b(), Some(recipe.lora()), 3, 100)
+    let (llama, lora) = (LlamaConfig::llama2_7b(), recipe.lora());
+    let config = recipe.estimate_config(&llama, &lora, 100, &device());
+    let expected = EstimateConfig::new(llama, Some(lora), 3, 100)
         .with_dtype(DType::BF16)
         .on_device(&device())
         .with_activations(recipe.trainer(1).options.activations);

@@ -4,13 +4,16 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use burn_peft::Error;
+use burn_peft::checkpoint::read_peft_config;
 use burn_peft::data::DataOrder;
 use burn_peft::llama::LlamaConfig;
 use burn_peft::lora::{AttnModule, Init, LoRAConfig, Targets, TrainedBias};
-use burn_peft::training::recipe::{ModelSize, OptimizerConfig, Precision, RecipeConfig, RecipeKey};
+use burn_peft::training::recipe::{
+    ModelSize, Modules, OptimizerConfig, Precision, RecipeConfig, RecipeKey,
+};
 use burn_peft::training::{Activations, AdamWConfig, LrSchedule, ScheduleKind, Trainer};
 use proptest::prelude::*;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 fn read(text: &str) -> Result<RecipeConfig, Error> {
     RecipeConfig::from_yaml(text, "run.yaml", &[])
@@ -702,6 +705,124 @@ fn text_that_is_not_yaml_names_line_and_column() {
     );
 }
 
+#[test]
+fn a_beginning_may_have_a_number() {
+    let begins = |value: &str| overridden(&[&format!("init_lora_weights={value}")]);
+    let randomized = Init::PissaRandomized { iterations: 16 };
+    for (word, init) in [
+        ("pissa_niter_16", randomized),
+        ("true", Init::Kaiming),
+        ("eva", Init::Eva),
+    ] {
+        let config = begins(word).unwrap();
+        assert_eq!(config.lora().init, init);
+        assert_eq!(read(&config.to_yaml()).unwrap(), config);
+    }
+    for value in ["false", "pissa_niter_", "pissa_niter_N", "corda", "3"] {
+        let error = begins(value).unwrap_err().to_string();
+        let all = "expected kaiming, gaussian, orthogonal, pissa, pissa_niter_N, olora or eva";
+        assert!(error.contains(all), "{error}");
+    }
+    assert_eq!(
+        complaint("lora_rank: 7\ninit_lora_weights: orthogonal\n"),
+        "run.yaml (line 1): `lora_rank`: orthogonal first values need an even rank"
+    );
+}
+
+// An adapter to begin with.
+
+/// A PEFT folder's configuration.
+fn folder(fields: Value) -> tempfile::TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("adapter_config.json"), fields.to_string()).unwrap();
+    dir
+}
+
+fn beginning_with(path: &Path, text: &str) -> Result<RecipeConfig, Error> {
+    let checkpoint = format!("adapter_checkpoint={}", path.display());
+    RecipeConfig::from_yaml(text, "run.yaml", &[checkpoint])
+}
+
+#[test]
+fn an_adapter_says_what_it_is_like() {
+    let dir = folder(json!({
+        "peft_type": "LORA", "r": 4, "lora_alpha": 6, "lora_dropout": 0.25, "bias": "all",
+        "target_modules": ["v_proj", "down_proj"], "exclude_modules": ["layers.0.mlp.down_proj"],
+        "use_dora": true, "use_rslora": true, "modules_to_save": ["lm_head"],
+        "layers_to_transform": [0, 2], "layers_pattern": "layers",
+        "rank_pattern": { "v_proj": 2 }, "alpha_pattern": { "down_proj": 3 },
+        "trainable_token_indices": [5, 7], "init_lora_weights": "gaussian",
+    }));
+    let config = beginning_with(dir.path(), "freeze_a: true\n").unwrap();
+    let lora = config.adapter_config().unwrap();
+    let expected = read_peft_config(dir.path()).unwrap();
+    assert_eq!(lora, expected.with_frozen_a(true));
+    assert_eq!(lora.layers_pattern, ["layers"]);
+    // As far as keys can say it, the configuration that a run writes does.
+    assert_eq!(
+        (config.lora_rank, config.lora_alpha, config.use_dora),
+        (4, 6.0, true)
+    );
+    assert_eq!(config.rank_pattern["v_proj"], 2);
+    let targets = Modules::Names(vec!["down_proj".into(), "v_proj".into()]);
+    assert_eq!(config.target_modules, Some(targets));
+    assert_eq!(
+        beginning_with(dir.path(), &config.to_yaml()).unwrap(),
+        config
+    );
+    let new = |config: &RecipeConfig| RecipeConfig {
+        adapter_checkpoint: None,
+        ..config.clone()
+    };
+    assert_eq!(new(&config).adapter_config().unwrap(), config.lora());
+}
+
+#[test]
+fn keys_that_describe_another_adapter_are_refused() {
+    let dir = folder(json!({
+        "peft_type": "LORA", "r": 4, "lora_alpha": 8, "target_modules": ["q_proj", "o_proj"],
+    }));
+    let begin = |text| beginning_with(dir.path(), text);
+    // The same in other words, and what a training may do otherwise.
+    let same = "lora_attn_modules: [output_proj, q_proj]\nlora_rank: 4\nlora_dropout: 0.1\n\
+                init_lora_weights: orthogonal\n";
+    let config = begin(same).unwrap();
+    assert_eq!((config.lora_alpha, config.lora_dropout), (8.0, 0.1));
+    assert_eq!(config.adapter_config().unwrap().dropout, 0.1);
+    let error = begin("seed: 3\nlora_rank: 8\nuse_dora: true\n")
+        .unwrap_err()
+        .to_string();
+    let expected = "run.yaml (line 2): `lora_rank` is 8, the adapter's 4; `use_dora` is true, the \
+                    adapter's false; leave such keys out to go on with the adapter in ";
+    assert!(error.starts_with(expected), "{error}");
+    for (text, part) in [
+        (
+            "lora_attn_modules: [q_proj]",
+            "is [q_proj], the adapter's [o_proj, q_proj]",
+        ),
+        ("apply_lora_to_mlp: true", "down_proj"),
+        ("target_modules: all-linear", "is all-linear"),
+        ("rank_pattern: {q_proj: 2}", "{q_proj: 2}, the adapter's {}"),
+        ("modules_to_save: [norm]", "is [norm], the adapter's []"),
+        (
+            "init_lora_weights: pissa",
+            "is pissa, the adapter's kaiming",
+        ),
+        ("init_lora_weights: eva", "is eva"),
+    ] {
+        let error = begin(text).unwrap_err().to_string();
+        assert!(error.contains(part), "{error}");
+    }
+}
+
+#[test]
+fn an_adapter_that_is_gone_stops_only_a_new_run() {
+    let gone = Path::new("no/such/adapter");
+    let error = beginning_with(gone, "").unwrap_err();
+    assert!(error.to_string().contains("no/such/adapter"), "{error}");
+    beginning_with(gone, "resume_from_checkpoint: true\n").unwrap();
+}
+
 // Resuming.
 
 #[test]
@@ -730,7 +851,6 @@ fn what_does_not_change_the_training_is_no_difference() {
         "save_every_n_steps=3",
         "keep_last_n_checkpoints=2",
         "save_adapter_weights_only=true",
-        "adapter_checkpoint=adapter",
         "dataset=d.json",
         "validation_dataset=v.json",
         "overwrite_output_dir=true",
@@ -738,7 +858,11 @@ fn what_does_not_change_the_training_is_no_difference() {
         "resume_from_checkpoint=true",
         "device=cuda:1",
     ]);
-    assert!(RecipeConfig::default().difference(&new.unwrap()).is_empty());
+    let new = RecipeConfig {
+        adapter_checkpoint: Some("adapter".into()),
+        ..new.unwrap()
+    };
+    assert!(RecipeConfig::default().difference(&new).is_empty());
     for name in [
         "epochs",
         "seed",

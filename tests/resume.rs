@@ -116,6 +116,7 @@ fn resuming_equals_running_through() {
         &["init_lora_weights=orthogonal"],
         &["init_lora_weights=pissa"],
         &["init_lora_weights=olora"],
+        &["init_lora_weights=pissa_niter_2"],
     ] {
         let dir = tempfile::tempdir().unwrap();
         let extra: Vec<String> = extra.iter().map(|e| e.to_string()).collect();

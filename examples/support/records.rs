@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use burn::tensor::{Device, Int, Tensor, TensorData};
 use burn_peft::data::{
     AlpacaRecord, Batch, Padding, Sample, check_vocab, load_alpaca, pack, split_validation,
     tokenize_records,
@@ -103,6 +104,25 @@ impl Data {
     pub fn longest_row(&self) -> usize {
         let tokens = |row: &Vec<usize>| row.iter().map(|i| self.samples[*i].len()).sum();
         self.rows.iter().map(tokens).max().unwrap_or(0)
+    }
+
+    /// Lets a model see records of the training, in its order and each alone, until it has seen enough tokens to tell
+    /// the directions of its layers' inputs.
+    pub fn pass_first(&self, model: &TransformerDecoder, config: &RecipeConfig, device: &Device) {
+        const ENOUGH: usize = 4096;
+        let order = config.data_order(self.rows.len(), 1);
+        let steps = 0..order.steps_per_epoch();
+        let rows = steps.flat_map(|step| order.step(step).concat());
+        let samples = rows.flat_map(|row| self.rows[row].iter().map(|index| &self.samples[*index]));
+        let mut seen = 0;
+        for sample in samples {
+            let ids = TensorData::new(sample.tokens.clone(), [1, sample.len()]);
+            model.forward(Tensor::<2, Int>::from_data(ids, device), None);
+            seen += sample.len();
+            if seen >= ENOUGH {
+                return;
+            }
+        }
     }
 
     pub fn batch(&self, rows: &[usize]) -> Batch {

@@ -43,6 +43,11 @@ pub fn save_adapter(adapter: &Adapter, path: impl AsRef<Path>) -> Result<()> {
     write_tensors_with(tensors, metadata, path.as_ref())
 }
 
+/// Whether a file is one that [`save_adapter`] wrote.
+pub(super) fn is_adapter_file(file: &SafetensorsFile) -> bool {
+    file.metadata(CONFIG).is_some()
+}
+
 /// Reads an adapter that [`save_adapter`] wrote.
 ///
 /// # Errors

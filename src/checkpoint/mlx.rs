@@ -15,7 +15,7 @@ use crate::lora::{DORA, LORA, LoRAConfig, MethodRef};
 use crate::{Error, Result};
 
 const CONFIG_FILE: &str = "adapter_config.json";
-const WEIGHTS_FILE: &str = "adapters.safetensors";
+pub(super) const WEIGHTS_FILE: &str = "adapters.safetensors";
 
 #[derive(Deserialize)]
 struct MlxConfig {

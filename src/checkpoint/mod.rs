@@ -6,6 +6,7 @@
 //! name and then moved.
 
 mod adapter_file;
+mod any_adapter;
 mod gguf;
 mod hf;
 mod hf_config;
@@ -20,9 +21,11 @@ mod weights;
 pub(crate) use hf_config::hf_config_key;
 
 pub use adapter_file::{load_adapter, save_adapter};
+pub use any_adapter::{load_any_adapter, read_adapter_config};
 pub use gguf::save_gguf_adapter;
 pub use hf::{copy_generation_config, load_hf, load_hf_as, read_hf_config, save_hf};
 pub use mlx::{read_mlx, save_mlx};
+pub(crate) use peft::translated;
 pub use peft::{
     Serving, attach_peft, attach_peft_as, load_peft, peft_names, read_peft_config, save_peft,
     save_peft_adapter, save_peft_for, save_peft_unconverted, save_peft_with_base,

@@ -89,10 +89,12 @@ impl EstimateConfig {
 }
 
 impl RecipeConfig {
-    /// The training that this recipe asks for, on rows of up to `seq_len` tokens.
+    /// The training that this recipe asks for, with these adapters ([`RecipeConfig::adapter_config`]), on rows of up to
+    /// `seq_len` tokens.
     pub fn estimate_config(
         &self,
         model: &LlamaConfig,
+        lora: &LoRAConfig,
         seq_len: usize,
         device: &Device,
     ) -> EstimateConfig {
@@ -102,7 +104,7 @@ impl RecipeConfig {
             dtype: self.dtype.into(),
             activations: trainer.options.activations,
             loss_chunk_rows: trainer.options.loss_chunk_rows,
-            ..EstimateConfig::new(model.clone(), Some(self.lora()), self.batch_size, seq_len)
+            ..EstimateConfig::new(model.clone(), Some(lora.clone()), self.batch_size, seq_len)
         };
         config.on_device(device)
     }

@@ -17,6 +17,7 @@
 //! # Ok::<(), burn_peft::Error>(())
 //! ```
 
+mod adapter;
 mod keys;
 mod yaml;
 
@@ -83,6 +84,8 @@ pub struct RecipeConfig {
     pub use_rslora: bool,
     /// How `A` and `B` begin.
     pub init_lora_weights: Init,
+    /// How many times its rank an adapter may get that begins with [`Init::Eva`].
+    pub eva_rho: f64,
     /// Whether `B` has a bias.
     pub lora_bias: bool,
     /// Which biases of linear layers are trained.
@@ -95,7 +98,8 @@ pub struct RecipeConfig {
     pub tokenizer: Option<PathBuf>,
     /// The folder of the base model; `None` means the embedded default model.
     pub checkpoint_dir: Option<PathBuf>,
-    /// An adapter to begin with, a PEFT folder; `None` means a new one.
+    /// An adapter to begin with, see [`read_adapter_config`](crate::checkpoint::read_adapter_config); `None` means a
+    /// new one.
     pub adapter_checkpoint: Option<PathBuf>,
 
     /// The records to train on; `None` means the embedded ones, for the embedded model only.
@@ -183,6 +187,7 @@ impl Default for RecipeConfig {
             use_dora: false,
             use_rslora: false,
             init_lora_weights: Init::Kaiming,
+            eva_rho: 2.0,
             lora_bias: false,
             bias: TrainedBias::None,
             freeze_a: false,
@@ -253,7 +258,7 @@ impl RecipeConfig {
         }
     }
 
-    /// The adapters.
+    /// New adapters; those that a run has are told by [`RecipeConfig::adapter_config`].
     pub fn lora(&self) -> LoRAConfig {
         let mut lora = LoRAConfig::new(self.lora_attn_modules.iter().copied())
             .with_mlp(self.apply_lora_to_mlp)
@@ -475,12 +480,20 @@ impl RecipeConfig {
         Self::from_yaml(&text, &path.display().to_string(), overrides)
     }
 
+    /// Reads the configuration that a run has written, whatever has become of the files that it names since.
+    pub(super) fn of_run(path: &Path) -> Result<Self> {
+        let settings = yaml::parse_file(&read_text(path)?, &path.display().to_string())?;
+        settings.iter().try_fold(Self::default(), Self::set)
+    }
+
     /// Parses YAML `text`, then applies `overrides` as [`RecipeConfig::with_overrides`] does. A
-    /// key that is not in the text keeps its default. `origin` names the text in errors.
+    /// key that is not in the text keeps its default; where `adapter_checkpoint` is set, those that describe an adapter
+    /// get the values of that one. `origin` names the text in errors.
     ///
     /// # Errors
     /// [`Error::Format`] with line and column if the text is not YAML, [`Error::Config`] with key
-    /// and line if a key is unknown, written twice, or has a value that cannot be used.
+    /// and line if a key is unknown, written twice, has a value that cannot be used, or describes another adapter than
+    /// that of `adapter_checkpoint`, and those of reading that one's configuration.
     pub fn from_yaml(text: &str, origin: &str, overrides: &[String]) -> Result<Self> {
         let mut settings = yaml::parse_file(text, origin)?;
         settings.extend(yaml::parse_overrides(overrides)?);
@@ -550,6 +563,7 @@ impl RecipeConfig {
         for setting in settings {
             self = self.set(setting)?;
         }
+        self = self.with_keys_of_adapter(settings)?;
         self.check(settings)?;
         Ok(self)
     }
@@ -582,6 +596,18 @@ impl RecipeConfig {
                 "lora_attn_modules",
                 "no layer has an adapter, name some in `lora_attn_modules`, \
                  or set `apply_lora_to_mlp` or `apply_lora_to_output` too",
+            ));
+        }
+        if let Err(Error::InvalidArgument { name, message }) = self.lora().validate_adapter() {
+            let key = match name {
+                "rank" => "lora_rank",
+                "alpha" => "lora_alpha",
+                other => other,
+            };
+            return Err(yaml::conflict(
+                settings,
+                key,
+                &format!("`{key}`: {message}"),
             ));
         }
         if self.packed && self.max_seq_len.is_none() {

@@ -7,14 +7,15 @@ use serde::{Deserialize, Serialize};
 
 use super::Trainer;
 use super::recipe::RecipeConfig;
+use crate::adapter::Adapter;
 use crate::checkpoint::{
-    load_peft, load_state_dict_file, save_peft, save_peft_unconverted, save_peft_with_base,
-    save_state_dict,
+    load_any_adapter, load_state_dict_file, read_adapter_config, save_adapter, save_peft,
+    save_peft_unconverted, save_peft_with_base, save_state_dict,
 };
 use crate::data::Sample;
 use crate::files::{create_dir, is_temporary, read_text, write_text};
 use crate::llama::TransformerDecoder;
-use crate::lora::{DEFAULT_ADAPTER, LoRAConfig};
+use crate::lora::{DEFAULT_ADAPTER, Init, LoRAConfig};
 use crate::ops::mix;
 use crate::{Error, Result};
 
@@ -65,6 +66,8 @@ const CONFIG: &str = "config.yaml";
 const LOCK: &str = ".lock";
 const SUMMARY: &str = "summary.json";
 const CHECKPOINTS: &str = "checkpoints";
+/// An adapter that PEFT has no form for.
+const ADAPTER: &str = "adapter.safetensors";
 const OPTIMIZER: &str = "optimizer.safetensors";
 const TRAINER: &str = "trainer.json";
 
@@ -256,7 +259,7 @@ impl RunDir {
             return Err(run.error(NO_CHECKPOINT));
         };
         run.num_processes = state.num_processes;
-        let old = RecipeConfig::from_file(run.path.join(CONFIG), &[])?;
+        let old = RecipeConfig::of_run(&run.path.join(CONFIG))?;
         let difference = old.difference(config);
         match difference.is_empty() {
             true => Ok(run),
@@ -314,6 +317,11 @@ impl RunDir {
         let dir = self.path.join(CHECKPOINTS).join(folder_of(trainer.step));
         let base = self.base.as_ref().map(|base| base.to_string_lossy());
         match base.as_deref() {
+            // Nobody finds again what random vectors found.
+            _ if matches!(lora.init, Init::PissaRandomized { .. }) => {
+                create_dir(&dir)?;
+                save_adapter(&Adapter::of(model, DEFAULT_ADAPTER)?, dir.join(ADAPTER))?;
+            }
             // The optimizer goes on with A and B as they are.
             base if lora.init.shifts_base() => {
                 save_peft_unconverted(model, DEFAULT_ADAPTER, base, &dir)?;
@@ -348,7 +356,7 @@ impl RunDir {
     ///
     /// # Errors
     /// [`Error::Resume`] if there is none, if the trainer is to do other steps in all than the run's or on
-    /// other data, and the errors of [`load_peft`] and of the optimizer's state. Model and trainer are unchanged then.
+    /// other data, and the errors of [`load_any_adapter`] and of the optimizer's state. Model and trainer are unchanged then.
     pub fn load_checkpoint(
         &self,
         model: &mut TransformerDecoder,
@@ -377,11 +385,27 @@ impl RunDir {
         optimizer
             .load_state_dict(model, &load_state_dict_file(&path)?)
             .map_err(|error| error.in_file(&path))?;
-        load_peft(model, &dir)?;
+        load_any_adapter(model, adapter_in(dir))?;
         trainer.optimizer = optimizer;
         trainer.step = state.step;
         trainer.last_loss = state.loss;
         Ok(())
+    }
+
+    /// The adapters of the run of this configuration: those of the last checkpoint if it is resumed, and else those that
+    /// it begins with.
+    ///
+    /// # Errors
+    /// [`Error::Resume`] if there is no checkpoint, and those of [`RecipeConfig::adapter_config`].
+    pub fn adapter_config(&self, config: &RecipeConfig) -> Result<LoRAConfig> {
+        if !config.resume_from_checkpoint {
+            return config.adapter_config();
+        }
+        let Some((_, dir)) = self.last_checkpoint()? else {
+            return Err(self.error(NO_CHECKPOINT));
+        };
+        let lora = read_adapter_config(adapter_in(dir))?;
+        Ok(config.trains(lora.unwrap_or_else(|| config.lora())))
     }
 
     /// Writes `summary.json`, which marks the run as finished.
@@ -471,6 +495,12 @@ fn holds_something(path: &Path) -> bool {
         Ok(mut entries) => entries.next().is_some(),
         Err(_) => path.exists(),
     }
+}
+
+/// The adapter of a checkpoint: a PEFT folder, or a file in it.
+fn adapter_in(checkpoint: PathBuf) -> PathBuf {
+    let file = checkpoint.join(ADAPTER);
+    if file.exists() { file } else { checkpoint }
 }
 
 fn folder_of(step: usize) -> String {

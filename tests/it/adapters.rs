@@ -1,5 +1,7 @@
 //! Adapters on a model that is there already: the laws of putting on, taking off, switching, mixing and merging.
 
+use std::path::Path;
+
 use burn::module::Module;
 use burn::tensor::TensorData;
 use burn::tensor::{Distribution, Int, Tensor};
@@ -11,8 +13,9 @@ use burn_peft::adapter::{
     set_active_adapters, state_dict, with_adapters, without_adapters,
 };
 use burn_peft::checkpoint::{
-    Serving, attach_peft, attach_peft_as, load_adapter, read_peft_config, save_adapter, save_peft,
-    save_peft_adapter, save_peft_for, save_peft_unconverted, save_state_dict,
+    Serving, attach_peft, attach_peft_as, load_adapter, load_any_adapter, read_adapter_config,
+    read_peft_config, save_adapter, save_mlx, save_peft, save_peft_adapter, save_peft_for,
+    save_peft_unconverted, save_state_dict, save_torchtune,
 };
 use burn_peft::data::Batch;
 use burn_peft::llama::{Context, LlamaConfig, TransformerDecoder};
@@ -885,4 +888,89 @@ fn loftq_says_what_it_cannot_do() {
         let error = begin(&lora, iterations).unwrap_err().to_string();
         assert!(error.contains(word), "{error}");
     }
+}
+
+/// Loads an adapter into a model that is built by what its files say.
+fn loaded(path: &Path, lora: &LoRAConfig) -> burn_peft::Result<TransformerDecoder> {
+    let described = read_adapter_config(path)?;
+    let lora = described.unwrap_or_else(|| lora.clone());
+    let mut model = seeded().with_adapters(&lora)?;
+    load_any_adapter(&mut model, path)?;
+    Ok(model)
+}
+
+/// The same base each time.
+fn seeded() -> TransformerDecoder {
+    let mut model = base(&config());
+    let values = state_dict(&model).into_iter().enumerate();
+    let values = values.map(|(index, (key, value))| {
+        let at = |n: usize| ((n as f32 + 2.3 * index as f32) * 0.37).sin() * 0.2;
+        let numbers: Vec<f32> = (0..value.num_elements()).map(at).collect();
+        (key, TensorData::new(numbers, value.shape().to_vec()))
+    });
+    load_state_dict(&mut model, &values.collect(), true).unwrap();
+    model
+}
+
+#[test]
+fn an_adapter_of_any_form_is_loaded_as_its_files_describe_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let [folder, file] = ["folder", "file.safetensors"].map(|name| dir.path().join(name));
+    for lora in kinds() {
+        let model = random(seeded().with_adapters(&lora).unwrap(), 1);
+        let expected = logits(&model);
+        let adapter = Adapter::of(&model, DEFAULT_ADAPTER).unwrap();
+        save_peft_adapter(&model, DEFAULT_ADAPTER, None, &folder).unwrap();
+        save_adapter(&adapter, &file).unwrap();
+        for path in [&folder, &file] {
+            let again = loaded(path, &lora).unwrap();
+            assert_eq!(logits(&again), expected, "{lora:?}");
+        }
+        save_torchtune(&adapter, &config(), &file).unwrap();
+        let mut again = seeded().with_adapters(&lora).unwrap();
+        load_any_adapter(&mut again, &file).unwrap();
+        assert_eq!(logits(&again), expected, "{lora:?}");
+    }
+    let mlx = dir.path().join("mlx");
+    let lora = LoRAConfig::new(["q_proj", "w2"])
+        .with_rank(4)
+        .with_dora(true);
+    let model = random(seeded().with_adapters(&lora).unwrap(), 1);
+    let adapter = Adapter::of(&model, DEFAULT_ADAPTER).unwrap();
+    save_mlx(&adapter, 2, &mlx).unwrap();
+    assert_near(
+        &logits(&loaded(&mlx, &lora).unwrap()),
+        &logits(&model),
+        1e-6,
+    );
+}
+
+#[test]
+fn an_adapter_of_another_kind_than_the_models_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let lora = LoRAConfig::new(["q_proj"]).with_rank(4);
+    let model = seeded().with_adapters(&lora).unwrap();
+    let adapter = Adapter::of(&model, DEFAULT_ADAPTER).unwrap();
+    let [own, torchtune] = ["own", "torchtune"].map(|name| dir.path().join(name));
+    save_adapter(&adapter, &own).unwrap();
+    save_torchtune(&adapter, &config(), &torchtune).unwrap();
+    for (path, other, word) in [
+        (&own, lora.clone().with_alpha(3.0), "scales by"),
+        (&own, lora.clone().with_rank(2), "rank 2"),
+        (&torchtune, lora.clone().with_rank(2), "shape"),
+        (&torchtune, lora.clone().with_dora(true), "magnitude"),
+        (
+            &torchtune,
+            LoRAConfig::new(["v_proj"]).with_rank(4),
+            "v_proj",
+        ),
+    ] {
+        let mut model = seeded().with_adapters(&other).unwrap();
+        let before = state_dict(&model);
+        let error = load_any_adapter(&mut model, path).unwrap_err().to_string();
+        assert!(error.contains(word), "{error}");
+        assert_eq!(state_dict(&model), before);
+    }
+    let error = load_any_adapter(&mut seeded(), &torchtune).unwrap_err();
+    assert!(error.to_string().contains("no adapter"), "{error}");
 }

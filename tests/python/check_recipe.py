@@ -6,6 +6,7 @@ LORA_ALPACA is the example. It finetunes the embedded model for a few steps a ca
 import json
 import os
 import pathlib
+import shutil
 import signal
 import struct
 import subprocess
@@ -145,7 +146,59 @@ def an_adapter_to_begin_with(recipe: Recipe) -> None:
     second = recipe.run(f"adapter_checkpoint={first.folder / 'adapter'}").done()
     assert second.metrics("loss")[1] < first.metrics("loss")[1] - 0.1
     refused = recipe.run(f"adapter_checkpoint={first.folder / 'adapter'}", "lora_rank=4").fails()
-    assert "must have the same configuration" in refused, refused
+    assert "`lora_rank` is 4, the adapter's 8" in refused, refused
+
+
+def an_adapter_of_another_kind(recipe: Recipe) -> None:
+    """It is gone on with as it is; a run that was stopped too, whose adapter is gone by then."""
+    embedded = pathlib.Path(__file__).parents[2] / "examples/assets/tiny"
+    plain = recipe.folder / "plain.yaml"
+    plain.write_text(f"""
+checkpoint_dir: {embedded}
+dataset: {embedded}/alpaca_train.json
+max_seq_len: 128
+optimizer.lr: 1e-3
+lr_scheduler.num_warmup_steps: 0
+""")
+    for number, settings in enumerate([
+        ["use_dora=true", "target_modules=[q_proj, down_proj]", "rank_pattern={q_proj: 2}"],
+        ["modules_to_save=[norm, embed_tokens]", "lora_rank=4", "bias=all"],
+        ["init_lora_weights=eva", "lora_rank=6", "target_modules=all-linear"],
+    ]):
+        first = recipe.run("--config", str(plain), *settings, "save_every_n_steps=5").done()
+        adapter = recipe.folder / f"adapter{number}"
+        shutil.copytree(first.folder / "adapter", adapter)
+        second = recipe.run("--config", str(plain), f"adapter_checkpoint={adapter}", "save_every_n_steps=5").done()
+        assert second.metrics("loss")[1] < first.metrics("loss")[1] - 0.1
+        kinds = [run.json("adapter/adapter_config.json") for run in (first, second)]
+        for kind in kinds:
+            kind["target_modules"] = sorted(kind["target_modules"])
+        assert kinds[0] == kinds[1], kinds
+        for run in (first, second):
+            shutil.rmtree(adapter, ignore_errors=True)
+            losses = run.metrics("loss")
+            shutil.rmtree(run.folder / "checkpoints" / f"step_{STEPS}")
+            (run.folder / "summary.json").unlink()
+            run.command.append("resume_from_checkpoint=true")
+            if run is second:
+                refused = run.fails()
+                assert "had another configuration" in refused, refused
+                shutil.copytree(first.folder / "adapter", adapter)
+            assert run.done().metrics("loss") == losses, settings
+
+
+def first_values(recipe: Recipe) -> None:
+    """Those that need data or random vectors; a run that goes on has the same."""
+    for word in ["eva", "pissa_niter_2"]:
+        run = recipe.run(f"init_lora_weights={word}", "save_every_n_steps=5").done()
+        losses = run.metrics("loss")
+        shutil.rmtree(run.folder / "checkpoints" / f"step_{STEPS}")
+        run.command.append("resume_from_checkpoint=true")
+        assert run.done().metrics("loss") == losses, word
+    eva = recipe.run("init_lora_weights=eva", "eva_rho=1").done()
+    assert eva.json("adapter/adapter_config.json")["rank_pattern"] == {}
+    refused = recipe.run("init_lora_weights=false").fails()
+    assert "pissa_niter_N, olora or eva" in refused, refused
 
 
 def mistakes(recipe: Recipe) -> None:
@@ -200,6 +253,8 @@ def main(program: str) -> None:
             notes,
             a_finished_folder,
             an_adapter_to_begin_with,
+            an_adapter_of_another_kind,
+            first_values,
             an_interrupt,
             mistakes,
         ]:

@@ -241,7 +241,7 @@ fn settings_by(model: &TransformerDecoder, config: &LoRAConfig) -> Result<LayerS
 
 /// The model's adapters must be where the configuration says, and be what it says. `other` is where the
 /// configuration is from, in words.
-fn check_config(
+pub(super) fn check_config(
     model: &TransformerDecoder,
     config: &LoRAConfig,
     other: &str,
@@ -513,7 +513,8 @@ fn is_alike(found: &LayerSettings, other: &LayerSettings) -> bool {
     found.len() == other.len() && found.iter().all(alike)
 }
 
-fn translated(config: &LoRAConfig) -> LoRAConfig {
+/// The same configuration with Hugging Face's names in the place of ours, name by name.
+pub(crate) fn translated(config: &LoRAConfig) -> LoRAConfig {
     let name = |name: &String| match (last_part_to_hf(name), module_to_hf(name)) {
         (_, Some(path)) if name.contains('.') => path,
         (Some(last), _) => last.to_owned(),

@@ -6,6 +6,7 @@ use serde_json::Value;
 
 use super::RecipeConfig;
 use crate::error::nearest;
+use crate::lora::Init;
 
 /// A key of the recipe: a row of the table in `docs/recipe.md`.
 #[derive(Debug)]
@@ -27,6 +28,8 @@ enum Kind {
     Positive,
     /// A number from 0 up.
     NonNegative,
+    /// A number from this up.
+    AtLeast(f64),
     /// A number from 0 up to but not including 1.
     Fraction,
     /// Two such numbers.
@@ -35,6 +38,8 @@ enum Kind {
     Text(&'static str),
     Word(&'static [&'static str]),
     Words(&'static [&'static str]),
+    /// A word for how A and B begin, see [`Init::WORDS`].
+    Beginning,
     /// Names of modules, a regular expression, or a word for all.
     Modules,
     /// Names of modules.
@@ -50,6 +55,9 @@ enum Kind {
 use Kind::*;
 
 const PATH: Kind = Text("a path");
+
+/// Those of [`Init::WORDS`] without a number.
+const BEGINNINGS: [&str; 6] = ["kaiming", "gaussian", "orthogonal", "pissa", "olora", "eva"];
 
 /// Other names in use for the same word, with ours.
 const ALIASES: [(&str, &str); 6] = [
@@ -142,8 +150,13 @@ pub(super) const KEYS: &[RecipeKey] = &[
     ),
     key(
         "init_lora_weights",
-        Word(&["kaiming", "gaussian", "orthogonal", "pissa", "olora"]),
-        "How A and B begin, see docs/methods/first-values.md.",
+        Beginning,
+        "How A and B begin, see docs/methods/first-values.md; `true` is kaiming, as in PEFT.",
+    ),
+    key(
+        "eva_rho",
+        AtLeast(1.0),
+        "How many times its rank an adapter that begins with eva may get; 1 leaves ranks alone.",
     ),
     key("lora_bias", Flag, "A bias of B, scaled as the update."),
     key(
@@ -168,7 +181,7 @@ pub(super) const KEYS: &[RecipeKey] = &[
     key(
         "adapter_checkpoint",
         PATH,
-        "PEFT folder with an adapter of the same configuration to begin with; `null` is a new adapter.",
+        "An adapter to begin with, of PEFT, mlx-lm, torchtune or `save_adapter`; `null` is a new one.",
     )
     .optional()
     .free(),
@@ -405,6 +418,7 @@ impl RecipeKey {
     pub fn choices(&self) -> &'static [&'static str] {
         match self.kind {
             Word(choices) | Words(choices) => choices,
+            Beginning => &BEGINNINGS,
             _ => &[],
         }
     }
@@ -504,6 +518,7 @@ impl Kind {
             // In f32, in which it serves.
             Positive => value.as_f64().is_some_and(|x| x as f32 > 0.0),
             NonNegative => value.as_f64().is_some_and(|x| x >= 0.0),
+            AtLeast(min) => value.as_f64().is_some_and(|x| x >= *min),
             Fraction => is_fraction(value),
             FractionPair => value
                 .as_array()
@@ -511,6 +526,7 @@ impl Kind {
             Text(_) => value.as_str().is_some_and(|text| !text.trim().is_empty()),
             Word(choices) => return word(choices, value).map(Value::from),
             Words(choices) => return words(choices, value),
+            Beginning => return beginning(value).map(|init| init.to_string().into()),
             Modules => {
                 let is_pattern = value.as_str().is_some_and(|text| !text.trim().is_empty());
                 is_pattern || is_list(value, Value::is_string)
@@ -522,6 +538,14 @@ impl Kind {
             Rows => is_map(value, |rows| is_list(rows, Value::is_u64)),
         };
         accepted.then(|| value.clone())
+    }
+}
+
+/// PEFT's `false` leaves a weight of random numbers in `B` too, for its own tests.
+fn beginning(value: &Value) -> Option<Init> {
+    match value {
+        Value::Bool(true) => Some(Init::Kaiming),
+        value => value.as_str()?.parse().ok(),
     }
 }
 
@@ -565,11 +589,13 @@ impl fmt::Display for Kind {
             Count(min) => write!(f, "a whole number, at least {min}"),
             Positive => write!(f, "a number above 0"),
             NonNegative => write!(f, "a number, at least 0"),
+            AtLeast(min) => write!(f, "a number, at least {min}"),
             Fraction => write!(f, "a number from 0 to below 1"),
             FractionPair => write!(f, "two numbers from 0 to below 1"),
             Text(meaning) => write!(f, "{meaning}"),
             Word(choices) => write!(f, "{}", or(choices)),
             Words(choices) => write!(f, "a list of {}", choices.join(", ")),
+            Beginning => write!(f, "{}", or(&Init::WORDS)),
             Modules => write!(f, "a list of names, a regular expression or all-linear"),
             Names => write!(f, "a list of names"),
             Indices => write!(f, "a list of whole numbers"),

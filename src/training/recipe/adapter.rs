@@ -1,0 +1,135 @@
+//! A recipe that goes on with an adapter: its files say what the adapter is like.
+
+use serde_json::{Value, json};
+
+use super::yaml::{self, Setting};
+use super::{RecipeConfig, RecipeKey, keys};
+use crate::Result;
+use crate::checkpoint::{read_adapter_config, translated};
+use crate::lora::{Init, LoRAConfig, Targets};
+
+/// Keys that say the same of an adapter, and the first one's value, in the words of Hugging Face's files.
+type Described = (&'static [&'static str], Value);
+
+const TARGETS: &[&str] = &[
+    "target_modules",
+    "lora_attn_modules",
+    "apply_lora_to_mlp",
+    "apply_lora_to_output",
+];
+const INIT: &str = "init_lora_weights";
+/// What a training may do otherwise than the one before.
+const FREE: [&str; 2] = ["lora_dropout", "freeze_a"];
+
+impl RecipeConfig {
+    /// The adapters of a new run: that of `adapter_checkpoint` as its files describe it, or else [`Self::lora`], which
+    /// also describes an adapter whose file does not (torchtune's). Dropout and `freeze_a` are the recipe's.
+    ///
+    /// # Errors
+    /// Those of [`read_adapter_config`].
+    pub fn adapter_config(&self) -> Result<LoRAConfig> {
+        let path = self.adapter_checkpoint.as_ref();
+        let described = path.map(read_adapter_config).transpose()?.flatten();
+        Ok(described.map_or_else(|| self.lora(), |lora| self.trains(lora)))
+    }
+
+    /// An adapter with what the recipe alone says of its training.
+    pub(in crate::training) fn trains(&self, lora: LoRAConfig) -> LoRAConfig {
+        lora.with_dropout(self.lora_dropout)
+            .with_frozen_a(self.freeze_a)
+    }
+
+    /// The values that the files of `adapter_checkpoint` have for keys that are not set. Keys that are must say the
+    /// same.
+    pub(super) fn with_keys_of_adapter(self, settings: &[Setting]) -> Result<Self> {
+        let Some(path) = &self.adapter_checkpoint else {
+            return Ok(self);
+        };
+        let lora = match read_adapter_config(path) {
+            Ok(Some(lora)) => lora,
+            Ok(None) => return Ok(self),
+            // The run has its checkpoints.
+            Err(_) if self.resume_from_checkpoint => return Ok(self),
+            Err(error) => return Err(error),
+        };
+        let set_key = |keys: &[&'static str]| {
+            let mut settings = settings.iter().rev();
+            settings.find_map(|setting| keys.iter().copied().find(|key| setting.key == *key))
+        };
+        let mut tree = self.tree();
+        let mut differing = Vec::new();
+        for ((names, own), (_, of_files)) in
+            described(&self.lora()).into_iter().zip(described(&lora))
+        {
+            if own == of_files {
+                continue;
+            }
+            match set_key(names) {
+                None => {
+                    let key = RecipeKey::find(names[0]).expect("it is in the table");
+                    *key.of_mut(&mut tree) = of_files;
+                }
+                Some(key) if FREE.contains(&key) => {}
+                Some(INIT) if !decides(self.init_lora_weights, lora.init) => {}
+                Some(key) => {
+                    let [own, of_files] = [&own, &of_files].map(keys::show);
+                    differing.push((key, format!("`{key}` is {own}, the adapter's {of_files}")));
+                }
+            }
+        }
+        let Some((first, _)) = differing.first() else {
+            return Ok(serde_json::from_value(tree).expect("an adapter's values are those of keys"));
+        };
+        let all: Vec<_> = differing.iter().map(|(_, text)| text.as_str()).collect();
+        let message = format!(
+            "{}; leave such keys out to go on with the adapter in {} as it is, or set no `adapter_checkpoint`",
+            all.join("; "),
+            path.display()
+        );
+        Err(yaml::conflict(settings, first, &message))
+    }
+}
+
+/// Whether it matters to an adapter that exists how it is said to begin: if a part of the base is its, or data is asked
+/// for.
+fn decides(own: Init, of_files: Init) -> bool {
+    own.shifts_base() || of_files.shifts_base() || own == Init::Eva
+}
+
+fn described(lora: &LoRAConfig) -> Vec<Described> {
+    let lora = translated(lora);
+    let sorted = |names: &[String]| {
+        let mut names = names.to_vec();
+        names.sort();
+        json!(names)
+    };
+    let modules = |targets: &Targets| match targets {
+        Targets::Names(names) => sorted(names),
+        Targets::Pattern(pattern) => json!(pattern),
+        Targets::AllLinear => json!("all-linear"),
+    };
+    vec![
+        (TARGETS, modules(&lora.targets)),
+        (
+            &["exclude_modules"],
+            json!(lora.exclude.as_ref().map(modules)),
+        ),
+        (&["layers_to_transform"], json!(lora.layers)),
+        (&["modules_to_save"], sorted(&lora.modules_to_save)),
+        (
+            &["trainable_token_indices"],
+            json!(lora.trainable_token_indices),
+        ),
+        (&["lora_rank"], json!(lora.rank)),
+        (&["lora_alpha"], json!(lora.alpha)),
+        (&["rank_pattern"], json!(lora.rank_pattern)),
+        (&["alpha_pattern"], json!(lora.alpha_pattern)),
+        (&["lora_dropout"], json!(lora.dropout)),
+        (&["use_dora"], json!(lora.uses_dora())),
+        (&["use_rslora"], json!(lora.use_rslora)),
+        (&[INIT], json!(lora.init)),
+        (&["lora_bias"], json!(lora.lora_bias)),
+        (&["bias"], json!(lora.bias)),
+        (&["freeze_a"], json!(lora.freeze_a)),
+    ]
+}
