@@ -1660,6 +1660,8 @@ fn beginning_a_run_with_what_it_would_delete() {
     let (dir, config, run) = finished_run();
     let merged = run.merged_dir();
     drop(run);
+    // An adapter whose recipe goes on with it.
+    save_peft(&lora_model(&qv_config()), &qv_config(), &merged).unwrap();
     // By another way to the same folder.
     let detour = merged.join("../adapter/../merged");
     for (key, path) in [
