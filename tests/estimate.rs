@@ -16,7 +16,7 @@ use burn_peft::adapter::{ParamCount, initialize_params};
 use burn_peft::checkpoint::{load_hf_as, save_hf};
 use burn_peft::data::Batch;
 use burn_peft::llama::{Context, LlamaConfig, TransformerDecoder};
-use burn_peft::lora::{AttnModule, LoRAConfig};
+use burn_peft::lora::{AttnModule, Init, LoRAConfig, Targets, TrainedBias};
 use burn_peft::ops::{AttentionBody, set_fused};
 use burn_peft::training::recipe::RecipeConfig;
 use burn_peft::training::{
@@ -36,6 +36,7 @@ fn alone() -> MutexGuard<'static, ()> {
     // SAFETY: the standard library reads and writes the environment under a lock, and nothing else
     // here does.
     unsafe { std::env::set_var("RAYON_NUM_THREADS", "2") };
+    set_fused(true); // whatever a test that failed has left
     guard
 }
 
@@ -101,7 +102,6 @@ fn measured_saved_bytes(config: &EstimateConfig, input_is_tracked: bool) -> usiz
 
 #[test]
 fn a_layer_keeps_what_the_formula_says() {
-    use DType::{BF16, F32};
     let _alone = alone();
     let grouped = llama(1, 256, 2, 1000);
     let mlp_only = LoRAConfig::default().with_mlp(true);
@@ -118,25 +118,49 @@ fn a_layer_keeps_what_the_formula_says() {
         qv(8).with_dora(true),
         all(8).with_dora(true),
         all(8).with_dora(true).with_dropout(0.1),
+        all(8).with_frozen_a(true),
+        all(8).with_frozen_a(true).with_dora(true),
+        all(8).with_lora_bias(true),
+        qv(8).with_init(Init::Pissa),
+        qv(8).with_init(Init::Olora).with_dora(true),
+        qv(8).with_modules_to_save(["mlp_norm", "w1"]),
     ];
-    for model in [llama(1, 256, 8, 1000), grouped] {
-        for lora in &loras {
+    let biases = [LoRAConfig::default(), qv(8).with_lora_bias(true)]
+        .map(|lora| lora.with_bias(TrainedBias::All));
+    let biased = grouped
+        .clone()
+        .with_qkv_bias(true)
+        .with_output_proj_bias(true);
+    let models = [
+        (llama(1, 256, 8, 1000), &loras[..11]),
+        (grouped, &loras),
+        (biased, &biases),
+    ];
+    for (model, loras) in models {
+        for lora in loras {
             for is_tracked in [true, false] {
-                let mut config = EstimateConfig::new(model.clone(), Some(lora.clone()), 2, 1024);
-                // Half precision is computed by the portable bodies.
-                for (dtype, fused) in [(BF16, false), (F32, false), (F32, true)] {
-                    config.compute_dtype = dtype;
-                    let expected = saved_bytes_per_layer(&config, is_tracked);
-                    set_fused(fused);
-                    let found = measured_saved_bytes(&config, is_tracked);
-                    assert!(
-                        found.abs_diff(expected as usize) <= found / 100,
-                        "{found} bytes, not {expected}: {dtype:?}, fused {fused}, tracked \
-                         {is_tracked}, {lora:?}"
-                    );
-                }
+                check_saved_bytes(&model, lora, is_tracked);
             }
         }
+    }
+}
+
+/// With activations in half precision, which the portable bodies compute, and in f32 on both paths.
+fn check_saved_bytes(model: &LlamaConfig, lora: &LoRAConfig, is_tracked: bool) {
+    let mut config = EstimateConfig::new(model.clone(), Some(lora.clone()), 2, 1024);
+    for (dtype, fused) in [
+        (DType::BF16, false),
+        (DType::F32, false),
+        (DType::F32, true),
+    ] {
+        config.compute_dtype = dtype;
+        let expected = saved_bytes_per_layer(&config, is_tracked);
+        set_fused(fused);
+        let found = measured_saved_bytes(&config, is_tracked);
+        assert!(
+            found.abs_diff(expected as usize) <= found / 100,
+            "{found} bytes, not {expected}: {dtype:?}, fused {fused}, tracked {is_tracked}, {lora:?}"
+        );
     }
 }
 
@@ -211,6 +235,7 @@ fn trainer(config: &EstimateConfig) -> Trainer {
 fn measured_peak(config: &EstimateConfig) -> usize {
     let weights = tempfile::tempdir().unwrap();
     save_hf(&config.model.init(&Device::flex()), weights.path()).unwrap();
+    drop(model(config, weights.path())); // what threads allocate once
     let before = live_bytes();
     let mut model = model(config, weights.path());
     reset_peak();
@@ -314,11 +339,160 @@ fn trainings() -> Vec<(&'static str, EstimateConfig)> {
     ]
 }
 
+/// With an output that stays the embedding's weight.
+fn kept_tied(mut lora: LoRAConfig) -> LoRAConfig {
+    lora.ensure_weight_tying = true;
+    lora
+}
+
+/// A training for each method and target style, named after it.
+fn methods() -> Vec<(&'static str, EstimateConfig)> {
+    let small = || llama(4, 256, 8, 4000);
+    let tied = || small().with_tie_embeddings(true);
+    let biased = || small().with_qkv_bias(true).with_output_proj_bias(true);
+    let lora = |model, lora| EstimateConfig::new(model, Some(lora), 2, 256);
+    let tokens = |name| all(8).with_trainable_tokens(name, 0..100);
+    let saved = |modules: &[&str]| qv(8).with_modules_to_save(modules.iter().copied());
+    let vocabulary = || qv(8).with_modules_to_save(["tok_embeddings", "output"]);
+    vec![
+        ("all, rank 32", lora(small(), all(32))),
+        (
+            "rslora, rank pattern",
+            lora(
+                small(),
+                all(8)
+                    .with_rslora(true)
+                    .with_rank_pattern([("layers.1.attn.q_proj", 64), ("w2", 128)]),
+            ),
+        ),
+        ("one layer", lora(small(), all(16).with_layers([2]))),
+        (
+            "all linear",
+            lora(
+                small(),
+                LoRAConfig::default().with_targets(Targets::AllLinear),
+            ),
+        ),
+        (
+            "pattern, dora",
+            lora(
+                small(),
+                LoRAConfig::default()
+                    .with_targets(Targets::pattern(r".*\.(k|output)_proj"))
+                    .with_dora(true),
+            ),
+        ),
+        ("lora bias", lora(small(), all(8).with_lora_bias(true))),
+        (
+            "biases of its layers",
+            lora(biased(), qv(8).with_bias(TrainedBias::LoraOnly)),
+        ),
+        (
+            "all biases",
+            lora(biased(), qv(8).with_bias(TrainedBias::All)),
+        ),
+        (
+            "biases alone",
+            lora(biased(), LoRAConfig::default().with_bias(TrainedBias::All)),
+        ),
+        ("lora-fa", lora(small(), all(64).with_frozen_a(true))),
+        (
+            "dora, dropout",
+            lora(small(), all(8).with_dora(true).with_dropout(0.1)),
+        ),
+        (
+            "orthogonal",
+            lora(small(), all(8).with_init(Init::Orthogonal)),
+        ),
+        ("pissa", lora(small(), all(32).with_init(Init::Pissa))),
+        ("olora", lora(small(), all(32).with_init(Init::Olora))),
+        (
+            "pissa, dropout",
+            lora(small(), all(32).with_init(Init::Pissa).with_dropout(0.1)),
+        ),
+        (
+            "pissa, dora",
+            lora(small(), all(32).with_init(Init::Pissa).with_dora(true)),
+        ),
+        (
+            "embedding",
+            lora(small(), LoRAConfig::new(["q_proj", "tok_embeddings"])),
+        ),
+        (
+            "embedding, dora",
+            lora(
+                small(),
+                LoRAConfig::new(["q_proj", "tok_embeddings"]).with_dora(true),
+            ),
+        ),
+        ("head", lora(small(), qv(8).with_output(true))),
+        ("tied head", lora(tied(), qv(8).with_output(true))),
+        (
+            "tied head, dora",
+            lora(tied(), qv(8).with_output(true).with_dora(true)),
+        ),
+        (
+            "tied embedding and head",
+            lora(
+                tied(),
+                LoRAConfig::new(["q_proj", "tok_embeddings", "output"]),
+            ),
+        ),
+        ("saved embedding", lora(small(), saved(&["tok_embeddings"]))),
+        ("saved head", lora(small(), saved(&["output"]))),
+        ("saved embedding and head", lora(small(), vocabulary())),
+        ("saved vocabulary, tied", lora(tied(), vocabulary())),
+        (
+            "saved embedding, kept tied",
+            lora(tied(), kept_tied(saved(&["tok_embeddings"]))),
+        ),
+        (
+            "larger vocabulary",
+            lora(small(), vocabulary().with_vocab_size(5000)),
+        ),
+        ("saved norms", lora(small(), saved(&["norm"]))),
+        ("token rows", lora(small(), tokens("tok_embeddings"))),
+        ("token rows, tied", lora(tied(), tokens("tok_embeddings"))),
+        ("token rows of the head", lora(small(), tokens("output"))),
+    ]
+}
+
+/// The same with activations computed again or a base in bf16.
+fn recomputed_methods() -> Vec<(&'static str, EstimateConfig)> {
+    let chosen = |name: &str| {
+        let names = [
+            "lora bias",
+            "pissa",
+            "embedding, dora",
+            "saved embedding and head",
+            "saved norms",
+            "token rows, tied",
+            "all biases",
+        ];
+        names.contains(&name)
+    };
+    let methods = methods().into_iter().filter(|(name, _)| chosen(name));
+    let recompute = Activations::Recompute { layers: 1 };
+    methods
+        .map(|(name, config)| {
+            (
+                name,
+                config.with_activations(recompute).with_dtype(DType::BF16),
+            )
+        })
+        .collect()
+}
+
 #[test]
 fn a_training_takes_what_was_estimated() {
     let _alone = alone();
     let mut wrong = Vec::new();
-    for (name, config) in trainings() {
+    let prefixed = |prefix: &'static str, trainings: Vec<(&'static str, EstimateConfig)>| {
+        let trainings = trainings.into_iter();
+        trainings.map(move |(name, config)| (format!("{prefix}{name}"), config))
+    };
+    let trainings = prefixed("", trainings()).chain(prefixed("", methods()));
+    for (name, config) in trainings.chain(prefixed("bf16, recomputed: ", recomputed_methods())) {
         let expected = estimate(&config);
         let found = measured_peak(&config);
         let percent = 100.0 * (expected.total() as f64 / found as f64 - 1.0);

@@ -59,6 +59,20 @@ pub(crate) fn with_named_adapters<M: Module>(
     let config = Arc::new(config.clone());
     let plan = Plan::of(&model, &config, names)?;
     plan.require_all_found(&config)?;
+    Ok(attach_all(model, plan, name))
+}
+
+/// The same for whatever a configuration finds, maybe nothing.
+pub(crate) fn with_found_adapters<M: Module>(
+    model: M,
+    config: &LoRAConfig,
+    names: impl Fn(&str) -> ModuleNames + 'static,
+) -> Result<M> {
+    let plan = Plan::of(&model, &Arc::new(config.clone()), names)?;
+    Ok(attach_all(model, plan, DEFAULT_ADAPTER))
+}
+
+fn attach_all<M: Module>(model: M, plan: Plan, name: &str) -> M {
     let (targets, attached) = (plan.adapters, name.to_owned());
     let model = edit_layers(model, move |place, layer| {
         let Some((_, adapter)) = targets.iter().find(|(path, _)| path == place.path) else {
@@ -67,7 +81,7 @@ pub(crate) fn with_named_adapters<M: Module>(
         layer.freeze_base();
         layer.slot_mut().insert(&attached, adapter.clone());
     });
-    Ok(train_only(model, name))
+    train_only(model, name)
 }
 
 /// Lets the adapter of this name be trained, and nothing else.

@@ -16,7 +16,7 @@ pub use attach::{
     Adapter, adapter_config, adapter_layers, adapter_names, detach, disabled, merge_adapters,
     set_active_adapters, with_adapters, without_adapters,
 };
-pub(crate) use attach::{plan, with_named_adapters};
+pub(crate) use attach::{plan, with_found_adapters, with_named_adapters};
 pub use combine::combine_adapters;
 pub use eva::initialize_eva;
 pub use init::initialize_adapters;

@@ -1,9 +1,10 @@
 use burn::module::{Content, DisplaySettings, Module, ModuleDisplay};
 use burn::tensor::{Device, Tensor};
 
-use super::{Context, LayerCache, LlamaConfig};
+use super::{Context, LayerCache, LlamaConfig, MetaContext};
 use crate::lora::{AttnModule, LoRALinear};
-use crate::ops::attention;
+use crate::ops::meta::MetaTensor;
+use crate::ops::{attention, attention_meta, rotary_meta};
 
 /// Causal self-attention with grouped queries: `softmax(q kᵀ / sqrt(head_dim) + mask) v`.
 #[derive(Module, Debug)]
@@ -70,6 +71,16 @@ impl CausalSelfAttention {
         let [batch, seq, num_heads, head_dim] = heads.dims();
         let joined = heads.reshape([batch, seq, num_heads * head_dim]);
         self.output_proj.forward_routed(joined, routes)
+    }
+
+    /// What [`Self::forward`] holds in a training.
+    pub(super) fn meta(&self, x: MetaTensor, context: MetaContext) -> MetaTensor {
+        let q = rotary_meta(self.q_proj.meta(x.clone()));
+        let k = rotary_meta(self.k_proj.meta(x.clone()));
+        let v = self.v_proj.meta(x);
+        let MetaContext { seq, attention } = context;
+        let heads = attention_meta([q, k, v], seq, self.num_heads, attention);
+        self.output_proj.meta(heads)
     }
 
     /// `[batch, seq, heads · head_dim] -> [batch, seq, heads, head_dim]`.

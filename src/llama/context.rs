@@ -2,7 +2,7 @@ use burn::tensor::{Bool, Device, Tensor};
 
 use super::{AttentionMask, LlamaConfig, RotaryEmbedding};
 use crate::lora::Routes;
-use crate::ops::{mix, seed_dropout};
+use crate::ops::{AttentionBody, mix, seed_dropout};
 
 /// What a forward pass is told beside the tokens: rotations and mask of their positions, which adapter each row
 /// takes, and what dropout follows from.
@@ -87,4 +87,13 @@ impl Context {
             seed_dropout(mix(seed, index as u64));
         }
     }
+}
+
+/// What a forward pass on tensors without numbers is told.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct MetaContext {
+    /// The tokens of a row.
+    pub seq: usize,
+    /// How the attention runs.
+    pub attention: AttentionBody,
 }

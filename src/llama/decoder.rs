@@ -6,10 +6,13 @@ use burn::tensor::{Bool, Device, Int, Tensor};
 
 use super::names::module_names;
 use super::{Context, KvCache, LayerCache, LlamaConfig, Output, RMSNorm, TransformerDecoderLayer};
-use crate::adapter::{Adapter, merge_adapters, with_named_adapters, without_adapters};
+use crate::adapter::{
+    Adapter, merge_adapters, with_found_adapters, with_named_adapters, without_adapters,
+};
 use crate::lora::{
     DEFAULT_ADAPTER, FULL, LoRAConfig, LoRAEmbedding, LoRALinear, MethodRef, Routes, TiedOutput,
 };
+use crate::ops::meta::MetaTensor;
 use crate::{Error, Result};
 
 /// A Llama-like decoder, with or without adapters.
@@ -72,6 +75,14 @@ impl TransformerDecoder {
             });
         }
         with_named_adapters(self, lora, name, module_names)
+    }
+
+    /// The same without a check that `lora` can be used: where a module that it names is missing, nothing is put.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] if a pattern is no regular expression, or a layer has no such rank or rows.
+    pub(crate) fn with_found_adapters(self, lora: &LoRAConfig) -> Result<Self> {
+        with_found_adapters(self, lora, module_names)
     }
 
     /// Puts an adapter on the model, by the paths of its modules here or their names in Hugging Face's files, see
@@ -211,5 +222,11 @@ impl TransformerDecoder {
     pub(crate) fn head(&self, hidden: Tensor<3>, routes: Option<&Routes>) -> Tensor<3> {
         let normed = self.norm.forward_routed(hidden, routes);
         self.output.forward(normed, &self.tok_embeddings, routes)
+    }
+
+    /// What [`Self::head`] holds in a training.
+    pub(crate) fn head_meta(&self, hidden: MetaTensor) -> MetaTensor {
+        self.output
+            .meta(self.norm.meta(hidden), &self.tok_embeddings)
     }
 }

@@ -1,7 +1,10 @@
 use burn::module::Module;
 use burn::tensor::{Device, Tensor};
 
-use super::{CausalSelfAttention, Context, FeedForward, LayerCache, LlamaConfig, RMSNorm};
+use super::{
+    CausalSelfAttention, Context, FeedForward, LayerCache, LlamaConfig, MetaContext, RMSNorm,
+};
+use crate::ops::meta::MetaTensor;
 
 /// One layer of the decoder: `h = x + attn(sa_norm(x))`, `y = h + mlp(mlp_norm(h))`.
 #[derive(Module, Debug)]
@@ -46,5 +49,13 @@ impl TransformerDecoderLayer {
         let h = x + self.attn.forward(normed, context, cache);
         let normed = self.mlp_norm.forward_routed(h.clone(), routes);
         h + self.mlp.forward(normed, context)
+    }
+
+    /// What [`Self::forward`] holds in a training.
+    pub(crate) fn meta(&self, x: MetaTensor, context: MetaContext) -> MetaTensor {
+        let normed = self.sa_norm.meta(x.clone());
+        let h = x.add(self.attn.meta(normed, context));
+        let normed = self.mlp_norm.meta(h.clone());
+        h.add(self.mlp.meta(normed))
     }
 }

@@ -3,7 +3,8 @@ use burn::tensor::{Device, Tensor};
 
 use super::{Context, LlamaConfig};
 use crate::lora::{LoRALinear, MlpModule};
-use crate::ops::swiglu;
+use crate::ops::meta::MetaTensor;
+use crate::ops::{swiglu, swiglu_meta};
 
 /// The gated feed-forward block, `w2(silu(w1 x) · w3 x)`. Shazeer,
 /// <https://arxiv.org/abs/2002.05202>.
@@ -43,6 +44,13 @@ impl FeedForward {
         let gate = self.w1.forward_routed(x.clone(), routes);
         let up = self.w3.forward_routed(x, routes);
         self.w2.forward_routed(swiglu(gate, up), routes)
+    }
+
+    /// What [`Self::forward`] holds in a training.
+    pub(super) fn meta(&self, x: MetaTensor) -> MetaTensor {
+        let gate = self.w1.meta(x.clone());
+        let up = self.w3.meta(x);
+        self.w2.meta(swiglu_meta(gate, up))
     }
 }
 

@@ -26,6 +26,7 @@ pub use builders::{
 pub use cache::{KvCache, LayerCache};
 pub use config::{LlamaConfig, ModelType, RopeScaling};
 pub use context::Context;
+pub(crate) use context::MetaContext;
 pub use decoder::TransformerDecoder;
 pub use layer::TransformerDecoderLayer;
 pub use mlp::FeedForward;

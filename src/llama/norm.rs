@@ -5,7 +5,8 @@ use crate::lora::{
     AdaptedLayer, AdapterSlot, FULL_WEIGHT, LayerParams, LayerShape, Routes, adapted_module,
     one_line,
 };
-use crate::ops::rms_norm;
+use crate::ops::meta::{MetaParam, MetaTensor};
+use crate::ops::{rms_norm, rms_norm_meta};
 use crate::weight::{lazy_param, replace};
 
 /// Root-mean-square normalisation, `y = w · x / sqrt(mean(x²) + eps)`, computed in f32.
@@ -59,6 +60,20 @@ impl RMSNorm {
             let mut adapters = self.adapters.named(name);
             self.normed(x, adapters.find_map(|a| a.vector(FULL_WEIGHT)))
         })
+    }
+
+    /// What [`Self::forward`] holds in a training.
+    pub(super) fn meta(&self, x: MetaTensor) -> MetaTensor {
+        let of_adapter = self.adapters.active().last();
+        let of_adapter = of_adapter.and_then(|adapter| {
+            let weight = adapter.vector_param(FULL_WEIGHT)?;
+            Some(MetaParam::of_adapter(
+                weight,
+                adapter.settings().trains_layer,
+            ))
+        });
+        let weight = of_adapter.unwrap_or_else(|| x.ledger().base_param(&self.weight));
+        rms_norm_meta(x, weight)
     }
 
     fn normed(&self, x: Tensor<3>, trained: Option<Tensor<1>>) -> Tensor<3> {

@@ -5,6 +5,7 @@ use burn::module::{
 use burn::tensor::{Device, Tensor};
 
 use crate::lora::{AdapterSlot, LoRAEmbedding, LoRALinear, Routes, TiedOutput};
+use crate::ops::meta::MetaTensor;
 
 /// The projection to the vocabulary.
 #[derive(Debug, Clone)]
@@ -33,6 +34,14 @@ impl Output {
         match self {
             Self::Own(output) => output.forward_routed(hidden, routes),
             Self::Tied(output) => output.forward_routed(hidden, embedding, routes),
+        }
+    }
+
+    /// What [`Self::forward`] holds in a training.
+    pub(super) fn meta(&self, hidden: MetaTensor, embedding: &LoRAEmbedding) -> MetaTensor {
+        match self {
+            Self::Own(output) => output.meta(hidden),
+            Self::Tied(output) => output.meta(hidden, embedding),
         }
     }
 

@@ -125,7 +125,7 @@ impl LoRAEmbedding {
 
 /// What acts on a tied output: of the embedding's adapters what is the weight's in both places, unless the output has
 /// its own.
-fn on_output<'a>(
+pub(super) fn on_output<'a>(
     of_embedding: impl Iterator<Item = &'a LoRAAdapter>,
     of_output: &[&'a LoRAAdapter],
 ) -> Vec<&'a LoRAAdapter> {

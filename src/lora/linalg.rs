@@ -1,7 +1,7 @@
 //! Singular value and QR decompositions of matrices: exact on the host, or randomised by matmuls on the
 //! matrix's device.
 
-use burn::tensor::{DType, Device, Tensor, TensorData};
+use burn::tensor::{DType, Device, Int, Tensor, TensorData};
 use faer::traits::RealField;
 use faer::{Mat, MatRef};
 
@@ -39,15 +39,16 @@ pub(crate) struct Svd {
 }
 
 impl Svd {
-    /// The leading `rank` singular values and vectors.
+    /// The leading `rank` singular values and vectors, in memory of their own: a view would hold the others too.
     ///
     /// # Panics
     /// If there are fewer.
     pub(crate) fn truncate(self, rank: usize) -> Self {
+        let leading = Tensor::<1, Int>::arange(0..rank as i64, &self.s.device());
         Self {
-            u: self.u.narrow(1, 0, rank),
-            s: self.s.narrow(0, 0, rank),
-            vt: self.vt.narrow(0, 0, rank),
+            u: self.u.select(1, leading.clone()),
+            s: self.s.select(0, leading.clone()),
+            vt: self.vt.select(0, leading),
         }
     }
 }

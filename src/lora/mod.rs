@@ -23,6 +23,7 @@ pub mod init;
 mod layers;
 mod linalg;
 mod linear;
+mod meta;
 mod method;
 mod module;
 mod plain;

@@ -3,6 +3,8 @@ use burn::tensor::{DType, Device, Tensor};
 
 use super::backend::StepOps;
 use super::dispatch::dispatched;
+use super::meta::{F32, MetaOp, MetaTensor};
+use super::portable::attention::QUERY_BLOCK;
 use super::types::AttentionMask;
 
 /// How a device runs the attention, see [`attention_body`].
@@ -65,4 +67,28 @@ pub fn attention(q: Tensor<4>, k: Tensor<4>, v: Tensor<4>, mask: &AttentionMask)
         AttentionBody::Flash => Dispatch::flash_attention(q, k, v, visible).0,
         _ => Dispatch::attention(q, k, v, visible, mask.ranges().clone()),
     })
+}
+
+/// What [`attention`] of rows of `seq` tokens holds: it keeps q, k and v; [`AttentionBody::Flash`] also the output
+/// and the softmaxes' totals. The backward pass of [`AttentionBody::Blocks`] forms the scores of a block of queries
+/// and the weights' gradients (both f32), the weights and the scores' gradients; and gradients of k and v in f32.
+pub(crate) fn attention_meta(
+    [q, k, v]: [MetaTensor; 3],
+    seq: usize,
+    heads: usize,
+    body: AttentionBody,
+) -> MetaTensor {
+    let size = q.ledger().activation_size();
+    let op = MetaOp::of([q.clone(), k.clone(), v.clone()]);
+    let op = op.keeps(&q).keeps(&k).keeps(&v);
+    let op = match body {
+        AttentionBody::Cache => op,
+        AttentionBody::Blocks => {
+            let scores = q.rows * heads * seq.min(QUERY_BLOCK);
+            let keys = k.rows * (k.width + v.width);
+            op.forms_in_backward(2 * scores * (F32 + size) + keys * (F32 - size))
+        }
+        AttentionBody::Flash => op.keeps(&q.beside(heads * F32 / size)).keeps_output(),
+    };
+    op.output(q.width)
 }

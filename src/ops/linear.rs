@@ -1,8 +1,10 @@
 use burn::backend::Dispatch;
 use burn::tensor::Tensor;
 
+use super::Kept;
 use super::backend::StepOps;
 use super::dispatch::dispatched;
+use super::meta::{F32, MetaOp, MetaParam, MetaTensor};
 use super::types::DropoutMask;
 
 /// `x Wᵀ`. A weight of another type than `x` is brought to that of `x`: as a whole, or, fused, a
@@ -52,4 +54,18 @@ pub fn lora_linear<const D: usize>(
 pub(super) fn assert_fits<const D: usize>(x: &Tensor<D>, weight: &Tensor<2>) {
     let ([_, in_dim], width) = (weight.dims(), x.dims()[D - 1]);
     assert_eq!(width, in_dim, "the input's width is not the weight's");
+}
+
+/// What [`linear`] holds: it keeps x for a trained weight. The gradient of one in half precision is formed in f32.
+pub(crate) fn linear_meta(x: MetaTensor, weight: MetaParam, out_dim: usize) -> MetaTensor {
+    let widened = usize::from(weight.number_size < F32) * weight.numbers * F32;
+    let op = MetaOp::of([x.clone()]).trains(weight, widened);
+    op.keeps_for_params(&x, weight.is_trained).output(out_dim)
+}
+
+/// What [`lora_linear`] with a trained B holds: it keeps x for a trained A, and the product of rank r. What of the
+/// gradient of x goes through a dropout exists for itself, before and after.
+pub(crate) fn lora_linear_kept(rank: usize, trains_a: bool, drops: bool) -> Kept {
+    let kept = Kept::per_token(rank).with_input(trains_a);
+    kept.with_inputs_at_once(2 * usize::from(drops))
 }

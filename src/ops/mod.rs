@@ -14,6 +14,9 @@
 //! | [`attention`] | `softmax(q kᵀ / sqrt(d)) v` | q, k, v; on GPUs in half precision the output and the softmaxes' totals too |
 //! | [`swiglu`] | `silu(gate) · up` | gate, up |
 //! | [`cross_entropy_sum`] | `-Σ log softmax(logits)[target]` | its gradient, fused in the logits' place |
+//!
+//! The same stands beside each operation as a function on tensors without numbers (`meta`), which
+//! [`estimate`](crate::training::estimate) runs a step on.
 
 mod adamw;
 mod attention;
@@ -28,7 +31,9 @@ mod dispatch;
 mod dropout;
 #[cfg(feature = "flex")]
 mod flex;
+mod kept;
 mod linear;
+pub(crate) mod meta;
 mod portable;
 mod rms_norm;
 mod rotary;
@@ -39,8 +44,10 @@ mod tests;
 mod types;
 
 pub(crate) use adamw::adamw;
+pub(crate) use attention::attention_meta;
 pub use attention::{AttentionBody, attention, attention_body};
 pub(crate) use backward::{GraphState, backward_from};
+pub(crate) use cross_entropy::cross_entropy_meta;
 pub use cross_entropy::cross_entropy_sum;
 #[cfg(any(feature = "flex", feature = "cube"))]
 use device::is_fused;
@@ -49,11 +56,15 @@ pub use device::{
 };
 pub(crate) use device::{free_memory, is_fused_cpu, prepare_memory};
 pub use dropout::dropout;
+pub use kept::Kept;
 pub use linear::{linear, lora_linear};
-pub(crate) use portable::attention::QUERY_BLOCK;
+pub(crate) use linear::{linear_meta, lora_linear_kept};
 pub use rms_norm::rms_norm;
+pub(crate) use rms_norm::rms_norm_meta;
 pub use rotary::rotary;
+pub(crate) use rotary::rotary_meta;
 pub(crate) use squares::SumOfSquares;
 pub use swiglu::swiglu;
+pub(crate) use swiglu::swiglu_meta;
 pub(crate) use types::{AdamWStep, mix};
 pub use types::{AttentionMask, DropoutMask, seed_dropout};

@@ -3,6 +3,7 @@ use burn::tensor::{DType, Tensor};
 
 use super::backend::StepOps;
 use super::dispatch::dispatched;
+use super::meta::{MetaOp, MetaTensor};
 
 /// Turns the pair of the elements i and `i + head_dim / 2` of each head by an angle: `(x₁ cos - x₂
 /// sin, x₂ cos + x₁ sin)`. Su et al., <https://arxiv.org/abs/2104.09864>.
@@ -21,4 +22,10 @@ pub fn rotary(x: Tensor<4>, cos: Tensor<4>, sin: Tensor<4>) -> Tensor<4> {
     assert!(fits, "the angles do not fit the heads");
     let [cos, sin] = [cos, sin].map(|angles| angles.cast(DType::F32).into_dispatch());
     Tensor::from_dispatch(Dispatch::rotary(dispatched(x), cos, sin))
+}
+
+/// What [`rotary`] holds: it keeps the angles, which all layers share.
+pub(crate) fn rotary_meta(x: MetaTensor) -> MetaTensor {
+    let width = x.width;
+    MetaOp::of([x]).output(width)
 }

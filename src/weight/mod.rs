@@ -10,6 +10,7 @@ use burn::module::{
 use burn::tensor::module::embedding;
 use burn::tensor::{DType, Device, Int, Tensor};
 
+use crate::ops::meta::{Ledger, MetaParam};
 use crate::ops::{DropoutMask, compute_dtype, linear, lora_linear};
 pub(crate) use param::{lazy_param, random_param, replace, untracked};
 
@@ -123,6 +124,13 @@ impl FrozenWeight {
     pub fn map(self, f: impl FnOnce(Tensor<2>) -> Tensor<2>) -> Self {
         match self {
             Self::Dense(param) => Self::Dense(replace(param, |value| f(value.cast(DType::F32)))),
+        }
+    }
+
+    /// What a training holds of it.
+    pub(crate) fn meta(&self, ledger: &Ledger) -> MetaParam {
+        match self {
+            Self::Dense(param) => ledger.base_param(param),
         }
     }
 

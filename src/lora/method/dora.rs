@@ -97,12 +97,18 @@ impl Method for DoRA {
         }
     }
 
-    /// Beside `A x` the outputs that the magnitude scales, with dropout those of the dropped input too; and
-    /// `W + s·B·A` with its square to take the norm of.
+    /// Beside what LoRA keeps the outputs that the magnitude scales, with dropout those of the dropped input too;
+    /// and `W + s·B·A` with its square to take the norm of.
     fn kept(&self, layer: &LayerShape, settings: &AdapterSettings) -> Kept {
-        let drops = usize::from(settings.dropout > 0.0);
-        Kept::per_token(settings.rank + layer.dims[0] * (1 + drops))
-            .with_outputs_at_once(3 + drops)
+        let mut kept = LORA.kept(layer, settings);
+        let (drops, [rows, columns]) = (usize::from(settings.dropout > 0.0), layer.dims);
+        let scaled = match layer.kind {
+            LayerKind::Embedding => columns,
+            _ => rows,
+        };
+        kept.per_token += scaled * (1 + drops);
+        kept.with_outputs_at_once(3 + drops)
+            .with_inputs_at_once(kept.inputs_at_once + 2 * drops)
             .with_weight_copies(2)
     }
 }

@@ -99,8 +99,8 @@ impl Method for Full {
         untracked(adapter.matrix(FULL_WEIGHT)).cast(DType::F32)
     }
 
-    fn kept(&self, _layer: &LayerShape, _settings: &AdapterSettings) -> Kept {
-        Kept::per_token(0)
+    fn kept(&self, _layer: &LayerShape, settings: &AdapterSettings) -> Kept {
+        Kept::per_token(0).with_input(settings.trains_layer)
     }
 }
 
@@ -139,7 +139,7 @@ impl Method for Bias {
     }
 
     fn kept(&self, _layer: &LayerShape, _settings: &AdapterSettings) -> Kept {
-        Kept::per_token(0)
+        Kept::per_token(0).with_input(false)
     }
 }
 

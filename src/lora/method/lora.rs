@@ -10,7 +10,7 @@ use crate::lora::config::Init;
 use crate::lora::init::{FirstValues, olora, pissa};
 use crate::lora::linalg::Decomposition;
 use crate::lora::plain::PlainLinear;
-use crate::ops::{DropoutMask, dropout, linear};
+use crate::ops::{DropoutMask, dropout, linear, lora_linear_kept};
 use crate::weight::{FrozenWeight, untracked};
 
 /// Low-rank adaptation.
@@ -92,8 +92,13 @@ impl Method for LoRA {
         weight + update(adapter, layer.kind)
     }
 
+    /// What the adapter began with is a second product beside the first, forward and backward.
     fn kept(&self, _layer: &LayerShape, settings: &AdapterSettings) -> Kept {
-        Kept::per_token(settings.rank)
+        let (trains_a, drops) = (!settings.freeze_a, settings.dropout > 0.0);
+        let kept = lora_linear_kept(settings.rank, trains_a, drops);
+        let is_shifted = usize::from(settings.begins_with_base);
+        kept.with_outputs_at_once(kept.outputs_at_once + is_shifted)
+            .with_inputs_at_once(kept.inputs_at_once + is_shifted)
     }
 }
 

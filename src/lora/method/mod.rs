@@ -18,6 +18,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use super::adapter::{AdapterSettings, LoRAAdapter};
 use super::plain::PlainLinear;
 use crate::ops::DropoutMask;
+pub use crate::ops::Kept;
 use crate::weight::FrozenWeight;
 
 pub use dora::DORA;
@@ -272,41 +273,6 @@ impl LayerParams {
                 .weight
                 .as_ref()
                 .is_none_or(FrozenWeight::is_initialized)
-    }
-}
-
-/// What a training with a method holds, in numbers of the activations' type unless said otherwise.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct Kept {
-    /// Per token, until the backward pass, beside the layer's input.
-    pub per_token: usize,
-    /// Tensors of the output's size that exist while the output is formed, the output among them.
-    pub outputs_at_once: usize,
-    /// How many f32 copies of the weight's size the forward pass forms and drops, for a base in f32.
-    pub weight_copies: usize,
-}
-
-impl Kept {
-    /// What one kept tensor of so many numbers a token makes.
-    pub fn per_token(numbers: usize) -> Self {
-        Self {
-            per_token: numbers,
-            outputs_at_once: 1,
-            weight_copies: 0,
-        }
-    }
-
-    /// The same, with this many tensors of the output's size at a time.
-    pub fn with_outputs_at_once(mut self, count: usize) -> Self {
-        self.outputs_at_once = count;
-        self
-    }
-
-    /// The same, with so many copies of the weight.
-    pub fn with_weight_copies(mut self, count: usize) -> Self {
-        self.weight_copies = count;
-        self
     }
 }
 

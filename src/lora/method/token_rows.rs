@@ -78,8 +78,8 @@ impl Method for TokenRows {
         weight * is_other.unsqueeze_dim(1) + new.select(0, row_of)
     }
 
-    fn kept(&self, layer: &LayerShape, _settings: &AdapterSettings) -> Kept {
-        Kept::per_token(layer.dims[1]).with_outputs_at_once(2)
+    fn kept(&self, _layer: &LayerShape, _settings: &AdapterSettings) -> Kept {
+        Kept::per_token(0).with_outputs_at_once(2)
     }
 }
 
