@@ -31,7 +31,7 @@ impl LoRAEmbedding {
         }
     }
 
-    /// Looks up token vectors, in the type that the model computes in, see [`compute_dtype`].
+    /// Looks up token vectors, in the type that the model computes in, see [`FrozenWeight::compute_dtype`].
     ///
     /// # Shapes
     /// - `ids`: `[batch, seq]`

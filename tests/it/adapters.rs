@@ -4,7 +4,7 @@ use std::path::Path;
 
 use burn::module::Module;
 use burn::tensor::TensorData;
-use burn::tensor::{Distribution, Int, Tensor};
+use burn::tensor::{Distribution, Int, Tensor, s};
 use burn_peft::Error;
 use burn_peft::adapter::{
     Adapter, ParamCount, StateDict, adapter_config, adapter_names, adapter_state_dict,
@@ -717,7 +717,7 @@ fn eva_gives_ranks_to_the_directions_that_explain_most() {
     };
     let along = |count: usize| -> Tensor<2> {
         let directions = Tensor::<2>::eye(4, &device().inner());
-        let directions = directions.slice_fill([count..4], 0.0);
+        let directions = directions.slice_fill(s![count..4, ..], 0.0);
         Tensor::cat(vec![directions.clone(), -directions], 0)
     };
     let begun = |lora: &LoRAConfig, directions: [usize; 3]| {
