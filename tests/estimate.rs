@@ -171,11 +171,9 @@ fn an_attention_without_scores_keeps_its_output_and_totals() {
     let added = |lora: LoRAConfig| {
         let [flash, other] = [AttentionBody::Flash, AttentionBody::Cache].map(|attention| {
             let lora = Some(lora.clone());
-            let config = EstimateConfig {
-                attention,
-                compute_dtype: DType::BF16,
-                ..EstimateConfig::new(model.clone(), lora, batch, seq)
-            };
+            let config = EstimateConfig::new(model.clone(), lora, batch, seq)
+                .with_attention(attention)
+                .with_compute_dtype(DType::BF16);
             saved_bytes_per_layer(&config, false)
         });
         flash - other
@@ -252,10 +250,7 @@ fn trainings() -> Vec<(&'static str, EstimateConfig)> {
     let bf16 = |config: EstimateConfig| config.with_dtype(DType::BF16);
     let recompute =
         |layers, config: EstimateConfig| config.with_activations(Activations::Recompute { layers });
-    let accumulate = |micro_batches, config| EstimateConfig {
-        micro_batches,
-        ..config
-    };
+    let accumulate = |count, config: EstimateConfig| config.with_micro_batches(count);
     let small = || llama(4, 256, 8, 4000);
     let grouped = || llama(4, 512, 4, 4000);
     let tied = small().with_tie_embeddings(true);
@@ -280,10 +275,7 @@ fn trainings() -> Vec<(&'static str, EstimateConfig)> {
         ),
         (
             "64 rows of logits",
-            EstimateConfig {
-                loss_chunk_rows: 64,
-                ..lora(llama(2, 256, 8, 8000), qv(8), 1, 256)
-            },
+            lora(llama(2, 256, 8, 8000), qv(8), 1, 256).with_loss_chunk_rows(64),
         ),
         (
             "recomputed",

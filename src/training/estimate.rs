@@ -14,11 +14,13 @@ use super::recipe::RecipeConfig;
 use crate::llama::LlamaConfig;
 use crate::lora::LoRAConfig;
 use crate::ops::{AttentionBody, attention_body, compute_dtype};
+use crate::settings::setters;
 
 pub use suggest::{Change, Suggestion, suggestions};
 
 /// A training, as far as its memory depends on it.
 #[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
 pub struct EstimateConfig {
     /// The sizes of the model.
     pub model: LlamaConfig,
@@ -64,22 +66,19 @@ impl EstimateConfig {
         }
     }
 
-    /// Another type of the base weights.
-    pub fn with_dtype(mut self, dtype: DType) -> Self {
-        self.dtype = dtype;
-        self
+    setters! {
+        with_micro_batches => micro_batches: usize,
+        with_dtype => dtype: DType,
+        with_compute_dtype => compute_dtype: DType,
+        with_attention => attention: AttentionBody,
+        with_activations => activations: Activations,
+        with_loss_chunk_rows => loss_chunk_rows: usize,
     }
 
     /// On a device: in what type it computes with a base of this type, and how.
     pub fn on_device(mut self, device: &Device) -> Self {
         self.compute_dtype = compute_dtype(device, self.dtype);
         self.attention = attention_body(device, self.compute_dtype, self.model.head_dim);
-        self
-    }
-
-    /// Activations kept or recomputed.
-    pub fn with_activations(mut self, activations: Activations) -> Self {
-        self.activations = activations;
         self
     }
 }
