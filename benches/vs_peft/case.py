@@ -22,17 +22,33 @@ REQUEST = ". Write a response that appropriately completes the request.\n\n"
 ALL_MODULES = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
 
-def make_adapter(model: LlamaForCausalLM, folder: pathlib.Path, rank: int, modules: list[str]) -> None:
-    lora = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=modules, task_type="CAUSAL_LM")
+SOME_MODULES = ["q_proj", "v_proj"]
+
+
+def make_adapter(
+    model: LlamaForCausalLM,
+    folder: pathlib.Path,
+    rank: int,
+    modules: list[str],
+    **settings: object,
+) -> None:
+    lora = LoraConfig(
+        r=rank, lora_alpha=2 * rank, target_modules=modules, task_type="CAUSAL_LM", **settings
+    )
     get_peft_model(model, lora).save_pretrained(folder)
 
 
-def make_large_adapter(case: pathlib.Path) -> None:
-    folder = case / "adapter_all_r32"
-    if not folder.exists():
-        torch.manual_seed(1)
-        model = LlamaForCausalLM.from_pretrained(case / "model")
-        make_adapter(model, folder, 32, ALL_MODULES)
+def make_other_adapters(case: pathlib.Path) -> None:
+    others = {
+        "adapter_all_r32": {"rank": 32, "modules": ALL_MODULES},
+        "adapter_dora": {"rank": 8, "modules": SOME_MODULES, "use_dora": True},
+        "adapter_all_dora": {"rank": 8, "modules": ALL_MODULES, "use_dora": True},
+    }
+    for name, settings in others.items():
+        if not (case / name).exists():
+            torch.manual_seed(1)
+            model = LlamaForCausalLM.from_pretrained(case / "model")
+            make_adapter(model, case / name, **settings)
 
 
 def make_model(case: pathlib.Path) -> None:
@@ -51,7 +67,7 @@ def make_model(case: pathlib.Path) -> None:
     )
     model = LlamaForCausalLM(config)
     model.save_pretrained(case / "model")
-    make_adapter(model, case / "adapter", 8, ["q_proj", "v_proj"])
+    make_adapter(model, case / "adapter", 8, SOME_MODULES)
     save_file({"tokens": torch.randint(0, 32000, (TOKENS,))}, case / "tokens.safetensors")
 
 
@@ -89,7 +105,7 @@ def make_alpaca(case: pathlib.Path, records: pathlib.Path, tokenizer_file: pathl
 def main(args: argparse.Namespace) -> None:
     args.case.mkdir(parents=True, exist_ok=True)
     make_model(args.case)
-    make_large_adapter(args.case)
+    make_other_adapters(args.case)
     if args.alpaca.is_file() and args.tokenizer.is_file():
         make_alpaca(args.case, args.alpaca, args.tokenizer)
 

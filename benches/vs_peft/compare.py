@@ -18,6 +18,8 @@ ALPACA = ["--alpaca"]
 LONG = ["--seq-len", "1024", "--steps", "4"]
 BF16 = ["--dtype", "bf16"]
 ALL_MODULES = ["--adapter", "adapter_all_r32"]
+DORA = ["--adapter", "adapter_dora"]
+ALL_DORA = ["--adapter", "adapter_all_dora"]
 # Name, options of both programs, options of ours alone, how far the losses may differ. With a bf16
 # base PEFT rounds activations to bf16 everywhere; ours computes in f32, or, with bf16 products,
 # rounds them inside of products.
@@ -25,6 +27,8 @@ WORK = [
     ("f32, 2 x 256", [], [], 1e-4),
     ("f32, 2 x 256, recomputed", ["--recompute"], [], 1e-4),
     ("f32, 2 x 256, all seven at rank 32", ALL_MODULES, [], 1e-4),
+    ("f32, 2 x 256, DoRA", DORA, [], 1e-4),
+    ("f32, 2 x 256, DoRA on all seven", ALL_DORA, [], 1e-4),
     ("bf16 base, 2 x 256", BF16, [], 5e-2),
     ("bf16 base, bf16 products, 2 x 256", BF16, ["--bf16-products"], 5e-2),
     ("bf16 base, 2 x 256, recomputed", [*BF16, "--recompute"], [], 5e-2),
