@@ -41,8 +41,8 @@ from safetensors.torch import load_file
 
 import adapter_cases as cases
 from adapter_reference import (
-    CONFIG, Bases, Failure, add_exactly, begin, combine, difference, gradients_of, load_base, logits_of,
-    lora_config, make_adapter, randomize_adapter, reload, require, take_steps, trained,
+    CONFIG, Bases, Failure, adapt, add_exactly, begin, combine, difference, gradients_of, load_base,
+    logits_of, lora_config, make_adapter, randomize_adapter, reload, require, take_steps, trained,
 )
 from gguf_files import expected_adapter, read_adapter
 
