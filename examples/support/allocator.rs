@@ -7,10 +7,7 @@ use libmimalloc_sys::{mi_option_set, mi_option_t};
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
-/// `mi_option_arena_eager_commit` of mimalloc.h: whether memory is committed a gigabyte at a time.
-/// The system then backs it with huge pages from the first byte that is used.
-const ARENA_EAGER_COMMIT: mi_option_t = 4;
-/// `mi_option_purge_delay`: after how many milliseconds freed memory is handed back, -1 for never.
+/// `mi_option_purge_delay` of mimalloc.h: after how many milliseconds freed memory is handed back, -1 for never.
 const PURGE_DELAY: mi_option_t = 15;
 
 /// Runs before `main`, as the first allocation of a program decides how its memory is committed.
@@ -18,6 +15,9 @@ const PURGE_DELAY: mi_option_t = 15;
 #[used]
 #[unsafe(link_section = ".init_array")]
 static COMMIT_WHAT_IS_USED: extern "C" fn() = {
+    /// `mi_option_arena_eager_commit`: whether memory is committed a gigabyte at a time. The system
+    /// then backs it with huge pages from the first byte that is used.
+    const ARENA_EAGER_COMMIT: mi_option_t = 4;
     extern "C" fn commit_what_is_used() {
         // SAFETY: the function stores a number.
         unsafe { mi_option_set(ARENA_EAGER_COMMIT, 0) };

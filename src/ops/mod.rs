@@ -2,7 +2,8 @@
 //! a backend does for them, forward and backward: the bodies of `portable`, in Burn's tensor
 //! operations, run on every backend; `flex` has better ones for the CPU (feature `flex`), `cube`
 //! kernels for GPUs (the features of their backends). `autodiff` says once, for all backends, what
-//! each operation keeps for the backward pass. `types` are what operations are told beside tensors.
+//! each operation keeps for the backward pass. `types` are what operations are told beside
+//! tensors; `meta` runs them on tensors without numbers, for the estimate of memory.
 //!
 //! | operation | equation | kept for the backward pass |
 //! |---|---|---|
