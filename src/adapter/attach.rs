@@ -9,7 +9,7 @@ use super::params::{get_adapter_params, set_trainable_params};
 use super::state_dict::{StateDict, StateReader, compare_keys, load_tensors, state_readers};
 use crate::error::nearest;
 use crate::lora::{
-    AdaptedLayer, AdapterSettings, DEFAULT_ADAPTER, LoRAAdapter, LoRAConfig, ModuleNames, Naming,
+    AdaptedLayer, DEFAULT_ADAPTER, LayerConfig, LoRAAdapter, LoRAConfig, ModuleNames, Naming,
     Place, Targets, collect_layers, edit_layers, key_prefix,
 };
 use crate::{Error, Result};
@@ -99,11 +99,11 @@ pub(crate) fn plan<M: Module>(
     model: &M,
     config: &LoRAConfig,
     names: impl Fn(&str) -> ModuleNames + 'static,
-) -> Result<Vec<(String, AdapterSettings)>> {
+) -> Result<Vec<(String, LayerConfig)>> {
     let plan = Plan::of(model, &Arc::new(config.clone()), names)?;
     let adapters = plan.adapters.into_iter();
     Ok(adapters
-        .map(|(path, adapter)| (path, adapter.settings().clone()))
+        .map(|(path, adapter)| (path, adapter.layer_config()))
         .collect())
 }
 
@@ -194,13 +194,14 @@ fn new_adapter(
     names: &ModuleNames,
 ) -> Result<Option<LoRAAdapter>> {
     let shape = layer.shape();
-    let settings = config.settings_of(names, &shape)?;
-    let is_own = |settings: &AdapterSettings| {
-        !layer.is_tied() || !config.shares_rows(&settings.token_indices)
+    let found = LayerConfig::of_layer(config, names, &shape)?;
+    let is_own = |found: &LayerConfig| {
+        !layer.is_tied() || !config.shares_rows(&found.settings.token_indices)
     };
-    let settings = settings.filter(is_own);
     let device = place.device();
-    Ok(settings.map(|settings| LoRAAdapter::new(shape, settings, &place.params, &device)))
+    Ok(found
+        .filter(is_own)
+        .map(|found| LoRAAdapter::new(shape, found, &place.params, &device)))
 }
 
 /// The model without its adapters: the base model, bit for bit.
@@ -276,7 +277,7 @@ pub fn adapter_names<M: Module>(model: &M) -> Vec<String> {
 pub fn adapter_config<M: Module>(model: &M, name: &str) -> Option<Arc<LoRAConfig>> {
     let name = name.to_owned();
     let configs = collect_layers(model, move |_, layer| {
-        Some(layer.slot().get(&name)?.settings().config.clone())
+        Some(layer.slot().get(&name)?.config().clone())
     });
     configs.into_iter().next()
 }

@@ -8,7 +8,7 @@ use burn::tensor::Tensor;
 
 use super::attach::{adapter_config, adapter_layers, detached, require_attached, train_only};
 use crate::lora::{
-    AdapterSettings, Combination, CombineOptions, Factors, LORA, LORA_A, LORA_B, LoRAAdapter,
+    Combination, CombineOptions, Factors, LORA, LORA_A, LORA_B, LayerConfig, LoRAAdapter,
     LoRAConfig, MethodRef, ParamSpec, SHIFT_A, SHIFT_B, Targets, combine, edit_layers, seed_of,
 };
 use crate::{Error, Result};
@@ -120,12 +120,9 @@ fn with_factors<M: Module>(
         let Some((_, factors)) = combined.iter().find(|(path, _)| path == place.path) else {
             return layer.slot_mut().set_active(&[]);
         };
-        let settings = AdapterSettings {
-            rank: factors.rank(),
-            alpha: alpha_of(factors),
-            ..AdapterSettings::of(config.clone())
-        };
-        let mut adapter = LoRAAdapter::new(layer.shape(), settings, &place.params, &place.device());
+        let mut own = LayerConfig::of(config.clone());
+        (own.settings.rank, own.settings.alpha) = (factors.rank(), alpha_of(factors));
+        let mut adapter = LoRAAdapter::new(layer.shape(), own, &place.params, &place.device());
         adapter.set_matrix(LORA_A, factors.a.clone());
         adapter.set_matrix(LORA_B, factors.b.clone());
         layer.freeze_base();

@@ -10,8 +10,8 @@ use super::attach::{adapter_layers, train_only};
 use super::{lasting_tensor, to_host};
 use crate::lora::init::{ActivationStatistics, check_rho, largest_rank, redistribute_ranks};
 use crate::lora::{
-    AdaptedLayer, AdapterSettings, BIAS, Init, LORA_A, LORA_B, LayerKind, LoRAAdapter, LoRAConfig,
-    MethodRef, Naming, Place, Targets, TrainedBias, collect_layers, edit_layers, record_inputs,
+    AdaptedLayer, BIAS, Init, LORA_A, LORA_B, LayerConfig, LayerKind, LoRAAdapter, LoRAConfig,
+    Naming, Place, Targets, TrainedBias, collect_layers, edit_layers, record_inputs,
 };
 use crate::{Error, Result};
 
@@ -58,7 +58,7 @@ pub fn initialize_eva<M: Module>(model: M, rho: f64, run: impl FnOnce(&M)) -> Re
     };
     let layers: Vec<Target> = layers.into_iter().filter(|l| l.adapter == name).collect();
     let statistics = layers.iter().map(|layer| {
-        let largest = largest_rank(layer.settings.rank, rho);
+        let largest = largest_rank(layer.config.settings.rank, rho);
         (layer.id, ActivationStatistics::new(layer.in_dim, largest))
     });
     let valid = model.valid();
@@ -67,10 +67,14 @@ pub fn initialize_eva<M: Module>(model: M, rho: f64, run: impl FnOnce(&M)) -> Re
     let mut ratios = Vec::new();
     for layer in &layers {
         let statistics = &inputs[&layer.id];
-        directions.push(layer.directions(statistics, largest_rank(layer.settings.rank, rho))?);
+        directions
+            .push(layer.directions(statistics, largest_rank(layer.config.settings.rank, rho))?);
         ratios.push(statistics.explained_variance_ratios());
     }
-    let ranks: Vec<usize> = layers.iter().map(|layer| layer.settings.rank).collect();
+    let ranks: Vec<usize> = layers
+        .iter()
+        .map(|layer| layer.config.settings.rank)
+        .collect();
     let ranks = redistribute_ranks(&ranks, &ratios, rho)?;
     let begun = layers.into_iter().zip(directions).zip(ranks);
     let begun = begun.map(|((layer, directions), rank)| (layer, directions, rank));
@@ -85,7 +89,7 @@ struct Target {
     in_dim: usize,
     /// The adapter's name.
     adapter: String,
-    settings: AdapterSettings,
+    config: LayerConfig,
 }
 
 fn target(place: &Place<'_>, layer: &dyn AdaptedLayer) -> Option<Target> {
@@ -99,7 +103,7 @@ fn target(place: &Place<'_>, layer: &dyn AdaptedLayer) -> Option<Target> {
         id: place.params.weight.as_ref()?.id(),
         in_dim,
         adapter: name.to_owned(),
-        settings: adapter.settings().clone(),
+        config: adapter.layer_config(),
     })
 }
 
@@ -114,28 +118,24 @@ impl Target {
     }
 
     /// What the layer's adapter is with another rank; none if it needs none.
-    fn with_rank(&self, rank: usize, config: Arc<LoRAConfig>) -> Option<AdapterSettings> {
-        let old = &self.settings;
+    fn with_rank(&self, rank: usize, config: Arc<LoRAConfig>) -> Option<LayerConfig> {
+        let mut new = self.config.clone();
         if rank > 0 {
-            return Some(AdapterSettings {
-                rank,
-                alpha: self.alpha(rank),
-                init: config.init,
-                begins_with_base: false,
-                config,
-                ..old.clone()
-            });
+            new.settings.rank = rank;
+            new.settings.alpha = self.alpha(rank);
+            new.settings.init = config.init;
+            new.settings.begins_with_base = false;
+            new.config = config;
+            return Some(new);
         }
         // As for every layer without an adapter of low rank.
-        let trains_bias = config.bias == TrainedBias::All && old.trains_bias;
-        trains_bias.then(|| AdapterSettings {
-            method: MethodRef(&BIAS),
-            ..AdapterSettings::of(config)
-        })
+        let trains_bias = config.bias == TrainedBias::All && new.settings.trains_bias;
+        trains_bias.then(|| LayerConfig::of(config).with_method(&BIAS, |_| {}))
     }
 
     fn alpha(&self, rank: usize) -> f64 {
-        self.settings.alpha * rank as f64 / self.settings.rank as f64
+        let settings = &self.config.settings;
+        settings.alpha * rank as f64 / settings.rank as f64
     }
 }
 
@@ -155,12 +155,12 @@ fn with_directions<M: Module>(model: M, name: &str, begun: Vec<(Target, Tensor<2
             }
             return;
         };
-        let Some(settings) = target.with_rank(rank, config.clone()) else {
+        let Some(own) = target.with_rank(rank, config.clone()) else {
             slot.remove(&adapter);
             return;
         };
         let (shape, device) = (layer.shape(), place.device());
-        let mut new = LoRAAdapter::new(shape, settings, &place.params, &device);
+        let mut new = LoRAAdapter::new(shape, own, &place.params, &device);
         if rank > 0 {
             // By way of the host: the directions know no autodiff.
             let a = to_host(directions.narrow(0, 0, rank));
@@ -178,10 +178,10 @@ fn with_directions<M: Module>(model: M, name: &str, begun: Vec<(Target, Tensor<2
 fn config_of<M: Module>(model: &M, name: &str, begun: &[(Target, Tensor<2>, usize)]) -> LoRAConfig {
     let of_model = adapter_layers(model, name);
     let (_, first) = of_model.first().expect("a layer has this adapter");
-    let mut config = (*first.settings().config).clone().with_init(Init::Eva);
+    let mut config = (**first.config()).clone().with_init(Init::Eva);
     if begun
         .iter()
-        .all(|(layer, _, rank)| *rank == layer.settings.rank)
+        .all(|(layer, _, rank)| *rank == layer.config.settings.rank)
     {
         return config;
     }
@@ -194,7 +194,7 @@ fn config_of<M: Module>(model: &M, name: &str, begun: &[(Target, Tensor<2>, usiz
             Some((layer, _, rank)) => (*rank, layer.alpha(*rank)),
             None => (settings.rank, settings.alpha),
         };
-        if settings.method != config.method || rank == 0 {
+        if adapter.method() != config.method || rank == 0 {
             continue;
         }
         let key = path.replace('.', r"\.");

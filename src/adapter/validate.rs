@@ -2,7 +2,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use super::{LoadReport, ParamSet};
-use crate::lora::{AdapterSettings, LayerShape, LoRAConfig, METHODS, ModuleNames, Naming};
+use crate::lora::{LayerConfig, LayerShape, LoRAConfig, METHODS, ModuleNames, Naming};
 use crate::{Error, Result};
 
 /// Which modules have an adapter: those of certain names (`q_proj`, `w1`, ..., or those of your own
@@ -64,14 +64,14 @@ const KINDS: [LayerShape; 3] = [
 fn is_adapter_key(config: &Arc<LoRAConfig>, key: &str, layer: &LayerShape) -> bool {
     let own = [config.method.0].into_iter();
     let methods = own.chain(METHODS).filter(|m| m.adapts(layer.kind));
-    let settings = AdapterSettings::of(config.clone());
+    let settings = LayerConfig::of(config.clone()).settings;
     let mut names = methods
         .flat_map(|method| method.params(layer, &settings))
         .map(|spec| spec.name);
     let module = names.find_map(|name| key.strip_suffix(name)?.strip_suffix('.'));
     module.is_some_and(|module| {
-        let settings = config.settings_of(&ModuleNames::new(module), layer);
-        config.naming == Naming::HuggingFace || settings.is_ok_and(|s| s.is_some())
+        let found = LayerConfig::of_layer(config, &ModuleNames::new(module), layer);
+        config.naming == Naming::HuggingFace || found.is_ok_and(|s| s.is_some())
     })
 }
 

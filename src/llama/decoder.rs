@@ -125,7 +125,7 @@ impl TransformerDecoder {
     pub fn vocab_size(&self) -> usize {
         let full = MethodRef(&FULL);
         let mut active = self.tok_embeddings.adapters.active();
-        let trained = active.find(|adapter| adapter.settings().method == full);
+        let trained = active.find(|adapter| adapter.method() == full);
         let size = trained.and_then(|adapter| adapter.settings().vocab_size);
         size.unwrap_or(self.config.vocab_size)
     }

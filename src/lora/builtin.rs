@@ -4,9 +4,11 @@ use burn::module::{LoraAdapter, Param, ParamId};
 use burn::nn;
 use burn::tensor::Tensor;
 
-use super::method::{LORA_A, LORA_B, LayerParams, LayerShape};
+use super::layer_config::LayerConfig;
+use super::method::{LORA_A, LORA_B};
+use super::shape::{LayerParams, LayerShape};
 use super::slot::DEFAULT_ADAPTER;
-use super::{AdapterSettings, LoRAAdapter, LoRAConfig, LoRALinear, PlainLinear};
+use super::{LoRAAdapter, LoRAConfig, LoRALinear, PlainLinear};
 use crate::weight::untracked;
 use crate::{Error, Result};
 
@@ -76,7 +78,7 @@ impl From<&LoraAdapter> for LoRAAdapter {
             .with_alpha(adapter.scale * rank as f64);
         let mut new = Self::new(
             LayerShape::linear(in_dim, out_dim, false),
-            AdapterSettings::of(config.into()),
+            LayerConfig::of(config.into()),
             &LayerParams::default(),
             &adapter.a.lazy_device(),
         );

@@ -1,15 +1,9 @@
-use std::fmt;
-use std::str::FromStr;
-use std::sync::Arc;
-
 use indexmap::IndexMap;
 use serde::{Deserialize, Serialize};
 
-use super::adapter::AdapterSettings;
-use super::method::{BIAS, DORA, FULL, LORA, LayerKind, LayerShape, Method, MethodRef, TOKEN_ROWS};
-use super::target::{
-    MlpModule, ModuleNames, Naming, Place, Selection, Targets, ends_with_name, first_match,
-};
+use super::init::Init;
+use super::method::{DORA, LORA, MethodRef};
+use super::target::{MlpModule, ModuleNames, Naming, Place, Selection, Targets};
 use crate::{Error, Result};
 
 /// Which layers get an adapter, and what the adapter is like.
@@ -75,113 +69,6 @@ pub struct LoRAConfig {
     /// The rows of embedding and output in [`modules_to_save`](Self::modules_to_save), if the vocabulary is to
     /// have another size than the base's. New rows begin as the mean of the old ones.
     pub vocab_size: Option<usize>,
-}
-
-/// How `A` and `B` begin; what they add to the layer begins as zero. Written and read as a word, see
-/// [`Init::WORDS`].
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(into = "String", try_from = "String")]
-#[non_exhaustive]
-pub enum Init {
-    /// `A` with Kaiming's uniform distribution, `B` with zeros.
-    #[default]
-    Kaiming,
-    /// `A` with `N(0, 1/r²)`, `B` with zeros.
-    Gaussian,
-    /// Both at random, orthogonal to each other, see [`init::orthogonal`](super::init::orthogonal). Of an even rank.
-    Orthogonal,
-    /// With the principal part of the weight, see [`init::pissa`](super::init::pissa).
-    Pissa,
-    /// The same, found by a randomised decomposition of so many iterations: faster, and not quite the same part.
-    PissaRandomized {
-        /// How often random vectors are multiplied by the weight.
-        iterations: usize,
-    },
-    /// With an orthonormal basis of the weight's leading columns, see [`init::olora`](super::init::olora).
-    Olora,
-    /// With the directions in which the layer's inputs vary most, which only data can tell: as [`Init::Kaiming`] until
-    /// [`initialize_eva`](crate::adapter::initialize_eva).
-    Eva,
-}
-
-const PISSA_RANDOMIZED: &str = "pissa_niter_";
-
-impl Init {
-    /// The words for all of them; `N` is a number of iterations.
-    pub const WORDS: [&'static str; 7] = [
-        "kaiming",
-        "gaussian",
-        "orthogonal",
-        "pissa",
-        "pissa_niter_N",
-        "olora",
-        "eva",
-    ];
-
-    /// Whether the adapter begins with a part of the base, which the base loses for it: the layer then computes
-    /// `W x + s·(B·A - B₀·A₀) x`.
-    pub fn shifts_base(self) -> bool {
-        match self {
-            Self::Pissa | Self::PissaRandomized { .. } | Self::Olora => true,
-            Self::Kaiming | Self::Gaussian | Self::Orthogonal | Self::Eva => false,
-        }
-    }
-}
-
-impl fmt::Display for Init {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Kaiming => "kaiming",
-            Self::Gaussian => "gaussian",
-            Self::Orthogonal => "orthogonal",
-            Self::Pissa => "pissa",
-            Self::PissaRandomized { iterations } => {
-                return write!(f, "{PISSA_RANDOMIZED}{iterations}");
-            }
-            Self::Olora => "olora",
-            Self::Eva => "eva",
-        })
-    }
-}
-
-impl FromStr for Init {
-    type Err = Error;
-
-    /// # Errors
-    /// [`Error::InvalidArgument`] for what is none of [`Init::WORDS`].
-    fn from_str(word: &str) -> Result<Self> {
-        let iterations = word.strip_prefix(PISSA_RANDOMIZED);
-        if let Some(Ok(iterations)) = iterations.map(str::parse) {
-            return Ok(Self::PissaRandomized { iterations });
-        }
-        let plain = [
-            Self::Kaiming,
-            Self::Gaussian,
-            Self::Orthogonal,
-            Self::Pissa,
-            Self::Olora,
-            Self::Eva,
-        ];
-        let found = plain.into_iter().find(|init| init.to_string() == word);
-        found.ok_or_else(|| {
-            let words = Self::WORDS.join(", ");
-            invalid("init", format!("`{word}` is not one of {words}"))
-        })
-    }
-}
-
-impl From<Init> for String {
-    fn from(init: Init) -> Self {
-        init.to_string()
-    }
-}
-
-impl TryFrom<String> for Init {
-    type Error = Error;
-
-    fn try_from(word: String) -> Result<Self> {
-        word.parse()
-    }
 }
 
 /// Which biases of the base are trained, as copies.
@@ -409,81 +296,13 @@ impl LoRAConfig {
             && self.bias != TrainedBias::All
     }
 
-    /// What this means for a layer; none if the layer has no adapter.
-    ///
-    /// # Errors
-    /// [`Error::InvalidArgument`] if a pattern is no regular expression, or a row of the vocabulary is asked for
-    /// that the embedding does not have.
-    pub(crate) fn settings_of(
-        self: &Arc<Self>,
-        names: &ModuleNames,
-        layer: &LayerShape,
-    ) -> Result<Option<AdapterSettings>> {
-        let base = AdapterSettings::of(self.clone());
-        let is_trained = self.is_in(&self.modules_to_save, names);
-        if is_trained || self.is_in(&self.modules_to_keep, names) {
-            return Ok(Some(AdapterSettings {
-                method: MethodRef(&FULL),
-                trains_layer: is_trained,
-                vocab_size: self.vocab_size.filter(|_| names.is_vocabulary),
-                ..base
-            }));
-        }
-        if let Some(ids) = self.token_rows(names, layer) {
-            self.check_rows(&ids, layer)?;
-            return Ok(Some(AdapterSettings {
-                method: MethodRef(&TOKEN_ROWS),
-                token_indices: ids,
-                ..base
-            }));
-        }
-        let trains_bias = |of: TrainedBias| self.bias == of && layer.has_bias;
-        let place = match (names.is_vocabulary, layer.kind) {
-            (false, LayerKind::Linear) => Place::Inside,
-            _ => Place::Elsewhere,
-        };
-        let is_target =
-            self.method.0.adapts(layer.kind) && self.selection().selects(names, place)?;
-        if is_target {
-            let rank = first_match(&self.rank_pattern, names, self.naming)?;
-            let alpha = first_match(&self.alpha_pattern, names, self.naming)?;
-            let rank = rank.copied().unwrap_or(self.rank);
-            self.check_init(rank, layer)?;
-            return Ok(Some(AdapterSettings {
-                rank,
-                begins_with_base: layer.kind == LayerKind::Linear && self.init.shifts_base(),
-                alpha: alpha.copied().unwrap_or(self.alpha),
-                trains_bias: trains_bias(TrainedBias::LoraOnly) || trains_bias(TrainedBias::All),
-                ..base
-            }));
-        }
-        Ok(trains_bias(TrainedBias::All).then_some(AdapterSettings {
-            method: MethodRef(&BIAS),
-            ..base
-        }))
-    }
-
     /// Whether the targets select a module of these names, whatever it is.
     pub(crate) fn names_module(&self, names: &ModuleNames) -> bool {
         let selected = self.selection().selects(names, Place::Elsewhere);
         selected.unwrap_or(false)
     }
 
-    /// A weight has no more principal parts than its shorter side.
-    fn check_init(&self, rank: usize, layer: &LayerShape) -> Result<()> {
-        let [rows, columns] = layer.dims;
-        let largest = rows.min(columns);
-        if layer.kind == LayerKind::Linear && self.init.shifts_base() && rank > largest {
-            let message = format!(
-                "{} of a {rows} x {columns} weight has no rank {rank}",
-                self.init
-            );
-            return Err(invalid("rank", message));
-        }
-        Ok(())
-    }
-
-    fn selection(&self) -> Selection<'_> {
+    pub(super) fn selection(&self) -> Selection<'_> {
         Selection {
             targets: &self.targets,
             exclude: self.exclude.as_ref(),
@@ -493,39 +312,10 @@ impl LoRAConfig {
         }
     }
 
-    /// By the end of the name, whole part or not: `norm` is `sa_norm` too.
-    fn is_in(&self, modules: &[String], names: &ModuleNames) -> bool {
-        let mut all = names.by_naming(self.naming);
-        all.any(|name| modules.iter().any(|end| name.ends_with(end)))
-    }
-
     /// Whether these rows are asked for in two places: a weight that is both has them once.
     pub(crate) fn shares_rows(&self, ids: &[usize]) -> bool {
         let rows = self.trainable_token_indices.values();
         rows.filter(|other| *other == ids).count() > 1
-    }
-
-    fn token_rows(&self, names: &ModuleNames, layer: &LayerShape) -> Option<Vec<usize>> {
-        if !TOKEN_ROWS.adapts(layer.kind) {
-            return None;
-        }
-        let mut all = names.by_naming(self.naming);
-        all.find_map(|name| {
-            let mut rows = self.trainable_token_indices.iter();
-            rows.find(|(end, _)| name == *end || ends_with_name(name, end))
-        })
-        .map(|(_, ids)| ids.clone())
-    }
-
-    fn check_rows(&self, ids: &[usize], layer: &LayerShape) -> Result<()> {
-        let [vocab_size, _] = layer.dims;
-        match ids.iter().find(|id| **id >= vocab_size) {
-            None => Ok(()),
-            Some(id) => Err(invalid(
-                "trainable_token_indices",
-                format!("row {id} is asked for of an embedding of {vocab_size}"),
-            )),
-        }
     }
 
     /// Checks that a model can get adapters by this: that it names a module, and [`Self::validate_adapter`].
@@ -573,7 +363,7 @@ impl LoRAConfig {
     }
 }
 
-fn invalid(name: &'static str, message: String) -> Error {
+pub(super) fn invalid(name: &'static str, message: String) -> Error {
     Error::InvalidArgument { name, message }
 }
 
@@ -581,22 +371,6 @@ fn invalid(name: &'static str, message: String) -> Error {
 mod tests {
     use super::*;
     use crate::lora::AttnModule;
-
-    #[test]
-    fn a_beginning_is_a_word() {
-        for word in Init::WORDS {
-            let word = word.replace('N', "4");
-            let init: Init = word.parse().unwrap();
-            assert_eq!(init.to_string(), word);
-            let json = serde_json::json!(word);
-            assert_eq!(serde_json::to_value(init).unwrap(), json);
-            assert_eq!(serde_json::from_value::<Init>(json).unwrap(), init);
-        }
-        for word in ["pissa_niter_", "pissa_niter_N", "Kaiming", "corda"] {
-            let error = word.parse::<Init>().unwrap_err().to_string();
-            assert!(error.contains("pissa_niter_N, olora"), "{error}");
-        }
-    }
 
     #[test]
     fn bad_configurations_are_errors() {
@@ -643,38 +417,5 @@ mod tests {
     fn rslora_scales_by_the_root_of_the_rank() {
         let lora = LoRAConfig::new([AttnModule::QProj]).with_rslora(true);
         assert!((lora.scale() - 5.65685424949238).abs() < 1e-12);
-    }
-
-    fn settings(config: LoRAConfig, path: &str, layer: LayerShape) -> Option<AdapterSettings> {
-        let names = ModuleNames::new(path);
-        let config = Arc::new(config);
-        config.settings_of(&names, &layer).unwrap()
-    }
-
-    #[test]
-    fn patterns_give_layers_their_own_rank_and_alpha() {
-        let config = LoRAConfig::new(["q_proj", "v_proj"])
-            .with_rank_pattern([("layers.1.attn.q_proj", 2)])
-            .with_alpha_pattern([("v_proj", 4.0)]);
-        let linear = LayerShape::linear(4, 4, false);
-        let found = |path: &str| {
-            let settings = settings(config.clone(), path, linear)?;
-            Some((settings.rank, settings.alpha, settings.scale()))
-        };
-        assert_eq!(found("layers.0.attn.q_proj"), Some((8, 16.0, 2.0)));
-        assert_eq!(found("layers.1.attn.q_proj"), Some((2, 16.0, 8.0)));
-        assert_eq!(found("layers.1.attn.v_proj"), Some((8, 4.0, 0.5)));
-        assert_eq!(found("layers.1.attn.k_proj"), None);
-    }
-
-    #[test]
-    fn biases_are_trained_with_or_without_an_adapter() {
-        let config = LoRAConfig::new(["q_proj"]).with_bias(TrainedBias::All);
-        let [with, without] = [true, false].map(|bias| LayerShape::linear(4, 4, bias));
-        let q = settings(config.clone(), "attn.q_proj", with).unwrap();
-        assert!(q.trains_bias);
-        let k = settings(config.clone(), "attn.k_proj", with).unwrap();
-        assert_eq!(k.method, MethodRef(&BIAS));
-        assert_eq!(settings(config, "attn.k_proj", without), None);
     }
 }

@@ -3,10 +3,11 @@ use burn::tensor::{Device, Distribution, Int, Tensor};
 
 use super::layers::AdaptedLayer;
 use super::linear::{adapted, merged, merged_weight};
-use super::method::{LayerParams, LayerShape, MethodRef};
+use super::method::MethodRef;
 use super::module::adapted_module;
 use super::plain::one_line;
 use super::routes::Routes;
+use super::shape::{LayerParams, LayerShape};
 use super::slot::AdapterSlot;
 use super::{LoRAAdapter, PlainLinear};
 use crate::weight::{FrozenWeight, random_param};
@@ -79,7 +80,7 @@ impl LoRAEmbedding {
         active: &[&LoRAAdapter],
     ) -> Tensor<3> {
         active.iter().fold(rows, |rows, adapter| {
-            let method = adapter.settings().method.0;
+            let method = adapter.method().0;
             let shape = rows.dims();
             let (ids, rows) = (ids.clone().flatten(0, 1), rows.flatten(0, 1));
             let rows = method.embed(adapter, &self.weight, ids, rows);
@@ -129,7 +130,7 @@ pub(super) fn on_output<'a>(
     of_embedding: impl Iterator<Item = &'a LoRAAdapter>,
     of_output: &[&'a LoRAAdapter],
 ) -> Vec<&'a LoRAAdapter> {
-    let method = |adapter: &LoRAAdapter| adapter.settings().method;
+    let method = |adapter: &LoRAAdapter| adapter.method();
     let has = |other: MethodRef| of_output.iter().any(|adapter| method(adapter) == other);
     let shared = of_embedding.filter(|adapter| adapter.is_of_tied_output());
     let shared = shared.filter(|adapter| !has(method(adapter)));

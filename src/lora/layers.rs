@@ -10,7 +10,7 @@ use std::rc::Rc;
 use burn::module::{Module, ModuleMapper, ModuleVisitor};
 use burn::tensor::{Device, Tensor};
 
-use super::method::{LayerKind, LayerParams, LayerShape};
+use super::shape::{LayerKind, LayerParams, LayerShape};
 use super::slot::AdapterSlot;
 use crate::weight::FrozenWeight;
 

@@ -1,13 +1,14 @@
 use burn::module::{Content, DisplaySettings, Module, ModuleDisplay, Param};
 use burn::tensor::{DType, Device, Tensor};
 
-use super::adapter::AdapterSettings;
+use super::layer_config::LayerConfig;
 use super::layers::AdaptedLayer;
-use super::method::{LayerParams, LayerShape, TRAINED_BIAS, merged_bias};
+use super::method::{TRAINED_BIAS, merged_bias};
 use super::module::adapted_module;
 use super::plain::add_bias;
 use super::record::input_of;
 use super::routes::Routes;
+use super::shape::{LayerParams, LayerShape};
 use super::slot::{AdapterSlot, DEFAULT_ADAPTER};
 use super::{LoRAAdapter, LoRAConfig, PlainLinear};
 use crate::weight::{FrozenWeight, replace, untracked};
@@ -72,10 +73,10 @@ impl LoRALinear {
             base: self.base.no_grad(),
             adapters: self.adapters,
         };
-        let settings = AdapterSettings::of(config.clone().into());
+        let config = LayerConfig::of(config.clone().into());
         let (shape, params) = (AdaptedLayer::shape(&layer), layer.params());
         let device = layer.base.weight.device();
-        let adapter = LoRAAdapter::new(shape, settings, &params, &device);
+        let adapter = LoRAAdapter::new(shape, config, &params, &device);
         layer.adapters.insert(DEFAULT_ADAPTER, adapter);
         layer
     }
@@ -164,13 +165,13 @@ pub(super) fn adapted(base: &PlainLinear, active: &[&LoRAAdapter], x: Tensor<3>)
     let y = match active {
         [] => base.weight.product(x),
         [adapter] => {
-            let method = adapter.settings().method.0;
+            let method = adapter.method().0;
             method.forward(adapter, base, x, adapter.dropout_mask(&device))
         }
         several => {
             let y = base.weight.product(x.clone());
             several.iter().fold(y, |y, adapter| {
-                let method = adapter.settings().method.0;
+                let method = adapter.method().0;
                 let mask = adapter.dropout_mask(&device);
                 method.add_update(adapter, base, x.clone(), y, mask)
             })
@@ -208,7 +209,7 @@ pub(super) fn merged_weight(weight: FrozenWeight, active: &[&LoRAAdapter]) -> Fr
     }
     weight.map(|base| {
         active.iter().fold(base.clone(), |sum, adapter| {
-            let method = adapter.settings().method.0;
+            let method = adapter.method().0;
             method.merge(adapter, adapter.layer(), &base, sum)
         })
     })

@@ -2,7 +2,9 @@
 
 use super::embedding::on_output;
 use super::linear::LoRALinear;
-use super::method::{FULL, LayerKind, MethodRef, ParamSpec, TRAINED_BIAS};
+use super::method::{FULL, MethodRef, TRAINED_BIAS};
+use super::params::ParamSpec;
+use super::shape::LayerKind;
 use super::{LoRAAdapter, LoRAEmbedding, PlainLinear, TiedOutput};
 use crate::ops::linear_meta;
 use crate::ops::meta::{F32, Ledger, MetaOp, MetaParam, MetaTensor};
@@ -23,7 +25,7 @@ impl LoRAEmbedding {
         let new = |adapter| with_adapter(adapter, LayerKind::Embedding, weight, ids.clone(), dim);
         let mut active = self.adapters.active();
         let full = MethodRef(&FULL);
-        if let Some(whole) = active.find(|adapter| adapter.settings().method == full) {
+        if let Some(whole) = active.find(|adapter| adapter.method() == full) {
             return new(whole);
         }
         let rows = MetaOp::of([ids.clone()]).trains(weight, weight.numbers * weight.number_size);
@@ -72,7 +74,7 @@ fn with_adapter(
     out_dim: usize,
 ) -> MetaTensor {
     let (settings, layer) = (adapter.settings(), adapter.layer());
-    let kept = settings.method.0.kept(layer, settings);
+    let kept = adapter.method().0.kept(layer, settings);
     let out_dim = match kind {
         LayerKind::Linear => settings.vocab_size.unwrap_or(out_dim),
         _ => out_dim,

@@ -325,6 +325,12 @@ impl StepOps for LibTorch {}
 
 // What Burn's fusion must know of outputs before they are computed.
 
+impl<B: StepOps> attention::MatrixProduct for B {
+    fn matrix_product(a: FloatTensor<B>, b: FloatTensor<B>) -> FloatTensor<B> {
+        B::product(a, b)
+    }
+}
+
 #[cfg(feature = "cube")]
 fn linear_shape(x: &Shape, out_dim: usize) -> Shape {
     let (mut shape, last) = (x.clone(), x.num_dims() - 1);

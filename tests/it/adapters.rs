@@ -518,7 +518,7 @@ fn a_vocabulary_grows_and_shrinks() {
 fn an_untouched_part_has_no_adapter() {
     let lora = LoRAConfig::new(["q_proj"]).with_bias(TrainedBias::All);
     let model = base(&config()).with_adapters(&lora).unwrap();
-    let method = |layer: &LoRALinear| layer.adapter().map(|a| a.settings().method);
+    let method = |layer: &LoRALinear| layer.adapter().map(|a| a.method());
     let attn = &model.layers[0].attn;
     assert_eq!(method(&attn.k_proj), Some(MethodRef(&BIAS)));
     assert_eq!(method(&attn.output_proj), None);
@@ -767,7 +767,7 @@ fn eva_gives_ranks_to_the_directions_that_explain_most() {
     assert_eq!(config.targets, Targets::names(["0", "1"]));
     let model = begun(&lora.with_bias(TrainedBias::All), [1, 2, 4]);
     assert_eq!(trained(&model), 4 + 3);
-    let of_bias = model[2].adapter().unwrap().settings().method;
+    let of_bias = model[2].adapter().unwrap().method();
     assert_eq!(of_bias, MethodRef(&BIAS));
 }
 

@@ -12,8 +12,8 @@ use burn_peft::checkpoint::{load_hf, save_hf, save_peft_adapter};
 use burn_peft::data::Batch;
 use burn_peft::llama::LlamaConfig;
 use burn_peft::lora::{
-    AdapterSettings, DEFAULT_ADAPTER, FirstValue, Kept, LayerKind, LayerParams, LayerShape,
-    LoRAAdapter, LoRAConfig, Method, MethodRef, ParamSpec, PlainLinear,
+    AdapterParams, AdapterSettings, DEFAULT_ADAPTER, FirstValue, Kept, LayerKind, LayerParams,
+    LayerShape, LoRAConfig, Method, MethodRef, ParamSpec, PlainLinear,
 };
 use burn_peft::ops::DropoutMask;
 use burn_peft::training::{
@@ -44,7 +44,7 @@ impl Method for OutputScaling {
 
     fn add_update(
         &self,
-        adapter: &LoRAAdapter,
+        adapter: &AdapterParams,
         _: &PlainLinear,
         _: Tensor<3>,
         y: Tensor<3>,
@@ -55,7 +55,7 @@ impl Method for OutputScaling {
 
     fn merge(
         &self,
-        adapter: &LoRAAdapter,
+        adapter: &AdapterParams,
         _: &LayerShape,
         _: &Tensor<2>,
         weight: Tensor<2>,
@@ -68,7 +68,7 @@ impl Method for OutputScaling {
     }
 }
 
-fn scaling(adapter: &LoRAAdapter) -> Tensor<1> {
+fn scaling(adapter: &AdapterParams) -> Tensor<1> {
     adapter.vector("scaling").expect("the method has a scaling")
 }
 

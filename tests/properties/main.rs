@@ -605,7 +605,7 @@ proptest! {
         let expected = floats(on_cpu(theirs.clone()).forward(on_cpu(x.clone())));
         let ours = LoRALinear::from(theirs);
         assert_same(&floats(ours.forward(x.clone())), &expected);
-        prop_assert_eq!(ours.adapter().map(LoRAAdapter::rank), Some(rank));
+        prop_assert_eq!(ours.adapter().map(|adapter| adapter.rank()), Some(rank));
         let adapter = names(&get_adapter_params(&ours));
         prop_assert_eq!(trained_by(&ours, ours.forward(x).square().sum()), adapter);
     }

@@ -3,23 +3,31 @@
 use burn::tensor::{Tensor, TensorData};
 use indexmap::IndexMap;
 
-use super::LayerSettings;
+use super::LayerConfigs;
 use super::keys::PeftKeys;
 use crate::adapter::{adapter_layers, to_host};
 use crate::llama::TransformerDecoder;
 use crate::llama::names::to_hf;
-use crate::lora::{Init, LORA_A, LORA_B, LoRAAdapter, LoRAConfig, SHIFT_A, SHIFT_B, key_prefix};
+use crate::lora::{
+    Init, LORA_A, LORA_B, LayerConfig, LoRAAdapter, LoRAConfig, SHIFT_A, SHIFT_B, key_prefix,
+};
 
 /// The configuration of twice the rank and the same scale.
-pub(super) fn config(config: &LoRAConfig, layers: &LayerSettings) -> LoRAConfig {
+pub(super) fn config(config: &LoRAConfig, layers: &LayerConfigs) -> LoRAConfig {
     let factor = if config.use_rslora { 2f64.sqrt() } else { 2.0 };
     let mut new = config.clone().with_init(Init::Kaiming);
     new.rank *= 2;
     new.alpha *= factor;
     (new.rank_pattern, new.alpha_pattern) = (IndexMap::new(), IndexMap::new());
     // What began with no part of its base (an embedding) has the rank that it had. The first match counts.
-    for (path, settings) in layers {
-        if settings.method == config.method && !settings.begins_with_base {
+    for (
+        path,
+        LayerConfig {
+            method, settings, ..
+        },
+    ) in layers
+    {
+        if *method == config.method && !settings.begins_with_base {
             let name = to_hf(path).expect("an adapted layer has a name");
             new.rank_pattern.insert(name.clone(), settings.rank);
             new.alpha_pattern.insert(name, settings.alpha);

@@ -28,8 +28,8 @@ use crate::files::{create_dir, read_text, write_text};
 use crate::llama::names::{last_part_to_hf, module_names};
 use crate::llama::{Output, TransformerDecoder};
 use crate::lora::{
-    AdapterSettings, DEFAULT_ADAPTER, DORA, FULL, Init, LORA, LoRAConfig, MethodRef, Naming,
-    Targets,
+    AdapterSettings, DEFAULT_ADAPTER, DORA, FULL, Init, LORA, LayerConfig, LoRAConfig, MethodRef,
+    Naming, Targets,
 };
 use crate::{Error, Result};
 
@@ -224,17 +224,17 @@ fn weights_file(dir: &Path) -> Result<PathBuf> {
 }
 
 /// The settings of the model's adapters, by layer.
-type LayerSettings = IndexMap<String, AdapterSettings>;
+type LayerConfigs = IndexMap<String, LayerConfig>;
 
-fn settings_of_model(model: &TransformerDecoder, adapter: &str) -> LayerSettings {
+fn settings_of_model(model: &TransformerDecoder, adapter: &str) -> LayerConfigs {
     let layers = adapter_layers(model, adapter).into_iter();
     layers
-        .map(|(path, adapter)| (path, adapter.settings().clone()))
+        .map(|(path, adapter)| (path, adapter.layer_config()))
         .collect()
 }
 
 /// What a configuration would put on the model.
-fn settings_by(model: &TransformerDecoder, config: &LoRAConfig) -> Result<LayerSettings> {
+fn settings_by(model: &TransformerDecoder, config: &LoRAConfig) -> Result<LayerConfigs> {
     let plan = crate::adapter::plan(model, config, module_names)?;
     Ok(plan.into_iter().collect())
 }
@@ -262,8 +262,8 @@ pub(super) fn check_config(
 
 fn check_settings(
     path: &str,
-    found: &AdapterSettings,
-    expected: &AdapterSettings,
+    found: &LayerConfig,
+    expected: &LayerConfig,
     other: &str,
 ) -> Result<(), String> {
     if found.method != expected.method {
@@ -275,6 +275,7 @@ fn check_settings(
     if found.method == MethodRef(&FULL) {
         return Ok(());
     }
+    let (found, expected) = (&found.settings, &expected.settings);
     if found.rank != expected.rank {
         let (found, expected) = (found.rank, expected.rank);
         return Err(format!(
@@ -504,11 +505,11 @@ fn in_hf_names(model: &TransformerDecoder, name: &str, config: &LoRAConfig) -> R
     })
 }
 
-fn is_alike(found: &LayerSettings, other: &LayerSettings) -> bool {
-    let alike = |(path, settings): (&String, &AdapterSettings)| {
+fn is_alike(found: &LayerConfigs, other: &LayerConfigs) -> bool {
+    let alike = |(path, own): (&String, &LayerConfig)| {
         other
             .get(path)
-            .is_some_and(|other| check_settings(path, settings, other, "").is_ok())
+            .is_some_and(|other| check_settings(path, own, other, "").is_ok())
     };
     found.len() == other.len() && found.iter().all(alike)
 }
@@ -539,10 +540,10 @@ pub(crate) fn translated(config: &LoRAConfig) -> LoRAConfig {
     new
 }
 
-fn by_paths(config: &LoRAConfig, found: &LayerSettings) -> LoRAConfig {
+fn by_paths(config: &LoRAConfig, found: &LayerConfigs) -> LoRAConfig {
     let path = |ours: &str| module_to_hf(ours).expect("an adapted layer has a name");
-    let of_method = |settings: &&AdapterSettings| settings.method == config.method;
-    let own = || found.iter().filter(|(_, settings)| of_method(settings));
+    let of_method = found.iter().filter(|(_, own)| own.method == config.method);
+    let own = || of_method.clone().map(|(path, own)| (path, &own.settings));
     let mut new = translated(config);
     let paths: BTreeSet<String> = own().map(|(ours, _)| path(ours)).collect();
     new.targets = Targets::Names(paths.into_iter().collect());

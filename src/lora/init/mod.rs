@@ -13,6 +13,7 @@
 //! the adapter makes up for a part of the quantization's error.
 
 mod eva;
+mod kind;
 mod loftq;
 mod olora;
 mod orthogonal;
@@ -22,6 +23,7 @@ use burn::tensor::{DType, Tensor};
 
 pub(crate) use eva::check_rho;
 pub use eva::{ActivationStatistics, largest_rank, redistribute_ranks};
+pub use kind::Init;
 pub use loftq::loftq;
 pub use olora::olora;
 pub use orthogonal::orthogonal;

@@ -5,7 +5,7 @@ use burn::tensor::{DType, Int, Tensor};
 
 use super::lora::{LORA, embedded_update, factors, update};
 use super::{FirstValue, Kept, LayerKind, LayerParams, LayerShape, Method, ParamSpec};
-use crate::lora::adapter::{AdapterSettings, LoRAAdapter};
+use crate::lora::params::{AdapterParams, AdapterSettings};
 use crate::lora::plain::PlainLinear;
 use crate::ops::{DropoutMask, dropout};
 use crate::weight::{FrozenWeight, untracked};
@@ -46,7 +46,7 @@ impl Method for DoRA {
 
     fn add_update(
         &self,
-        adapter: &LoRAAdapter,
+        adapter: &AdapterParams,
         base: &PlainLinear,
         x: Tensor<3>,
         y: Tensor<3>,
@@ -58,7 +58,7 @@ impl Method for DoRA {
 
     fn forward(
         &self,
-        adapter: &LoRAAdapter,
+        adapter: &AdapterParams,
         base: &PlainLinear,
         x: Tensor<3>,
         mask: Option<DropoutMask>,
@@ -69,7 +69,7 @@ impl Method for DoRA {
 
     fn embed(
         &self,
-        adapter: &LoRAAdapter,
+        adapter: &AdapterParams,
         weight: &FrozenWeight,
         ids: Tensor<1, Int>,
         rows: Tensor<2>,
@@ -83,7 +83,7 @@ impl Method for DoRA {
     /// The norm is that of the base with this update alone, as in the forward pass.
     fn merge(
         &self,
-        adapter: &LoRAAdapter,
+        adapter: &AdapterParams,
         layer: &LayerShape,
         base: &Tensor<2>,
         weight: Tensor<2>,
@@ -113,7 +113,7 @@ impl Method for DoRA {
     }
 }
 
-fn magnitude(adapter: &LoRAAdapter) -> Tensor<1> {
+fn magnitude(adapter: &AdapterParams) -> Tensor<1> {
     let magnitude = adapter.vector(MAGNITUDE);
     magnitude.expect("DoRA has a magnitude").cast(DType::F32)
 }
@@ -137,7 +137,7 @@ fn first_weight(layer: &LayerParams) -> Tensor<2> {
 /// With dropout the base sees the whole input, as in PEFT: with `x'` what is left of it,
 /// `W x + (ratio - 1)·W x' + ratio·s·B(A x')`, which is `ratio·y + (ratio - 1)·W (x' - x)`.
 fn rescaled(
-    adapter: &LoRAAdapter,
+    adapter: &AdapterParams,
     base: &PlainLinear,
     x: Tensor<3>,
     y: Tensor<3>,

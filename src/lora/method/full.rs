@@ -4,7 +4,7 @@ use burn::tensor::module::embedding;
 use burn::tensor::{DType, Int, Tensor};
 
 use super::{FirstValue, Kept, LayerKind, LayerParams, LayerShape, Method, ParamSpec};
-use crate::lora::adapter::{AdapterSettings, LoRAAdapter};
+use crate::lora::params::{AdapterParams, AdapterSettings};
 use crate::lora::plain::PlainLinear;
 use crate::ops::{DropoutMask, linear};
 use crate::weight::{FrozenWeight, untracked};
@@ -59,7 +59,7 @@ impl Method for Full {
 
     fn add_update(
         &self,
-        adapter: &LoRAAdapter,
+        adapter: &AdapterParams,
         _base: &PlainLinear,
         x: Tensor<3>,
         _y: Tensor<3>,
@@ -70,7 +70,7 @@ impl Method for Full {
 
     fn forward(
         &self,
-        adapter: &LoRAAdapter,
+        adapter: &AdapterParams,
         _base: &PlainLinear,
         x: Tensor<3>,
         _mask: Option<DropoutMask>,
@@ -80,7 +80,7 @@ impl Method for Full {
 
     fn embed(
         &self,
-        adapter: &LoRAAdapter,
+        adapter: &AdapterParams,
         _weight: &FrozenWeight,
         ids: Tensor<1, Int>,
         rows: Tensor<2>,
@@ -91,7 +91,7 @@ impl Method for Full {
 
     fn merge(
         &self,
-        adapter: &LoRAAdapter,
+        adapter: &AdapterParams,
         _layer: &LayerShape,
         _base: &Tensor<2>,
         _weight: Tensor<2>,
@@ -119,7 +119,7 @@ impl Method for Bias {
 
     fn add_update(
         &self,
-        _adapter: &LoRAAdapter,
+        _adapter: &AdapterParams,
         _base: &PlainLinear,
         _x: Tensor<3>,
         y: Tensor<3>,
@@ -130,7 +130,7 @@ impl Method for Bias {
 
     fn merge(
         &self,
-        _adapter: &LoRAAdapter,
+        _adapter: &AdapterParams,
         _layer: &LayerShape,
         _base: &Tensor<2>,
         weight: Tensor<2>,

@@ -5,10 +5,9 @@ use burn::tensor::module::embedding;
 use burn::tensor::{DType, Int, Tensor};
 
 use super::{FirstValue, Kept, LayerKind, LayerParams, LayerShape, Method, ParamSpec};
-use crate::lora::adapter::{AdapterSettings, LoRAAdapter};
-use crate::lora::config::Init;
-use crate::lora::init::{FirstValues, olora, pissa};
+use crate::lora::init::{FirstValues, Init, olora, pissa};
 use crate::lora::linalg::Decomposition;
+use crate::lora::params::{AdapterParams, AdapterSettings};
 use crate::lora::plain::PlainLinear;
 use crate::ops::{DropoutMask, dropout, linear, lora_linear_kept};
 use crate::weight::{FrozenWeight, untracked};
@@ -42,7 +41,7 @@ impl Method for LoRA {
 
     fn add_update(
         &self,
-        adapter: &LoRAAdapter,
+        adapter: &AdapterParams,
         _base: &PlainLinear,
         x: Tensor<3>,
         y: Tensor<3>,
@@ -59,7 +58,7 @@ impl Method for LoRA {
 
     fn forward(
         &self,
-        adapter: &LoRAAdapter,
+        adapter: &AdapterParams,
         base: &PlainLinear,
         x: Tensor<3>,
         mask: Option<DropoutMask>,
@@ -73,7 +72,7 @@ impl Method for LoRA {
 
     fn embed(
         &self,
-        adapter: &LoRAAdapter,
+        adapter: &AdapterParams,
         _weight: &FrozenWeight,
         ids: Tensor<1, Int>,
         rows: Tensor<2>,
@@ -84,7 +83,7 @@ impl Method for LoRA {
 
     fn merge(
         &self,
-        adapter: &LoRAAdapter,
+        adapter: &AdapterParams,
         layer: &LayerShape,
         _base: &Tensor<2>,
         weight: Tensor<2>,
@@ -206,7 +205,7 @@ fn factors_of(first: crate::Result<FirstValues>) -> [Tensor<2>; 2] {
 }
 
 /// Takes what the adapter began with off the output: the base has lost it.
-fn shifted(adapter: &LoRAAdapter, x: &Tensor<3>, y: Tensor<3>) -> Tensor<3> {
+fn shifted(adapter: &AdapterParams, x: &Tensor<3>, y: Tensor<3>) -> Tensor<3> {
     let [Some(a), Some(b)] = [SHIFT_A, SHIFT_B].map(|name| adapter.matrix_param(name)) else {
         return y;
     };
@@ -215,7 +214,7 @@ fn shifted(adapter: &LoRAAdapter, x: &Tensor<3>, y: Tensor<3>) -> Tensor<3> {
 }
 
 /// The bias of `B` is scaled as its product is.
-pub(super) fn add_bias(adapter: &LoRAAdapter, y: Tensor<3>) -> Tensor<3> {
+pub(super) fn add_bias(adapter: &AdapterParams, y: Tensor<3>) -> Tensor<3> {
     match adapter.vector(LORA_B_BIAS) {
         None => y,
         Some(bias) => {
@@ -226,13 +225,13 @@ pub(super) fn add_bias(adapter: &LoRAAdapter, y: Tensor<3>) -> Tensor<3> {
 }
 
 /// What a merged layer adds to its bias: the bias of `B`, scaled.
-pub(in crate::lora) fn merged_bias(adapter: &LoRAAdapter) -> Option<Tensor<1>> {
+pub(in crate::lora) fn merged_bias(adapter: &AdapterParams) -> Option<Tensor<1>> {
     let bias = adapter.vector(LORA_B_BIAS)?;
     Some(untracked(bias).cast(DType::F32) * adapter.scale())
 }
 
 /// `s·B·A` in f32 without a graph, in the layout of the layer's weight: an embedding's is `s·(B·A)ᵀ`.
-pub(in crate::lora) fn update(adapter: &LoRAAdapter, kind: LayerKind) -> Tensor<2> {
+pub(in crate::lora) fn update(adapter: &AdapterParams, kind: LayerKind) -> Tensor<2> {
     let f32 = |name| Some(untracked(adapter.matrix_param(name)?.val()).cast(DType::F32));
     let product = |a: Tensor<2>, b: Tensor<2>| match kind {
         LayerKind::Embedding => linear(a.transpose(), b),
@@ -248,7 +247,7 @@ pub(in crate::lora) fn update(adapter: &LoRAAdapter, kind: LayerKind) -> Tensor<
 }
 
 /// `s·B·A` of the tokens' one-hot vectors, `[tokens, dim]`.
-pub(super) fn embedded_update(adapter: &LoRAAdapter, ids: Tensor<1, Int>) -> Tensor<2> {
+pub(super) fn embedded_update(adapter: &AdapterParams, ids: Tensor<1, Int>) -> Tensor<2> {
     let a = adapter.matrix(LORA_A).transpose();
     let down = embedding(a, ids.unsqueeze::<2>()).squeeze_dim::<2>(0);
     linear(down * adapter.scale(), adapter.matrix(LORA_B))

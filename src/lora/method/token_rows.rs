@@ -4,7 +4,7 @@ use burn::tensor::module::embedding;
 use burn::tensor::{DType, Int, Tensor, TensorData};
 
 use super::{FirstValue, Kept, LayerKind, LayerParams, LayerShape, Method, ParamSpec};
-use crate::lora::adapter::{AdapterSettings, LoRAAdapter};
+use crate::lora::params::{AdapterParams, AdapterSettings};
 use crate::lora::plain::PlainLinear;
 use crate::ops::{DropoutMask, linear};
 use crate::weight::{FrozenWeight, untracked};
@@ -37,7 +37,7 @@ impl Method for TokenRows {
     /// The projection to the vocabulary of a model whose output is its embedding.
     fn add_update(
         &self,
-        adapter: &LoRAAdapter,
+        adapter: &AdapterParams,
         _base: &PlainLinear,
         x: Tensor<3>,
         y: Tensor<3>,
@@ -51,7 +51,7 @@ impl Method for TokenRows {
 
     fn embed(
         &self,
-        adapter: &LoRAAdapter,
+        adapter: &AdapterParams,
         weight: &FrozenWeight,
         ids: Tensor<1, Int>,
         rows: Tensor<2>,
@@ -67,7 +67,7 @@ impl Method for TokenRows {
 
     fn merge(
         &self,
-        adapter: &LoRAAdapter,
+        adapter: &AdapterParams,
         _layer: &LayerShape,
         _base: &Tensor<2>,
         weight: Tensor<2>,
@@ -92,7 +92,7 @@ fn first_rows(layer: &LayerParams, settings: &AdapterSettings) -> Tensor<2> {
 }
 
 /// The rows with one of zeros after them, `[indices + 1, dim]`.
-fn with_zero_row(adapter: &LoRAAdapter) -> Tensor<2> {
+fn with_zero_row(adapter: &AdapterParams) -> Tensor<2> {
     let rows = adapter.matrix(ROWS);
     let zero = rows.zeros_like().narrow(0, 0, 1).detach();
     Tensor::cat(vec![rows, zero], 0)
@@ -100,7 +100,7 @@ fn with_zero_row(adapter: &LoRAAdapter) -> Tensor<2> {
 
 /// For each token its row in [`with_zero_row`], and 1 where that is the row of zeros, in the type of `like`.
 fn places<const D: usize>(
-    adapter: &LoRAAdapter,
+    adapter: &AdapterParams,
     vocab_size: usize,
     like: &Tensor<D>,
 ) -> (Tensor<1, Int>, Tensor<1>) {

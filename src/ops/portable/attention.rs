@@ -5,9 +5,14 @@ use burn::backend::{Backend, FloatDType, IntDType, TensorMetadata};
 use burn::tensor::{Shape, Slice};
 
 use super::{cast, to_f32};
-use crate::ops::backend::StepOps;
 use crate::ops::types::KeyRanges;
 use crate::ops::types::Sizes;
+
+/// What a backend brings along.
+pub trait MatrixProduct: Backend {
+    /// `a b` of the last two dimensions.
+    fn matrix_product(a: FloatTensor<Self>, b: FloatTensor<Self>) -> FloatTensor<Self>;
+}
 
 /// Queries whose scores exist at a time.
 pub const QUERY_BLOCK: usize = 256;
@@ -47,7 +52,7 @@ fn blocks(sizes: Sizes, mask: &KeyRanges) -> impl DoubleEndedIterator<Item = Blo
 impl Block {
     /// The queries of a tensor like `q`: `[batch, kv_heads, group · queries, head_dim]`. Those of the
     /// heads that share a key head are stacked, so that keys and values are never repeated.
-    fn stacked<B: StepOps>(&self, q: FloatTensor<B>) -> FloatTensor<B> {
+    fn stacked<B: MatrixProduct>(&self, q: FloatTensor<B>) -> FloatTensor<B> {
         let q = B::float_swap_dims(part::<B>(q, 1, &self.queries), 1, 2);
         let Sizes {
             batch,
@@ -59,7 +64,7 @@ impl Block {
     }
 
     /// Undoes [`stacked`](Self::stacked): `[batch, queries, heads, head_dim]`.
-    fn unstacked<B: StepOps>(&self, out: FloatTensor<B>) -> FloatTensor<B> {
+    fn unstacked<B: MatrixProduct>(&self, out: FloatTensor<B>) -> FloatTensor<B> {
         let Sizes {
             batch,
             heads,
@@ -80,12 +85,12 @@ impl Block {
     }
 
     /// The keys of a tensor `[batch, kv_heads, keys, head_dim]`.
-    fn seen<B: StepOps>(&self, k: &FloatTensor<B>) -> FloatTensor<B> {
+    fn seen<B: MatrixProduct>(&self, k: &FloatTensor<B>) -> FloatTensor<B> {
         part::<B>(k.clone(), 2, &self.keys)
     }
 
     /// The softmax of the scores in f32, `[batch, kv_heads, group · queries, keys]`.
-    fn weights<B: StepOps>(
+    fn weights<B: MatrixProduct>(
         &self,
         q: FloatTensor<B>,
         k: FloatTensor<B>,
@@ -93,7 +98,7 @@ impl Block {
     ) -> FloatTensor<B> {
         // Scaling the queries instead of the scores touches fewer numbers.
         let q = B::float_mul_scalar(q, self.sizes.scale().into());
-        let scores = to_f32::<B>(B::product(q, B::float_swap_dims(k, 2, 3)));
+        let scores = to_f32::<B>(B::matrix_product(q, B::float_swap_dims(k, 2, 3)));
         let Sizes {
             batch,
             heads,
@@ -112,7 +117,7 @@ impl Block {
 
     /// What to add to scores, `[batch or 1, 1, queries, keys]`: nothing where a key is in sight, and
     /// elsewhere a number so low that its exponential is zero.
-    fn mask<B: StepOps>(&self, visible: IntTensor<B>) -> FloatTensor<B> {
+    fn mask<B: MatrixProduct>(&self, visible: IntTensor<B>) -> FloatTensor<B> {
         const OUT_OF_SIGHT: f64 = 1e30;
         let device = visible.device();
         let [first, end] = self.bounds::<B>(visible);
@@ -129,13 +134,13 @@ impl Block {
     }
 
     /// One for queries that see a key, zero for others, `[batch or 1, 1, queries, 1]`.
-    fn sighted<B: StepOps>(&self, visible: IntTensor<B>) -> FloatTensor<B> {
+    fn sighted<B: MatrixProduct>(&self, visible: IntTensor<B>) -> FloatTensor<B> {
         let [first, end] = self.bounds::<B>(visible);
         B::float_clamp(B::float_sub(end, first), 0.0.into(), 1.0.into())
     }
 
     /// The first key that each query sees and the one after the last, `[batch or 1, 1, queries, 1]`.
-    fn bounds<B: StepOps>(&self, visible: IntTensor<B>) -> [FloatTensor<B>; 2] {
+    fn bounds<B: MatrixProduct>(&self, visible: IntTensor<B>) -> [FloatTensor<B>; 2] {
         let visible = B::int_into_float(visible, FloatDType::F32);
         let [rows, _, _] = visible.shape().dims();
         [0, 1].map(|index| {
@@ -149,7 +154,7 @@ impl Block {
 
 /// `[batch, length, heads, head_dim]` as `[batch, heads, length, head_dim]`, one head after the other
 /// in memory: else every block's products might copy it.
-fn by_head<B: StepOps>(x: FloatTensor<B>) -> FloatTensor<B> {
+fn by_head<B: MatrixProduct>(x: FloatTensor<B>) -> FloatTensor<B> {
     let x = swap::<B>(x);
     let shape = x.shape();
     let numbers = Shape::new([shape.num_elements()]);
@@ -157,12 +162,12 @@ fn by_head<B: StepOps>(x: FloatTensor<B>) -> FloatTensor<B> {
 }
 
 /// `[batch, length, heads, head_dim]` as `[batch, heads, length, head_dim]`, or back.
-fn swap<B: StepOps>(x: FloatTensor<B>) -> FloatTensor<B> {
+fn swap<B: MatrixProduct>(x: FloatTensor<B>) -> FloatTensor<B> {
     B::float_swap_dims(x, 1, 2)
 }
 
 /// A range of one of four dimensions.
-fn part<B: StepOps>(x: FloatTensor<B>, dim: usize, range: &Range<usize>) -> FloatTensor<B> {
+fn part<B: MatrixProduct>(x: FloatTensor<B>, dim: usize, range: &Range<usize>) -> FloatTensor<B> {
     B::float_slice(x, &slices(dim, range))
 }
 
@@ -172,7 +177,7 @@ fn slices(dim: usize, range: &Range<usize>) -> [Slice; 4] {
     slices
 }
 
-pub fn forward<B: StepOps>(
+pub fn forward<B: MatrixProduct>(
     q: FloatTensor<B>,
     k: FloatTensor<B>,
     v: FloatTensor<B>,
@@ -187,7 +192,7 @@ pub fn forward<B: StepOps>(
 
 /// The attention, block by block. `weights` gives those of a block, `[batch, kv_heads, group ·
 /// queries, keys]`, in the type of the queries that it gets.
-pub fn forward_by_block<B: StepOps>(
+pub fn forward_by_block<B: MatrixProduct>(
     [q, k, v]: [FloatTensor<B>; 3],
     mask: &KeyRanges,
     weights: impl Fn(&Block, FloatTensor<B>, FloatTensor<B>) -> FloatTensor<B>,
@@ -196,7 +201,7 @@ pub fn forward_by_block<B: StepOps>(
     let (k, v) = (by_head::<B>(k), by_head::<B>(v));
     let out = blocks(sizes, mask).map(|block| {
         let weights = weights(&block, block.stacked::<B>(q.clone()), block.seen::<B>(&k));
-        block.unstacked::<B>(B::product(weights, block.seen::<B>(&v)))
+        block.unstacked::<B>(B::matrix_product(weights, block.seen::<B>(&v)))
     });
     joined::<B>(out.collect())
 }
@@ -208,7 +213,7 @@ struct Sum<B: Backend> {
     total: Option<FloatTensor<B>>,
 }
 
-impl<B: StepOps> Sum<B> {
+impl<B: MatrixProduct> Sum<B> {
     fn of_none(like: &FloatTensor<B>) -> Self {
         let shape = like.shape();
         Self { shape, total: None }
@@ -244,7 +249,7 @@ fn joined<B: Backend>(mut parts: Vec<FloatTensor<B>>) -> FloatTensor<B> {
     }
 }
 
-pub fn backward<B: StepOps>(
+pub fn backward<B: MatrixProduct>(
     grad: FloatTensor<B>,
     qkv: [FloatTensor<B>; 3],
     visible: IntTensor<B>,
@@ -253,7 +258,7 @@ pub fn backward<B: StepOps>(
     let dtype = grad.dtype().into();
     backward_by_block::<B>(grad, qkv, mask, |block, [q, k, v, grad]| {
         let weights = block.weights::<B>(q, k, visible.clone());
-        let weight_grads = to_f32::<B>(B::product(grad, B::float_swap_dims(v, 2, 3)));
+        let weight_grads = to_f32::<B>(B::matrix_product(grad, B::float_swap_dims(v, 2, 3)));
         let along = B::float_sum_dim(B::float_mul(weights.clone(), weight_grads.clone()), 3);
         let score_grads = B::float_mul(weights.clone(), B::float_sub(weight_grads, along));
         let score_grads = B::float_mul_scalar(score_grads, block.scale().into());
@@ -269,7 +274,7 @@ pub fn backward<B: StepOps>(
 /// ```
 ///
 /// `weights` gives w and ∂scores of a block from its queries, keys, values and ∂out, in their type.
-pub fn backward_by_block<B: StepOps>(
+pub fn backward_by_block<B: MatrixProduct>(
     grad: FloatTensor<B>,
     [q, k, v]: [FloatTensor<B>; 3],
     mask: &KeyRanges,
@@ -287,9 +292,9 @@ pub fn backward_by_block<B: StepOps>(
         let (weights, score_grads) = weights(&block, inputs);
         let [weights_t, score_grads_t] =
             [weights, score_grads.clone()].map(|tensor| B::float_swap_dims(tensor, 2, 3));
-        v_grad.add(&block.keys, B::product(weights_t, grad));
-        q_grads.push(block.unstacked::<B>(B::product(score_grads, k)));
-        k_grad.add(&block.keys, B::product(score_grads_t, q));
+        v_grad.add(&block.keys, B::matrix_product(weights_t, grad));
+        q_grads.push(block.unstacked::<B>(B::matrix_product(score_grads, k)));
+        k_grad.add(&block.keys, B::matrix_product(score_grads_t, q));
     }
     q_grads.reverse();
     let [k_grad, v_grad] = [k_grad, v_grad].map(|sum| sum.finish(dtype));
