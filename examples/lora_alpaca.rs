@@ -103,16 +103,14 @@ fn configuration(args: &Args) -> Result<RecipeConfig> {
         return RecipeConfig::from_file(path, &args.overrides);
     }
     let tiny = |overrides| RecipeConfig::from_yaml(embedded::CONFIG, "embedded default", overrides);
-    let config = tiny(&args.overrides)?;
+    let mut config = tiny(&args.overrides)?;
     if config.checkpoint_dir.is_some() {
         return RecipeConfig::default().with_overrides(&args.overrides);
     }
     // In a folder of its own it may be run again and again.
     let is_own = config.output_dir == tiny(&[])?.output_dir;
-    Ok(RecipeConfig {
-        overwrite_output_dir: config.overwrite_output_dir || is_own,
-        ..config
-    })
+    config.overwrite_output_dir |= is_own;
+    Ok(config)
 }
 
 fn finetune(config: &RecipeConfig, member: &Member) -> Result<()> {

@@ -28,10 +28,8 @@ fn config(output_dir: &Path) -> RecipeConfig {
         "optimizer.lr=1e-2",
         "seed=7",
     ];
-    let config = RecipeConfig {
-        output_dir: output_dir.to_owned(),
-        ..RecipeConfig::default()
-    };
+    let mut config = RecipeConfig::default();
+    config.output_dir = output_dir.to_owned();
     config
         .with_overrides(&overrides.map(str::to_owned))
         .unwrap()

@@ -17,6 +17,7 @@ pub type StateDict = BTreeMap<String, TensorData>;
 
 /// What a load did and did not find.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct LoadReport {
     /// Where the values came from.
     pub origin: String,

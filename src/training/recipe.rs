@@ -49,6 +49,7 @@ use yaml::Setting;
 /// configuration that is deserialized or filled in by hand is not checked.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
+#[non_exhaustive]
 pub struct RecipeConfig {
     /// The size of the model.
     pub model: ModelSize,
@@ -367,6 +368,7 @@ impl Modules {
 /// AdamW's hyperparameters, with PyTorch's meaning (<https://arxiv.org/abs/1711.05101>).
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
+#[non_exhaustive]
 pub struct OptimizerConfig {
     /// The highest learning rate of the run.
     pub lr: f64,
@@ -395,6 +397,7 @@ impl Default for OptimizerConfig {
 /// The learning rate's course: linear warmup, then what `kind` says.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
+#[non_exhaustive]
 pub struct SchedulerConfig {
     /// The course after the warmup.
     pub kind: ScheduleKind,

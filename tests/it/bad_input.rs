@@ -1477,10 +1477,8 @@ fn a_folder_that_is_a_file() {
 
 fn run_config(dir: &Path, overrides: &[&str]) -> RecipeConfig {
     let overrides: Vec<String> = overrides.iter().map(|o| o.to_string()).collect();
-    let config = RecipeConfig {
-        output_dir: dir.to_owned(),
-        ..RecipeConfig::default()
-    };
+    let mut config = RecipeConfig::default();
+    config.output_dir = dir.to_owned();
     config.with_overrides(&overrides).unwrap()
 }
 
