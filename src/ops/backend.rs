@@ -318,18 +318,18 @@ pub fn maybe_dropped<B: StepOps>(x: FloatTensor<B>, mask: Option<DropoutMask>) -
     }
 }
 
+impl<B: StepOps> attention::MatrixProduct for B {
+    fn matrix_product(a: FloatTensor<B>, b: FloatTensor<B>) -> FloatTensor<B> {
+        B::product(a, b)
+    }
+}
+
 #[cfg(feature = "ndarray")]
 impl StepOps for NdArray {}
 #[cfg(feature = "tch")]
 impl StepOps for LibTorch {}
 
 // What Burn's fusion must know of outputs before they are computed.
-
-impl<B: StepOps> attention::MatrixProduct for B {
-    fn matrix_product(a: FloatTensor<B>, b: FloatTensor<B>) -> FloatTensor<B> {
-        B::product(a, b)
-    }
-}
 
 #[cfg(feature = "cube")]
 fn linear_shape(x: &Shape, out_dim: usize) -> Shape {
