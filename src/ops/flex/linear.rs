@@ -1,16 +1,17 @@
 use burn::backend::ops::FloatTensorOps;
 use burn::backend::{Flex, TensorMetadata};
-use burn::tensor::DType;
+use burn::tensor::{DType, Element};
+use bytemuck::Pod;
 use half::{bf16, f16};
 
-use super::gemm::{Mat, MatMut, Number, Output, matmul, matmul_bf16, multiplies_bf16};
+use super::gemm::{Mat, MatMut, Operand, Output, matmul, matmul_bf16, multiplies_bf16};
 use super::vector::new_buffer;
 use super::{Primitive, contiguous, into_contiguous, primitive};
 use crate::ops::{MatmulPrecision, matmul_precision};
 
 /// Which way the weight, `[out_dim, in_dim]`, is applied.
-#[derive(Clone, Copy)]
-enum Pass {
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Pass {
     /// `x Wᵀ`.
     Forward,
     /// `grad W`.
@@ -28,18 +29,25 @@ pub fn x_grad(grad: &Primitive, weight: &Primitive) -> Primitive {
 fn apply(x: &Primitive, weight: &Primitive, pass: Pass) -> Primitive {
     let (x, weight) = (contiguous(x), in_either_order(weight));
     match weight.dtype() {
-        DType::F32 => multiply::<f32>(&x, weight.storage(), &weight, pass, write),
-        DType::BF16 if matmul_precision() == MatmulPrecision::Medium && multiplies_bf16() => {
-            multiply(&x, weight.storage(), &weight, pass, matmul_bf16)
-        }
-        DType::BF16 => multiply::<bf16>(&x, weight.storage(), &weight, pass, write),
-        DType::F16 => multiply::<f16>(&x, weight.storage(), &weight, pass, write),
+        DType::F32 => product(&x, operand::<f32>(&weight, pass), exact),
+        DType::BF16 if rounds_products() => product(&x, operand(&weight, pass), rounded),
+        DType::BF16 => product(&x, operand::<bf16>(&weight, pass), exact),
+        DType::F16 => product(&x, operand::<f16>(&weight, pass), exact),
         dtype => panic!("a weight of type {dtype:?} cannot be multiplied by an f32 tensor"),
     }
 }
 
-fn write<T: Number>(out: MatMut, x: Mat, weight: Mat<T>) {
+/// Whether products with weights of less than f32 are of bf16.
+pub fn rounds_products() -> bool {
+    matmul_precision() == MatmulPrecision::Medium && multiplies_bf16()
+}
+
+fn exact<B: Operand>(out: MatMut, x: Mat, weight: B) {
     matmul(out, Output::Write, x, weight);
+}
+
+fn rounded(out: MatMut, x: Mat, weight: Mat<bf16>) {
+    matmul_bf16(out, x, weight);
 }
 
 /// `sum + x Wᵀ` with an f32 weight, in the place of `sum`.
@@ -55,22 +63,23 @@ pub fn add_x_grad(sum: Primitive, grad: &Primitive, weight: &Primitive) -> Primi
 fn add(sum: Primitive, x: &Primitive, weight: &Primitive, pass: Pass) -> Primitive {
     let (mut sum, x) = (into_contiguous(sum), contiguous(x));
     let weight = in_either_order(weight);
-    let (x, weight) = matrices::<f32>(&x, weight.storage(), &weight, pass);
+    let weight = operand::<f32>(&weight, pass);
+    let x = rows_of(&x, weight.shape()[0]);
     let out = MatMut::row_major_of(sum.storage_mut(), [x.shape()[0], weight.shape()[1]]);
     matmul(out, Output::Add, x, weight);
     sum
 }
 
-fn multiply<T: Number>(
+/// `x` times a weight of `[in_dim, out_dim]`.
+pub fn product<B: Operand>(
     x: &Primitive,
-    values: &[T],
-    weight: &Primitive,
-    pass: Pass,
-    matmul: impl Fn(MatMut, Mat, Mat<T>),
+    weight: B,
+    multiply: impl Fn(MatMut, Mat, B),
 ) -> Primitive {
-    let (x_matrix, weight) = matrices(x, values, weight, pass);
-    let ([rows, _], [_, out_dim]) = (x_matrix.shape(), weight.shape());
-    let fill = |out: &mut [_]| matmul(MatMut::row_major(out, [rows, out_dim]), x_matrix, weight);
+    let [in_dim, out_dim] = weight.shape();
+    let x_matrix = rows_of(x, in_dim);
+    let [rows, _] = x_matrix.shape();
+    let fill = |out: &mut [_]| multiply(MatMut::row_major(out, [rows, out_dim]), x_matrix, weight);
     // SAFETY: the product writes all of its numbers.
     let values = unsafe { new_buffer(rows * out_dim, fill) };
     let mut shape = x.shape();
@@ -91,25 +100,22 @@ fn in_either_order(weight: &Primitive) -> Primitive {
     }
 }
 
-/// The rows of `x`, and the matrix that they are multiplied by.
-fn matrices<'a, T>(
-    x: &'a Primitive,
-    values: &'a [T],
-    weight: &Primitive,
-    pass: Pass,
-) -> (Mat<'a>, Mat<'a, T>) {
-    let shape @ [out_dim, in_dim] = weight.shape().dims();
+fn rows_of(x: &Primitive, in_dim: usize) -> Mat<'_> {
+    let x: &[f32] = x.storage();
+    Mat::row_major(x, [x.len() / in_dim, in_dim])
+}
+
+/// The matrix that rows are multiplied by.
+fn operand<T: Element + Pod>(weight: &Primitive, pass: Pass) -> Mat<'_, T> {
+    let (values, shape @ [out_dim, in_dim]) = (weight.storage(), weight.shape().dims());
     let weight = match weight.layout().is_contiguous() {
         true => Mat::row_major(values, shape),
         false => Mat::row_major(values, [in_dim, out_dim]).transpose(),
     };
-    let weight = match pass {
+    match pass {
         Pass::Forward => weight.transpose(),
         Pass::Backward => weight,
-    };
-    let [in_dim, _] = weight.shape();
-    let x: &[f32] = x.storage();
-    (Mat::row_major(x, [x.len() / in_dim, in_dim]), weight)
+    }
 }
 
 /// `gradᵀ x`, in the weight's type.

@@ -10,12 +10,11 @@ use std::arch::x86_64::{__cpuid_count, _xgetbv};
 use std::ops::Range;
 use std::sync::OnceLock;
 
-use half::bf16;
 use rayon::prelude::*;
 
 use super::super::vector::vectorized;
 use super::avx512::{self, Buffer, PANEL};
-use super::{Mat, MatMut, Output, all_panels, bf16_bits};
+use super::{Mat, MatMut, Operand, Output, all_panels, bf16_bits};
 
 /// Rows and columns of a tile of the product.
 const TILE: usize = 16;
@@ -54,7 +53,7 @@ pub fn serves(rows: usize) -> bool {
 /// Whether the processor has the unit and the system lets this process use it.
 fn is_supported() -> bool {
     static SUPPORTED: OnceLock<bool> = OnceLock::new();
-    *SUPPORTED.get_or_init(|| avx512::is_supported() && has_unit() && asks_permission())
+    *SUPPORTED.get_or_init(|| avx512::multiplies_bf16() && has_unit() && asks_permission())
 }
 
 /// The unit by CPUID, its state in what the system saves (Intel's Software Developer's Manual, volume 1,
@@ -98,7 +97,7 @@ fn asks_permission() -> bool {
 
 /// `out (+)= a · b` on all threads. The processor must have the unit, the shapes must fit, and a
 /// stride of `b` be 1.
-pub fn matmul(out: MatMut, output: Output, a: Mat, b: Mat<bf16>, split: Split) {
+pub fn matmul<B: Operand>(out: MatMut, output: Output, a: Mat, b: B, split: Split) {
     assert!(is_supported());
     let [_, k] = a.shape;
     let mut tiles = Vec::new();
@@ -191,19 +190,19 @@ fn upper_bits(value: f32) -> u32 {
 }
 
 /// A part of a product: some columns of `a`, split, by as many rows of `b`.
-struct Part<'a> {
+struct Part<'a, B> {
     out: MatMut,
     add: bool,
     tiles: &'a [TileRow],
     pieces: usize,
-    b: Mat<'a, bf16>,
+    b: B,
     /// The first of the rows of `b`.
     start: usize,
     /// How many times 32 rows they are, rounded up.
     steps: usize,
 }
 
-impl Part<'_> {
+impl<B: Operand> Part<'_, B> {
     /// Blocks of 32 rows of the columns `first ..` of the product, at most [`PANEL`] of them.
     fn compute(&self, blocks: Range<usize>, first: usize, buffer: &mut Buffer) {
         let [m, n] = self.out.shape;
@@ -319,6 +318,8 @@ static TILES: TileConfig = TileConfig {
 
 #[cfg(test)]
 mod tests {
+    use half::bf16;
+
     use super::*;
 
     fn pieces(numbers: [f32; ROW], split: Split) -> Vec<[f32; ROW]> {

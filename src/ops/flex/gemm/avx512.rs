@@ -4,9 +4,7 @@
 use std::arch::x86_64::*;
 use std::ops::Range;
 
-use half::bf16;
-
-use super::{Mat, MatMut, Number, Output};
+use super::{Mat, MatMut, Operand, Output, bf16_bits};
 
 /// Columns of the product that are computed together: four vectors.
 pub const PANEL: usize = VECTORS * LANES;
@@ -32,6 +30,28 @@ pub fn is_supported() -> bool {
 
 pub fn multiplies_bf16() -> bool {
     is_supported() && is_x86_feature_detected!("avx512bf16")
+}
+
+/// Rounds to bf16, whose bits are the upper half of an f32.
+///
+/// # Safety
+/// The processor must have AVX-512 for bf16.
+#[inline(always)]
+pub unsafe fn rounded(values: __m512) -> __m512 {
+    unsafe {
+        let halves: __m256i = std::mem::transmute(_mm512_cvtneps_pbh(values));
+        _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(halves)))
+    }
+}
+
+/// 32 numbers in bf16, the first 16 before the others.
+///
+/// # Safety
+/// As [`rounded`].
+#[inline(always)]
+pub unsafe fn rounded_both(first: __m512, others: __m512) -> __m512 {
+    // SAFETY: both are 512 bits.
+    unsafe { std::mem::transmute(_mm512_cvtne2ps_pbh(others, first)) }
 }
 
 /// How a step multiplies and adds.
@@ -63,16 +83,16 @@ impl Step for Bf16Pairs {
 }
 
 /// Some rows of the columns `first ..` of the product, at most `PANEL` of them.
-pub fn panel<T: Number>(
+pub fn panel<B: Operand>(
     out: MatMut,
     output: Output,
     a: Mat,
-    b: Mat<T>,
+    b: B,
     rows: Range<usize>,
     first: usize,
     buffer: &mut Buffer,
 ) {
-    let [k, n] = b.shape;
+    let [k, n] = b.shape();
     assert!(rows.end <= a.shape[0] && first < n);
     for start in (0..k).step_by(DEPTH) {
         let (depth, width) = (DEPTH.min(k - start), PANEL.min(n - first));
@@ -97,15 +117,15 @@ pub fn panel<T: Number>(
 }
 
 /// [`panel`] of a product with pairs of bf16; `a` has `k / 2` of them in a row, rounded up.
-pub fn panel_of_pairs(
+pub fn panel_of_pairs<B: Operand>(
     out: MatMut,
     a: &[u32],
-    b: Mat<bf16>,
+    b: B,
     rows: Range<usize>,
     first: usize,
     buffer: &mut Buffer,
 ) {
-    let [k, n] = b.shape;
+    let [k, n] = b.shape();
     let pairs = k.div_ceil(2);
     assert!(rows.end * pairs <= a.len() && rows.end <= out.shape[0] && first < n);
     for start in (0..pairs).step_by(DEPTH) {
@@ -140,98 +160,94 @@ impl Buffer {
 
 /// Brings `depth x width` numbers of `b` into the buffer.
 #[target_feature(enable = "avx512f,avx512bw")]
-unsafe fn pack<T: Number>(
-    b: Mat<T>,
+unsafe fn pack<B: Operand>(
+    b: B,
     [row, col]: [usize; 2],
     [depth, width]: [usize; 2],
     buffer: &mut [PanelRow],
 ) {
-    let at = |i: usize, j: usize| (row + i) * b.strides[0] + (col + j) * b.strides[1];
-    let is_transposed = b.strides[0] == 1 && b.strides[1] != 1;
-    let number = |i: usize, j: usize| b.data[at(i, j)].widen();
+    let is_transposed = b.is_transposed();
     for j in (0..width).step_by(LANES) {
         for i in (0..depth).step_by(LANES) {
             let rows = &mut buffer[i..depth.min(i + LANES)];
+            let (row, col) = (row + i, col + j);
             if rows.len() < LANES || j + LANES > width {
-                pack_edge(rows, j, width, |row, col| number(i + row, col));
+                pack_edge(rows, j, width, |i, j| b.number(row + i, col + j));
                 continue;
             }
-            // SAFETY: 16 x 16 numbers from (i, j) lie inside of `b`, and of the buffer.
+            // SAFETY: 16 x 16 numbers from (row, col) lie inside of `b`, and of the buffer.
             unsafe {
-                let from = b.data.as_ptr().add(at(i, j));
                 let to = rows.as_mut_ptr().cast::<f32>().add(j);
                 match is_transposed {
-                    true => transpose(|col| T::load16(from.add(col * b.strides[1])), to),
-                    false => copy(|row| T::load16(from.add(row * b.strides[0])), to),
+                    true => transpose(|j| b.load16(row, col + j), to),
+                    false => copy(|i| b.load16(row + i, col), to),
                 }
             }
         }
     }
 }
 
-/// Brings `depth x width` pairs of numbers of `b`, below each other, into the buffer.
-#[target_feature(enable = "avx512f,avx512bw")]
-pub unsafe fn pack_pairs(
-    b: Mat<bf16>,
+/// Brings `depth x width` pairs of numbers of `b`, below each other and in bf16, into the buffer.
+#[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
+pub unsafe fn pack_pairs<B: Operand>(
+    b: B,
     [row, col]: [usize; 2],
     [depth, width]: [usize; 2],
     buffer: &mut [PanelRow],
 ) {
-    let [k, _] = b.shape;
-    let at = |i: usize, j: usize| 2 * (row + i) * b.strides[0] + (col + j) * b.strides[1];
-    let is_transposed = b.strides[0] == 1 && b.strides[1] != 1;
-    let pair = |i: usize, j: usize| {
-        let half = |half: usize| match 2 * (row + i) + half < k {
-            true => u32::from(b.data[at(i, j) + half * b.strides[0]].to_bits()),
-            false => 0,
-        };
-        f32::from_bits(half(0) | half(1) << 16)
-    };
+    let ([k, _], is_transposed) = (b.shape(), b.is_transposed());
     for j in (0..width).step_by(LANES) {
         for i in (0..depth).step_by(LANES) {
             let rows = &mut buffer[i..depth.min(i + LANES)];
-            if 2 * (row + i + LANES) > k || rows.len() < LANES || j + LANES > width {
-                pack_edge(rows, j, width, |row, col| pair(i + row, col));
+            let (row, col) = (2 * (row + i), col + j);
+            if row + 2 * LANES > k || rows.len() < LANES || j + LANES > width {
+                pack_edge(rows, j, width, |i, j| pair(b, row + 2 * i, col + j));
                 continue;
             }
-            // SAFETY: 16 x 16 pairs from (i, j) lie inside of `b`, and of the buffer.
+            // SAFETY: 16 x 16 pairs from (row, col) lie inside of `b`, and of the buffer.
             unsafe {
-                let from = b.data.as_ptr().add(at(i, j));
                 let to = rows.as_mut_ptr().cast::<f32>().add(j);
                 match is_transposed {
-                    true => transpose(
-                        |col| _mm512_loadu_ps(from.add(col * b.strides[1]).cast()),
-                        to,
-                    ),
-                    false => copy(
-                        |row| load_pairs(from.add(2 * row * b.strides[0]), b.strides[0]),
-                        to,
-                    ),
+                    true => transpose(|j| b.load32_bf16(row, col + j), to),
+                    false => copy(|i| load_pairs(b, row + 2 * i, col), to),
                 }
             }
         }
     }
 }
 
-/// Up to 16 columns from `first`, with zeros from `width` on; `number` gives the others.
+/// A number in bf16 in the lower half, and the one below it, if there is one.
+fn pair<B: Operand>(b: B, row: usize, col: usize) -> f32 {
+    let [k, _] = b.shape();
+    let half = |row| {
+        if row < k {
+            bf16_bits(b.number(row, col))
+        } else {
+            0
+        }
+    };
+    f32::from_bits(half(row) | half(row + 1) << 16)
+}
+
+/// 16 columns from `first` on, with zeros from `width` on; `number` gives the others, counted from `first`.
 fn pack_edge(
     rows: &mut [PanelRow],
     first: usize,
     width: usize,
     number: impl Fn(usize, usize) -> f32,
 ) {
-    for (row, values) in rows.iter_mut().enumerate() {
-        for (col, value) in (first..).zip(&mut values.0[first..first + LANES]) {
-            *value = if col < width { number(row, col) } else { 0.0 };
+    for (i, values) in rows.iter_mut().enumerate() {
+        for (j, value) in values.0[first..first + LANES].iter_mut().enumerate() {
+            *value = if first + j < width { number(i, j) } else { 0.0 };
         }
     }
 }
 
-/// 16 pairs of a row's number, in the lower half, and that of the row `stride` after it.
-#[target_feature(enable = "avx512f,avx512bw")]
-unsafe fn load_pairs(from: *const bf16, stride: usize) -> __m512 {
+/// 16 pairs of a row's number, in the lower half, and that of the row below it.
+#[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
+unsafe fn load_pairs<B: Operand>(b: B, row: usize, col: usize) -> __m512 {
     // A widened bf16 has its bits in the upper half.
-    let [lower, upper] = unsafe { [bf16::load16(from), bf16::load16(from.add(stride))] };
+    let [lower, upper] = unsafe { [b.load16_bf16(row, col), b.load16_bf16(row + 1, col)] };
     let lower = _mm512_srli_epi32::<16>(_mm512_castps_si512(lower));
     _mm512_castsi512_ps(_mm512_or_si512(_mm512_castps_si512(upper), lower))
 }

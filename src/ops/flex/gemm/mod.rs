@@ -12,6 +12,8 @@ mod amx;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
 
+#[cfg(target_arch = "x86_64")]
+use std::arch::x86_64::*;
 use std::mem::MaybeUninit;
 #[cfg(target_arch = "x86_64")]
 use std::ops::Range;
@@ -49,6 +51,14 @@ impl<'a, T> Mat<'a, T> {
 
     pub fn shape(&self) -> [usize; 2] {
         self.shape
+    }
+
+    /// Where the element (i, j) is.
+    #[cfg(target_arch = "x86_64")]
+    #[inline(always)]
+    fn at(&self, i: usize, j: usize) -> *const T {
+        let offset = i * self.strides[0] + j * self.strides[1];
+        self.data.as_ptr().wrapping_add(offset)
     }
 
     pub fn transpose(self) -> Self {
@@ -130,6 +140,58 @@ pub enum Output {
     Add,
 }
 
+/// The right-hand side of a product, `[k, n]`: lines of contiguous numbers, which are its rows or its columns.
+pub trait Operand: Copy + Send + Sync {
+    fn shape(&self) -> [usize; 2];
+
+    /// Whether the lines are its columns.
+    fn is_transposed(&self) -> bool;
+
+    /// The element (i, j), widened.
+    fn number(&self, i: usize, j: usize) -> f32;
+
+    /// Widens the numbers of some lines from `first` on, `out.len()` in all.
+    fn widen(&self, first: usize, out: &mut [f32]);
+
+    /// The matrix itself, if it is of f32.
+    fn as_f32(&self) -> Option<Mat<'_>> {
+        None
+    }
+
+    /// The matrix itself, if it is of bf16.
+    #[cfg(target_arch = "x86_64")]
+    fn as_bf16(&self) -> Option<Mat<'_, bf16>> {
+        None
+    }
+
+    /// 16 numbers of a line from (i, j) on, a multiple of 16 along the line, widened.
+    ///
+    /// # Safety
+    /// They must lie inside, and the processor must have AVX-512.
+    #[cfg(target_arch = "x86_64")]
+    unsafe fn load16(&self, i: usize, j: usize) -> __m512;
+
+    /// The same, rounded to bf16.
+    ///
+    /// # Safety
+    /// As [`Self::load16`], with AVX-512 for bf16.
+    #[cfg(target_arch = "x86_64")]
+    #[inline(always)]
+    unsafe fn load16_bf16(&self, i: usize, j: usize) -> __m512 {
+        unsafe { avx512::rounded(self.load16(i, j)) }
+    }
+
+    /// 32 numbers of a column in bf16, where columns are contiguous.
+    ///
+    /// # Safety
+    /// As [`Self::load16_bf16`].
+    #[cfg(target_arch = "x86_64")]
+    #[inline(always)]
+    unsafe fn load32_bf16(&self, i: usize, j: usize) -> __m512 {
+        unsafe { avx512::rounded_both(self.load16(i, j), self.load16(i + 16, j)) }
+    }
+}
+
 /// A number that a frozen weight may be stored in.
 pub trait Number: Copy + Send + Sync {
     fn widen(self) -> f32;
@@ -150,7 +212,27 @@ pub trait Number: Copy + Send + Sync {
     /// # Safety
     /// `source` must be readable for 16 numbers, and the processor must have AVX-512.
     #[cfg(target_arch = "x86_64")]
-    unsafe fn load16(source: *const Self) -> std::arch::x86_64::__m512;
+    unsafe fn load16(source: *const Self) -> __m512;
+
+    /// The same, rounded to bf16.
+    ///
+    /// # Safety
+    /// As [`Self::load16`], with AVX-512 for bf16.
+    #[cfg(target_arch = "x86_64")]
+    #[inline(always)]
+    unsafe fn load16_bf16(source: *const Self) -> __m512 {
+        unsafe { avx512::rounded(Self::load16(source)) }
+    }
+
+    /// 32 numbers in bf16.
+    ///
+    /// # Safety
+    /// As [`Self::load16_bf16`], with 32 numbers to read.
+    #[cfg(target_arch = "x86_64")]
+    #[inline(always)]
+    unsafe fn load32_bf16(source: *const Self) -> __m512 {
+        unsafe { avx512::rounded_both(Self::load16(source), Self::load16(source.add(16))) }
+    }
 }
 
 impl Number for f32 {
@@ -164,8 +246,8 @@ impl Number for f32 {
 
     #[cfg(target_arch = "x86_64")]
     #[inline(always)]
-    unsafe fn load16(source: *const Self) -> std::arch::x86_64::__m512 {
-        unsafe { std::arch::x86_64::_mm512_loadu_ps(source) }
+    unsafe fn load16(source: *const Self) -> __m512 {
+        unsafe { _mm512_loadu_ps(source) }
     }
 }
 
@@ -182,12 +264,23 @@ impl Number for bf16 {
     /// A bf16 is the upper half of an f32.
     #[cfg(target_arch = "x86_64")]
     #[inline(always)]
-    unsafe fn load16(source: *const Self) -> std::arch::x86_64::__m512 {
-        use std::arch::x86_64::*;
+    unsafe fn load16(source: *const Self) -> __m512 {
         unsafe {
             let halves = _mm512_cvtepu16_epi32(_mm256_loadu_si256(source.cast()));
             _mm512_castsi512_ps(_mm512_slli_epi32::<16>(halves))
         }
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    #[inline(always)]
+    unsafe fn load16_bf16(source: *const Self) -> __m512 {
+        unsafe { Self::load16(source) }
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    #[inline(always)]
+    unsafe fn load32_bf16(source: *const Self) -> __m512 {
+        unsafe { _mm512_loadu_ps(source.cast()) }
     }
 }
 
@@ -198,22 +291,79 @@ impl Number for f16 {
 
     #[cfg(target_arch = "x86_64")]
     #[inline(always)]
-    unsafe fn load16(source: *const Self) -> std::arch::x86_64::__m512 {
-        use std::arch::x86_64::*;
+    unsafe fn load16(source: *const Self) -> __m512 {
         unsafe { _mm512_cvtph_ps(_mm256_loadu_si256(source.cast())) }
+    }
+}
+
+impl<T: Number> Operand for Mat<'_, T> {
+    fn shape(&self) -> [usize; 2] {
+        self.shape
+    }
+
+    fn is_transposed(&self) -> bool {
+        self.strides[0] == 1 && self.strides[1] != 1
+    }
+
+    #[inline(always)]
+    fn number(&self, i: usize, j: usize) -> f32 {
+        self.data[i * self.strides[0] + j * self.strides[1]].widen()
+    }
+
+    fn widen(&self, first: usize, out: &mut [f32]) {
+        let lines = if self.is_transposed() {
+            self.transpose()
+        } else {
+            *self
+        };
+        let [_, len] = lines.shape;
+        for (line, out) in (first..).zip(out.chunks_exact_mut(len.max(1))) {
+            let line = &lines.data[line * lines.strides[0]..][..len];
+            out.iter_mut()
+                .zip(line)
+                .for_each(|(out, number)| *out = number.widen());
+        }
+    }
+
+    fn as_f32(&self) -> Option<Mat<'_>> {
+        let data = T::as_f32(self.data)?;
+        Some(Mat::new(data, self.shape, self.strides))
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    fn as_bf16(&self) -> Option<Mat<'_, bf16>> {
+        T::as_bf16(*self)
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    #[inline(always)]
+    unsafe fn load16(&self, i: usize, j: usize) -> __m512 {
+        unsafe { T::load16(self.at(i, j)) }
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    #[inline(always)]
+    unsafe fn load16_bf16(&self, i: usize, j: usize) -> __m512 {
+        unsafe { T::load16_bf16(self.at(i, j)) }
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    #[inline(always)]
+    unsafe fn load32_bf16(&self, i: usize, j: usize) -> __m512 {
+        unsafe { T::load32_bf16(self.at(i, j)) }
     }
 }
 
 /// `out (+)= a · b` on all threads.
 ///
 /// # Panics
-/// If the shapes do not fit, or neither stride of `b` is 1.
-pub fn matmul<T: Number>(out: MatMut, output: Output, a: Mat, b: Mat<T>) {
+/// If the shapes do not fit.
+pub fn matmul<B: Operand>(out: MatMut, output: Output, a: Mat, b: B) {
     if is_done_by_check(&out, output, &a, &b) {
         return;
     }
     #[cfg(target_arch = "x86_64")]
-    match T::as_bf16(b) {
+    match b.as_bf16() {
         Some(b) if amx::serves(a.shape[0]) => {
             return amx::matmul(out, output, a, b, amx::Split::Exact);
         }
@@ -224,7 +374,7 @@ pub fn matmul<T: Number>(out: MatMut, output: Output, a: Mat, b: Mat<T>) {
 }
 
 #[cfg(target_arch = "x86_64")]
-fn avx512_matmul<T: Number>(out: MatMut, output: Output, a: Mat, b: Mat<T>) {
+fn avx512_matmul<B: Operand>(out: MatMut, output: Output, a: Mat, b: B) {
     let rows = [avx512::ROWS, usize::MAX];
     all_panels(out.shape, rows, |rows, first, buffer| {
         avx512::panel(out, output, a, b, rows, first, buffer);
@@ -258,11 +408,11 @@ pub fn multiplies_bf16() -> bool {
     return false;
 }
 
-/// `out = a · b` on all threads, with `a` rounded to bf16 and sums in f32. `a` is row-major.
+/// `out = a · b` on all threads, with both rounded to bf16 and sums in f32. `a` is row-major.
 ///
 /// # Panics
-/// If the shapes do not fit, neither stride of `b` is 1, or the processor does not multiply bf16.
-pub fn matmul_bf16(out: MatMut, a: Mat, b: Mat<bf16>) {
+/// If the shapes do not fit, or the processor does not multiply bf16.
+pub fn matmul_bf16<B: Operand>(out: MatMut, a: Mat, b: B) {
     assert!(multiplies_bf16(), "the processor does not multiply bf16");
     if is_done_by_check(&out, Output::Write, &a, &b) {
         return;
@@ -276,7 +426,7 @@ pub fn matmul_bf16(out: MatMut, a: Mat, b: Mat<bf16>) {
 }
 
 #[cfg(target_arch = "x86_64")]
-fn avx512_matmul_bf16(out: MatMut, a: Mat, b: Mat<bf16>) {
+fn avx512_matmul_bf16<B: Operand>(out: MatMut, a: Mat, b: B) {
     let a = pairs_of_bf16(a);
     let rows = [avx512::ROWS, usize::MAX];
     all_panels(out.shape, rows, |rows, first, buffer| {
@@ -330,8 +480,8 @@ impl Scratch {
     /// `out (+)= a · b` on this thread.
     ///
     /// # Panics
-    /// If the shapes do not fit, or neither stride of `b` is 1.
-    pub fn matmul<T: Number>(&mut self, out: MatMut, output: Output, a: Mat, b: Mat<T>) {
+    /// If the shapes do not fit.
+    pub fn matmul<B: Operand>(&mut self, out: MatMut, output: Output, a: Mat, b: B) {
         if is_done_by_check(&out, output, &a, &b) {
             return;
         }
@@ -348,53 +498,42 @@ impl Scratch {
 }
 
 /// Checks the shapes; true if there is nothing to multiply.
-fn is_done_by_check<T>(out: &MatMut, output: Output, a: &Mat, b: &Mat<T>) -> bool {
-    let ([m, k], [k_b, n]) = (a.shape, b.shape);
+fn is_done_by_check(out: &MatMut, output: Output, a: &Mat, b: &impl Operand) -> bool {
+    let ([m, k], [k_b, n]) = (a.shape, b.shape());
     assert!(k == k_b && out.shape == [m, n], "shapes do not fit");
-    assert!(
-        b.strides.contains(&1),
-        "no stride of the right-hand side is 1"
-    );
     if k == 0 && output == Output::Write {
         out.fill_with_zeros();
     }
     m * n * k == 0
 }
 
-/// Rows of `b` that are widened at a time where the processor has no AVX-512.
-const WIDENED_ROWS: usize = 256;
+/// Lines of `b` that are widened at a time where the processor has no AVX-512.
+const WIDENED_LINES: usize = 256;
 
-/// By the `gemm` crate, `b` widened some of its contiguous rows at a time.
-fn portable<T: Number>(
-    out: MatMut,
-    output: Output,
-    a: Mat,
-    b: Mat<T>,
-    parallelism: gemm::Parallelism,
-) {
-    let is_transposed = b.strides[0] == 1;
-    if let Some(data) = T::as_f32(b.data) {
-        let b = Mat::new(data, b.shape, b.strides);
+/// By the `gemm` crate, `b` widened some of its lines at a time.
+fn portable<B: Operand>(out: MatMut, output: Output, a: Mat, b: B, parallelism: gemm::Parallelism) {
+    if let Some(b) = b.as_f32() {
         return call_gemm(out, output, a, b, parallelism);
     }
-    let rows = if is_transposed { b.transpose() } else { b };
-    let [num_rows, row_len] = rows.shape;
+    let ([rows, columns], is_transposed) = (b.shape(), b.is_transposed());
+    let [num_lines, len] = if is_transposed {
+        [columns, rows]
+    } else {
+        [rows, columns]
+    };
     let mut widened = Vec::new();
-    for first in (0..num_rows).step_by(WIDENED_ROWS) {
-        let count = WIDENED_ROWS.min(num_rows - first);
-        widened.clear();
-        for row in first..first + count {
-            let row = &rows.data[row * rows.strides[0]..][..row_len];
-            widened.extend(row.iter().map(|value| value.widen()));
-        }
-        let part = Mat::row_major(&widened, [count, row_len]);
+    for first in (0..num_lines).step_by(WIDENED_LINES) {
+        let count = WIDENED_LINES.min(num_lines - first);
+        widened.resize(count * len, 0.0);
+        b.widen(first, &mut widened);
+        let part = Mat::row_major(&widened, [count, len]);
         match is_transposed {
-            // The rows of b are columns of the product.
+            // The lines of b are columns of the product.
             true => {
                 let columns = out.columns(first, count);
                 call_gemm(columns, output, a, part.transpose(), parallelism);
             }
-            // The rows of b meet columns of a: the products add up.
+            // The lines of b meet columns of a: the products add up.
             false => {
                 let output = if first == 0 { output } else { Output::Add };
                 let a = a.columns(first, count);
@@ -528,13 +667,15 @@ mod tests {
 
     #[test]
     fn products_equal_sums_of_products() {
-        assert_products(|value| value, matmul);
+        assert_products(|value| value, |out, output, a, b| matmul(out, output, a, b));
         assert_products(
             |value| value,
             |out, output, a, b| Scratch::default().matmul(out, output, a, b),
         );
-        assert_products(bf16::from_f32, matmul);
-        assert_products(f16::from_f32, matmul);
+        assert_products(bf16::from_f32, |out, output, a, b| {
+            matmul(out, output, a, b)
+        });
+        assert_products(f16::from_f32, |out, output, a, b| matmul(out, output, a, b));
         // Where a matrix unit takes bf16, the other body too.
         #[cfg(target_arch = "x86_64")]
         if avx512::is_supported() {
@@ -551,7 +692,7 @@ mod tests {
         if !multiplies_bf16() {
             return println!("skipped: the processor does not multiply bf16");
         }
-        assert_rounded_products(matmul_bf16);
+        assert_rounded_products(|out, a, b| matmul_bf16(out, a, b));
         #[cfg(target_arch = "x86_64")]
         if avx512::multiplies_bf16() {
             assert_rounded_products(|out, a, b| {
