@@ -11,6 +11,7 @@ pub mod generate;
 pub mod llama;
 pub mod lora;
 pub mod ops;
+pub mod quantization;
 mod settings;
 pub mod tokenizer;
 pub mod training;

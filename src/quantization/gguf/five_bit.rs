@@ -1,0 +1,106 @@
+//! Q5_0 and Q5_1: 32 numbers of five bits with a scale, and with a minimum. The fifth bits of all numbers come before
+//! the lower four, which lie as in Q4_0.
+
+use super::four_bit::halves;
+#[cfg(target_arch = "x86_64")]
+use super::four_bit::halves_x86;
+use super::*;
+use crate::quantization::arithmetic::{Affine, Factor, Signed};
+
+/// What the codes of Q5_0 are too large by.
+const ZERO: u8 = 16;
+/// The bytes of the fifth bits.
+const HIGH_BYTES: usize = 4;
+
+/// 16 codes: bits and halves of bytes.
+#[inline(always)]
+fn codes_of_five_bits(bytes: &[u8], place: usize) -> [u8; LANES] {
+    let low = halves(&bytes[HIGH_BYTES..], place);
+    let high = &bytes[place / 8..];
+    std::array::from_fn(|i| low[i] | (high[i / 8] >> (i % 8) & 1) << 4)
+}
+
+/// The same.
+///
+/// # Safety
+/// There are 20 bytes, and the processor has `ssse3`.
+#[cfg(target_arch = "x86_64")]
+#[inline(always)]
+unsafe fn codes_of_five_bits_x86(bytes: *const u8, place: usize) -> __m128i {
+    unsafe {
+        let low = halves_x86(bytes.add(HIGH_BYTES), place);
+        let bits = bytes.add(place / 8).cast::<u16>().read_unaligned();
+        // Each bit in a byte of its own.
+        let bytes = _mm_set_epi8(1, 1, 1, 1, 1, 1, 1, 1, 0, 0, 0, 0, 0, 0, 0, 0);
+        let masks = _mm_set1_epi64x(0x8040_2010_0804_0201_u64.cast_signed());
+        let high = _mm_shuffle_epi8(_mm_cvtsi32_si128(bits.into()), bytes);
+        let is_set = _mm_cmpeq_epi8(_mm_and_si128(high, masks), masks);
+        _mm_or_si128(low, _mm_and_si128(is_set, _mm_set1_epi8(16)))
+    }
+}
+
+#[derive(Clone, Copy)]
+pub struct Q5_0;
+
+impl Kind for Q5_0 {
+    const NUMBERS: usize = 32;
+    const BYTES: usize = 22;
+    type Values = Signed;
+    type Scale = Factor;
+
+    #[inline(always)]
+    fn values() -> Signed {
+        Signed
+    }
+
+    #[inline(always)]
+    fn codes(block: &[u8], place: usize) -> [u8; LANES] {
+        codes_of_five_bits(&block[2..], place).map(|code| code.wrapping_sub(ZERO))
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    #[inline(always)]
+    unsafe fn codes_x86(block: *const u8, place: usize) -> __m128i {
+        unsafe {
+            let codes = codes_of_five_bits_x86(block.add(2), place);
+            _mm_sub_epi8(codes, _mm_set1_epi8(ZERO as i8))
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn scale<H: Half>(block: *const u8, _place: usize) -> Factor {
+        Factor(unsafe { H::read(block) })
+    }
+}
+
+#[derive(Clone, Copy)]
+pub struct Q5_1;
+
+impl Kind for Q5_1 {
+    const NUMBERS: usize = 32;
+    const BYTES: usize = 24;
+    type Values = Signed;
+    type Scale = Affine;
+
+    #[inline(always)]
+    fn values() -> Signed {
+        Signed
+    }
+
+    #[inline(always)]
+    fn codes(block: &[u8], place: usize) -> [u8; LANES] {
+        codes_of_five_bits(&block[4..], place)
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    #[inline(always)]
+    unsafe fn codes_x86(block: *const u8, place: usize) -> __m128i {
+        unsafe { codes_of_five_bits_x86(block.add(4), place) }
+    }
+
+    #[inline(always)]
+    unsafe fn scale<H: Half>(block: *const u8, _place: usize) -> Affine {
+        let [factor, shift] = unsafe { [H::read(block), H::read(block.add(2))] };
+        Affine { factor, shift }
+    }
+}

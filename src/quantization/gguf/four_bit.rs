@@ -1,0 +1,104 @@
+//! Q4_0 and Q4_1: 32 numbers of four bits with a scale, and with a minimum. The lower half of a byte is one of the
+//! first 16 numbers, the upper half one of the others.
+
+use super::*;
+use crate::quantization::arithmetic::{Affine, Factor, Signed};
+#[cfg(target_arch = "x86_64")]
+use crate::quantization::bytes::{load_bytes, shift_right};
+
+/// What the codes of Q4_0 are too large by.
+const ZERO: u8 = 8;
+
+/// 16 halves of bytes.
+#[inline(always)]
+pub(super) fn halves(bytes: &[u8], place: usize) -> [u8; LANES] {
+    std::array::from_fn(|i| (bytes[i] >> (place / 4)) & 15)
+}
+
+/// The same.
+///
+/// # Safety
+/// There are 16 bytes.
+#[cfg(target_arch = "x86_64")]
+#[inline(always)]
+pub(super) unsafe fn halves_x86(bytes: *const u8, place: usize) -> __m128i {
+    unsafe { _mm_and_si128(shift_right(load_bytes(bytes), place / 4), _mm_set1_epi8(15)) }
+}
+
+#[derive(Clone, Copy)]
+pub struct Q4_0;
+
+impl Kind for Q4_0 {
+    const NUMBERS: usize = 32;
+    const BYTES: usize = 18;
+    type Values = Signed;
+    type Scale = Factor;
+
+    #[inline(always)]
+    fn values() -> Signed {
+        Signed
+    }
+
+    #[inline(always)]
+    fn codes(block: &[u8], place: usize) -> [u8; LANES] {
+        halves(&block[2..], place).map(|code| code.wrapping_sub(ZERO))
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    #[inline(always)]
+    unsafe fn codes_x86(block: *const u8, place: usize) -> __m128i {
+        unsafe { _mm_sub_epi8(halves_x86(block.add(2), place), _mm_set1_epi8(ZERO as i8)) }
+    }
+
+    #[inline(always)]
+    unsafe fn scale<H: Half>(block: *const u8, _place: usize) -> Factor {
+        Factor(unsafe { H::read(block) })
+    }
+}
+
+impl Quantize for Q4_0 {
+    /// The number of the largest magnitude, the first of several, is -8 times the scale.
+    fn quantize(values: &[f32], block: &mut [u8]) -> bool {
+        let larger = |max: f32, value: &f32| if value.abs() > max.abs() { *value } else { max };
+        let scale = values.iter().fold(values[0], larger) / -8.0;
+        let factor = reciprocal(scale);
+        let code = |value: f32| (finite_or_zero(value * factor + 8.5) as u8).min(15);
+        let (first, last) = values.split_at(LANES);
+        for (byte, (first, last)) in block[2..].iter_mut().zip(first.iter().zip(last)) {
+            *byte = code(*first) | code(*last) << 4;
+        }
+        write_half(block, scale)
+    }
+}
+
+#[derive(Clone, Copy)]
+pub struct Q4_1;
+
+impl Kind for Q4_1 {
+    const NUMBERS: usize = 32;
+    const BYTES: usize = 20;
+    type Values = Signed;
+    type Scale = Affine;
+
+    #[inline(always)]
+    fn values() -> Signed {
+        Signed
+    }
+
+    #[inline(always)]
+    fn codes(block: &[u8], place: usize) -> [u8; LANES] {
+        halves(&block[4..], place)
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    #[inline(always)]
+    unsafe fn codes_x86(block: *const u8, place: usize) -> __m128i {
+        unsafe { halves_x86(block.add(4), place) }
+    }
+
+    #[inline(always)]
+    unsafe fn scale<H: Half>(block: *const u8, _place: usize) -> Affine {
+        let [factor, shift] = unsafe { [H::read(block), H::read(block.add(2))] };
+        Affine { factor, shift }
+    }
+}
