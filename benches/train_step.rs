@@ -4,7 +4,7 @@
 //! `vs_peft/run.sh` compares it with PEFT's.
 //!
 //! ```text
-//! cargo bench --bench train_step -- --case DIR [--seq-len 256] [--dtype bf16] [--recompute]
+//! cargo bench --bench train_step -- --case DIR [--seq-len 256] [--dtype bf16] [--quantize nf4] [--recompute]
 //! cargo bench --bench train_step -- --case DIR --alpaca --steps 12
 //! BURN_DEVICE=cuda cargo bench --features cuda --bench train_step -- \
 //!     --sizes llama2_7b --dtype bf16 --seq-len 2048 [--all-modules --rank 32]
@@ -27,6 +27,7 @@ use burn_peft::ops::{MatmulPrecision, set_fused, set_matmul_precision};
 use burn_peft::training::{
     Activations, AdamWConfig, LrSchedule, ScheduleKind, Trainer, peak_memory_bytes,
 };
+use burn_peft::weight::{BaseFormat, Quantization};
 use clap::{Parser, ValueEnum};
 use statistics::median;
 
@@ -59,6 +60,9 @@ struct Args {
     /// The type of the base weights: f32 or bf16.
     #[arg(long, default_value = "f32")]
     dtype: String,
+    /// Keep the weights of linear layers in fewer bits: nf4 or int8.
+    #[arg(long, value_parser = quantization)]
+    quantize: Option<Quantization>,
     /// Round activations to bf16 in products with a bf16 base, as PyTorch does.
     #[arg(long)]
     bf16_products: bool,
@@ -77,6 +81,10 @@ struct Args {
     /// What `cargo bench` passes.
     #[arg(long, hide = true)]
     bench: bool,
+}
+
+fn quantization(word: &str) -> std::result::Result<Quantization, serde_json::Error> {
+    serde_json::from_value(word.into())
 }
 
 /// The sizes of a published model, or of one for trying out.
@@ -126,7 +134,8 @@ fn load(args: &Args) -> Result<TransformerDecoder> {
     let (base, adapter) = (case.join("model"), case.join(&args.adapter));
     let lora = read_peft_config(&adapter)?;
     let mut model = read_hf_config(&base)?.init_lora(&lora, &device)?;
-    load_hf_as(&mut model, &base, dtype)?;
+    let format = BaseFormat::new(dtype).with_quantization(args.quantize);
+    load_hf_as(&mut model, &base, format)?;
     load_peft(&mut model, &adapter)?;
     match args.adapters {
         1 => Ok(model),

@@ -182,7 +182,7 @@ fn load_model(
 ) -> Result<TransformerDecoder> {
     let device = member.device.clone().autodiff();
     let mut model = llama.init_lora(lora, &device)?;
-    let report = load_hf_as(&mut model, base_dir, config.dtype.into())?;
+    let report = load_hf_as(&mut model, base_dir, config.base_format())?;
     let adapters = get_params(&model).filter(|_, param| param.is_adapter());
     validate_state_dict_for_lora(&adapters, &report)?;
     let model = initialize_adapters(model, config.seed);

@@ -17,6 +17,7 @@ HERE = pathlib.Path(__file__).parent
 ALPACA = ["--alpaca"]
 LONG = ["--seq-len", "1024", "--steps", "4"]
 BF16 = ["--dtype", "bf16"]
+NF4 = ["--dtype", "bf16", "--quantize", "nf4"]
 ALL_MODULES = ["--adapter", "adapter_all_r32"]
 DORA = ["--adapter", "adapter_dora"]
 ALL_DORA = ["--adapter", "adapter_all_dora"]
@@ -32,12 +33,14 @@ WORK = [
     ("bf16 base, 2 x 256", BF16, [], 5e-2),
     ("bf16 base, bf16 products, 2 x 256", BF16, ["--bf16-products"], 5e-2),
     ("bf16 base, 2 x 256, recomputed", [*BF16, "--recompute"], [], 5e-2),
+    ("NF4 base, bf16 products, 2 x 256", NF4, ["--bf16-products"], 5e-2),
     ("f32, Alpaca rows, packed against padded", ALPACA, [], 1e-4),
     ("f32, 2 x 1024", LONG, [], 1e-4),
     ("f32, 2 x 1024, recomputed", [*LONG, "--recompute"], [], 1e-4),
 ]
 Work = tuple[str, list[str], list[str], float]
 
+PACKAGES = ["torch", "peft", "transformers", "bitsandbytes"]
 HEADER = """
 | work | tokens/s | PEFT | ratio | peak MB | PEFT | ratio | above start MB | PEFT | ratio |
 |---|---|---|---|---|---|---|---|---|---|"""
@@ -146,7 +149,7 @@ def cells(ours: float, peft: float, unit: float = 1) -> str:
 
 def main(args: argparse.Namespace) -> None:
     rows = selected(args)
-    packages = ", ".join(f"{name} {version(name)}" for name in ["torch", "peft", "transformers"])
+    packages = ", ".join(f"{name} {version(name)}" for name in PACKAGES)
     print(f"{cpu_name()}, threads: {args.threads}, rounds: {args.rounds}; {packages}")
     print(HEADER, flush=True)
     first = None

@@ -12,7 +12,12 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
 from torch.nn.utils.rnn import pad_sequence
-from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+from transformers import (
+    AutoModelForCausalLM,
+    BitsAndBytesConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+)
 from transformers.utils.logging import disable_progress_bar
 
 WARMUP_STEPS = 2
@@ -21,6 +26,13 @@ ALPACA_BATCH_SIZE = 8
 IGNORE_INDEX = -100
 ATTENTION = ["q_proj", "k_proj", "v_proj", "o_proj"]
 MLP = ["gate_proj", "up_proj", "down_proj"]
+# Of https://arxiv.org/abs/2305.14314.
+QLORA = BitsAndBytesConfig(
+    load_in_4bit=True,
+    bnb_4bit_quant_type="nf4",
+    bnb_4bit_use_double_quant=True,
+    bnb_4bit_compute_dtype=torch.bfloat16,
+)
 # The sizes of benches/train_step.rs.
 SIZES = {
     "llama2_7b": LlamaConfig(max_position_embeddings=4096, rms_norm_eps=1e-5),
@@ -40,6 +52,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--seq-len", type=int, default=256)
     parser.add_argument("--dtype", choices=["f32", "bf16"], default="f32")
+    parser.add_argument("--quantize", choices=["nf4"], help="by bitsandbytes, bf16 computes")
     parser.add_argument("--steps", type=int, default=7)
     parser.add_argument("--recompute", action="store_true")
     parser.add_argument("--alpaca", action="store_true")
@@ -55,7 +68,8 @@ def load(args: argparse.Namespace) -> PeftModel:
     dtype = {"f32": torch.float32, "bf16": torch.bfloat16}[args.dtype]
     if args.sizes:
         return random_model(args, dtype).train()
-    base = AutoModelForCausalLM.from_pretrained(args.case / "model", dtype=dtype)
+    quantization = {"quantization_config": QLORA} if args.quantize else {}
+    base = AutoModelForCausalLM.from_pretrained(args.case / "model", dtype=dtype, **quantization)
     prepare(base, args)
     model = PeftModel.from_pretrained(base, args.case / args.adapter, is_trainable=True)
     return model.train()

@@ -3,6 +3,7 @@ use std::rc::Rc;
 
 use burn::module::{Module, Param};
 use burn::tensor::{DType, Tensor};
+use replace_with::replace_with_or_abort;
 
 use crate::lora::init::loftq;
 use crate::lora::{
@@ -101,7 +102,8 @@ fn begin(
     )
     .map_err(|error| of_layer(error.to_string()))?;
     let base = quantize_dequantize(first.base(weight, scale)).cast(DType::F32);
-    layer.set_weight(base);
+    let weight = layer.weight_mut().expect("a linear layer has a weight");
+    replace_with_or_abort(weight, |old| old.map(|_| base));
     let rounded = layer.params().weight.expect("a linear layer has a weight");
     let begun = rounded.to_f32() + first.b.clone().matmul(first.a.clone()) * scale;
     // DoRA's magnitude is that of what the layer begins with.

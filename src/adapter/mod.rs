@@ -9,6 +9,7 @@ mod layout;
 mod loftq;
 mod params;
 mod path;
+mod quantize;
 mod state_dict;
 mod validate;
 
@@ -28,6 +29,8 @@ pub use params::{
 };
 pub use path::Role;
 pub(crate) use path::{Path, follow_path};
+pub use quantize::quantize_base;
+pub(crate) use quantize::{packed_layouts, with_lazy_packed};
 pub use state_dict::{
     LoadReport, StateDict, StateReader, adapter_state_dict, load_state_dict, load_tensors,
     state_dict, state_readers,

@@ -1,3 +1,4 @@
+use std::collections::HashSet;
 use std::fmt;
 
 use burn::module::{Flag, Module, ModuleMapper, ModuleVisitor, Param, ParamId};
@@ -6,6 +7,7 @@ use indexmap::IndexMap;
 
 use super::layout::saved_shape;
 use super::path::{Path, Role, follow_path};
+use super::quantize::packed_ids;
 
 /// What there is to know of a parameter without touching its value.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -130,14 +132,21 @@ pub fn set_trainable_params<M: Module>(model: M, params: &ParamSet) -> M {
 /// determines the values. [`initialize_adapters`](super::initialize_adapters) gives adapters values that
 /// depend on no device.
 pub fn initialize_params<M: Module>(model: &M) {
-    model.visit(&mut FirstUse);
+    model.visit(&mut FirstUse {
+        packed: packed_ids(model),
+    });
 }
 
-struct FirstUse;
+struct FirstUse {
+    /// What has its value, and would be decoded.
+    packed: HashSet<ParamId>,
+}
 
 impl ModuleVisitor for FirstUse {
     fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
-        param.val();
+        if !self.packed.contains(&param.id) {
+            param.val();
+        }
     }
 }
 

@@ -1,14 +1,16 @@
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 use burn::module::{Module, ModuleMapper, ModuleVisitor, Param};
-use burn::tensor::{AllocationProperty, DType, Device, Tensor, TensorData};
+use burn::tensor::{AllocationProperty, DType, Device, Int, Tensor, TensorData};
 use replace_with::replace_with_or_abort;
 
 use super::layout::{is_transposed, saved_shape, transposed};
 use super::params::get_params;
 use super::path::{Path, Role, follow_path};
+use super::quantize::packed_layouts;
 use crate::error::nearest;
 use crate::lora::{DEFAULT_ADAPTER, edit_layers, key_prefix};
+use crate::quantization::{PackedLayout, quantize};
 use crate::{Error, Result};
 
 /// Values by full name, on the host. The weight of a linear layer is `[out, in]`, as in PyTorch: that of this crate's
@@ -209,7 +211,8 @@ pub(crate) fn compare_keys<'a, M: Module>(
 }
 
 /// Gives the named parameters new values, one after the other, each read when its turn comes. An
-/// old value is dropped before the new one is made.
+/// old value is dropped before the new one is made. Numbers for a packed weight are packed as it is; it also takes the
+/// words of its layout, in U32.
 ///
 /// A panic in `read` ends the process: the model is in pieces then.
 ///
@@ -223,6 +226,7 @@ pub fn load_tensors<M: Module>(
 ) -> Result<()> {
     let mut loader = Loader {
         path: Path::default(),
+        packed: packed_layouts(model),
         keys: keys.iter().map(String::as_str).collect(),
         read,
         loaded: HashSet::new(),
@@ -286,6 +290,11 @@ pub(crate) fn lasting_tensor<const D: usize>(data: TensorData, device: &Device) 
     device.memory_persistent_allocations(data, new)
 }
 
+fn lasting_words<const D: usize>(data: TensorData, device: &Device) -> Tensor<D, Int> {
+    let new = |data| Tensor::from_data(data, (device, DType::U32));
+    device.memory_persistent_allocations(data, new)
+}
+
 #[derive(Default)]
 struct Collector {
     path: Path,
@@ -328,6 +337,7 @@ fn of_shape(data: TensorData, expected: &[usize], key: &str) -> Result<TensorDat
 
 struct Loader<'a, F> {
     path: Path,
+    packed: HashMap<String, PackedLayout>,
     keys: HashSet<&'a str>,
     read: F,
     loaded: HashSet<String>,
@@ -355,6 +365,24 @@ impl<F: FnMut(&str) -> Result<TensorData>> Loader<'_, F> {
             }
         }
     }
+
+    /// The words of a packed weight.
+    fn read_words(&mut self, key: &str, layout: PackedLayout) -> Result<TensorData> {
+        let data = (self.read)(key)?;
+        let count = layout.num_bytes() / size_of::<u32>();
+        if data.dtype() == DType::U32 {
+            return of_shape(data, &[count], key);
+        }
+        let data = of_shape(data, &layout.shape(), key)?.convert::<f32>();
+        let values = data.as_slice::<f32>().expect("values of f32");
+        let bytes = quantize(values, layout).map_err(|error| Error::InvalidArgument {
+            name: "values",
+            message: format!("`{key}`: {error}"),
+        })?;
+        let (words, _) = bytes.as_chunks::<4>();
+        let words: Vec<u32> = words.iter().map(|word| u32::from_le_bytes(*word)).collect();
+        Ok(TensorData::new(words, [count]))
+    }
 }
 
 impl<F: FnMut(&str) -> Result<TensorData>> ModuleMapper for Loader<'_, F> {
@@ -365,6 +393,26 @@ impl<F: FnMut(&str) -> Result<TensorData>> ModuleMapper for Loader<'_, F> {
         match self.error.is_none() && self.keys.contains(key.as_str()) {
             true => self.load(key, param),
             false => param,
+        }
+    }
+
+    fn map_int<const D: usize>(&mut self, param: Param<Tensor<D, Int>>) -> Param<Tensor<D, Int>> {
+        let key = self.path.key();
+        let layout = self.packed.get(&key).copied();
+        let Some(layout) = layout.filter(|_| self.error.is_none() && self.keys.contains(&*key))
+        else {
+            return param;
+        };
+        match self.read_words(&key, layout) {
+            Ok(words) => {
+                self.loaded.insert(key);
+                let (value, id) = (lasting_words(words, &param.lazy_device()), param.id);
+                param.transform_for_load(value, id)
+            }
+            Err(error) => {
+                self.error = Some(error);
+                param
+            }
         }
     }
 }

@@ -13,11 +13,12 @@ use super::keys;
 use super::tensors::write_weights;
 use super::weights::Weights;
 use crate::adapter::{
-    LoadReport, ParamInfo, StateReader, compare_keys, get_params, load_tensors, require_dtype,
-    state_readers,
+    LoadReport, ParamInfo, StateReader, compare_keys, get_params, load_tensors, packed_layouts,
+    require_dtype, state_readers,
 };
 use crate::files::{WrittenFile, create_dir, read_text, write_text};
 use crate::llama::{LlamaConfig, TransformerDecoder};
+use crate::weight::BaseFormat;
 use crate::{Error, Result};
 
 const SINGLE_FILE: &str = "model.safetensors";
@@ -79,36 +80,56 @@ pub fn load_hf(model: &mut TransformerDecoder, dir: impl AsRef<Path>) -> Result<
     load(model, dir.as_ref(), None)
 }
 
-/// [`load_hf`], with every weight cast to `dtype` as it is read.
+/// [`load_hf`], with every weight brought to a type ([`DType`]) or packed in fewer bits
+/// ([`Quantization`](crate::weight::Quantization)) as it is read.
+///
+/// ```no_run
+/// use burn_peft::checkpoint::load_hf_as;
+/// use burn_peft::weight::Quantization;
+/// # fn loaded(mut model: burn_peft::llama::TransformerDecoder) -> burn_peft::Result<()> {
+///
+/// load_hf_as(&mut model, "Llama-2-7b-hf", Quantization::Nf4)?;
+/// # Ok(())
+/// # }
+/// ```
 ///
 /// # Errors
-/// [`Error::InvalidArgument`] if `dtype` is not f32, f16 or bf16, or the device cannot compute in it, and those
-/// of [`load_hf`].
+/// [`Error::InvalidArgument`] if a type is not f32, f16 or bf16, the device cannot compute in it, or blocks do not
+/// divide the input of a layer, and those of [`load_hf`].
 pub fn load_hf_as(
     model: &mut TransformerDecoder,
     dir: impl AsRef<Path>,
-    dtype: DType,
+    format: impl Into<BaseFormat>,
 ) -> Result<LoadReport> {
-    load(model, dir.as_ref(), Some(dtype))
+    load(model, dir.as_ref(), Some(format.into()))
 }
 
-fn load(model: &mut TransformerDecoder, dir: &Path, dtype: Option<DType>) -> Result<LoadReport> {
+fn load(
+    model: &mut TransformerDecoder,
+    dir: &Path,
+    format: Option<BaseFormat>,
+) -> Result<LoadReport> {
     let tied = model.config.tie_embeddings;
     let weights = Weights::open(weight_files(dir)?, keys::from_hf, tied)?;
     let report = compare_keys(model, &dir.display().to_string(), weights.shapes())
         .map_err(|error| weights.locate(error))?;
     require_base(model, &report)?;
     let device = model.norm.weight.lazy_device();
-    if let Some(dtype) = dtype {
-        require_dtype(&device, dtype)?;
+    if let Some(format) = format {
+        require_dtype(&device, format.dtype)?;
+        *model = model.clone().with_lazy_base(format)?;
     }
-    let target = |stored| match dtype {
-        Some(dtype) => dtype,
+    let packed = packed_layouts(model);
+    let target = |key: &str, stored| match format {
+        _ if packed.contains_key(key) => DType::F32,
+        Some(format) => format.dtype,
         None if device.supports_dtype(stored) => stored,
         None => DType::F32,
     };
     model.changed_base.clear();
-    load_tensors(model, &report.loaded, |key| weights.read(key, target))?;
+    load_tensors(model, &report.loaded, |key| {
+        weights.read(key, |stored| target(key, stored))
+    })?;
     Ok(report)
 }
 

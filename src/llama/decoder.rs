@@ -7,12 +7,15 @@ use burn::tensor::{Bool, Device, Int, Tensor};
 use super::names::module_names;
 use super::{Context, KvCache, LayerCache, LlamaConfig, Output, RMSNorm, TransformerDecoderLayer};
 use crate::adapter::{
-    Adapter, merge_adapters, with_found_adapters, with_named_adapters, without_adapters,
+    Adapter, merge_adapters, with_found_adapters, with_lazy_packed, with_named_adapters,
+    without_adapters,
 };
 use crate::lora::{
-    DEFAULT_ADAPTER, FULL, LoRAConfig, LoRAEmbedding, LoRALinear, MethodRef, Routes, TiedOutput,
+    DEFAULT_ADAPTER, FULL, LayerKind, LoRAConfig, LoRAEmbedding, LoRALinear, MethodRef, Routes,
+    TiedOutput,
 };
 use crate::ops::meta::MetaTensor;
+use crate::weight::BaseFormat;
 use crate::{Error, Result};
 
 /// A Llama-like decoder, with or without adapters.
@@ -114,6 +117,26 @@ impl TransformerDecoder {
         let mut merged = merge_adapters(self);
         merged.config.vocab_size = vocab_size;
         merged
+    }
+
+    /// The model with room for a base that is kept so: lazy weights of zeros in place of the linear layers' own, if they
+    /// are packed.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`](crate::Error::InvalidArgument) if the blocks of the format do not divide a layer's
+    /// input.
+    pub(crate) fn with_lazy_base(self, format: BaseFormat) -> Result<Self> {
+        let Some(quantization) = format.quantization else {
+            return Ok(self);
+        };
+        with_lazy_packed(
+            self,
+            quantization.block_format(),
+            move |place, kind| match place.path {
+                "tok_embeddings" | "output" => format.packs_vocabulary,
+                _ => kind == LayerKind::Linear,
+            },
+        )
     }
 
     /// The model without its adapters: the base model.

@@ -169,6 +169,10 @@ impl AdaptedLayer for LoRAEmbedding {
     fn freeze_base(&mut self) {
         replace_with::replace_with_or_abort(&mut self.weight, Module::no_grad);
     }
+
+    fn weight_mut(&mut self) -> Option<&mut FrozenWeight> {
+        Some(&mut self.weight)
+    }
 }
 
 adapted_module!(LoRAEmbedding, params(weight), inline(adapters), skip());

@@ -8,7 +8,7 @@ use std::cell::RefCell;
 use std::rc::Rc;
 
 use burn::module::{Module, ModuleMapper, ModuleVisitor};
-use burn::tensor::{Device, Tensor};
+use burn::tensor::Device;
 
 use super::shape::{LayerKind, LayerParams, LayerShape};
 use super::slot::AdapterSlot;
@@ -29,9 +29,9 @@ pub(crate) trait AdaptedLayer {
     fn merge(&mut self);
     /// Lets the layer's own parameters be trained no more.
     fn freeze_base(&mut self);
-    /// Gives a linear layer's own weight another value.
-    fn set_weight(&mut self, _weight: Tensor<2>) {
-        unreachable!("not a linear layer with a weight of its own");
+    /// The layer's own weight, if that is a matrix.
+    fn weight_mut(&mut self) -> Option<&mut FrozenWeight> {
+        None
     }
 }
 

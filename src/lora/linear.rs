@@ -247,8 +247,8 @@ impl AdaptedLayer for LoRALinear {
         replace_with::replace_with_or_abort(&mut self.base, Module::no_grad);
     }
 
-    fn set_weight(&mut self, weight: Tensor<2>) {
-        replace_with::replace_with_or_abort(&mut self.base.weight, |old| old.map(|_| weight));
+    fn weight_mut(&mut self) -> Option<&mut FrozenWeight> {
+        Some(&mut self.base.weight)
     }
 }
 

@@ -1,17 +1,19 @@
 //! The backward passes of the operations, on every backend: which inputs each keeps, and which of the
 //! backend's bodies it then calls. Autodiff alone would keep the inputs of every step of a body.
 
+use burn::backend::autodiff::NodeId;
 use burn::backend::autodiff::checkpoint::base::Checkpointer;
 use burn::backend::autodiff::checkpoint::strategy::CheckpointStrategy;
 use burn::backend::autodiff::grads::Gradients;
 use burn::backend::autodiff::ops::{Backward, Ops, OpsKind, unary};
 use burn::backend::tensor::{FloatTensor, IntTensor};
-use burn::backend::{Autodiff, AutodiffBackend, TensorMetadata};
+use burn::backend::{Autodiff, AutodiffBackend, Backend, TensorMetadata};
 use burn::tensor::Shape;
 
-use super::backend::{StepOps, lora_forward, maybe_dropped};
+use super::backend::{StepOps, Weight, lora_forward, maybe_dropped};
 use super::types::DropoutMask;
 use super::types::KeyRanges;
+use crate::quantization::PackedLayout;
 
 impl<B: StepOps, C: CheckpointStrategy> StepOps for Autodiff<B, C> {
     /// Keeps `x` for a trained weight only.
@@ -24,6 +26,35 @@ impl<B: StepOps, C: CheckpointStrategy> StepOps for Autodiff<B, C> {
             OpsKind::Tracked(prep) => prep.finish((is_trained.then_some(x), weight), out),
             OpsKind::UnTracked(prep) => prep.finish(out),
         }
+    }
+
+    fn packed_linear(
+        x: FloatTensor<Self>,
+        words: IntTensor<Self>,
+        layout: PackedLayout,
+    ) -> FloatTensor<Self> {
+        let prep = PackedLinearBackward.prepare::<C>([x.node()]);
+        let out = B::packed_linear(x.into_primitive(), words.clone(), layout);
+        match prep.compute_bound().stateful() {
+            OpsKind::Tracked(prep) => prep.finish((words, layout), out),
+            OpsKind::UnTracked(prep) => prep.finish(out),
+        }
+    }
+
+    fn packed_rows(
+        words: IntTensor<Self>,
+        indices: IntTensor<Self>,
+        layout: PackedLayout,
+    ) -> FloatTensor<Self> {
+        Self::from_inner(B::packed_rows(words, indices, layout))
+    }
+
+    fn packed_row_squares(words: IntTensor<Self>, layout: PackedLayout) -> FloatTensor<Self> {
+        Self::from_inner(B::packed_row_squares(words, layout))
+    }
+
+    fn unpacked(words: IntTensor<Self>, layout: PackedLayout) -> FloatTensor<Self> {
+        Self::from_inner(B::unpacked(words, layout))
     }
 
     fn dropout(x: FloatTensor<Self>, mask: DropoutMask) -> FloatTensor<Self> {
@@ -46,16 +77,39 @@ impl<B: StepOps, C: CheckpointStrategy> StepOps for Autodiff<B, C> {
         let (needs_x, needs_down) = (weight.is_tracked() || a.is_tracked(), b.is_tracked());
         let nodes = [x.node(), weight.node(), a.node(), b.node()];
         let prep = LoRALinearBackward.prepare::<C>(nodes);
-        let x = x.into_primitive();
-        let weights = [weight, a, b].map(|tensor| tensor.into_primitive());
-        let (out, down) = lora_forward::<B>(x.clone(), weights.clone(), scale, mask);
-        let state = LoRALinearState {
-            x: needs_x.then_some(x),
-            down: needs_down.then_some(down),
-            weights,
+        let [x, weight, a, b] = [x, weight, a, b].map(|tensor| tensor.into_primitive());
+        let update = Update {
+            factors: [a, b],
             scale,
             mask,
         };
+        let (out, state) =
+            LoRALinearState::<B>::forward(x, Weight::Dense(weight), update, [needs_x, needs_down]);
+        match prep.compute_bound().stateful() {
+            OpsKind::Tracked(prep) => prep.finish(state, out),
+            OpsKind::UnTracked(prep) => prep.finish(out),
+        }
+    }
+
+    fn packed_lora_linear(
+        x: FloatTensor<Self>,
+        words: IntTensor<Self>,
+        a: FloatTensor<Self>,
+        b: FloatTensor<Self>,
+        layout: PackedLayout,
+        scale: f64,
+        mask: Option<DropoutMask>,
+    ) -> FloatTensor<Self> {
+        let needs = [a.is_tracked(), b.is_tracked()];
+        let prep = PackedLoRALinearBackward.prepare::<C>([x.node(), a.node(), b.node()]);
+        let [x, a, b] = [x, a, b].map(|tensor| tensor.into_primitive());
+        let update = Update {
+            factors: [a, b],
+            scale,
+            mask,
+        };
+        let weight = Weight::Packed(words, layout);
+        let (out, state) = LoRALinearState::<B>::forward(x, weight, update, needs);
         match prep.compute_bound().stateful() {
             OpsKind::Tracked(prep) => prep.finish(state, out),
             OpsKind::UnTracked(prep) => prep.finish(out),
@@ -185,22 +239,116 @@ impl<B: StepOps> Backward<B, 2> for LinearBackward {
 }
 
 #[derive(Debug)]
+struct PackedLinearBackward;
+
+impl<B: StepOps> Backward<B, 1> for PackedLinearBackward {
+    /// The weight.
+    type State = (IntTensor<B>, PackedLayout);
+
+    fn backward(
+        self,
+        ops: Ops<Self::State, 1>,
+        grads: &mut Gradients,
+        _checkpointer: &mut Checkpointer,
+    ) {
+        let (words, layout) = ops.state;
+        unary::<B, _>(ops.parents, ops.node, grads, |grad| {
+            B::packed_linear_x_grad(grad, words, layout)
+        });
+    }
+}
+
+#[derive(Debug)]
 struct LoRALinearBackward;
 
+#[derive(Debug)]
+struct PackedLoRALinearBackward;
+
+/// What an adapter adds to a linear layer's output.
 #[derive(Debug, Clone)]
-struct LoRALinearState<T> {
-    /// If W or A is trained.
-    x: Option<T>,
-    /// `s·A dropout(x)`, if B is trained.
-    down: Option<T>,
-    /// W, A and B.
-    weights: [T; 3],
+struct Update<B: Backend> {
+    /// A and B.
+    factors: [FloatTensor<B>; 2],
     scale: f64,
     mask: Option<DropoutMask>,
 }
 
+#[derive(Debug, Clone)]
+struct LoRALinearState<B: Backend> {
+    /// If W or A is trained.
+    x: Option<FloatTensor<B>>,
+    /// `s·A dropout(x)`, if B is trained.
+    down: Option<FloatTensor<B>>,
+    weight: Weight<B>,
+    update: Update<B>,
+}
+
+impl<B: StepOps> LoRALinearState<B> {
+    /// The layer's output and what the backward pass needs, x and `s·A dropout(x)` if they are asked for.
+    fn forward(
+        x: FloatTensor<B>,
+        weight: Weight<B>,
+        update: Update<B>,
+        [needs_x, needs_down]: [bool; 2],
+    ) -> (FloatTensor<B>, Self) {
+        let factors = update.factors.clone();
+        let (out, down) = lora_forward::<B>(
+            x.clone(),
+            weight.clone(),
+            factors,
+            update.scale,
+            update.mask,
+        );
+        let state = Self {
+            x: needs_x.then_some(x),
+            down: needs_down.then_some(down),
+            weight,
+            update,
+        };
+        (out, state)
+    }
+
+    /// Registers the gradients of x, A and B.
+    fn backward(
+        self,
+        grad: FloatTensor<B>,
+        [x_node, a_node, b_node]: [Option<NodeId>; 3],
+        grads: &mut Gradients,
+    ) {
+        let Update {
+            factors: [a, b],
+            scale,
+            mask,
+        } = self.update;
+        if let Some((node, down)) = b_node.zip(self.down) {
+            let b_grad = B::linear_weight_grad(grad.clone(), down, b.clone());
+            grads.register::<B>(node, b_grad);
+        }
+        if a_node.is_none() && x_node.is_none() {
+            return;
+        }
+        let down_grad = B::scaled_linear_x_grad(grad.clone(), b, scale);
+        if let Some((node, x)) = a_node.zip(self.x) {
+            let x = maybe_dropped::<B>(x, mask);
+            let a_grad = B::linear_weight_grad(down_grad.clone(), x, a.clone());
+            grads.register::<B>(node, a_grad);
+        }
+        if let Some(node) = x_node {
+            let x_grad = self.weight.x_grad(grad);
+            let x_grad = match mask {
+                None => B::add_linear_x_grad(x_grad, down_grad, a),
+                Some(mask) => {
+                    let update_grad = B::dropout(B::linear_x_grad(down_grad, a), mask);
+                    B::float_add(x_grad, update_grad)
+                }
+            };
+            grads.register::<B>(node, x_grad);
+        }
+    }
+}
+
 impl<B: StepOps> Backward<B, 4> for LoRALinearBackward {
-    type State = LoRALinearState<FloatTensor<B>>;
+    type State = LoRALinearState<B>;
 
     fn backward(
         self,
@@ -209,37 +357,30 @@ impl<B: StepOps> Backward<B, 4> for LoRALinearBackward {
         _checkpointer: &mut Checkpointer,
     ) {
         let grad = grads.consume::<B>(&ops.node);
-        let [x_node, weight_node, a_node, b_node] = ops.parents;
-        let state = ops.state;
-        let [weight, a, b] = state.weights;
-        if let Some((node, down)) = b_node.zip(state.down) {
-            let b_grad = B::linear_weight_grad(grad.clone(), down, b.clone());
-            grads.register::<B>(node.id, b_grad);
+        let parents = ops.parents.map(|parent| Some(parent?.id));
+        let [x_node, weight_node, a_node, b_node] = parents;
+        if let (Some(node), Some(x), Weight::Dense(weight)) =
+            (weight_node, &ops.state.x, &ops.state.weight)
+        {
+            let weight_grad = B::linear_weight_grad(grad.clone(), x.clone(), weight.clone());
+            grads.register::<B>(node, weight_grad);
         }
-        if let Some((node, x)) = weight_node.zip(state.x.clone()) {
-            let weight_grad = B::linear_weight_grad(grad.clone(), x, weight.clone());
-            grads.register::<B>(node.id, weight_grad);
-        }
-        if a_node.is_none() && x_node.is_none() {
-            return;
-        }
-        let down_grad = B::scaled_linear_x_grad(grad.clone(), b, state.scale);
-        if let Some((node, x)) = a_node.zip(state.x) {
-            let x = maybe_dropped::<B>(x, state.mask);
-            let a_grad = B::linear_weight_grad(down_grad.clone(), x, a.clone());
-            grads.register::<B>(node.id, a_grad);
-        }
-        if let Some(node) = x_node {
-            let x_grad = B::linear_x_grad(grad, weight);
-            let x_grad = match state.mask {
-                None => B::add_linear_x_grad(x_grad, down_grad, a),
-                Some(mask) => {
-                    let update_grad = B::dropout(B::linear_x_grad(down_grad, a), mask);
-                    B::float_add(x_grad, update_grad)
-                }
-            };
-            grads.register::<B>(node.id, x_grad);
-        }
+        ops.state.backward(grad, [x_node, a_node, b_node], grads);
+    }
+}
+
+impl<B: StepOps> Backward<B, 3> for PackedLoRALinearBackward {
+    type State = LoRALinearState<B>;
+
+    fn backward(
+        self,
+        ops: Ops<Self::State, 3>,
+        grads: &mut Gradients,
+        _checkpointer: &mut Checkpointer,
+    ) {
+        let grad = grads.consume::<B>(&ops.node);
+        let parents = ops.parents.map(|parent| Some(parent?.id));
+        ops.state.backward(grad, parents, grads);
     }
 }
 

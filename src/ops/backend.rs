@@ -40,11 +40,12 @@ use burn::backend::fusion::custom::TensorSpec;
 use burn::tensor::{DType, Shape};
 
 use super::portable::{
-    adamw, attention, cross_entropy, dropout, linear, rms_norm, rotary, squares, swiglu,
+    adamw, attention, cross_entropy, dropout, linear, packed, rms_norm, rotary, squares, swiglu,
 };
 use super::types::AdamWStep;
 use super::types::DropoutMask;
 use super::types::KeyRanges;
+use crate::quantization::PackedLayout;
 
 /// The operations, whose equations are in `super`, and their backward passes. The bodies here are the
 /// portable ones; a backend overrides those for which it has a better one. None of them knows of a
@@ -127,6 +128,48 @@ pub trait StepOps: Backend {
         linear::weight_grad::<Self>(grad, x, weight)
     }
 
+    /// `x Wᵀ` of a packed weight, whose bytes are in `words`.
+    #[fusion(dtype = x, shape = linear_shape(x, layout.shape()[0]))]
+    fn packed_linear(
+        x: FloatTensor<Self>,
+        words: IntTensor<Self>,
+        layout: PackedLayout,
+    ) -> FloatTensor<Self> {
+        packed::forward::<Self>(x, words, layout)
+    }
+
+    /// `grad W`.
+    #[fusion(dtype = grad, shape = linear_shape(grad, layout.shape()[1]))]
+    fn packed_linear_x_grad(
+        grad: FloatTensor<Self>,
+        words: IntTensor<Self>,
+        layout: PackedLayout,
+    ) -> FloatTensor<Self> {
+        packed::x_grad::<Self>(grad, words, layout)
+    }
+
+    /// The rows of some indices, `[indices, columns]`, f32.
+    #[fusion(meta = |_, indices, layout| packed_rows_spec(indices, layout))]
+    fn packed_rows(
+        words: IntTensor<Self>,
+        indices: IntTensor<Self>,
+        layout: PackedLayout,
+    ) -> FloatTensor<Self> {
+        packed::rows::<Self>(words, indices, layout)
+    }
+
+    /// The sum of the squares of each row, `[rows]`, f32.
+    #[fusion(meta = |_, layout| TensorSpec::new(Shape::new([layout.shape()[0]]), DType::F32))]
+    fn packed_row_squares(words: IntTensor<Self>, layout: PackedLayout) -> FloatTensor<Self> {
+        packed::row_squares::<Self>(words, layout)
+    }
+
+    /// All of a packed weight, f32.
+    #[fusion(meta = |_, layout| TensorSpec::new(Shape::new(layout.shape()), DType::F32))]
+    fn unpacked(words: IntTensor<Self>, layout: PackedLayout) -> FloatTensor<Self> {
+        packed::unpacked::<Self>(words, layout)
+    }
+
     /// Dropout, which is its own backward pass.
     #[fusion(dtype = x, shape = x)]
     fn dropout(x: FloatTensor<Self>, mask: DropoutMask) -> FloatTensor<Self> {
@@ -143,7 +186,23 @@ pub trait StepOps: Backend {
         scale: f64,
         mask: Option<DropoutMask>,
     ) -> FloatTensor<Self> {
-        let (out, _) = lora_forward::<Self>(x, [weight, a, b], scale, mask);
+        let (out, _) = lora_forward::<Self>(x, Weight::Dense(weight), [a, b], scale, mask);
+        out
+    }
+
+    /// The same with a packed weight.
+    #[fusion(default)]
+    fn packed_lora_linear(
+        x: FloatTensor<Self>,
+        words: IntTensor<Self>,
+        a: FloatTensor<Self>,
+        b: FloatTensor<Self>,
+        layout: PackedLayout,
+        scale: f64,
+        mask: Option<DropoutMask>,
+    ) -> FloatTensor<Self> {
+        let weight = Weight::Packed(words, layout);
+        let (out, _) = lora_forward::<Self>(x, weight, [a, b], scale, mask);
         out
     }
 
@@ -298,15 +357,41 @@ pub trait StepOps: Backend {
     }
 }
 
-/// The output of an adapted layer with the weights W, A and B, and `s·dropout(x) Aᵀ`.
+/// The weight of a linear layer, as an operation gets it.
+#[derive(Debug, Clone)]
+pub enum Weight<B: Backend> {
+    Dense(FloatTensor<B>),
+    Packed(IntTensor<B>, PackedLayout),
+}
+
+impl<B: StepOps> Weight<B> {
+    /// `x Wᵀ`.
+    pub fn product(self, x: FloatTensor<B>) -> FloatTensor<B> {
+        match self {
+            Self::Dense(weight) => <B as StepOps>::linear(x, weight),
+            Self::Packed(words, layout) => B::packed_linear(x, words, layout),
+        }
+    }
+
+    /// `grad W`.
+    pub fn x_grad(self, grad: FloatTensor<B>) -> FloatTensor<B> {
+        match self {
+            Self::Dense(weight) => B::linear_x_grad(grad, weight),
+            Self::Packed(words, layout) => B::packed_linear_x_grad(grad, words, layout),
+        }
+    }
+}
+
+/// The output of an adapted layer with A and B, and `s·dropout(x) Aᵀ`.
 pub fn lora_forward<B: StepOps>(
     x: FloatTensor<B>,
-    [weight, a, b]: [FloatTensor<B>; 3],
+    weight: Weight<B>,
+    [a, b]: [FloatTensor<B>; 2],
     scale: f64,
     mask: Option<DropoutMask>,
 ) -> (FloatTensor<B>, FloatTensor<B>) {
     let down = B::scaled_linear(maybe_dropped::<B>(x.clone(), mask), a, scale);
-    let base = <B as StepOps>::linear(x, weight);
+    let base = weight.product(x);
     (B::add_linear(base, down.clone(), b), down)
 }
 
@@ -341,6 +426,13 @@ fn linear_shape(x: &Shape, out_dim: usize) -> Shape {
 #[cfg(feature = "cube")]
 fn product_shape(a: &Shape, b: &Shape) -> Shape {
     linear_shape(a, b[b.num_dims() - 1])
+}
+
+#[cfg(feature = "cube")]
+fn packed_rows_spec(indices: &TensorSpec, layout: &PackedLayout) -> TensorSpec {
+    let [_, columns] = layout.shape();
+    let shape = Shape::new([indices.shape.num_elements(), columns]);
+    TensorSpec::new(shape, DType::F32)
 }
 
 #[cfg(feature = "cube")]

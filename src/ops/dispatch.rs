@@ -1,14 +1,22 @@
 //! Tensors on their way to this crate's operations, which exist for the backends that it was built with.
 
 use burn::backend::{DispatchDevice, DispatchTensor, DispatchTensorKind, TensorMetadata};
-use burn::tensor::Tensor;
+use burn::tensor::{Int, Tensor};
 
 /// The tensor as [`Dispatch`](burn::backend::Dispatch) takes it.
 ///
 /// # Panics
 /// If this crate was built without the backend that the tensor is on: its feature may be on for Burn alone.
 pub(super) fn dispatched<const D: usize>(tensor: Tensor<D>) -> DispatchTensor {
-    let tensor = tensor.into_dispatch();
+    with_backend(tensor.into_dispatch())
+}
+
+/// The same for the words of a packed weight.
+pub(super) fn dispatched_words(words: Tensor<1, Int>) -> DispatchTensor {
+    with_backend(words.into_dispatch())
+}
+
+fn with_backend(tensor: DispatchTensor) -> DispatchTensor {
     if !has_backend(&tensor.kind) {
         panic!("{}", without_backend(tensor.device()));
     }

@@ -113,6 +113,16 @@ impl Ledger {
         MetaParam::new(param, self.0.weight_size, self.0.trains_base)
     }
 
+    /// A parameter of the base that is never trained.
+    pub fn frozen_param(&self, id: ParamId, [rows, columns]: [usize; 2]) -> MetaParam {
+        MetaParam {
+            id,
+            numbers: rows * columns,
+            number_size: self.0.weight_size,
+            is_trained: false,
+        }
+    }
+
     /// A tensor outside of the graph, `[rows, width]`.
     pub fn tensor(&self, rows: usize, width: usize) -> MetaTensor {
         let bytes = rows * width * self.activation_size();

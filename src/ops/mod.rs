@@ -59,7 +59,10 @@ pub(crate) use device::{free_memory, is_fused_cpu, prepare_memory};
 pub use dropout::dropout;
 pub use kept::Kept;
 pub use linear::{linear, lora_linear};
-pub(crate) use linear::{linear_meta, lora_linear_kept};
+pub(crate) use linear::{
+    linear_meta, lora_linear_kept, packed_linear, packed_lora_linear, packed_row_squares,
+    packed_rows, unpacked,
+};
 pub use rms_norm::rms_norm;
 pub(crate) use rms_norm::rms_norm_meta;
 pub use rotary::rotary;
@@ -67,5 +70,5 @@ pub(crate) use rotary::rotary_meta;
 pub(crate) use squares::SumOfSquares;
 pub use swiglu::swiglu;
 pub(crate) use swiglu::swiglu_meta;
-pub(crate) use types::{AdamWStep, mix};
+pub(crate) use types::{AdamWStep, PackedTensor, mix};
 pub use types::{AttentionMask, DropoutMask, seed_dropout};

@@ -15,6 +15,7 @@ use crate::llama::LlamaConfig;
 use crate::lora::LoRAConfig;
 use crate::ops::{AttentionBody, attention_body, compute_dtype};
 use crate::settings::setters;
+use crate::weight::Quantization;
 
 pub use suggest::{Change, Suggestion, suggestions};
 
@@ -34,6 +35,8 @@ pub struct EstimateConfig {
     pub micro_batches: usize,
     /// The type of the base weights.
     pub dtype: DType,
+    /// How the weights of the base's linear layers are packed, if they are.
+    pub quantization: Option<Quantization>,
     /// The type of activations, see [`compute_dtype`].
     pub compute_dtype: DType,
     /// What the attention has in memory.
@@ -59,6 +62,7 @@ impl EstimateConfig {
             seq_len,
             micro_batches: 1,
             dtype: DType::F32,
+            quantization: None,
             compute_dtype: DType::F32,
             attention: AttentionBody::Cache,
             activations: Activations::Keep,
@@ -69,6 +73,7 @@ impl EstimateConfig {
     setters! {
         with_micro_batches => micro_batches: usize,
         with_dtype => dtype: DType,
+        with_quantization => quantization: Option<Quantization>,
         with_compute_dtype => compute_dtype: DType,
         with_attention => attention: AttentionBody,
         with_activations => activations: Activations,
@@ -97,6 +102,7 @@ impl RecipeConfig {
         let config = EstimateConfig {
             micro_batches: self.gradient_accumulation_steps,
             dtype: self.dtype.into(),
+            quantization: self.quantize_base,
             activations: trainer.options.activations,
             loss_chunk_rows: trainer.options.loss_chunk_rows,
             ..EstimateConfig::new(model.clone(), Some(lora.clone()), self.batch_size, seq_len)
@@ -184,8 +190,8 @@ impl MemoryEstimate {
 ///
 /// # Panics
 /// If [`Activations::Recompute`] asks for 0 layers at a time, a chunk of the loss has no rows, the sizes make up no model
-/// ([`LlamaConfig::validate`]), a pattern of the adapters' configuration is no regular expression, or a layer has no such
-/// rank or row; or if no backend is enabled.
+/// ([`LlamaConfig::validate`]), a pattern of the adapters' configuration is no regular expression, a layer has no such
+/// rank or row, or its input is not divided by the blocks of a quantization; or if no backend is enabled.
 pub fn estimate(config: &EstimateConfig) -> MemoryEstimate {
     Step::new(config).largest()
 }

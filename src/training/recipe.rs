@@ -36,6 +36,7 @@ use crate::files::read_text;
 use crate::llama::LlamaConfig;
 use crate::lora::{AttnModule, Init, LoRAConfig, Targets, TrainedBias};
 use crate::ops::MatmulPrecision;
+use crate::weight::{BaseFormat, Quantization};
 use crate::{Error, Result};
 use yaml::Setting;
 
@@ -137,6 +138,8 @@ pub struct RecipeConfig {
 
     /// The type of number that the base model's weights are kept in.
     pub dtype: Precision,
+    /// In how many bits the weights of linear layers are kept instead, if in fewer.
+    pub quantize_base: Option<Quantization>,
     /// Whether products of f32 may round their inputs, see
     /// [`set_matmul_precision`](crate::ops::set_matmul_precision).
     pub matmul_precision: MatmulPrecision,
@@ -211,6 +214,7 @@ impl Default for RecipeConfig {
             optimizer: OptimizerConfig::default(),
             lr_scheduler: SchedulerConfig::default(),
             dtype: Precision::F32,
+            quantize_base: None,
             matmul_precision: MatmulPrecision::Highest,
             device: "auto".into(),
             enable_activation_checkpointing: false,
@@ -230,6 +234,11 @@ impl Default for RecipeConfig {
 
 /// The parts that a run is made of.
 impl RecipeConfig {
+    /// How the base is kept in memory.
+    pub fn base_format(&self) -> BaseFormat {
+        BaseFormat::new(self.dtype.into()).with_quantization(self.quantize_base)
+    }
+
     /// The configuration of the model: that of the checkpoint in `base_dir`, which must be what
     /// `model` names unless that is `auto`.
     ///

@@ -1,7 +1,9 @@
 //! The weight of a layer, however it is stored: what multiplies, is looked up in and merged into. The layers above do
 //! not ask which kind it is.
 
+mod packed;
 mod param;
+mod quantization;
 
 use burn::module::{
     Content, Devices, Module, ModuleDisplay, ModuleDisplayDefault, ModuleMapper, ModuleVisitor,
@@ -11,17 +13,25 @@ use burn::tensor::module::embedding;
 use burn::tensor::{DType, Device, Int, Tensor};
 
 use crate::ops::meta::{Ledger, MetaParam};
-use crate::ops::{DropoutMask, compute_dtype, linear, lora_linear};
+use crate::ops::{
+    DropoutMask, compute_dtype, linear, lora_linear, packed_linear, packed_lora_linear, packed_rows,
+};
+pub use packed::PackedWeight;
 pub(crate) use param::{lazy_param, random_param, replace, untracked};
+pub use quantization::{BaseFormat, Quantization};
 
 /// A weight of `[rows, columns]`, which adapters leave as it is.
 ///
-/// It is a module without a level of its own: the weight of a layer `q_proj` has the path `q_proj.weight`.
+/// It is a module without a level of its own: the weight of a layer `q_proj` has the path `q_proj.weight`. Visitors see
+/// a packed weight as a frozen parameter of f32, whose numbers are decoded when it is asked for them; mappers see its
+/// words.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub enum FrozenWeight {
     /// Numbers of a float type. Only such a weight can also be trained, where there is no adapter.
     Dense(Param<Tensor<2>>),
+    /// Numbers packed in blocks of few bits.
+    Packed(PackedWeight),
 }
 
 impl FrozenWeight {
@@ -29,6 +39,7 @@ impl FrozenWeight {
     pub fn shape(&self) -> [usize; 2] {
         match self {
             Self::Dense(param) => param.lazy_shape().dims(),
+            Self::Packed(packed) => packed.layout().shape(),
         }
     }
 
@@ -36,6 +47,7 @@ impl FrozenWeight {
     pub fn device(&self) -> Device {
         match self {
             Self::Dense(param) => param.lazy_device(),
+            Self::Packed(packed) => packed.words.lazy_device(),
         }
     }
 
@@ -43,6 +55,7 @@ impl FrozenWeight {
     pub fn id(&self) -> ParamId {
         match self {
             Self::Dense(param) => param.id,
+            Self::Packed(packed) => packed.words.id,
         }
     }
 
@@ -50,6 +63,7 @@ impl FrozenWeight {
     pub fn is_initialized(&self) -> bool {
         match self {
             Self::Dense(param) => param.is_initialized(),
+            Self::Packed(packed) => packed.words.is_initialized(),
         }
     }
 
@@ -57,6 +71,7 @@ impl FrozenWeight {
     pub fn compute_dtype(&self) -> DType {
         match self {
             Self::Dense(param) => compute_dtype(&param.lazy_device(), param.val().dtype()),
+            Self::Packed(_) => packed_compute_dtype(&self.device()),
         }
     }
 
@@ -64,6 +79,7 @@ impl FrozenWeight {
     pub fn val(&self) -> Tensor<2> {
         match self {
             Self::Dense(param) => param.val(),
+            Self::Packed(packed) => packed.val(),
         }
     }
 
@@ -83,6 +99,7 @@ impl FrozenWeight {
     pub fn product<const D: usize>(&self, x: Tensor<D>) -> Tensor<D> {
         match self {
             Self::Dense(param) => linear(x, param.val()),
+            Self::Packed(packed) => packed_linear(x, packed.tensor()),
         }
     }
 
@@ -104,6 +121,21 @@ impl FrozenWeight {
     ) -> Tensor<D> {
         match self {
             Self::Dense(param) => lora_linear(x, param.val(), factors, scale, mask),
+            Self::Packed(packed) => packed_lora_linear(x, packed.tensor(), factors, scale, mask),
+        }
+    }
+
+    /// The Euclidean norm of each row of `W + B·A`, `[rows]`, f32 and outside of a graph.
+    ///
+    /// # Shapes
+    /// - `factors`: A and B, `[rank, columns]` and `[rows, rank]`, f32
+    pub(crate) fn row_norms_with(&self, [a, b]: [Tensor<2>; 2]) -> Tensor<1> {
+        match self {
+            Self::Dense(_) => {
+                let sum = self.to_f32() + linear(b, a.transpose());
+                sum.square().sum_dim(1).sqrt().squeeze_dim(1)
+            }
+            Self::Packed(packed) => packed.row_norms_with([a, b]),
         }
     }
 
@@ -116,14 +148,21 @@ impl FrozenWeight {
         let dtype = self.compute_dtype();
         match self {
             Self::Dense(param) => embedding(param.val(), indices).cast(dtype),
+            Self::Packed(packed) => {
+                let [batch, seq] = indices.dims();
+                let [_, columns] = self.shape();
+                let rows = packed_rows(packed.tensor(), indices.flatten(0, 1));
+                rows.reshape([batch, seq, columns]).cast(dtype)
+            }
         }
     }
 
     /// The same weight with what `f` makes of its values, which it gets in f32 and outside of a graph. The result is
-    /// brought to the weight's own kind once, and trained if the weight is.
+    /// brought to the weight's own type once, and trained if the weight is; of a packed weight it is dense, in f32.
     pub fn map(self, f: impl FnOnce(Tensor<2>) -> Tensor<2>) -> Self {
         match self {
             Self::Dense(param) => Self::Dense(replace(param, |value| f(value.cast(DType::F32)))),
+            Self::Packed(packed) => Self::Dense(packed.into_dense(f)),
         }
     }
 
@@ -131,13 +170,15 @@ impl FrozenWeight {
     pub(crate) fn meta(&self, ledger: &Ledger) -> MetaParam {
         match self {
             Self::Dense(param) => ledger.base_param(param),
+            Self::Packed(packed) => ledger.frozen_param(self.id(), packed.layout().shape()),
         }
     }
 
-    /// The weight as a dense parameter.
+    /// The weight as a dense parameter, that of a packed one in f32.
     pub fn into_dense(self) -> Param<Tensor<2>> {
         match self {
             Self::Dense(param) => param,
+            Self::Packed(packed) => packed.into_dense(|values| values),
         }
     }
 
@@ -148,7 +189,16 @@ impl FrozenWeight {
                 let (_, value, mapper) = param.consume();
                 Self::Dense(Param::from_mapped_value(ParamId::new(), value, mapper))
             }
+            Self::Packed(packed) => Self::Packed(packed.with_new_id()),
         }
+    }
+}
+
+/// The type of activations beside packed weights: that of bf16 weights, where the device computes in it.
+fn packed_compute_dtype(device: &Device) -> DType {
+    match device.supports_dtype(DType::BF16) {
+        true => compute_dtype(device, DType::BF16),
+        false => DType::F32,
     }
 }
 
@@ -162,48 +212,60 @@ impl Module for FrozenWeight {
     fn collect_devices(&self, devices: Devices) -> Devices {
         match self {
             Self::Dense(param) => param.collect_devices(devices),
+            Self::Packed(packed) => packed.words.collect_devices(devices),
         }
     }
 
     fn fork(self, device: &Device) -> Self {
         match self {
             Self::Dense(param) => Self::Dense(param.fork(device)),
+            Self::Packed(packed) => Self::Packed(packed.map_words(|words| words.fork(device))),
         }
     }
 
     fn to_device(self, device: &Device) -> Self {
         match self {
             Self::Dense(param) => Self::Dense(Module::to_device(param, device)),
+            Self::Packed(packed) => {
+                Self::Packed(packed.map_words(|words| Module::to_device(words, device)))
+            }
         }
     }
 
     fn train(self) -> Self {
         match self {
             Self::Dense(param) => Self::Dense(Module::train(param)),
+            Self::Packed(packed) => Self::Packed(packed.map_words(Module::train)),
         }
     }
 
     fn valid(&self) -> Self {
         match self {
             Self::Dense(param) => Self::Dense(Module::valid(param)),
+            Self::Packed(packed) => Self::Packed(packed.clone().map_words(|words| words.valid())),
         }
     }
 
     fn materialize(self) -> Self {
         match self {
             Self::Dense(param) => Self::Dense(param.materialize()),
+            Self::Packed(packed) => Self::Packed(packed.map_words(Module::materialize)),
         }
     }
 
     fn visit<Visitor: ModuleVisitor>(&self, visitor: &mut Visitor) {
         match self {
             Self::Dense(param) => Module::visit(param, visitor),
+            Self::Packed(packed) => Module::visit(&packed.as_dense(), visitor),
         }
     }
 
     fn map<Mapper: ModuleMapper>(self, mapper: &mut Mapper) -> Self {
         match self {
             Self::Dense(param) => Self::Dense(Module::map(param, mapper)),
+            Self::Packed(packed) => {
+                Self::Packed(packed.map_words(|words| Module::map(words, mapper)))
+            }
         }
     }
 }
@@ -212,6 +274,7 @@ impl ModuleDisplayDefault for FrozenWeight {
     fn content(&self, content: Content) -> Option<Content> {
         match self {
             Self::Dense(param) => param.content(content),
+            Self::Packed(packed) => packed.as_dense().content(content),
         }
     }
 }

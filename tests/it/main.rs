@@ -14,5 +14,6 @@ mod initialize;
 mod own_method;
 mod own_model;
 mod panics;
+mod quantized;
 mod snapshots;
 mod stories;

@@ -3,7 +3,7 @@
 
 use burn::tensor::{DType, Int, Tensor};
 
-use super::lora::{LORA, embedded_update, factors, update};
+use super::lora::{LORA, embedded_update, factors, update, update_factors};
 use super::{FirstValue, Kept, LayerKind, LayerParams, LayerShape, Method, ParamSpec};
 use crate::lora::params::{AdapterParams, AdapterSettings};
 use crate::lora::plain::PlainLinear;
@@ -143,14 +143,8 @@ fn rescaled(
     y: Tensor<3>,
     mask: Option<DropoutMask>,
 ) -> Tensor<3> {
-    let combined = base.weight.to_f32() + update(adapter, LayerKind::Linear);
-    rescale(
-        y,
-        magnitude(adapter) / row_norm(combined),
-        x,
-        &base.weight,
-        mask,
-    )
+    let norm = base.weight.row_norms_with(update_factors(adapter));
+    rescale(y, magnitude(adapter) / norm, x, &base.weight, mask)
 }
 
 fn rescale(

@@ -246,6 +246,20 @@ pub(in crate::lora) fn update(adapter: &AdapterParams, kind: LayerKind) -> Tenso
     update * adapter.scale()
 }
 
+/// Two matrices whose product is [`update`] of a linear layer, `B·A` with the scale in `B`; f32, without a graph.
+pub(super) fn update_factors(adapter: &AdapterParams) -> [Tensor<2>; 2] {
+    let f32 = |name| Some(untracked(adapter.matrix_param(name)?.val()).cast(DType::F32));
+    let [a, b] = [LORA_A, LORA_B].map(|name| f32(name).expect("a LoRA has both factors"));
+    let [a, b] = match (f32(SHIFT_A), f32(SHIFT_B)) {
+        (Some(shift_a), Some(shift_b)) => [
+            Tensor::cat(vec![a, shift_a], 0),
+            Tensor::cat(vec![b, -shift_b], 1),
+        ],
+        _ => [a, b],
+    };
+    [a, b * adapter.scale()]
+}
+
 /// `s·B·A` of the tokens' one-hot vectors, `[tokens, dim]`.
 pub(super) fn embedded_update(adapter: &AdapterParams, ids: Tensor<1, Int>) -> Tensor<2> {
     let a = adapter.matrix(LORA_A).transpose();

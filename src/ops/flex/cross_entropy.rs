@@ -1,10 +1,9 @@
-use burn::backend::ops::IntTensorOps;
 use burn::backend::tensor::IntTensor;
-use burn::backend::{Flex, IntDType, TensorMetadata};
+use burn::backend::{Flex, TensorMetadata};
 use rayon::prelude::*;
 
 use super::vector::{exp, max, sum, sum_of, vectorized};
-use super::{Primitive, contiguous, into_contiguous, primitive};
+use super::{Primitive, contiguous, indices, into_contiguous, primitive};
 
 pub fn forward(logits: Primitive, targets: IntTensor<Flex>) -> Primitive {
     let logits = contiguous(&logits);
@@ -62,11 +61,4 @@ fn in_order(losses: impl IndexedParallelIterator<Item = f64>) -> f32 {
 #[inline(always)]
 fn loss(logit: f32, largest: f32, total: f32) -> f64 {
     f64::from(largest) + f64::from(total).ln() - f64::from(logit)
-}
-
-fn indices(targets: IntTensor<Flex>) -> Vec<usize> {
-    let targets = Flex::int_cast(targets, IntDType::I64);
-    let targets = targets.to_contiguous();
-    let targets: &[i64] = targets.storage();
-    targets.iter().map(|target| *target as usize).collect()
 }

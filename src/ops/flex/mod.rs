@@ -5,15 +5,16 @@ mod cross_entropy;
 mod dropout;
 mod gemm;
 mod linear;
+mod packed;
 mod rms_norm;
 mod rotary;
 mod squares;
 mod swiglu;
 mod vector;
 
-use burn::backend::ops::FloatTensorOps;
+use burn::backend::ops::{FloatTensorOps, IntTensorOps};
 use burn::backend::tensor::{FloatTensor, IntTensor};
-use burn::backend::{DispatchDevice, Flex};
+use burn::backend::{DispatchDevice, Flex, IntDType};
 use burn::tensor::{DType, Device, TensorData};
 
 #[cfg(test)]
@@ -23,6 +24,7 @@ use super::backend::StepOps;
 use super::portable;
 use super::types::DropoutMask;
 use super::types::KeyRanges;
+use crate::quantization::PackedLayout;
 
 /// Whether operations on f32 tensors of `device` are fused.
 pub(super) fn fuses(device: &Device) -> bool {
@@ -72,6 +74,40 @@ impl StepOps for Flex {
             true => linear::weight_grad(&grad, &x, &weight),
             false => portable::linear::weight_grad::<Self>(grad, x, weight),
         }
+    }
+
+    fn packed_linear(x: Primitive, words: IntTensor<Self>, layout: PackedLayout) -> Primitive {
+        match takes(&x) {
+            true => packed::forward(&x, &words, layout),
+            false => portable::packed::forward::<Self>(x, words, layout),
+        }
+    }
+
+    fn packed_linear_x_grad(
+        grad: Primitive,
+        words: IntTensor<Self>,
+        layout: PackedLayout,
+    ) -> Primitive {
+        match takes(&grad) {
+            true => packed::x_grad(&grad, &words, layout),
+            false => portable::packed::x_grad::<Self>(grad, words, layout),
+        }
+    }
+
+    fn packed_rows(
+        words: IntTensor<Self>,
+        indices: IntTensor<Self>,
+        layout: PackedLayout,
+    ) -> Primitive {
+        packed::rows(&words, indices, layout)
+    }
+
+    fn packed_row_squares(words: IntTensor<Self>, layout: PackedLayout) -> Primitive {
+        packed::row_squares(&words, layout)
+    }
+
+    fn unpacked(words: IntTensor<Self>, layout: PackedLayout) -> Primitive {
+        packed::unpacked(&words, layout)
     }
 
     fn dropout(x: Primitive, mask: DropoutMask) -> Primitive {
@@ -193,6 +229,12 @@ fn into_contiguous(tensor: Primitive) -> Primitive {
         true => tensor,
         false => tensor.to_contiguous(),
     }
+}
+
+fn indices(tensor: IntTensor<Flex>) -> Vec<usize> {
+    let indices = Flex::int_cast(tensor, IntDType::I64).to_contiguous();
+    let indices: &[i64] = indices.storage();
+    indices.iter().map(|index| *index as usize).collect()
 }
 
 fn primitive(values: Vec<f32>, shape: &[usize]) -> Primitive {

@@ -6,6 +6,7 @@ pub mod attention;
 pub mod cross_entropy;
 pub mod dropout;
 pub mod linear;
+pub mod packed;
 pub mod rms_norm;
 pub mod rotary;
 pub mod squares;

@@ -3,6 +3,7 @@
 mod adamw;
 mod attention;
 mod dropout;
+mod packed;
 
 pub(crate) use adamw::AdamWStep;
 pub use attention::AttentionMask;
@@ -11,3 +12,4 @@ pub(super) use attention::{KeyRanges, Sizes};
 pub(super) use dropout::MULTIPLIERS;
 pub(crate) use dropout::mix;
 pub use dropout::{DropoutMask, seed_dropout};
+pub(crate) use packed::PackedTensor;

@@ -78,7 +78,7 @@ static DYNAMIC: [f32; 256] = {
 /// the processor has such an instruction.
 const fn boundary(i: usize, parts: usize) -> f32 {
     let step = (1.0 - 0.1) / parts as f32;
-    if i < (parts + 1) / 2 {
+    if i < parts.div_ceil(2) {
         step.mul_add(i as f32, 0.1)
     } else {
         (-step).mul_add((parts - i) as f32, 1.0)

@@ -6,11 +6,12 @@ use burn::module::Module;
 use burn::tensor::Device;
 
 use super::{EstimateConfig, MemoryEstimate, Moment};
-use crate::adapter::{Role, get_params};
+use crate::adapter::{Role, get_params, packed_layouts};
 use crate::llama::{MetaContext, TransformerDecoder};
 use crate::ops::cross_entropy_meta;
 use crate::ops::meta::{F32, Held, Ledger, MetaTensor, ParamGrads, Purpose};
 use crate::training::Activations;
+use crate::weight::BaseFormat;
 
 /// A model of these sizes with these adapters, of which nothing is allocated.
 ///
@@ -23,12 +24,14 @@ fn model(config: &EstimateConfig) -> TransformerDecoder {
     #[cfg(not(feature = "flex"))]
     let device = Device::default();
     let model = config.model.init(&device.autodiff());
-    match &config.lora {
-        None => model,
-        Some(lora) => match model.with_found_adapters(lora) {
-            Ok(model) => model,
-            Err(error) => panic!("{error}"),
-        },
+    let model = match &config.lora {
+        None => Ok(model),
+        Some(lora) => model.with_found_adapters(lora),
+    };
+    let format = BaseFormat::new(config.dtype).with_quantization(config.quantization);
+    match model.and_then(|model| model.with_lazy_base(format)) {
+        Ok(model) => model,
+        Err(error) => panic!("{error}"),
     }
 }
 
@@ -92,7 +95,7 @@ impl<'a> Step<'a> {
                 _ => 0,
             };
             MemoryEstimate {
-                weights: (numbers.base * self.config.dtype.size()) as u64,
+                weights: self.weights(&numbers) as u64,
                 adapters: (numbers.adapters * F32) as u64,
                 gradients: held.gradients,
                 optimizer: (2 * numbers.trained * F32 + updated) as u64,
@@ -110,6 +113,16 @@ impl<'a> Step<'a> {
     fn formed_by_update(&self, numbers: &Numbers) -> usize {
         let is_half = self.trains_base() && self.config.dtype.size() < F32;
         (1 + usize::from(is_half)) * numbers.largest_trained * F32
+    }
+
+    fn weights(&self, numbers: &Numbers) -> usize {
+        let packed = packed_layouts(&self.model).into_values();
+        let [mut packed_numbers, mut packed_bytes] = [0; 2];
+        for layout in packed {
+            packed_numbers += layout.shape().iter().product::<usize>();
+            packed_bytes += layout.num_bytes();
+        }
+        (numbers.base - packed_numbers) * self.config.dtype.size() + packed_bytes
     }
 
     fn trains_base(&self) -> bool {

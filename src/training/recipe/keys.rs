@@ -292,10 +292,17 @@ pub(super) const KEYS: &[RecipeKey] = &[
          bf16; the recipe scales the loss for it.",
     ),
     key(
+        "quantize_base",
+        Word(&["nf4", "int8"]),
+        "Keeps the weights of the base's linear layers in four bits (NF4 with double quantization, as QLoRA) or eight, \
+         quantized as they are loaded; `null` keeps them in `dtype`.",
+    )
+    .optional(),
+    key(
         "matmul_precision",
         Word(&["highest", "medium"]),
         "`medium` rounds the inputs of f32 products: on NVIDIA's GPUs to TF32, on the CPU activations to \
-         bf16 in products with a bf16 base, where the processor multiplies bf16 (AVX512-BF16, AMX). \
+         bf16 in products with a bf16 or quantized base, where the processor multiplies bf16 (AVX512-BF16, AMX). \
          That is faster on GPUs, on AMD's processors and with AMX, slower on Intel's without it.",
     ),
     key(
