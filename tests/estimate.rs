@@ -23,6 +23,7 @@ use burn_peft::training::{
     Activations, AdamWConfig, Change, EstimateConfig, LrSchedule, MemoryEstimate, Moment,
     ScheduleKind, Trainer, available_memory_bytes, estimate, saved_bytes_per_layer, suggestions,
 };
+use burn_peft::weight::{BaseFormat, Quantization};
 use counting::{Counting, live_bytes, peak_bytes, reset_peak};
 
 #[global_allocator]
@@ -194,7 +195,8 @@ fn model(config: &EstimateConfig, weights: &Path) -> TransformerDecoder {
         Some(lora) => config.model.init_lora(lora, &device()).unwrap(),
         None => config.model.init(&device()),
     };
-    load_hf_as(&mut model, weights, config.dtype).unwrap();
+    let format = BaseFormat::new(config.dtype).with_quantization(config.quantization);
+    load_hf_as(&mut model, weights, format).unwrap();
     initialize_params(&model);
     model
 }
@@ -251,12 +253,31 @@ fn trainings() -> Vec<(&'static str, EstimateConfig)> {
     let recompute =
         |layers, config: EstimateConfig| config.with_activations(Activations::Recompute { layers });
     let accumulate = |count, config: EstimateConfig| config.with_micro_batches(count);
+    let packed = |kind, config: EstimateConfig| config.with_quantization(Some(kind));
+    let [nf4, int8] = [Quantization::Nf4, Quantization::Int8];
     let small = || llama(4, 256, 8, 4000);
     let grouped = || llama(4, 512, 4, 4000);
     let tied = small().with_tie_embeddings(true);
     vec![
         ("q, v", lora(small(), qv(4), 2, 256)),
         ("q, v, bf16", bf16(lora(small(), qv(4), 2, 256))),
+        ("q, v, nf4", packed(nf4, lora(grouped(), qv(4), 2, 64))),
+        (
+            "all, nf4, bf16",
+            packed(nf4, bf16(lora(small(), all(64), 1, 64))),
+        ),
+        ("all, int8", packed(int8, lora(grouped(), all(4), 1, 64))),
+        (
+            "q, v, nf4, dora",
+            packed(nf4, lora(grouped(), qv(4).with_dora(true), 2, 64)),
+        ),
+        (
+            "all, nf4, dora, recompute",
+            packed(
+                nf4,
+                recompute(1, lora(grouped(), all(4).with_dora(true), 2, 64)),
+            ),
+        ),
         ("rank 64", lora(small(), qv(64), 2, 128)),
         ("all modules", lora(small(), all(4), 2, 256)),
         ("all, rank 64, bf16", bf16(lora(small(), all(64), 1, 64))),

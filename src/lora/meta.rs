@@ -82,7 +82,7 @@ fn with_adapter(
     let (ledger, own) = (x.ledger().clone(), x.beside(kept.per_token));
     let output = x.rows * out_dim * ledger.activation_size();
     let outputs = (kept.outputs_at_once.saturating_sub(1) * output).saturating_sub(own.bytes());
-    ledger.touch(kept.weight_copies * weight.numbers * F32);
+    ledger.touch(kept.weight_copies * weight.numbers * weight.copy_size);
     let mut op = MetaOp::of([x.clone()]);
     let params = trained(adapter);
     let keeps_input = kept.keeps_input && !params.is_empty();

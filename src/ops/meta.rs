@@ -113,12 +113,13 @@ impl Ledger {
         MetaParam::new(param, self.0.weight_size, self.0.trains_base)
     }
 
-    /// A parameter of the base that is never trained.
-    pub fn frozen_param(&self, id: ParamId, [rows, columns]: [usize; 2]) -> MetaParam {
+    /// A packed weight.
+    pub fn packed_param(&self, id: ParamId, [rows, columns]: [usize; 2]) -> MetaParam {
         MetaParam {
             id,
             numbers: rows * columns,
             number_size: self.0.weight_size,
+            copy_size: 0,
             is_trained: false,
         }
     }
@@ -267,6 +268,8 @@ pub(crate) struct MetaParam {
     pub numbers: usize,
     /// The bytes of one of them.
     pub number_size: usize,
+    /// The bytes of one of them in the copies that a method forms: none, if the weight is packed.
+    pub copy_size: usize,
     pub is_trained: bool,
 }
 
@@ -281,6 +284,7 @@ impl MetaParam {
             id: param.id,
             numbers: param.lazy_shape().num_elements(),
             number_size,
+            copy_size: F32,
             is_trained,
         }
     }

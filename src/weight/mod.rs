@@ -170,7 +170,7 @@ impl FrozenWeight {
     pub(crate) fn meta(&self, ledger: &Ledger) -> MetaParam {
         match self {
             Self::Dense(param) => ledger.base_param(param),
-            Self::Packed(packed) => ledger.frozen_param(self.id(), packed.layout().shape()),
+            Self::Packed(packed) => ledger.packed_param(self.id(), packed.layout().shape()),
         }
     }
 
