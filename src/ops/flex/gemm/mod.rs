@@ -440,22 +440,25 @@ fn pairs_of_bf16(a: Mat) -> Vec<u32> {
     let [rows, k] = a.shape;
     assert!(a.strides == [k, 1], "the left-hand side is not row-major");
     let pairs = k.div_ceil(2);
-    let mut out = vec![0; rows * pairs];
-    let both = out.par_chunks_exact_mut(pairs).zip(a.data.par_chunks(k));
+    let mut out = Vec::with_capacity(rows * pairs);
+    let spare = &mut out.spare_capacity_mut()[..rows * pairs];
+    let both = spare.par_chunks_exact_mut(pairs).zip(a.data.par_chunks(k));
     both.for_each(|(out, row)| {
         vectorized(
             #[inline(always)]
             || {
                 let (two, one) = row.as_chunks::<2>();
                 for (out, [lower, upper]) in out.iter_mut().zip(two) {
-                    *out = bf16_bits(*lower) | bf16_bits(*upper) << 16;
+                    out.write(bf16_bits(*lower) | bf16_bits(*upper) << 16);
                 }
                 if let [last] = one {
-                    out[pairs - 1] = bf16_bits(*last);
+                    out[pairs - 1].write(bf16_bits(*last));
                 }
             },
         );
     });
+    // SAFETY: all pairs are written.
+    unsafe { out.set_len(rows * pairs) };
     out
 }
 
