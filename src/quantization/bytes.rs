@@ -47,6 +47,12 @@ pub trait Half {
     /// # Safety
     /// The two bytes lie inside of one allocation; the processor has what the implementation says.
     unsafe fn read(from: *const u8) -> f32;
+
+    /// The same of two numbers.
+    ///
+    /// # Safety
+    /// As of [`read`](Self::read), with four bytes.
+    unsafe fn read_pair(from: *const u8) -> [f32; 2];
 }
 
 /// By the `half` crate.
@@ -56,6 +62,11 @@ impl Half for PortableHalf {
     #[inline(always)]
     unsafe fn read(from: *const u8) -> f32 {
         half::f16::from_le_bytes(unsafe { from.cast::<[u8; 2]>().read() }).to_f32()
+    }
+
+    #[inline(always)]
+    unsafe fn read_pair(from: *const u8) -> [f32; 2] {
+        unsafe { [Self::read(from), Self::read(from.add(2))] }
     }
 }
 
@@ -71,6 +82,15 @@ impl Half for F16c {
         unsafe {
             let bits = from.cast::<u16>().read_unaligned();
             _mm_cvtss_f32(_mm_cvtph_ps(_mm_cvtsi32_si128(bits.into())))
+        }
+    }
+    #[inline(always)]
+    unsafe fn read_pair(from: *const u8) -> [f32; 2] {
+        use std::arch::x86_64::*;
+        unsafe {
+            let bits = from.cast::<i32>().read_unaligned();
+            let pair = _mm_cvtph_ps(_mm_cvtsi32_si128(bits));
+            [_mm_cvtss_f32(pair), _mm_cvtss_f32(_mm_movehdup_ps(pair))]
         }
     }
 }

@@ -115,12 +115,16 @@ pub fn quantize(values: &[f32], layout: PackedLayout) -> Vec<u8> {
     bytes
 }
 
+/// Of numbers about this large each is an integer.
+const ROUND: f32 = 12_582_912.0;
+
 /// Writes the codes of a row and gives its scale. Rows of zeros, or so small that the factor is infinite, have zeros.
 fn quantize_row(values: &[f32], codes: &mut [u8]) -> f32 {
     let largest = largest_magnitude(values);
     let factor = 1.0 / largest * MAX_CODE;
     for (code, value) in codes.iter_mut().zip(values) {
-        let rounded = finite_or_zero(value * factor).round_ties_even();
+        // A number that takes all bits of the fraction rounds what is added to it, ties to even.
+        let rounded = finite_or_zero(value * factor) + ROUND - ROUND;
         *code = (rounded as i8).cast_unsigned();
     }
     largest

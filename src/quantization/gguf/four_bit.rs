@@ -98,7 +98,7 @@ impl Kind for Q4_1 {
 
     #[inline(always)]
     unsafe fn scale<H: Half>(block: *const u8, _place: usize) -> Affine {
-        let [factor, shift] = unsafe { [H::read(block), H::read(block.add(2))] };
+        let [factor, shift] = unsafe { H::read_pair(block) };
         Affine { factor, shift }
     }
 }

@@ -37,7 +37,7 @@ unsafe fn scale_of_part<H: Half>(block: *const u8, place: usize) -> Affine {
         let (low, above) = (byte(part + 4), (byte(part - 4) >> 6, byte(part) >> 6));
         (low & 15 | above.0 << 4, low >> 4 | above.1 << 4)
     };
-    let [of_scale, of_minimum] = unsafe { [H::read(block), H::read(block.add(2))] };
+    let [of_scale, of_minimum] = unsafe { H::read_pair(block) };
     Affine {
         factor: of_scale * f32::from(scale),
         shift: -(of_minimum * f32::from(minimum)),
