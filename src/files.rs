@@ -1,10 +1,13 @@
-//! Writing files so that no half-written one is ever seen under its final name.
+//! Reading and mapping files, and writing them so that no half-written one is ever seen under its final name.
 
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, File, OpenOptions};
 use std::hash::{BuildHasher, RandomState};
 use std::io;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
+
+use memmap2::Mmap;
 
 use crate::{Error, Result};
 
@@ -118,6 +121,33 @@ pub(crate) fn read_text(path: &Path) -> Result<String> {
     require_content(text.as_bytes(), path)?;
     Ok(text)
 }
+
+/// Maps a file into memory.
+pub(crate) fn map_file(path: &Path) -> Result<Mmap> {
+    let file = File::open(path).map_err(Error::io(path))?;
+    // SAFETY: the map is only read. A file that another process changes while it is mapped
+    // gives wrong numbers or a signal, as for every program that maps checkpoints.
+    let map = unsafe { Mmap::map(&file) }.map_err(Error::io(path))?;
+    require_content(&map, path)?;
+    Ok(map)
+}
+
+/// Lets the system take back the pages of a part of a map that has been copied. Without this, all of
+/// the file stays counted as this process's memory beside the model made from it.
+#[cfg(unix)]
+pub(crate) fn release(map: &Mmap, bytes: Range<usize>) {
+    // SAFETY: the map is read-only and backed by the file, so a page that is given back is read
+    // again when it is needed.
+    let released = unsafe {
+        let advice = memmap2::UncheckedAdvice::DontNeed;
+        map.unchecked_advise_range(advice, bytes.start, bytes.len())
+    };
+    // It is only advice: where the system does not take it, nothing else changes.
+    let _ = released;
+}
+
+#[cfg(not(unix))]
+pub(crate) fn release(_map: &Mmap, _bytes: Range<usize>) {}
 
 /// Makes a folder and those above it.
 pub(crate) fn create_dir(path: &Path) -> Result<()> {

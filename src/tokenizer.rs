@@ -1,9 +1,11 @@
 //! Text to token ids and back.
 //!
-//! One type, [`Tokenizer`], reads both files that a Llama comes with: Hugging Face's
-//! `tokenizer.json` and the SentencePiece `tokenizer.model` of Meta's releases. Each joins pieces as the library
+//! One type, [`Tokenizer`], reads the files that a Llama comes with: Hugging Face's `tokenizer.json`, the
+//! SentencePiece `tokenizer.model` of Meta's releases, and llama.cpp's GGUF. Each joins pieces as the library
 //! does that it comes from, which may differ where a text can be joined in several ways of equal score.
 
+mod chat_template;
+mod gguf;
 mod sentencepiece;
 
 use std::fmt;
@@ -11,6 +13,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use sentencepiece_model::ModelProto;
 use serde::Deserialize;
 use serde::de::IgnoredAny;
 
@@ -58,10 +61,12 @@ pub struct Tokenizer {
     bos_id: Option<u32>,
     eos_id: Option<u32>,
     pad_id: u32,
+    chat_template: Option<Arc<str>>,
 }
 
 impl Tokenizer {
-    /// Reads a `tokenizer.json` or a SentencePiece `tokenizer.model`; the content decides which.
+    /// Reads a `tokenizer.json`, a SentencePiece `tokenizer.model` or a GGUF file ([`Tokenizer::from_gguf`]); the content
+    /// decides which.
     ///
     /// EOS is the `eos_token` of the `tokenizer_config.json` or `special_tokens_map.json` beside the file, else
     /// a token of a usual name. BOS is what a `tokenizer.json` puts before a text, whatever other files say,
@@ -76,16 +81,25 @@ impl Tokenizer {
     /// that the file does not have.
     pub fn from_file(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
+        if gguf::is_gguf(path)? {
+            return Self::from_gguf(path);
+        }
         let bytes = read_bytes(path)?;
         let names = Names::beside(path)?;
-        if is_json(&bytes) {
-            return Self::from_json(&bytes, path, &names);
-        }
-        let model = sentencepiece::parse(&bytes, path)?;
-        let tokenizer = Self::from_json(&sentencepiece::to_json(&model), path, &names)?;
+        let chat_template = chat_template::beside(path)?;
+        let tokenizer = match is_json(&bytes) {
+            true => Self::from_json(&bytes, path, &names)?,
+            false => {
+                let model = sentencepiece::parse(&bytes, path)?;
+                let tokenizer = Self::from_sentencepiece(&model, path, &names)?;
+                Self {
+                    bos_id: tokenizer.named_bos(&names)?,
+                    ..tokenizer
+                }
+            }
+        };
         Ok(Self {
-            bos_id: tokenizer.named_bos(&names)?,
-            sentencepiece: Some(Arc::new(sentencepiece::Encoder::new(&model))),
+            chat_template,
             ..tokenizer
         })
     }
@@ -224,9 +238,27 @@ impl Tokenizer {
         }
     }
 
+    /// The template, in Jinja's language, by which a conversation becomes a text for the model, if the file has one or
+    /// one lies beside it. It is not applied here.
+    pub fn chat_template(&self) -> Option<&str> {
+        self.chat_template.as_deref()
+    }
+
+    fn from_sentencepiece(model: &ModelProto, origin: &Path, names: &Names) -> Result<Self> {
+        let tokenizer = Self::from_json(&sentencepiece::to_json(model), origin, names)?;
+        Ok(Self {
+            sentencepiece: Some(Arc::new(sentencepiece::Encoder::new(model))),
+            ..tokenizer
+        })
+    }
+
     fn from_json(bytes: &[u8], origin: &Path, names: &Names) -> Result<Self> {
-        let mut inner = tokenizers::Tokenizer::from_bytes(bytes)
+        let inner = tokenizers::Tokenizer::from_bytes(bytes)
             .map_err(|e| Error::format(origin, format!("not a tokenizer.json: {e}")))?;
+        Self::from_inner(inner, origin, names)
+    }
+
+    fn from_inner(mut inner: tokenizers::Tokenizer, origin: &Path, names: &Names) -> Result<Self> {
         inner.set_encode_special_tokens(true);
         // Some files hold the settings of their last use; a length limit belongs to the data set.
         inner.with_padding(None);
@@ -243,6 +275,7 @@ impl Tokenizer {
             pad_id: first(&PAD_NAMES, &inner).unwrap_or(0),
             origin: origin.to_owned(),
             sentencepiece: None,
+            chat_template: None,
             inner,
         })
     }
@@ -394,6 +427,11 @@ pub fn copy_tokenizer(from: impl AsRef<Path>, to: impl AsRef<Path>) -> Result<()
 
 /// The usual name of a tokenizer's file.
 fn kind_of(path: &Path) -> Result<&'static str> {
+    if gguf::is_gguf(path)? {
+        let message = "a GGUF file, of which the tokenizer is not copied alone; name the folder or the \
+                       tokenizer.json of the same model";
+        return Err(Error::format(path, message));
+    }
     let bytes = read_bytes(path)?;
     Ok(match is_json(&bytes) {
         true => JSON_FILE,

@@ -22,7 +22,8 @@ pub(crate) use hf_config::hf_config_key;
 
 pub use adapter_file::{load_adapter, save_adapter};
 pub use any_adapter::{load_any_adapter, read_adapter_config};
-pub use gguf::save_gguf_adapter;
+pub(crate) use gguf::{GgufFile, Metadata, SENTENCEPIECE, TOKENIZER};
+pub use gguf::{read_gguf_config, save_gguf_adapter};
 pub use hf::{copy_generation_config, load_hf, load_hf_as, read_hf_config, save_hf};
 pub use mlx::{read_mlx, save_mlx};
 pub(crate) use peft::translated;

@@ -36,6 +36,24 @@ pub(super) fn permuted(
     TensorData::new(values, shape)
 }
 
+/// Turns rows of neighbouring pairs, of `row_bytes` each, into rows in halves. Whatever the bytes of a row mean: blocks
+/// of packed numbers, which lie along the rows, go with them.
+///
+/// # Panics
+/// If the bytes are no whole number of heads.
+pub(super) fn half_split(bytes: &[u8], row_bytes: usize, head_dim: usize) -> Vec<u8> {
+    let rows: Vec<&[u8]> = bytes.chunks_exact(row_bytes).collect();
+    assert!(
+        bytes.len().is_multiple_of(row_bytes) && rows.len().is_multiple_of(head_dim),
+        "{} bytes are no heads of {head_dim} rows of {row_bytes} bytes",
+        bytes.len()
+    );
+    let heads = rows.chunks(head_dim);
+    let halves =
+        heads.flat_map(|head| (0..head_dim).map(|row| head[half_split_row(row, head_dim)]));
+    halves.collect::<Vec<_>>().concat()
+}
+
 /// Where in a head of neighbouring pairs the row lies that is at `row` in one of two halves.
 pub(super) fn half_split_row(row: usize, head_dim: usize) -> usize {
     let half = head_dim / 2;
@@ -58,5 +76,14 @@ mod tests {
         for row in 0..6 {
             assert_eq!(interleaved_row(half_split_row(row, 6), 6), row);
         }
+    }
+
+    /// Two heads of four rows of three bytes.
+    #[test]
+    fn bytes_of_rows_stay_together() {
+        let row = |row: u8| [row, 100 + row, 200 + row];
+        let pairs: Vec<u8> = (0..8).flat_map(row).collect();
+        let expected = [0, 2, 1, 3, 4, 6, 5, 7].map(row).concat();
+        assert_eq!(half_split(&pairs, 3, 4), expected);
     }
 }

@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 use std::cell::RefCell;
 use std::collections::HashMap;
-use std::fs::File;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use burn::tensor::{DType, TensorData};
@@ -13,7 +13,7 @@ use safetensors::tensor::{Metadata, SafeTensorError, SafeTensors, TensorInfo, Vi
 use safetensors::{Dtype, serialize_to_file};
 
 use crate::adapter::{StateDict, StateReader};
-use crate::files::{WrittenFile, require_content};
+use crate::files::{WrittenFile, map_file, release};
 use crate::{Error, Result};
 
 /// An open safetensors file whose header has been checked against its length.
@@ -33,11 +33,7 @@ impl SafetensorsFile {
     /// does not describe it.
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
-        let file = File::open(path).map_err(Error::io(path))?;
-        // SAFETY: the map is only read. A file that another process changes while it is mapped
-        // gives wrong numbers or a signal, as for every program that maps checkpoints.
-        let map = unsafe { Mmap::map(&file) }.map_err(Error::io(path))?;
-        require_content(&map, path)?;
+        let map = map_file(path)?;
         let broken = |error: SafeTensorError| {
             let message = format!(
                 "not a complete safetensors file ({error}); was the download or copy cut short?"
@@ -100,17 +96,7 @@ impl SafetensorsFile {
     pub fn read(&self, key: &str, dtype: DType) -> Result<TensorData> {
         let stored = self.dtype(key)?;
         let info = self.info(key)?;
-        let (shape, bytes) = (info.shape.clone(), self.bytes(info));
-        let f16s = || words(bytes).map(f16::from_le_bytes);
-        let bf16s = || words(bytes).map(bf16::from_le_bytes);
-        let data = match (stored, dtype) {
-            // Most of a model, as it is.
-            (DType::F16, DType::F16) => TensorData::new(f16s().collect::<Vec<_>>(), shape),
-            (DType::BF16, DType::BF16) => TensorData::new(bf16s().collect::<Vec<_>>(), shape),
-            (DType::F16, _) => encode(f16s().map(f16::to_f32), shape, dtype),
-            (DType::BF16, _) => encode(bf16s().map(bf16::to_f32), shape, dtype),
-            _ => encode(words(bytes).map(f32::from_le_bytes), shape, dtype),
-        };
+        let data = decode(self.bytes(info), stored, info.shape.clone(), dtype);
         self.release(info);
         Ok(data)
     }
@@ -124,24 +110,10 @@ impl SafetensorsFile {
         Ok(same)
     }
 
-    /// Lets the system take back the pages of a tensor that has been copied. Without this, all of
-    /// the file stays counted as this process's memory beside the model made from it.
-    #[cfg(unix)]
+    /// Lets the system take back the pages of a tensor that has been copied.
     fn release(&self, info: &TensorInfo) {
-        let (start, end) = info.data_offsets;
-        let offset = self.data_start + start;
-        // SAFETY: the map is read-only and backed by the file, so a page that is given back is read
-        // again when it is needed.
-        let released = unsafe {
-            let advice = memmap2::UncheckedAdvice::DontNeed;
-            self.map.unchecked_advise_range(advice, offset, end - start)
-        };
-        // It is only advice: where the system does not take it, nothing else changes.
-        let _ = released;
+        release(&self.map, self.place(info));
     }
-
-    #[cfg(not(unix))]
-    fn release(&self, _info: &TensorInfo) {}
 
     /// Reads integers (token ids) of 32 or 64 bits.
     ///
@@ -179,8 +151,12 @@ impl SafetensorsFile {
     }
 
     fn bytes(&self, info: &TensorInfo) -> &[u8] {
+        &self.map[self.place(info)]
+    }
+
+    fn place(&self, info: &TensorInfo) -> Range<usize> {
         let (start, end) = info.data_offsets;
-        &self.map[self.data_start + start..self.data_start + end]
+        self.data_start + start..self.data_start + end
     }
 }
 
@@ -188,6 +164,23 @@ impl SafetensorsFile {
 fn words<const N: usize>(bytes: &[u8]) -> impl ExactSizeIterator<Item = [u8; N]> {
     let (words, _) = bytes.as_chunks::<N>();
     words.iter().copied()
+}
+
+/// Little-endian numbers of the type `stored`, f32, f16 or bf16, cast to `dtype`.
+///
+/// # Panics
+/// If `dtype` is not f32, f16 or bf16, or `shape` has another number of elements.
+pub(super) fn decode(bytes: &[u8], stored: DType, shape: Vec<usize>, dtype: DType) -> TensorData {
+    let f16s = || words(bytes).map(f16::from_le_bytes);
+    let bf16s = || words(bytes).map(bf16::from_le_bytes);
+    match (stored, dtype) {
+        // Most of a model, as it is.
+        (DType::F16, DType::F16) => TensorData::new(f16s().collect::<Vec<_>>(), shape),
+        (DType::BF16, DType::BF16) => TensorData::new(bf16s().collect::<Vec<_>>(), shape),
+        (DType::F16, _) => encode(f16s().map(f16::to_f32), shape, dtype),
+        (DType::BF16, _) => encode(bf16s().map(bf16::to_f32), shape, dtype),
+        _ => encode(words(bytes).map(f32::from_le_bytes), shape, dtype),
+    }
 }
 
 /// f16 and bf16 pass through f32 without loss, so three sources and three targets are enough.

@@ -86,7 +86,8 @@ fn frequencies(config: &LlamaConfig) -> Vec<f32> {
 }
 
 impl RopeScaling {
-    fn scale(&self, frequency: f32) -> f32 {
+    /// A pair's angle per position, scaled.
+    pub(crate) fn scale(&self, frequency: f32) -> f32 {
         match *self {
             Self::Linear { factor } => frequency / factor as f32,
             Self::Llama3 {

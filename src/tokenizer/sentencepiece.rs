@@ -4,7 +4,9 @@ use std::cmp::{Ordering, Reverse};
 use std::collections::{BinaryHeap, HashMap, HashSet};
 use std::path::Path;
 
-use sentencepiece_model::{ModelType, SentencePiece, SentencePieceModel, Type};
+use sentencepiece_model::{
+    ModelProto, ModelType, NormalizerSpec, SentencePiece, SentencePieceModel, TrainerSpec, Type,
+};
 use serde_json::{Value, json};
 
 use crate::{Error, Result};
@@ -16,7 +18,7 @@ const SPACE: &str = "\u{2581}";
 ///
 /// # Errors
 /// [`Error::Format`] if the bytes are no such model.
-pub(super) fn parse(bytes: &[u8], origin: &Path) -> Result<SentencePieceModel> {
+pub(super) fn parse(bytes: &[u8], origin: &Path) -> Result<ModelProto> {
     let model = SentencePieceModel::from_slice(bytes).map_err(|e| {
         let message = format!(
             "neither JSON nor a SentencePiece model ({e}); Llama 3's tokenizer.model is of \
@@ -24,21 +26,63 @@ pub(super) fn parse(bytes: &[u8], origin: &Path) -> Result<SentencePieceModel> {
         );
         Error::format(origin, message)
     })?;
-    check_supported(&model).map_err(|what| {
-        let message = format!(
-            "{what}; only Llama's kind of SentencePiece model is read (BPE with identity \
-             normalisation): use the model's tokenizer.json"
-        );
-        Error::format(origin, message)
-    })?;
-    Ok(model)
+    supported(model.model().clone(), origin)
+}
+
+/// A model of pieces with their scores and types, by id, as a file of another format has it. Pieces of bytes stand for what
+/// has none.
+///
+/// # Errors
+/// [`Error::Format`] if it is not of the kind that Llama uses.
+pub(super) fn of_pieces(
+    pieces: impl Iterator<Item = (String, f32, Type)>,
+    add_dummy_prefix: bool,
+    remove_extra_whitespaces: bool,
+    origin: &Path,
+) -> Result<ModelProto> {
+    let piece = |(text, score, kind)| SentencePiece {
+        piece: Some(text),
+        score: Some(score),
+        r#type: Some(kind as i32),
+        ..SentencePiece::default()
+    };
+    let pieces: Vec<_> = pieces.map(piece).collect();
+    let has_bytes = pieces.iter().any(|piece| piece.r#type() == Type::Byte);
+    let model = ModelProto {
+        pieces,
+        trainer_spec: Some(TrainerSpec {
+            model_type: Some(ModelType::Bpe as i32),
+            byte_fallback: Some(has_bytes),
+            ..TrainerSpec::default()
+        }),
+        normalizer_spec: Some(NormalizerSpec {
+            add_dummy_prefix: Some(add_dummy_prefix),
+            remove_extra_whitespaces: Some(remove_extra_whitespaces),
+            ..NormalizerSpec::default()
+        }),
+        ..ModelProto::default()
+    };
+    supported(model, origin)
+}
+
+fn supported(model: ModelProto, origin: &Path) -> Result<ModelProto> {
+    match check_supported(&model) {
+        Ok(()) => Ok(model),
+        Err(what) => {
+            let message = format!(
+                "{what}; only Llama's kind of SentencePiece model is read (BPE with identity \
+                 normalisation): use the model's tokenizer.json"
+            );
+            Err(Error::format(origin, message))
+        }
+    }
 }
 
 /// `Err` with what the model has that [`Encoder`] would get wrong.
-fn check_supported(model: &SentencePieceModel) -> Result<(), String> {
-    let trainer = model.trainer().cloned().unwrap_or_default();
-    let normalizer = model.normalizer().cloned().unwrap_or_default();
-    let pieces = model.pieces();
+fn check_supported(model: &ModelProto) -> Result<(), String> {
+    let trainer = model.trainer_spec.clone().unwrap_or_default();
+    let normalizer = model.normalizer_spec.clone().unwrap_or_default();
+    let pieces = &model.pieces;
     let identity = normalizer.precompiled_charsmap().is_empty();
     let distinct: HashSet<&str> = pieces.iter().map(SentencePiece::piece).collect();
     let objections = [
@@ -64,18 +108,18 @@ fn check_supported(model: &SentencePieceModel) -> Result<(), String> {
 }
 
 /// The id of the piece that stands for what has none.
-fn unknown(model: &SentencePieceModel) -> Option<usize> {
+fn unknown(model: &ModelProto) -> Option<usize> {
     let is_unknown = |piece: &SentencePiece| piece.r#type() == Type::Unknown;
-    model.pieces().iter().position(is_unknown)
+    model.pieces.iter().position(is_unknown)
 }
 
 /// The `tokenizer.json` that decodes as the model does, and knows its tokens. It encodes nothing: in a list of
 /// merges no two have the same rank.
-pub(super) fn to_json(model: &SentencePieceModel) -> Vec<u8> {
-    let normalizer = model.normalizer().cloned().unwrap_or_default();
+pub(super) fn to_json(model: &ModelProto) -> Vec<u8> {
+    let normalizer = model.normalizer_spec.clone().unwrap_or_default();
     let mut vocab = serde_json::Map::new();
     let mut special = Vec::new();
-    for (id, piece) in model.pieces().iter().enumerate() {
+    for (id, piece) in model.pieces.iter().enumerate() {
         vocab.insert(piece.piece().to_owned(), id.into());
         if matches!(piece.r#type(), Type::Unknown | Type::Control) {
             special.push(special_token(id, piece.piece()));
@@ -90,9 +134,15 @@ pub(super) fn to_json(model: &SentencePieceModel) -> Vec<u8> {
     json.to_string().into_bytes()
 }
 
-fn special_token(id: usize, content: &str) -> Value {
+/// A token that a text has only by its id.
+pub(super) fn special_token(id: usize, content: &str) -> Value {
+    added_token(id, content, true)
+}
+
+/// A token that is no piece: what the tokenizer does not join.
+pub(super) fn added_token(id: usize, content: &str, special: bool) -> Value {
     json!({
-        "id": id, "content": content, "special": true, "normalized": false,
+        "id": id, "content": content, "special": special, "normalized": false,
         "single_word": false, "lstrip": false, "rstrip": false,
     })
 }
@@ -131,10 +181,10 @@ struct Piece {
 
 impl Encoder {
     /// That of a model which [`parse`] has read.
-    pub(super) fn new(model: &SentencePieceModel) -> Self {
-        let trainer = model.trainer().cloned().unwrap_or_default();
-        let normalizer = model.normalizer().cloned().unwrap_or_default();
-        let all = || (0..).zip(model.pieces());
+    pub(super) fn new(model: &ModelProto) -> Self {
+        let trainer = model.trainer_spec.clone().unwrap_or_default();
+        let normalizer = model.normalizer_spec.clone().unwrap_or_default();
+        let all = || (0..).zip(&model.pieces);
         let joined = all().filter(|(_, p)| matches!(p.r#type(), Type::Normal | Type::Unused));
         let piece = |(id, piece): (u32, &SentencePiece)| {
             let value = Piece {

@@ -1,11 +1,13 @@
-"""GGUF files for `check_adapters.py` and `check_llama_cpp.py`: base models written, adapters read, and what
-should stand in them by PEFT's model."""
+"""GGUF files for `check_adapters.py`, `check_gguf.py` and `check_llama_cpp.py`: base models written, adapters read,
+and what should stand in them by PEFT's model."""
+
+import math
 
 import gguf
 import numpy as np
 import torch
 
-ARCHITECTURES = {"llama": gguf.MODEL_ARCH.LLAMA, "qwen2": gguf.MODEL_ARCH.QWEN2}
+ARCHITECTURES = {"llama": gguf.MODEL_ARCH.LLAMA, "mistral": gguf.MODEL_ARCH.LLAMA, "qwen2": gguf.MODEL_ARCH.QWEN2}
 ALPHA = "adapter.lora.alpha"
 
 
@@ -18,7 +20,7 @@ def in_their_order(key, value, config):
     """Rows of q and k in the order of a model's architecture."""
     turned = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}
     heads = next((n for name, n in turned.items() if f".{name}." in key), None)
-    return neighbours(value, heads) if heads and config.model_type == "llama" else value
+    return neighbours(value, heads) if heads and config.model_type != "qwen2" else value
 
 
 def names_of(config):
@@ -27,10 +29,34 @@ def names_of(config):
 
 # Base models.
 
+def add_rope(out, config):
+    """The rotary embedding: its width, base and scaling."""
+    dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    out.add_key_length(dim)
+    out.add_value_length(dim)
+    out.add_rope_dimension_count(dim)
+    rope = config.rope_parameters
+    out.add_rope_freq_base(rope["rope_theta"])
+    if rope["rope_type"] == "linear":
+        out.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
+        out.add_rope_scaling_factor(rope["factor"])
+    if rope["rope_type"] == "llama3":
+        out.add_tensor("rope_freqs.weight", llama3_factors(rope, dim))
+
+
+def llama3_factors(rope, dim):
+    """By what the scaling divides each frequency, by its formula in transformers."""
+    frequencies = rope["rope_theta"] ** (-np.arange(0, dim, 2) / dim)
+    waves = rope["original_max_position_embeddings"] * frequencies / (2 * math.pi)
+    kept = (waves - rope["low_freq_factor"]) / (rope["high_freq_factor"] - rope["low_freq_factor"])
+    kept = np.clip(kept, 0, 1)
+    return (1 / ((1 - kept) / rope["factor"] + kept)).astype(np.float32)
+
+
 def write_base(model, path):
     """A model of f32; its tokens are of no meaning."""
     config = model.config
-    out = gguf.GGUFWriter(path, config.model_type)
+    out = gguf.GGUFWriter(path, gguf.MODEL_ARCH_NAMES[ARCHITECTURES[config.model_type]])
     out.add_context_length(config.max_position_embeddings)
     out.add_embedding_length(config.hidden_size)
     out.add_block_count(config.num_hidden_layers)
@@ -38,8 +64,12 @@ def write_base(model, path):
     out.add_head_count(config.num_attention_heads)
     out.add_head_count_kv(config.num_key_value_heads)
     out.add_layer_norm_rms_eps(config.rms_norm_eps)
-    out.add_rope_freq_base(config.rope_parameters["rope_theta"])
+    add_rope(out, config)
     out.add_vocab_size(config.vocab_size)
+    for add, token in ((out.add_bos_token_id, config.bos_token_id), (out.add_eos_token_id, config.eos_token_id),
+                       (out.add_pad_token_id, config.pad_token_id)):
+        if token is not None:
+            add(token)
     out.add_tokenizer_model("llama")
     out.add_token_list([f"t{i}" for i in range(config.vocab_size)])
     out.add_token_scores([0.0] * config.vocab_size)

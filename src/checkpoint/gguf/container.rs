@@ -7,13 +7,14 @@ use std::path::Path;
 
 use burn::tensor::{DType, TensorData};
 
+use super::kind::TensorKind;
 use crate::files::write_atomic;
 use crate::{Error, Result};
 
-const MAGIC: &[u8; 4] = b"GGUF";
-const VERSION: u32 = 3;
+pub(super) const MAGIC: &[u8; 4] = b"GGUF";
+pub(super) const VERSION: u32 = 3;
 /// Where each tensor begins is a multiple of this, counted from the first one. A file may name another.
-const ALIGNMENT: usize = 32;
+pub(super) const ALIGNMENT: usize = 32;
 
 /// A value of the metadata.
 pub(super) enum Value<'a> {
@@ -32,19 +33,13 @@ impl Value<'_> {
 }
 
 /// How a tensor's numbers are stored.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum TensorKind {
-    F32 = 0,
-}
-
-impl TensorKind {
-    /// # Panics
-    /// If the numbers are not f32.
-    fn of(tensor: &TensorData) -> Self {
-        match tensor.dtype() {
-            DType::F32 => Self::F32,
-            other => panic!("tensors of {other:?} are not written to GGUF files"),
-        }
+///
+/// # Panics
+/// If the numbers are not f32.
+fn kind_of(tensor: &TensorData) -> TensorKind {
+    match tensor.dtype() {
+        DType::F32 => TensorKind::F32,
+        other => panic!("tensors of {other:?} are not written to GGUF files"),
     }
 }
 
@@ -91,7 +86,7 @@ fn header(metadata: &[(&str, Value)], tensors: &[(String, TensorData)]) -> Vec<u
     for (name, tensor) in tensors {
         put_string(&mut out, name);
         put_shape(&mut out, tensor.shape());
-        out.extend((TensorKind::of(tensor) as u32).to_le_bytes());
+        out.extend(kind_of(tensor).id().to_le_bytes());
         put_length(&mut out, offset);
         offset += aligned(tensor.as_bytes().len());
     }

@@ -1,20 +1,49 @@
 //! GGUF files, those of llama.cpp.
 
+mod config;
 mod container;
+mod cursor;
+mod kind;
+mod metadata;
 mod names;
+mod reader;
+mod rope;
+#[cfg(test)]
+mod tests;
+#[cfg_attr(
+    not(test),
+    expect(dead_code, reason = "what loads them into a model is not there yet")
+)]
+mod weights;
 
 use std::path::Path;
 
 use burn::tensor::{DType, TensorData};
 
 use self::container::{Value, write_gguf};
+pub(crate) use self::metadata::{Metadata, SENTENCEPIECE, TOKENIZER};
 use self::names::{architecture, rotates_neighbours, to_gguf};
+pub(crate) use self::reader::GgufFile;
 use super::peft::{Plain, Serving, served_layers};
 use super::rotary::{interleaved_row, permuted, rotated_rows};
 use crate::adapter::{adapter_config, to_host};
 use crate::llama::{LlamaConfig, TransformerDecoder};
 use crate::lora::LORA_B;
 use crate::{Error, Result};
+
+/// Reads the sizes of a model from the metadata and tensors of its GGUF file; of a model that was split, from the first of
+/// its files, beside which the others lie. No weight is read.
+///
+/// Read are the architectures `llama`, which Mistral's models have too, and `qwen2`. The rotary embedding's scaling is none,
+/// linear or Llama 3.1's. The tokens that end a text are the file's `eos`, `eot` and `eom`; ids that the vocabulary does not
+/// have are none.
+///
+/// # Errors
+/// [`Error::Io`] if a file cannot be read; [`Error::Format`] if it is truncated or damaged, or describes a model that is
+/// not Llama-like.
+pub fn read_gguf_config(path: impl AsRef<Path>) -> Result<LlamaConfig> {
+    GgufFile::open(path)?.config()
+}
 
 /// Writes an adapter as one GGUF file for llama.cpp, in f32: `llama-cli -m base.gguf --lora adapter.gguf`. The base may
 /// be of any quantization. It has to be the base as it was before the adapter: weights of the embedding or output that

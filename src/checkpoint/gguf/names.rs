@@ -4,14 +4,20 @@ use crate::checkpoint::hf_config::saved_model_type;
 use crate::llama::{LlamaConfig, ModelType};
 
 /// Modules outside of the layers: ours, llama.cpp's.
-const MODEL: [(&str, &str); 2] = [("tok_embeddings", "token_embd"), ("output", "output")];
+const MODEL: [(&str, &str); 3] = [
+    ("tok_embeddings", "token_embd"),
+    ("norm", "output_norm"),
+    ("output", "output"),
+];
 
 /// Modules of a layer, below `layers.N` and `blk.N`.
-const LAYER: [(&str, &str); 7] = [
+const LAYER: [(&str, &str); 9] = [
+    ("sa_norm", "attn_norm"),
     ("attn.q_proj", "attn_q"),
     ("attn.k_proj", "attn_k"),
     ("attn.v_proj", "attn_v"),
     ("attn.output_proj", "attn_output"),
+    ("mlp_norm", "ffn_norm"),
     ("mlp.w1", "ffn_gate"),
     ("mlp.w2", "ffn_down"),
     ("mlp.w3", "ffn_up"),
@@ -30,6 +36,30 @@ pub(super) fn to_gguf(module: &str) -> Option<String> {
         }
         None => find(&MODEL, module).map(str::to_owned),
     }
+}
+
+/// `blk.0.attn_q.weight` to `layers.0.attn.q_proj.weight`.
+pub(super) fn from_gguf(name: &str) -> Option<String> {
+    let find = |rows: &[(&'static str, &str)], name: &str| {
+        let row = rows.iter().find(|(_, theirs)| *theirs == name);
+        row.map(|(ours, _)| *ours)
+    };
+    let (module, parameter) = name.rsplit_once('.')?;
+    let module = match module.strip_prefix("blk.") {
+        Some(rest) => {
+            let (layer, name) = rest.split_once('.')?;
+            format!("layers.{layer}.{}", find(&LAYER, name)?)
+        }
+        None => find(&MODEL, module)?.to_owned(),
+    };
+    Some(format!("{module}.{parameter}"))
+}
+
+/// Whether a parameter, by our name, has rows that are rotated.
+pub(super) fn is_rotated(key: &str) -> bool {
+    ["q_proj", "k_proj"]
+        .into_iter()
+        .any(|module| key.contains(&format!(".attn.{module}.")))
 }
 
 /// The name of a model's architecture. A Mistral is a Llama there.
@@ -55,5 +85,28 @@ mod tests {
         assert_eq!(to_gguf("tok_embeddings").unwrap(), "token_embd");
         assert_eq!(to_gguf("layers.3.mlp"), None);
         assert_eq!(to_gguf("head"), None);
+    }
+
+    #[test]
+    fn names_of_tensors_there_and_back() {
+        for module in MODEL
+            .iter()
+            .map(|(ours, _)| (*ours).to_owned())
+            .chain(LAYER.iter().map(|(ours, _)| format!("layers.12.{ours}")))
+        {
+            let name = format!("{}.weight", to_gguf(&module).unwrap());
+            assert_eq!(from_gguf(&name), Some(format!("{module}.weight")));
+        }
+        let bias = from_gguf("blk.3.attn_q.bias").unwrap();
+        assert_eq!(bias, "layers.3.attn.q_proj.bias");
+        assert!(is_rotated(&bias) && is_rotated("layers.0.attn.k_proj.weight"));
+        assert!(!is_rotated("layers.0.attn.v_proj.weight") && !is_rotated("output.weight"));
+        for other in [
+            "blk.0.attn_q_norm.weight",
+            "blk.0.attn_q",
+            "rope_freqs.weight",
+        ] {
+            assert_eq!(from_gguf(other), None, "{other}");
+        }
     }
 }
