@@ -207,6 +207,33 @@ fn special_tokens_that_a_map_names() {
     }
 }
 
+/// As in transformers 5: the file of its own, else the default one of `tokenizer_config.json`.
+#[test]
+fn the_chat_template_that_lies_beside() {
+    let dir = tempfile::tempdir().unwrap();
+    fs::write(dir.path().join("tokenizer.json"), tiny_tokenizer::json()).unwrap();
+    let template = || {
+        let tokenizer = Tokenizer::from_dir(&dir).unwrap();
+        tokenizer.chat_template().map(str::to_owned)
+    };
+    assert_eq!(template(), None);
+    for (config, expected) in [
+        ("{}", None),
+        (r#"{"chat_template": null}"#, None),
+        (r#"{"chat_template": "{{ a }}"}"#, Some("{{ a }}")),
+        (
+            r#"{"chat_template": [{"name": "tool_use", "template": "t"}, {"name": "default", "template": "d"}]}"#,
+            Some("d"),
+        ),
+        (r#"{"chat_template": []}"#, None),
+    ] {
+        fs::write(dir.path().join("tokenizer_config.json"), config).unwrap();
+        assert_eq!(template().as_deref(), expected, "{config}");
+    }
+    fs::write(dir.path().join("chat_template.jinja"), "{{ b }}").unwrap();
+    assert_eq!(template().as_deref(), Some("{{ b }}"));
+}
+
 #[test]
 fn names_that_are_malformed_or_of_another_tokenizer() {
     let dir = tempfile::tempdir().unwrap();

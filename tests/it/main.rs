@@ -8,6 +8,7 @@ mod common;
 mod counts;
 mod distributed;
 mod gguf;
+mod gguf_models;
 mod golden;
 mod golden_cases;
 mod initialize;
