@@ -44,7 +44,6 @@ pub(super) fn of_pieces(
         piece: Some(text),
         score: Some(score),
         r#type: Some(kind as i32),
-        ..SentencePiece::default()
     };
     let pieces: Vec<_> = pieces.map(piece).collect();
     let has_bytes = pieces.iter().any(|piece| piece.r#type() == Type::Byte);
