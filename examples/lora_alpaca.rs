@@ -102,14 +102,17 @@ fn configuration(args: &Args) -> Result<RecipeConfig> {
     if let Some(path) = &args.config {
         return RecipeConfig::from_file(path, &args.overrides);
     }
-    let tiny = |overrides| RecipeConfig::from_yaml(embedded::CONFIG, "embedded default", overrides);
-    let mut config = tiny(&args.overrides)?;
-    if config.checkpoint_dir.is_some() {
+    let is_base = |setting: &&String| setting.starts_with("checkpoint_dir=");
+    let base: Vec<String> = args.overrides.iter().filter(is_base).cloned().collect();
+    let base = RecipeConfig::default().with_overrides(&base)?;
+    if base.checkpoint_dir.is_some() {
         return RecipeConfig::default().with_overrides(&args.overrides);
     }
+    let tiny = RecipeConfig::from_yaml(embedded::CONFIG, "embedded default", &[])?;
+    // What the tiny model's adapters are like by default is no setting that an adapter's own would contradict.
+    let mut config = tiny.clone().with_overrides(&args.overrides)?;
     // In a folder of its own it may be run again and again.
-    let is_own = config.output_dir == tiny(&[])?.output_dir;
-    config.overwrite_output_dir |= is_own;
+    config.overwrite_output_dir |= config.output_dir == tiny.output_dir;
     Ok(config)
 }
 

@@ -77,7 +77,7 @@ pub enum Error {
     /// A tensor in a file has another shape than the model's parameter.
     #[error(
         "{origin}: `{key}` has shape {found:?}, the model expects {expected:?}; {}",
-        why_of_shape(found, expected)
+        why_of_shape(key, found, expected)
     )]
     Shape {
         /// The file or state dict.
@@ -235,12 +235,30 @@ pub(crate) fn nearest<'a>(
 ) -> Vec<String> {
     let mut scored: Vec<(f64, &str)> = candidates
         .into_iter()
-        .map(|c| (strsim::jaro_winkler(word, c), c))
+        .map(|c| (likeness(word, c), c))
         .filter(|(score, _)| *score > 0.7)
         .collect();
-    scored.sort_by(|a, b| b.0.total_cmp(&a.0));
+    scored.sort_by(|a, b| {
+        let by_name = || (a.1.len(), a.1).cmp(&(b.1.len(), b.1));
+        b.0.total_cmp(&a.0).then_with(by_name)
+    });
     scored.truncate(count);
     scored.into_iter().map(|(_, c)| c.to_owned()).collect()
+}
+
+/// How much two names look like each other, whatever their case: by their letters, or because one is a part of the
+/// other (`up` of `ffn_up`).
+fn likeness(word: &str, other: &str) -> f64 {
+    let [word, other] = [word, other].map(str::to_lowercase);
+    let is_part = |part: &str, of: &str| {
+        let mut parts = of.split(|c: char| !c.is_alphanumeric());
+        parts.any(|other| other == part)
+    };
+    let letters = strsim::jaro_winkler(&word, &other);
+    match is_part(&word, &other) || is_part(&other, &word) {
+        true => letters.max(0.9),
+        false => letters,
+    }
 }
 
 /// "rank 3 differs" or "ranks 1, 3 differ".
@@ -280,13 +298,32 @@ fn or_download(path: &Path, kind: ErrorKind) -> String {
     }
 }
 
-fn why_of_shape(found: &[usize], expected: &[usize]) -> &'static str {
+fn why_of_shape(key: &str, found: &[usize], expected: &[usize]) -> &'static str {
+    if differs_in_rank(key, found, expected) {
+        return "is this an adapter of another rank?";
+    }
     match (found, expected) {
         ([rows, columns], [r, c]) if (rows, columns) == (c, r) => {
             "is it transposed, as the weight of a `burn::nn::Linear` in Burn's own files, or is this checkpoint for \
              another model size?"
         }
         _ => "is this checkpoint for another model size?",
+    }
+}
+
+/// Whether a factor of an adapter, `A` of `[rank, columns]` or `B` of `[rows, rank]`, differs in its rank alone.
+fn differs_in_rank(key: &str, found: &[usize], expected: &[usize]) -> bool {
+    let key = key.to_lowercase();
+    let is_factor = |factor: &str| {
+        let names = ["lora_", "lora_embedding_", "shift_"];
+        names
+            .iter()
+            .any(|name| key.contains(&format!("{name}{factor}")))
+    };
+    match (found, expected) {
+        ([rank, columns], [r, c]) if is_factor("a") => rank != r && columns == c,
+        ([rows, rank], [r, s]) if is_factor("b") => rows == r && rank != s,
+        _ => false,
     }
 }
 

@@ -5,17 +5,19 @@ use std::sync::Arc;
 
 use burn::module::Module;
 
-use super::params::{get_adapter_params, set_trainable_params};
+use super::found::Layers;
+use super::params::{get_adapter_params, get_params, set_trainable_params, trained_names};
+use super::path::Role;
 use super::state_dict::{StateDict, StateReader, compare_keys, load_tensors, state_readers};
 use crate::error::nearest;
 use crate::lora::{
-    AdaptedLayer, DEFAULT_ADAPTER, LayerConfig, LoRAAdapter, LoRAConfig, ModuleNames, Naming,
-    Place, Targets, collect_layers, edit_layers, key_prefix,
+    AdaptedLayer, DEFAULT_ADAPTER, LayerConfig, LayerKind, LoRAAdapter, LoRAConfig, ModuleNames,
+    Place, collect_layers, edit_layers, key_prefix,
 };
 use crate::{Error, Result};
 
-/// Puts new adapters on every layer that `config` selects, of any module that holds this crate's layers. Everything
-/// else is frozen. Nothing is allocated.
+/// Puts new adapters on every layer that `config` selects, of any module that holds this crate's layers, in the place
+/// of those that were put on before. Everything else is frozen. Nothing is allocated.
 ///
 /// ```
 /// use burn::module::Module;
@@ -42,23 +44,35 @@ use crate::{Error, Result};
 /// ```
 ///
 /// # Errors
-/// [`Error::InvalidArgument`] if the configuration cannot be used, or names a module that the model does not have:
-/// with the nearest that it has.
+/// [`Error::InvalidArgument`] if the configuration cannot be used, or an entry of it (a target or exclusion, a layer, a
+/// key of `rank_pattern` or `alpha_pattern`, a module to save, an embedding) means nothing that the model has: with the
+/// nearest that it has. Entries in the words of a file of PEFT's ([`Naming::HuggingFace`](crate::lora::Naming)) may mean
+/// nothing, as in PEFT, as long as some layer is adapted.
 pub fn with_adapters<M: Module>(model: M, config: &LoRAConfig) -> Result<M> {
-    with_named_adapters(model, config, DEFAULT_ADAPTER, ModuleNames::new)
+    with_named_adapters(model, config, DEFAULT_ADAPTER)
 }
 
-/// The same, with a name for the adapters, and all the names of the model's modules.
-pub(crate) fn with_named_adapters<M: Module>(
+/// [`with_adapters`] under a name of the adapters' own: a model can hold several. Those of this name give way on every
+/// layer, those of other names stay and no longer act.
+///
+/// # Errors
+/// As [`with_adapters`]; [`Error::InvalidArgument`] if the name is empty.
+pub fn with_named_adapters<M: Module>(model: M, config: &LoRAConfig, name: &str) -> Result<M> {
+    with_new_adapters(model, config, name, ModuleNames::new)
+}
+
+/// The same, with all the names of the model's modules.
+pub(crate) fn with_new_adapters<M: Module>(
     model: M,
     config: &LoRAConfig,
     name: &str,
     names: impl Fn(&str) -> ModuleNames + 'static,
 ) -> Result<M> {
+    check_name(name)?;
     config.validate()?;
     let config = Arc::new(config.clone());
     let plan = Plan::of(&model, &config, names)?;
-    plan.require_all_found(&config)?;
+    plan.require_all_found(&model, &config)?;
     Ok(attach_all(model, plan, name))
 }
 
@@ -76,12 +90,25 @@ fn attach_all<M: Module>(model: M, plan: Plan, name: &str) -> M {
     let (targets, attached) = (plan.adapters, name.to_owned());
     let model = edit_layers(model, move |place, layer| {
         let Some((_, adapter)) = targets.iter().find(|(path, _)| path == place.path) else {
+            layer.slot_mut().remove(&attached);
             return layer.slot_mut().set_active(&[]);
         };
         layer.freeze_base();
         layer.slot_mut().insert(&attached, adapter.clone());
     });
     train_only(model, name)
+}
+
+/// An empty name would leave no trace in state-dict keys, as the default one.
+pub(super) fn check_name(name: &str) -> Result<()> {
+    match name.is_empty() {
+        false => Ok(()),
+        true => Err(Error::InvalidArgument {
+            name: "adapter",
+            message: "an adapter's name must not be empty; that of one without a name is `default`"
+                .into(),
+        }),
+    }
 }
 
 /// Lets the adapter of this name be trained, and nothing else.
@@ -109,8 +136,8 @@ pub(crate) fn plan<M: Module>(
 
 /// What a configuration puts where.
 struct Plan {
-    /// Every layer's names.
-    modules: Vec<ModuleNames>,
+    /// Every layer's names and kind.
+    modules: Vec<(ModuleNames, LayerKind)>,
     /// The adapted layers' paths and adapters.
     adapters: Vec<(String, LoRAAdapter)>,
 }
@@ -124,66 +151,33 @@ impl Plan {
         let config = config.clone();
         let layers = collect_layers(model, move |place, layer| {
             let names = names(place.path);
-            Some((names.clone(), new_adapter(&config, place, layer, &names)))
+            let adapter = new_adapter(&config, place, layer, &names);
+            Some((names, layer.shape().kind, adapter))
         });
         let mut plan = Self {
             modules: Vec::new(),
             adapters: Vec::new(),
         };
-        for (names, adapter) in layers {
+        for (names, kind, adapter) in layers {
             if let Some(adapter) = adapter? {
                 plan.adapters.push((names.path.clone(), adapter));
             }
-            plan.modules.push(names);
+            plan.modules.push((names, kind));
         }
         Ok(plan)
     }
 
-    /// Something must have been found, and of names that are not those of many kinds of models each one.
-    fn require_all_found(&self, config: &LoRAConfig) -> Result<()> {
-        let missing = match (&config.targets, config.naming) {
-            (Targets::Names(names), Naming::Any) => {
-                names.iter().find(|name| !self.has_module(config, name))
-            }
-            _ => None,
+    /// Every entry of the configuration must mean something, and a layer be adapted.
+    fn require_all_found<M: Module>(&self, model: &M, config: &LoRAConfig) -> Result<()> {
+        let layers = Layers {
+            model,
+            known: &self.modules,
         };
-        let what = match missing {
-            Some(name) => format!("no module is called `{name}`"),
-            None if self.adapters.is_empty() => "no module matches the targets".to_owned(),
-            None => return Ok(()),
-        };
-        Err(self.not_found(what, missing))
-    }
-
-    fn has_module(&self, config: &LoRAConfig, name: &str) -> bool {
-        let target = LoRAConfig::new([name]).with_method(config.method);
-        self.modules.iter().any(|names| target.names_module(names))
-    }
-
-    fn not_found(&self, what: String, name: Option<&String>) -> Error {
-        let paths = self.modules.iter().map(|names| names.path.as_str());
-        let ends: Vec<&str> = paths
-            .flat_map(|path| [path, path.rsplit('.').next().unwrap_or(path)])
-            .collect();
-        let hint = match name.and_then(|name| nearest(name, ends.iter().copied(), 1).pop()) {
-            Some(near) => format!("; did you mean `{near}`?"),
-            None => format!("; the model's layers are {}", some_of(&ends)),
-        };
-        Error::InvalidArgument {
-            name: "targets",
-            message: what + &hint,
+        layers.require_all_named(config)?;
+        match self.adapters.is_empty() {
+            true => Err(layers.nothing_adapted(config)),
+            false => Ok(()),
         }
-    }
-}
-
-/// The names of a model's layers without repetition, a few of them.
-fn some_of(ends: &[&str]) -> String {
-    let mut seen = HashSet::new();
-    let names = ends.iter().skip(1).step_by(2);
-    let names: Vec<&str> = names.copied().filter(|name| seen.insert(*name)).collect();
-    match names.is_empty() {
-        true => "none of this crate's".to_owned(),
-        false => names[..names.len().min(12)].join(", "),
     }
 }
 
@@ -225,7 +219,9 @@ pub fn disabled<M: Module>(model: &M) -> M {
     edit_layers(model.clone(), |_, layer| layer.slot_mut().set_active(&[]))
 }
 
-/// Lets the adapters of these names act, in the order in which they were attached, and no others.
+/// Lets the adapters of these names act, in the order in which they were attached, and no others. Those that act are
+/// trained, the other adapters are not, as with `set_adapter` of PEFT; whatever is no adapter stays as it is.
+/// [`set_trainable_params`] after it trains less: an adapter that acts and rests, say.
 ///
 /// # Errors
 /// [`Error::InvalidArgument`] if the model has no adapter of such a name.
@@ -234,11 +230,25 @@ pub fn set_active_adapters<M: Module>(model: M, names: &[&str]) -> Result<M> {
     for name in names {
         require_name(&known, name)?;
     }
-    let names: Vec<String> = names.iter().map(|name| name.to_string()).collect();
-    Ok(edit_layers(model, move |_, layer| {
-        let names: Vec<&str> = names.iter().map(String::as_str).collect();
-        layer.slot_mut().set_active(&names);
-    }))
+    let acting: Vec<String> = names.iter().map(|name| name.to_string()).collect();
+    let model = edit_layers(model, move |_, layer| {
+        let acting: Vec<&str> = acting.iter().map(String::as_str).collect();
+        layer.slot_mut().set_active(&acting);
+    });
+    Ok(train_acting(model, &known, names))
+}
+
+/// Lets those of the adapters be trained that act.
+fn train_acting<M: Module>(model: M, adapters: &[String], acting: &[&str]) -> M {
+    let keys = |name: &str| adapter_keys(&model, name).into_keys();
+    let own: HashSet<String> = adapters.iter().flat_map(|name| keys(name)).collect();
+    let acting: HashSet<String> = acting.iter().flat_map(|name| keys(name)).collect();
+    let already = trained_names(&model);
+    let trained = get_params(&model).filter(|key, info| match own.contains(key) {
+        true => info.role == Role::Adapter && acting.contains(key),
+        false => already.contains(key),
+    });
+    set_trainable_params(model, &trained)
 }
 
 pub(super) fn require_attached<M: Module>(model: &M, name: &str) -> Result<()> {
@@ -340,7 +350,7 @@ impl Adapter {
         name: &str,
         names: impl Fn(&str) -> ModuleNames + 'static,
     ) -> Result<M> {
-        let mut model = with_named_adapters(detached(model, name), &self.config, name, names)?;
+        let mut model = with_new_adapters(model, &self.config, name, names)?;
         let (own, tensors): (Vec<String>, StateDict) = named_readers(&model, name)
             .into_iter()
             .filter_map(|(key, reader)| Some((reader.key, self.tensors.get(&key)?.clone())))

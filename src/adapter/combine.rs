@@ -6,7 +6,9 @@ use std::sync::Arc;
 use burn::module::Module;
 use burn::tensor::Tensor;
 
-use super::attach::{adapter_config, adapter_layers, detached, require_attached, train_only};
+use super::attach::{
+    adapter_config, adapter_layers, check_name, detached, require_attached, train_only,
+};
 use crate::lora::{
     Combination, CombineOptions, Factors, LORA, LORA_A, LORA_B, LayerConfig, LoRAAdapter,
     LoRAConfig, MethodRef, ParamSpec, SHIFT_A, SHIFT_B, Targets, combine, edit_layers, seed_of,
@@ -41,6 +43,7 @@ pub fn combine_adapters<M: Module>(
     options: &CombineOptions,
     name: &str,
 ) -> Result<M> {
+    check_name(name)?;
     let mut paths = BTreeSet::new();
     let mut adapters = Vec::new();
     for (adapter, weight) in weights {

@@ -51,10 +51,7 @@ pub fn initialize_eva<M: Module>(model: M, rho: f64, run: impl FnOnce(&M)) -> Re
     check_rho(rho)?;
     let layers = collect_layers(&model, target);
     let Some(name) = layers.first().map(|layer| layer.adapter.clone()) else {
-        return Err(Error::InvalidArgument {
-            name: "model",
-            message: "no adapter acts on a linear layer; put some on by `with_adapters`".into(),
-        });
+        return Err(no_linear_adapter());
     };
     let layers: Vec<Target> = layers.into_iter().filter(|l| l.adapter == name).collect();
     let statistics = layers.iter().map(|layer| {
@@ -79,6 +76,13 @@ pub fn initialize_eva<M: Module>(model: M, rho: f64, run: impl FnOnce(&M)) -> Re
     let begun = layers.into_iter().zip(directions).zip(ranks);
     let begun = begun.map(|((layer, directions), rank)| (layer, directions, rank));
     Ok(with_directions(model, &name, begun.collect()))
+}
+
+pub(super) fn no_linear_adapter() -> Error {
+    Error::InvalidArgument {
+        name: "model",
+        message: "no adapter acts on a linear layer; put some on by `with_adapters`".into(),
+    }
 }
 
 /// A linear layer with an adapter that acts.

@@ -5,6 +5,7 @@ use burn::module::{Module, Param};
 use burn::tensor::{DType, Tensor};
 use replace_with::replace_with_or_abort;
 
+use super::eva::no_linear_adapter;
 use crate::lora::init::loftq;
 use crate::lora::{
     AdaptedLayer, Decomposition, LORA_A, LORA_B, LayerKind, LayerParams, Place, edit_layers,
@@ -34,19 +35,18 @@ use crate::{Error, Result};
 /// ```
 ///
 /// # Errors
-/// [`Error::InvalidArgument`] as [`loftq`], or if an adapter begins with a part of its base already (PiSSA, OLoRA).
+/// [`Error::InvalidArgument`] as [`loftq`], if an adapter begins with a part of its base already (PiSSA, OLoRA), or if none
+/// acts on a linear layer.
 pub fn initialize_loftq<M: Module>(
     model: M,
     iterations: usize,
     decomposition: Decomposition,
     quantize_dequantize: impl Fn(Tensor<2>) -> Tensor<2> + 'static,
 ) -> Result<M> {
-    let error = Rc::new(RefCell::new(None));
-    let first = error.clone();
+    let outcome = Rc::new(RefCell::new(Ok(0)));
+    let so_far = outcome.clone();
     let model = edit_layers(model, move |place, layer| {
-        if first.borrow().is_some() {
-            return;
-        }
+        let Ok(count) = *so_far.borrow() else { return };
         let begun = begin(
             place,
             layer,
@@ -54,13 +54,15 @@ pub fn initialize_loftq<M: Module>(
             decomposition,
             &quantize_dequantize,
         );
-        *first.borrow_mut() = begun.err();
+        *so_far.borrow_mut() = begun.map(|is_begun| count + usize::from(is_begun));
     });
-    match error.take() {
-        None => Ok(model),
-        Some(error) => Err(error),
+    match outcome.replace(Ok(0))? {
+        0 => Err(no_linear_adapter()),
+        _ => Ok(model),
     }
 }
+
+/// Whether the layer has an adapter to begin.
 
 fn begin(
     place: &Place<'_>,
@@ -68,15 +70,15 @@ fn begin(
     iterations: usize,
     decomposition: Decomposition,
     quantize_dequantize: &dyn Fn(Tensor<2>) -> Tensor<2>,
-) -> Result<()> {
+) -> Result<bool> {
     let is_linear = layer.shape().kind == LayerKind::Linear && !layer.is_tied();
     let name = layer.slot().active_name().map(str::to_owned);
     let (Some(name), Some(weight), true) = (name, &place.params.weight, is_linear) else {
-        return Ok(());
+        return Ok(false);
     };
     let adapter = layer.slot().get(&name);
     let Some(adapter) = adapter.filter(|adapter| adapter.matrix_param(LORA_A).is_some()) else {
-        return Ok(());
+        return Ok(false);
     };
     let of_layer = |message: String| Error::InvalidArgument {
         name: "model",
@@ -115,5 +117,5 @@ fn begin(
     adapter.set_matrix(LORA_A, first.a);
     adapter.set_matrix(LORA_B, first.b);
     adapter.follow_layer(&begun, |_| true);
-    Ok(())
+    Ok(true)
 }

@@ -4,6 +4,7 @@
 mod attach;
 mod combine;
 mod eva;
+mod found;
 mod init;
 mod layout;
 mod loftq;
@@ -15,9 +16,9 @@ mod validate;
 
 pub use attach::{
     Adapter, adapter_config, adapter_layers, adapter_names, detach, disabled, merge_adapters,
-    set_active_adapters, with_adapters, without_adapters,
+    set_active_adapters, with_adapters, with_named_adapters, without_adapters,
 };
-pub(crate) use attach::{plan, with_found_adapters, with_named_adapters};
+pub(crate) use attach::{plan, with_found_adapters, with_new_adapters};
 pub use combine::combine_adapters;
 pub use eva::initialize_eva;
 pub use init::initialize_adapters;

@@ -237,6 +237,29 @@ impl ParamCount {
     }
 }
 
+/// The names of the parameters that are trained. Allocates nothing.
+pub(super) fn trained_names<M: Module>(model: &M) -> HashSet<String> {
+    let mut lister = TrainedLister::default();
+    model.visit(&mut lister);
+    lister.names
+}
+
+#[derive(Default)]
+struct TrainedLister {
+    path: Path,
+    names: HashSet<String>,
+}
+
+impl ModuleVisitor for TrainedLister {
+    follow_path!();
+
+    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+        if is_trainable(param) {
+            self.names.insert(self.path.key());
+        }
+    }
+}
+
 struct Counter(ParamCount);
 
 impl ModuleVisitor for Counter {

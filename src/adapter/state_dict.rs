@@ -29,6 +29,9 @@ pub struct LoadReport {
     pub missing: Vec<String>,
     /// Keys of the source that the model does not have.
     pub unexpected: Vec<String>,
+    /// Keys of the model, among those above, of what an adapter keeps and does not train: LoRA-FA's `A`, or what
+    /// PiSSA began with.
+    pub kept: Vec<String>,
 }
 
 impl LoadReport {
@@ -67,6 +70,7 @@ impl LoadReport {
             loaded: all(&self.loaded),
             missing: all(&self.missing),
             unexpected: all(&self.unexpected),
+            kept: all(&self.kept),
         }
     }
 }
@@ -192,6 +196,9 @@ pub(crate) fn compare_keys<'a, M: Module>(
         ..Default::default()
     };
     for (key, info) in params.iter() {
+        if info.role == Role::KeptByAdapter {
+            report.kept.push(key.to_owned());
+        }
         match source.get(key) {
             None => report.missing.push(key.to_owned()),
             Some(found) if **found == info.shape => report.loaded.push(key.to_owned()),

@@ -51,11 +51,14 @@ impl AdaptedModules {
     }
 }
 
+/// Above every rank and token.
+const LARGE: usize = u32::MAX as usize;
+
 /// A layer of each kind: the names of an adapter's parameters do not depend on sizes.
 const KINDS: [LayerShape; 3] = [
-    LayerShape::linear(1, 1, true),
-    LayerShape::embedding(1, 1),
-    LayerShape::norm(1),
+    LayerShape::linear(LARGE, LARGE, true),
+    LayerShape::embedding(LARGE, LARGE),
+    LayerShape::norm(LARGE),
 ];
 
 /// Whether a key is that of an adapter's parameter, for every method that there is, and a layer of this kind has
@@ -84,6 +87,8 @@ pub struct StateDictKeys {
     pub lora: Option<BTreeSet<String>>,
     /// The keys of the base model's state dict, if there is one.
     pub base: Option<BTreeSet<String>>,
+    /// The keys of the LoRA model of what its adapters keep and do not train, see [`LoadReport::kept`].
+    pub kept: BTreeSet<String>,
 }
 
 impl From<&LoadReport> for StateDictKeys {
@@ -94,6 +99,7 @@ impl From<&LoadReport> for StateDictKeys {
             full_model,
             lora: None,
             base: Some(found(base)),
+            kept: base.kept.iter().cloned().collect(),
         }
     }
 }
@@ -106,8 +112,9 @@ fn found(report: &LoadReport) -> BTreeSet<String> {
 /// Checks that a base state dict and an adapter state dict together make up a LoRA model.
 ///
 /// A key is an adapter key if it is `lora_a.weight`, `lora_b.weight` or `magnitude` of one of the
-/// named modules, or one of the given [`ParamSet`]: `validate_state_dict_for_lora(&get_adapter_params(&model),
-/// &report)` suits every model. Of the dicts that are given, the base must have every other key of the model and
+/// named modules, or one of the given [`ParamSet`], or one that an adapter keeps untrained:
+/// `validate_state_dict_for_lora(&get_adapter_params(&model), &report)` suits every model, a Llama whose modules are
+/// named as in Hugging Face's files too. Of the dicts that are given, the base must have every other key of the model and
 /// no adapter key, the adapter must have every adapter key and no other, and neither may have keys
 /// that the model does not have or that the other has too.
 ///
@@ -119,8 +126,8 @@ pub fn validate_state_dict_for_lora(
 ) -> Result<()> {
     let (modules, keys) = (modules.into(), keys.into());
     let empty = BTreeSet::new();
-    let is_adapter = |key: &&String| modules.is_adapter_key(key);
-    let is_base = |key: &&String| !modules.is_adapter_key(key);
+    let is_adapter = |key: &&String| keys.kept.contains(*key) || modules.is_adapter_key(key);
+    let is_base = |key: &&String| !is_adapter(key);
     let mut problems = Vec::new();
     let mut report = |rule: &str, keys: Vec<&String>| {
         problems.extend(keys.into_iter().map(|key| format!("{rule}: {key}")));
@@ -174,6 +181,7 @@ mod tests {
             full_model: set(&FULL),
             base: base.map(set),
             lora: lora.map(set),
+            ..Default::default()
         };
         match validate_state_dict_for_lora(["q_proj"], keys) {
             Ok(()) => Vec::new(),
@@ -221,6 +229,7 @@ mod tests {
             full_model: set(&["k_proj.lora_a.weight"]),
             base: None,
             lora: Some(set(&["k_proj.lora_a.weight"])),
+            ..Default::default()
         };
         assert!(validate_state_dict_for_lora(["q_proj"], keys).is_err());
     }

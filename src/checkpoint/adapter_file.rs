@@ -3,13 +3,17 @@
 use std::collections::HashMap;
 use std::path::Path;
 
+use serde_json::{Map, Value};
+
 use super::tensors::{SafetensorsFile, load_state_dict_file, write_tensors_with};
 use crate::adapter::Adapter;
-use crate::lora::LoRAConfig;
+use crate::lora::{LoRAConfig, Method, MethodRef};
 use crate::{Error, Result};
 
 /// Where the configuration stands in the file's metadata.
 const CONFIG: &str = "burn_peft.lora_config";
+/// The method's name in the configuration.
+const METHOD: &str = "method";
 
 /// Writes an adapter to one file: its tensors, and its configuration in the file's metadata.
 ///
@@ -48,14 +52,30 @@ pub(super) fn is_adapter_file(file: &SafetensorsFile) -> bool {
     file.metadata(CONFIG).is_some()
 }
 
-/// Reads an adapter that [`save_adapter`] wrote.
+/// Reads an adapter that [`save_adapter`] wrote; one of a method of your own by [`load_adapter_with`].
 ///
 /// # Errors
 /// [`Error::Adapter`] if the file has no configuration of this crate's, as files of other programs, whose tensors
-/// may be laid out otherwise under the same names (torchtune's); [`Error::Io`], [`Error::Format`], [`Error::DType`]
-/// if it cannot be read.
+/// may be laid out otherwise under the same names (torchtune's), or its method is not one of
+/// [`METHODS`](crate::lora::METHODS); [`Error::Io`], [`Error::Format`], [`Error::DType`] if it cannot be read.
 pub fn load_adapter(path: impl AsRef<Path>) -> Result<Adapter> {
+    load_adapter_with(path, &[])
+}
+
+/// [`load_adapter`], with methods beside those of this crate. A file has a method's name alone.
+///
+/// # Errors
+/// As [`load_adapter`].
+pub fn load_adapter_with(
+    path: impl AsRef<Path>,
+    methods: &[&'static dyn Method],
+) -> Result<Adapter> {
     let path = path.as_ref();
+    if path.is_dir() {
+        let message =
+            "a folder, not a file of `save_adapter`; a PEFT folder is read by `attach_peft`";
+        return Err(Error::format(path, message));
+    }
     let refused = |message: String| Error::Adapter {
         path: path.to_owned(),
         message,
@@ -68,7 +88,22 @@ pub fn load_adapter(path: impl AsRef<Path>) -> Result<Adapter> {
                 .into(),
         )
     })?;
-    let config: LoRAConfig = serde_json::from_str(config)
+    let config = read_config(config, methods)
         .map_err(|error| refused(format!("its LoRAConfig cannot be read: {error}")))?;
     Ok(Adapter::new(config, load_state_dict_file(path)?))
+}
+
+/// Reads a configuration whose method may be one of these.
+fn read_config(text: &str, methods: &[&'static dyn Method]) -> serde_json::Result<LoRAConfig> {
+    let mut fields: Map<String, Value> = serde_json::from_str(text)?;
+    let name = fields.get(METHOD).and_then(Value::as_str);
+    let own = methods.iter().find(|method| Some(method.name()) == name);
+    if own.is_some() {
+        fields.remove(METHOD);
+    }
+    let config: LoRAConfig = serde_json::from_value(fields.into())?;
+    Ok(match own {
+        Some(method) => config.with_method(MethodRef(*method)),
+        None => config,
+    })
 }

@@ -20,7 +20,7 @@ mod weights;
 
 pub(crate) use hf_config::hf_config_key;
 
-pub use adapter_file::{load_adapter, save_adapter};
+pub use adapter_file::{load_adapter, load_adapter_with, save_adapter};
 pub use any_adapter::{load_any_adapter, read_adapter_config};
 pub(crate) use gguf::{GgufFile, Metadata, SENTENCEPIECE, TOKENIZER};
 pub use gguf::{read_gguf_config, save_gguf_adapter};

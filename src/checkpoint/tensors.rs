@@ -33,6 +33,9 @@ impl SafetensorsFile {
     /// does not describe it.
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
+        if path.is_dir() {
+            return Err(Error::format(path, "a folder, not a safetensors file"));
+        }
         let map = map_file(path)?;
         let broken = |error: SafeTensorError| {
             let message = format!(

@@ -7,7 +7,7 @@ use burn::tensor::{Bool, Device, Int, Tensor};
 use super::names::module_names;
 use super::{Context, KvCache, LayerCache, LlamaConfig, Output, RMSNorm, TransformerDecoderLayer};
 use crate::adapter::{
-    Adapter, merge_adapters, with_found_adapters, with_lazy_packed, with_named_adapters,
+    Adapter, merge_adapters, with_found_adapters, with_lazy_packed, with_new_adapters,
     without_adapters,
 };
 use crate::lora::{
@@ -77,7 +77,7 @@ impl TransformerDecoder {
                 message: "must be at least 1".into(),
             });
         }
-        with_named_adapters(self, lora, name, module_names)
+        with_new_adapters(self, lora, name, module_names)
     }
 
     /// The same without a check that `lora` can be used: where a module that it names is missing, nothing is put.
@@ -177,7 +177,7 @@ impl TransformerDecoder {
     /// - output: `[batch, seq, vocab_size]`
     ///
     /// # Panics
-    /// As [`Self::forward`].
+    /// As [`Self::forward`], and if the context's routes are those of another number of rows.
     pub fn forward_in(&self, ids: Tensor<2, Int>, context: &Context) -> Tensor<3> {
         let embedded = self.embed(ids, context);
         let hidden = self.apply_layers(0..self.layers.len(), embedded, context, None);

@@ -51,7 +51,7 @@ impl RMSNorm {
     /// - `x`: `[batch, seq, dim]`, `batch` as `routes` has it; output the same
     ///
     /// # Panics
-    /// If the shapes do not fit.
+    /// If the shapes do not fit, or the batch has another number of rows than `routes`.
     pub fn forward_routed(&self, x: Tensor<3>, routes: Option<&Routes>) -> Tensor<3> {
         let Some(routes) = routes.filter(|_| !self.adapters.is_empty()) else {
             return self.forward(x);

@@ -6,7 +6,7 @@ use burn::nn::attention::MhaOutput;
 use burn::tensor::activation::{quiet_softmax, softmax};
 use burn::tensor::{Bool, Tensor};
 
-use super::LoRALinear;
+use super::{LoRALinear, Routes};
 
 /// The attention of [`burn::nn::attention::MultiHeadAttention`], whose four layers are [`LoRALinear`]s: a trained one of
 /// Burn's becomes one of these by `from`, weights, biases and Burn's adapters included, and gives the same outputs.
@@ -123,9 +123,18 @@ impl MultiHeadAttention {
     /// # Panics
     /// If the shapes do not fit each other, or `d_model` is no multiple of the number of heads.
     pub fn forward(&self, input: AttentionInput) -> MhaOutput {
-        let query = self.heads(self.query.forward(input.query));
-        let key = self.heads(self.key.forward(input.key));
-        let value = self.heads(self.value.forward(input.value));
+        self.forward_routed(input, None)
+    }
+
+    /// Applies the attention with the adapter that each row of the batch asks for; without routes, as
+    /// [`Self::forward`].
+    ///
+    /// # Panics
+    /// As [`Self::forward`], and if the batch has another number of rows than `routes`.
+    pub fn forward_routed(&self, input: AttentionInput, routes: Option<&Routes>) -> MhaOutput {
+        let query = self.heads(self.query.forward_routed(input.query, routes));
+        let key = self.heads(self.key.forward_routed(input.key, routes));
+        let value = self.heads(self.value.forward_routed(input.value, routes));
         let [batch, n_heads, seq, head_dim] = query.dims();
         let keys = [batch, n_heads, key.dims()[2], head_dim];
         assert_eq!(key.dims(), keys, "the keys do not fit the queries");
@@ -135,7 +144,7 @@ impl MultiHeadAttention {
         let weights = self.weights(scores, input.mask_pad, input.mask_attn);
         let context = weights.clone().matmul(value).swap_dims(1, 2);
         let context = context.reshape([batch, seq, n_heads * head_dim]);
-        let context = self.output.forward(context);
+        let context = self.output.forward_routed(context, routes);
         MhaOutput { weights, context }
     }
 

@@ -1,4 +1,4 @@
-//! To and from Burn's own layers: [`burn::nn::Linear`] and [`burn::module::LoraAdapter`].
+//! To and from Burn's own layers: [`burn::nn::Linear`], [`burn::nn::Embedding`] and [`burn::module::LoraAdapter`].
 
 use burn::module::{LoraAdapter, Param, ParamId};
 use burn::nn;
@@ -7,8 +7,8 @@ use burn::tensor::Tensor;
 use super::layer_config::LayerConfig;
 use super::method::{LORA_A, LORA_B};
 use super::shape::{LayerParams, LayerShape};
-use super::slot::DEFAULT_ADAPTER;
-use super::{LoRAAdapter, LoRAConfig, LoRALinear, PlainLinear};
+use super::slot::{AdapterSlot, DEFAULT_ADAPTER};
+use super::{LoRAAdapter, LoRAConfig, LoRAEmbedding, LoRALinear, PlainLinear};
 use crate::weight::untracked;
 use crate::{Error, Result};
 
@@ -52,6 +52,24 @@ impl From<nn::Linear> for LoRALinear {
             layer.adapters.insert(DEFAULT_ADAPTER, adapter);
         }
         layer
+    }
+}
+
+impl From<nn::Embedding> for LoRAEmbedding {
+    /// Takes over the table, which lies as in this crate's layer; nothing is copied.
+    ///
+    /// # Panics
+    /// If one of Burn's adapters is attached to the table: there is none like it here. Merge it by
+    /// [`Module::materialize`](burn::module::Module::materialize) first.
+    fn from(embedding: nn::Embedding) -> Self {
+        assert!(
+            embedding.weight.adapter().is_none(),
+            "the embedding holds one of Burn's adapters; merge it by `materialize` first"
+        );
+        Self {
+            weight: embedding.weight.into(),
+            adapters: AdapterSlot::new(),
+        }
     }
 }
 

@@ -47,6 +47,9 @@ impl LoRAEmbedding {
     /// # Shapes
     /// - `ids`: `[batch, seq]`, `batch` as `routes` has it
     /// - output: `[batch, seq, dim]`
+    ///
+    /// # Panics
+    /// If the batch has another number of rows than `routes`.
     pub fn forward_routed(&self, ids: Tensor<2, Int>, routes: Option<&Routes>) -> Tensor<3> {
         let Some(routes) = routes.filter(|_| !self.adapters.is_empty()) else {
             return self.forward(ids);
@@ -232,6 +235,9 @@ impl TiedOutput {
     /// # Shapes
     /// - `hidden`: `[batch, seq, dim]`, `batch` as `routes` has it
     /// - output: `[batch, seq, vocab_size]`
+    ///
+    /// # Panics
+    /// If the batch has another number of rows than `routes`.
     pub fn forward_routed(
         &self,
         hidden: Tensor<3>,

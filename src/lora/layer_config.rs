@@ -128,7 +128,7 @@ fn is_target(config: &LoRAConfig, names: &ModuleNames, layer: &LayerShape) -> Re
 }
 
 /// By the end of the name, whole part or not: `norm` is `sa_norm` too.
-fn is_in(modules: &[String], config: &LoRAConfig, names: &ModuleNames) -> bool {
+pub(super) fn is_in(modules: &[String], config: &LoRAConfig, names: &ModuleNames) -> bool {
     let mut all = names.by_naming(config.naming);
     all.any(|name| modules.iter().any(|end| name.ends_with(end)))
 }

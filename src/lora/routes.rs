@@ -22,6 +22,7 @@ struct Group {
 pub(crate) trait Rows: Sized {
     fn select_rows(self, rows: Tensor<1, Int>) -> Self;
     fn narrow_rows(self, start: usize, len: usize) -> Self;
+    fn num_rows(&self) -> usize;
     fn rows_device(&self) -> Device;
 }
 
@@ -32,6 +33,10 @@ impl<const D: usize> Rows for Tensor<D> {
 
     fn narrow_rows(self, start: usize, len: usize) -> Self {
         self.narrow(0, start, len)
+    }
+
+    fn num_rows(&self) -> usize {
+        self.dims()[0]
     }
 
     fn rows_device(&self) -> Device {
@@ -46,6 +51,10 @@ impl<const D: usize> Rows for Tensor<D, Int> {
 
     fn narrow_rows(self, start: usize, len: usize) -> Self {
         self.narrow(0, start, len)
+    }
+
+    fn num_rows(&self) -> usize {
+        self.dims()[0]
     }
 
     fn rows_device(&self) -> Device {
@@ -99,6 +108,11 @@ impl Routes {
         x: X,
         f: impl Fn(Option<&str>, X) -> Tensor<D>,
     ) -> Tensor<D> {
+        assert_eq!(
+            x.num_rows(),
+            self.num_rows(),
+            "a batch has as many rows as its routes"
+        );
         if let [group] = &self.groups[..] {
             return f(group.name.as_deref(), x);
         }

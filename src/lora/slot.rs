@@ -71,7 +71,11 @@ impl AdapterSlot {
     }
 
     /// Puts an adapter into the slot, in the place of one of the same name, and lets it act alone.
+    ///
+    /// # Panics
+    /// If the name is empty.
     pub fn insert(&mut self, name: &str, adapter: LoRAAdapter) {
+        assert!(!name.is_empty(), "an adapter's name must not be empty");
         self.set_active(&[]);
         let entry = Entry {
             name: name.into(),

@@ -130,7 +130,8 @@ pub enum Targets {
     Names(Vec<String>),
     /// Those whose whole path matches a regular expression.
     Pattern(String),
-    /// Every linear layer but the output projection.
+    /// Every linear layer but the output projection of a Llama; of a model of your own every one, as in PEFT of a model
+    /// that is not of transformers.
     AllLinear,
 }
 
@@ -278,7 +279,7 @@ impl Selection<'_> {
 }
 
 /// The index behind the first part of a path that one of `patterns` matches, or that any name precedes.
-fn layer_index(path: &str, patterns: &[String]) -> Result<Option<usize>> {
+pub(super) fn layer_index(path: &str, patterns: &[String]) -> Result<Option<usize>> {
     if patterns.is_empty() {
         return index_behind(r"[^.]*", path);
     }

@@ -86,6 +86,17 @@ impl State {
     }
 }
 
+/// Whether a parameter's full name is, or ends with, a name.
+fn is_named(param: &str, name: &str) -> bool {
+    param == name || ends_with_name(param, name)
+}
+
+/// A parameter's full name and its ends.
+fn ends_of(param: &str) -> impl Iterator<Item = &str> {
+    let ends = param.match_indices('.').map(|(dot, _)| &param[dot + 1..]);
+    std::iter::once(param).chain(ends)
+}
+
 impl AdamW {
     /// An optimizer without state.
     pub fn new(config: AdamWConfig) -> Self {
@@ -97,7 +108,8 @@ impl AdamW {
     }
 
     /// Multiplies the learning rate of the parameters whose full name is or ends with `name` (after a dot) by a
-    /// factor; of several such names that were given the last counts.
+    /// factor; of several such names that were given the last counts. A name that no parameter has is told at the first
+    /// step.
     ///
     /// With `"lora_b.weight"` and a factor of about 16 this is LoRA+. Hayou et al.,
     /// <https://arxiv.org/abs/2402.12354>.
@@ -107,11 +119,33 @@ impl AdamW {
     }
 
     fn lr_factor(&self, param: &str) -> f64 {
-        let is_named = |name: &str| param == name || ends_with_name(param, name);
         let mut factors = self.lr_factors.iter().rev();
         factors
-            .find_map(|(name, factor)| is_named(name).then_some(*factor))
+            .find_map(|(name, factor)| is_named(param, name).then_some(*factor))
             .unwrap_or(1.0)
+    }
+
+    /// Checks at the first step that each name of a factor is that of a parameter.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] for one that is not, with the nearest that is.
+    pub(super) fn check_lr_factors<M: Module>(&self, model: &M) -> Result<()> {
+        if self.lr_factors.is_empty() || !self.states.is_empty() {
+            return Ok(());
+        }
+        let params = get_params(model);
+        for (name, _) in &self.lr_factors {
+            if params.names().any(|param| is_named(param, name)) {
+                continue;
+            }
+            let near = nearest(name, params.names().flat_map(ends_of), 1).pop();
+            let hint = near.map_or(String::new(), |near| format!("; did you mean `{near}`?"));
+            return Err(Error::InvalidArgument {
+                name: "lr_factor",
+                message: format!("no parameter is called `{name}`{hint}"),
+            });
+        }
+        Ok(())
     }
 
     /// How many parameters have state.
@@ -120,7 +154,13 @@ impl AdamW {
     }
 
     /// Updates every parameter that has a gradient.
+    ///
+    /// # Panics
+    /// At the first step, if a factor's name (see [`Self::with_lr_factor`]) is that of no parameter.
     pub fn step<M: Module>(&mut self, lr: f64, model: M, grads: GradientsParams) -> M {
+        if let Err(error) = self.check_lr_factors(&model) {
+            panic!("{error}");
+        }
         self.step_scaled(lr, 1.0, model, grads)
     }
 

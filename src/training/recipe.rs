@@ -325,11 +325,14 @@ impl RecipeConfig {
             true => Activations::Recompute { layers: 1 },
             false => Activations::Keep,
         };
-        Trainer::new(adamw, schedule)
+        let trainer = Trainer::new(adamw, schedule)
             .with_max_grad_norm(self.clip_grad_norm)
             .with_activations(activations)
-            .with_lr_factor("lora_b.weight", self.optimizer.loraplus_lr_ratio)
-            .with_seed(self.seed)
+            .with_seed(self.seed);
+        match self.optimizer.loraplus_lr_ratio {
+            1.0 => trainer,
+            ratio => trainer.with_lr_factor("lora_b.weight", ratio),
+        }
     }
 }
 

@@ -242,14 +242,15 @@ impl Trainer {
     /// recomputes activations the same as one that keeps them.
     ///
     /// # Panics
-    /// As [`accumulate_gradients`].
+    /// As [`accumulate_gradients`], and as [`AdamW::step`].
     pub fn step(
         &mut self,
         model: TransformerDecoder,
         batches: &[Batch],
     ) -> (TransformerDecoder, StepOutput) {
         let gradients = self.gradients(&SingleProcess, &model, batches);
-        self.update(model, gradients.expect(ALONE))
+        let gradients = gradients.unwrap_or_else(|error| panic!("{error}"));
+        self.update(model, gradients)
     }
 
     /// The first half of a step of all members of a group: its gradients. `batches` are this member's
@@ -259,7 +260,8 @@ impl Trainer {
     /// all gradients and the loss, as one vector.
     ///
     /// # Errors
-    /// [`Error::PeerLost`] if a member has ended.
+    /// [`Error::PeerLost`] if a member has ended; [`Error::InvalidArgument`] at the first step if the name of a
+    /// learning-rate factor is that of no parameter.
     ///
     /// # Panics
     /// As [`accumulate_gradients`].
@@ -273,6 +275,7 @@ impl Trainer {
             seed: mix(self.options.seed, self.step as u64),
             ..self.options
         };
+        self.optimizer.check_lr_factors(model)?;
         let counts = StepCounts::gather(group, batches)?;
         let (losses, grads) = gradients_of(model, batches, counts, options);
         let (grads, losses) = match counts.labels > 0.0 {

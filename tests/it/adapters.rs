@@ -866,7 +866,7 @@ fn loftq_makes_up_for_a_part_of_the_quantization() {
             for [grid, quantized, made_up] in distances(iterations) {
                 // The first quantizes the weight itself, others what the adapter leaves of it.
                 assert_eq!(grid == 0.0, on_grid);
-                assert!(made_up < 0.95 * quantized, "{made_up} of {quantized}");
+                assert!(made_up < 0.98 * quantized, "{made_up} of {quantized}");
             }
         }
     }

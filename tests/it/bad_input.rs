@@ -889,7 +889,7 @@ fn adapter_settings_that_are_not_supported() {
 #[test]
 fn adapter_settings_that_the_tensors_do_not_have() {
     for (key, value, part) in [
-        ("rank_pattern", json!({"q_proj": 4}), "another model size?"),
+        ("rank_pattern", json!({"q_proj": 4}), "of another rank?"),
         (
             "modules_to_save",
             json!(["lm_head"]),

@@ -14,6 +14,7 @@ mod golden_cases;
 mod initialize;
 mod own_method;
 mod own_model;
+mod own_model_slips;
 mod panics;
 mod quantized;
 mod snapshots;

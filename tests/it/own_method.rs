@@ -8,7 +8,9 @@ use burn_peft::adapter::{
     Adapter, ParamCount, adapter_state_dict, detach, get_adapter_params, initialize_adapters,
     initialize_params, validate_state_dict_for_lora,
 };
-use burn_peft::checkpoint::{load_hf, save_hf, save_peft_adapter};
+use burn_peft::checkpoint::{
+    load_adapter, load_adapter_with, load_hf, save_adapter, save_hf, save_peft_adapter,
+};
 use burn_peft::data::Batch;
 use burn_peft::llama::LlamaConfig;
 use burn_peft::lora::{
@@ -156,6 +158,21 @@ fn a_method_is_a_file() {
     let (model, adapter): (_, Adapter) = detach(model, DEFAULT_ADAPTER).unwrap();
     assert_eq!(logits(&model), expected);
     assert_eq!(logits(&adapter.attach(model, "again").unwrap()), adapted);
+
+    // A file has its name; who reads the file brings the method.
+    let path = dir.path().join("own.safetensors");
+    save_adapter(&adapter, &path).unwrap();
+    let error = load_adapter(&path).unwrap_err().to_string();
+    assert!(error.contains("`load_adapter_with`"), "{error}");
+    let read = load_adapter_with(&path, &[&OUTPUT_SCALING]).unwrap();
+    assert_eq!(read, adapter);
+
+    // What it does not adapt is told by name.
+    let embedding =
+        LoRAConfig::new(["v_proj", "embed_tokens"]).with_method(MethodRef(&OUTPUT_SCALING));
+    let error = base.with_adapters(&embedding).unwrap_err().to_string();
+    let expected = "`output_scaling` does not adapt `tok_embeddings`, an embedding";
+    assert!(error.contains(expected), "{error}");
 
     // The estimate counts it.
     let memory = estimate(&EstimateConfig::new(config(), Some(lora()), 2, 8));

@@ -137,7 +137,10 @@ impl<'de> Deserialize<'de> for MethodRef {
         let method = METHODS.into_iter().find(|method| method.name() == name);
         method.map(Self).ok_or_else(|| {
             let names = METHODS.map(|method| method.name()).join(", ");
-            serde::de::Error::custom(format!("`{name}` is no adapter method; there are {names}"))
+            serde::de::Error::custom(format!(
+                "`{name}` is no adapter method of this crate's, which are {names}; `load_adapter_with` is given one \
+                 of your own"
+            ))
         })
     }
 }
