@@ -184,7 +184,7 @@ fn load_model(
     member: &Member,
 ) -> Result<TransformerDecoder> {
     let device = member.device.clone().autodiff();
-    let mut model = llama.init_lora(lora, &device)?;
+    let mut model = RecipeConfig::init_lora(llama, lora, &device)?;
     let report = load_hf_as(&mut model, base_dir, config.base_format())?;
     let adapters = get_params(&model).filter(|_, param| param.is_adapter());
     validate_state_dict_for_lora(&adapters, &report)?;

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
+use burn::tensor::Device;
 use burn_peft::Error;
 use burn_peft::checkpoint::read_peft_config;
 use burn_peft::data::DataOrder;
@@ -417,6 +418,37 @@ enable_activation_checkpointing: true
         .with_lr_factor("lora_b.weight", 16.0)
         .with_seed(11);
     assert_eq!(format!("{:?}", config.trainer(50)), format!("{trainer:?}"));
+}
+
+#[test]
+fn what_the_model_does_not_have_is_told_by_key() {
+    let llama = LlamaConfig::llama2_7b();
+    for (setting, expected) in [
+        (
+            "target_modules=[q_prj]",
+            "target_modules: no module is called `q_prj`; did you mean `q_proj`?",
+        ),
+        (
+            "exclude_modules=[q_prj]",
+            "exclude_modules: no module is called `q_prj`; did you mean `q_proj`?",
+        ),
+        (
+            "layers_to_transform=[0, 99]",
+            "layers_to_transform: the model has no layer 99; its layers are 0 to 31",
+        ),
+        (
+            "rank_pattern={q_prj: 4}",
+            "rank_pattern: no module is called `q_prj`; did you mean `q_proj`?",
+        ),
+        (
+            "modules_to_save=[lm_hed]",
+            "modules_to_save: no module is called `lm_hed`; did you mean `lm_head`?",
+        ),
+    ] {
+        let lora = overridden(&[setting]).unwrap().lora();
+        let error = RecipeConfig::init_lora(&llama, &lora, &Device::default()).unwrap_err();
+        assert_eq!(error.to_string(), expected);
+    }
 }
 
 // Overrides.

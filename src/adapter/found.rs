@@ -90,7 +90,7 @@ impl<M: Module> Layers<'_, M> {
             return Ok(());
         };
         let there_are = match (found.first(), found.last()) {
-            (Some(first), Some(last)) => format!("they are {first} to {last}"),
+            (Some(first), Some(last)) => format!("its layers are {first} to {last}"),
             _ => format!("no path has an index before a name, as `layers.{missing}.NAME` does"),
         };
         let message = format!("the model has no layer {missing}; {there_are}");

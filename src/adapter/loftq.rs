@@ -63,7 +63,6 @@ pub fn initialize_loftq<M: Module>(
 }
 
 /// Whether the layer has an adapter to begin.
-
 fn begin(
     place: &Place<'_>,
     layer: &mut dyn AdaptedLayer,

@@ -23,6 +23,7 @@ mod yaml;
 
 use std::path::{Path, PathBuf};
 
+use burn::tensor::Device;
 use indexmap::IndexMap;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -33,7 +34,7 @@ use super::{Activations, AdamWConfig, LrSchedule, ScheduleKind, Trainer};
 use crate::checkpoint::{hf_config_key, read_hf_config};
 use crate::data::DataOrder;
 use crate::files::read_text;
-use crate::llama::LlamaConfig;
+use crate::llama::{LlamaConfig, TransformerDecoder};
 use crate::lora::{AttnModule, Init, LoRAConfig, Targets, TrainedBias};
 use crate::ops::MatmulPrecision;
 use crate::weight::{BaseFormat, Quantization};
@@ -294,6 +295,25 @@ impl RecipeConfig {
         }
     }
 
+    /// The model with new adapters, lazy: [`LlamaConfig::init_lora`], whose errors are in the words of the recipe's keys
+    /// here.
+    ///
+    /// # Errors
+    /// As [`LlamaConfig::init_lora`].
+    pub fn init_lora(
+        llama: &LlamaConfig,
+        lora: &LoRAConfig,
+        device: &Device,
+    ) -> Result<TransformerDecoder> {
+        llama.init_lora(lora, device).map_err(|error| match error {
+            Error::InvalidArgument { name, message } => Error::InvalidArgument {
+                name: key_of(name),
+                message,
+            },
+            other => other,
+        })
+    }
+
     /// Which records each step takes, for a run that `num_processes` began.
     pub fn data_order(&self, num_samples: usize, num_processes: usize) -> DataOrder {
         DataOrder {
@@ -333,6 +353,18 @@ impl RecipeConfig {
             1.0 => trainer,
             ratio => trainer.with_lr_factor("lora_b.weight", ratio),
         }
+    }
+}
+
+/// The key of a setting of a [`LoRAConfig`].
+fn key_of(setting: &'static str) -> &'static str {
+    match setting {
+        "targets" => "target_modules",
+        "exclude" => "exclude_modules",
+        "layers" => "layers_to_transform",
+        "rank" => "lora_rank",
+        "alpha" => "lora_alpha",
+        same => same,
     }
 }
 
@@ -614,11 +646,7 @@ impl RecipeConfig {
             ));
         }
         if let Err(Error::InvalidArgument { name, message }) = self.lora().validate_adapter() {
-            let key = match name {
-                "rank" => "lora_rank",
-                "alpha" => "lora_alpha",
-                other => other,
-            };
+            let key = key_of(name);
             return Err(yaml::conflict(
                 settings,
                 key,

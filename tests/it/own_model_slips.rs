@@ -262,7 +262,7 @@ fn an_entry_that_means_nothing_names_the_nearest() {
         ),
         (
             lora().with_layers([0, 99]),
-            &["layers: the model has no layer 99; they are 0 to 1"],
+            &["layers: the model has no layer 99; its layers are 0 to 1"],
         ),
         (
             lora().with_rank_pattern([("dwn", 1)]),

@@ -187,6 +187,21 @@ lr_scheduler.num_warmup_steps: 0
             assert run.done().metrics("loss") == losses, settings
 
 
+def an_adapter_without_a_file(recipe: Recipe) -> None:
+    """What the embedded default says of its own adapters contradicts no other, and is nothing for another model."""
+    first = recipe.run("lora_attn_modules=[q_proj]", "apply_lora_to_mlp=false", "lora_rank=4").done()
+    adapter = f"adapter_checkpoint={first.folder / 'adapter'}"
+    embedded = pathlib.Path(__file__).parents[2] / "examples/assets/tiny"
+    base = [f"checkpoint_dir={embedded}", f"dataset={embedded}/alpaca_train.json", "max_seq_len=128"]
+    for settings in [[adapter], [adapter, *base]]:
+        second = recipe.run(*settings).done()
+        kinds = [run.json("adapter/adapter_config.json") for run in (first, second)]
+        for key in ["r", "target_modules"]:
+            assert kinds[0][key] == kinds[1][key], kinds
+    refused = recipe.run(adapter, *base, "lora_rank=8").fails()
+    assert "`lora_rank` is 8, the adapter's 4" in refused, refused
+
+
 def first_values(recipe: Recipe) -> None:
     """Those that need data or random vectors; a run that goes on has the same."""
     for word in ["eva", "pissa_niter_2"]:
@@ -206,6 +221,9 @@ def mistakes(recipe: Recipe) -> None:
     for override, message in [
         (f"checkpoint_dir={embedded}", "`dataset` is not set"),
         ("--lora_rnk=4", "unknown key `lora_rnk`; did you mean `lora_rank`?"),
+        ("target_modules=[down_prj]", "target_modules: no module is called `down_prj`; did you mean `down_proj`?"),
+        ("modules_to_save=[lm_hed]", "modules_to_save: no module is called `lm_hed`; did you mean `lm_head`?"),
+        ("layers_to_transform=[0, 99]", "layers_to_transform: the model has no layer 99"),
     ]:
         errors = recipe.run(override).fails()
         assert message in errors, errors
@@ -254,6 +272,7 @@ def main(program: str) -> None:
             a_finished_folder,
             an_adapter_to_begin_with,
             an_adapter_of_another_kind,
+            an_adapter_without_a_file,
             first_values,
             an_interrupt,
             mistakes,
