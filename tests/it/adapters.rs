@@ -837,7 +837,8 @@ fn loftq_makes_up_for_a_part_of_the_quantization() {
         LoRAConfig::new(["q_proj", "w2"]).with_dora(true),
         LoRAConfig::new(["q_proj", "w2", "tok_embeddings"]).with_rslora(true),
     ] {
-        let plain = base(&config());
+        let plain =
+            with_values(|n, index| ((n * 7919 + index * 104_729) % 1009) as f32 / 1009.0 - 0.5);
         let model = plain.clone().with_adapters(&lora).unwrap();
         let model = initialize_adapters(model, 1);
         let distances = |iterations| -> Vec<[f32; 3]> {
@@ -866,7 +867,7 @@ fn loftq_makes_up_for_a_part_of_the_quantization() {
             for [grid, quantized, made_up] in distances(iterations) {
                 // The first quantizes the weight itself, others what the adapter leaves of it.
                 assert_eq!(grid == 0.0, on_grid);
-                assert!(made_up < 0.98 * quantized, "{made_up} of {quantized}");
+                assert!(made_up < 0.95 * quantized, "{made_up} of {quantized}");
             }
         }
     }
@@ -901,11 +902,16 @@ fn loaded(path: &Path, lora: &LoRAConfig) -> burn_peft::Result<TransformerDecode
 
 /// The same base each time.
 fn seeded() -> TransformerDecoder {
+    with_values(|n, index| ((n as f32 + 2.3 * index as f32) * 0.37).sin() * 0.2)
+}
+
+/// A base whose numbers are a function of their places and of their parameter's index.
+fn with_values(at: impl Fn(usize, usize) -> f32) -> TransformerDecoder {
     let mut model = base(&config());
     let values = state_dict(&model).into_iter().enumerate();
     let values = values.map(|(index, (key, value))| {
-        let at = |n: usize| ((n as f32 + 2.3 * index as f32) * 0.37).sin() * 0.2;
-        let numbers: Vec<f32> = (0..value.num_elements()).map(at).collect();
+        let numbers = (0..value.num_elements()).map(|n| at(n, index));
+        let numbers: Vec<f32> = numbers.collect();
         (key, TensorData::new(numbers, value.shape().to_vec()))
     });
     load_state_dict(&mut model, &values.collect(), true).unwrap();
