@@ -2,20 +2,22 @@
 //! themselves.
 //!
 //! ```text
-//! cargo run --release --example compare -- --model DIR [--adapter DIR] \
+//! cargo run --release --example compare -- --model DIR [--adapter DIR] [--as-stored] \
 //!     --inputs inputs.safetensors --expected expected.safetensors
 //! ```
+//!
+//! All is computed in f32, with `--as-stored` on the base as its files have it: packed where bitsandbytes packed it.
 //!
 //! `inputs` holds `input_ids` and perhaps `labels`, `[batch, seq]`, -100 where there is no label;
 //! `expected` holds `logits`, `[batch, seq, vocab]`, and perhaps `loss`. Prints one JSON line with
 //! `max_abs_logits` and, if both files have what it takes, `abs_loss`.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use burn::tensor::{DType, Device, Int, Tensor, TensorData};
 use burn_peft::checkpoint::{
-    SafetensorsFile, load_hf_as, load_peft, read_hf_config, read_peft_config,
+    SafetensorsFile, load_hf, load_hf_as, load_peft, read_hf_config, read_peft_config,
 };
 use burn_peft::data::Batch;
 use burn_peft::llama::TransformerDecoder;
@@ -32,6 +34,9 @@ struct Args {
     /// A PEFT folder.
     #[arg(long)]
     adapter: Option<PathBuf>,
+    /// Keep the base in the types of its files.
+    #[arg(long)]
+    as_stored: bool,
     /// A file with `input_ids` and perhaps `labels`.
     #[arg(long)]
     inputs: PathBuf,
@@ -54,7 +59,7 @@ fn main() -> ExitCode {
 }
 
 fn compare(args: &Args) -> Result<serde_json::Value> {
-    let model = load(&args.model, args.adapter.as_deref())?;
+    let model = load(args)?;
     let inputs = SafetensorsFile::open(&args.inputs)?;
     let expected = SafetensorsFile::open(&args.expected)?;
     let (ids, shape) = read_ids(&inputs, "input_ids")?;
@@ -82,14 +87,18 @@ fn compare(args: &Args) -> Result<serde_json::Value> {
     Ok(line)
 }
 
-fn load(dir: &Path, adapter: Option<&Path>) -> Result<TransformerDecoder> {
+fn load(args: &Args) -> Result<TransformerDecoder> {
     let device = Device::default();
+    let (dir, adapter) = (&args.model, args.adapter.as_ref());
     let config = read_hf_config(dir)?;
     let mut model = match adapter {
         None => config.init(&device),
         Some(adapter) => config.init_lora(&read_peft_config(adapter)?, &device)?,
     };
-    load_hf_as(&mut model, dir, DType::F32)?;
+    match args.as_stored {
+        true => load_hf(&mut model, dir)?,
+        false => load_hf_as(&mut model, dir, DType::F32)?,
+    };
     if let Some(adapter) = adapter {
         load_peft(&mut model, adapter)?;
     }

@@ -92,8 +92,8 @@ pub enum Error {
 
     /// A tensor in a file has a type of number that cannot be used for a weight.
     #[error(
-        "{origin}: `{key}` holds {found}; weights must be F32, F16 or BF16 (quantized models are not \
-         read: take the release that they were made from)"
+        "{origin}: `{key}` holds {found}; weights must be F32, F16 or BF16 (of quantized models \
+         only those of bitsandbytes are read: else take the release that they were made from)"
     )]
     DType {
         /// The file.

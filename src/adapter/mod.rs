@@ -31,7 +31,7 @@ pub use params::{
 pub use path::Role;
 pub(crate) use path::{Path, follow_path};
 pub use quantize::quantize_base;
-pub(crate) use quantize::{packed_layouts, with_lazy_packed};
+pub(crate) use quantize::{packed_layouts, weight_key, with_lazy_packed};
 pub use state_dict::{
     LoadReport, StateDict, StateReader, adapter_state_dict, load_state_dict, load_tensors,
     state_dict, state_readers,

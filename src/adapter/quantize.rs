@@ -33,8 +33,9 @@ pub fn quantize_base<M: Module>(
     quantization: Quantization,
     keeps: impl Fn(&str) -> bool + 'static,
 ) -> Result<M> {
-    let layouts = layouts(&model, quantization.block_format(), move |place, kind| {
-        kind == LayerKind::Linear && !keeps(place.path)
+    let layouts = layouts(&model, move |path, kind| {
+        let packs = kind == LayerKind::Linear && !keeps(path);
+        packs.then(|| quantization.block_format())
     })?;
     let error = Rc::new(RefCell::new(None));
     let first = error.clone();
@@ -52,16 +53,15 @@ pub fn quantize_base<M: Module>(
     }
 }
 
-/// The same model with lazy packed weights, for a load to fill, in the layers that `packs` has.
+/// The same model with lazy packed weights, for a load to fill, in the layers that have a format by their path and kind.
 ///
 /// # Errors
-/// [`Error::InvalidArgument`] if the blocks of the format do not divide a layer's input.
+/// [`Error::InvalidArgument`] if the blocks of a format do not divide its layer's input.
 pub(crate) fn with_lazy_packed<M: Module>(
     model: M,
-    format: BlockFormat,
-    packs: impl Fn(&Place<'_>, LayerKind) -> bool + 'static,
+    format_of: impl Fn(&str, LayerKind) -> Option<BlockFormat> + 'static,
 ) -> Result<M> {
-    let layouts = layouts(&model, format, packs)?;
+    let layouts = layouts(&model, format_of)?;
     Ok(edit_layers(model, move |place, layer| {
         if let (Some(layout), Some(weight)) = (layouts.get(place.path), layer.weight_mut()) {
             let packed = PackedWeight::lazy(*layout, weight.id(), &weight.device());
@@ -88,24 +88,22 @@ pub(super) fn packed_ids<M: Module>(model: &M) -> HashSet<ParamId> {
     ids.into_iter().collect()
 }
 
-fn weight_key(path: &str) -> String {
+/// The key of the weight of the layer at a path.
+pub(crate) fn weight_key(path: &str) -> String {
     match path {
         "" => "weight".to_owned(),
         path => format!("{path}.weight"),
     }
 }
 
-/// By path, for the layers that `packs` has; those with a weight of their own.
+/// By path, for the layers that have a format and a weight of their own.
 fn layouts<M: Module>(
     model: &M,
-    format: BlockFormat,
-    packs: impl Fn(&Place<'_>, LayerKind) -> bool + 'static,
+    format_of: impl Fn(&str, LayerKind) -> Option<BlockFormat> + 'static,
 ) -> Result<HashMap<String, PackedLayout>> {
     let layouts = collect_layers(model, move |place, layer| {
         let weight = layer.params().weight?;
-        if !packs(place, layer.shape().kind) {
-            return None;
-        }
+        let format = format_of(place.path, layer.shape().kind)?;
         let layout = PackedLayout::new(format, weight.shape());
         Some((
             place.path.to_owned(),

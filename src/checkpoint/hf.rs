@@ -1,6 +1,6 @@
 //! Hugging Face folders: `config.json` and one or more safetensors files.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::io::ErrorKind;
 use std::path::{Component, Path, PathBuf};
 
@@ -18,7 +18,8 @@ use crate::adapter::{
 };
 use crate::files::{WrittenFile, create_dir, read_text, write_text};
 use crate::llama::{LlamaConfig, TransformerDecoder};
-use crate::weight::BaseFormat;
+use crate::quantization::PackedLayout;
+use crate::weight::{BaseFormat, Quantization};
 use crate::{Error, Result};
 
 const SINGLE_FILE: &str = "model.safetensors";
@@ -68,7 +69,8 @@ fn read_model_config(dir: &Path) -> Result<LlamaConfig> {
 }
 
 /// Loads the base weights of a Hugging Face folder into a model, with or without adapters, in the
-/// type that they are stored in (f32 where the device cannot compute in it).
+/// type that they are stored in (f32 where the device cannot compute in it). Weights that bitsandbytes packed stay
+/// packed as they are.
 ///
 /// Adapter keys are reported as missing; DoRA's magnitudes become the row norms of the weights.
 ///
@@ -82,6 +84,9 @@ pub fn load_hf(model: &mut TransformerDecoder, dir: impl AsRef<Path>) -> Result<
 
 /// [`load_hf`], with every weight brought to a type ([`DType`]) or packed in fewer bits
 /// ([`Quantization`](crate::weight::Quantization)) as it is read.
+///
+/// Of a folder that bitsandbytes quantized, the packed weights become numbers of a type, but stay packed as they are where
+/// a [`Quantization`](crate::weight::Quantization) is asked for, whichever; linear layers that are dense there stay dense.
 ///
 /// ```no_run
 /// use burn_peft::checkpoint::load_hf_as;
@@ -117,8 +122,9 @@ fn load(
     let device = model.norm.weight.lazy_device();
     if let Some(format) = format {
         require_dtype(&device, format.dtype)?;
-        *model = model.clone().with_lazy_base(format)?;
     }
+    let stored = weights.layouts();
+    *model = with_room(model.clone(), format, &stored)?;
     let packed = packed_layouts(model);
     let target = |key: &str, stored| match format {
         _ if packed.contains_key(key) => DType::F32,
@@ -127,10 +133,35 @@ fn load(
         None => DType::F32,
     };
     model.changed_base.clear();
-    load_tensors(model, &report.loaded, |key| {
-        weights.read(key, |stored| target(key, stored))
+    load_tensors(model, &report.loaded, |key| match packed.get(key) {
+        Some(layout) if stored.get(key) == Some(layout) => weights.read_words(key),
+        _ => weights.read(key, |stored| target(key, stored)),
     })?;
     Ok(report)
+}
+
+/// The model with room for packed weights: a folder that has such keeps them, unless a type of float is asked for.
+fn with_room(
+    model: TransformerDecoder,
+    format: Option<BaseFormat>,
+    stored: &HashMap<String, PackedLayout>,
+) -> Result<TransformerDecoder> {
+    let keeps_packing = format.is_none_or(|format| format.quantization.is_some());
+    if stored.is_empty() || !keeps_packing {
+        return match format {
+            Some(format) => model.with_lazy_base(format),
+            None => Ok(model),
+        };
+    }
+    let vocabulary = format.filter(|format| format.packs_vocabulary);
+    let vocabulary = vocabulary.and_then(|format| format.quantization);
+    let formats = stored
+        .iter()
+        .map(|(key, layout)| (key.clone(), layout.format()));
+    model.with_lazy_weights(
+        formats.collect(),
+        vocabulary.map(Quantization::block_format),
+    )
 }
 
 /// A base checkpoint need not have adapter keys; anything else that differs is an error.

@@ -49,6 +49,33 @@ struct HfConfig {
     #[serde(default, deserialize_with = "given")]
     eos_token_id: Option<Option<OneOrMany>>,
     pad_token_id: Option<TokenId>,
+    quantization_config: Option<HfQuantization>,
+}
+
+/// By what the weights of linear layers were packed. How is told by the tensors of each.
+#[derive(Debug, Deserialize)]
+struct HfQuantization {
+    quant_method: Option<String>,
+    #[serde(default)]
+    load_in_4bit: bool,
+    #[serde(default)]
+    load_in_8bit: bool,
+}
+
+impl HfQuantization {
+    fn require_known(&self) -> Result<(), String> {
+        let named = match &self.quant_method {
+            Some(method) if method == BITSANDBYTES => return Ok(()),
+            // As files of its first years have it.
+            None if self.load_in_4bit || self.load_in_8bit => return Ok(()),
+            Some(method) => format!("names the quant_method `{method}`"),
+            None => "names no quant_method".to_owned(),
+        };
+        Err(format!(
+            "quantization_config {named}; of quantized folders those of bitsandbytes are read. Load the folder that this \
+             one was made from: it is quantized as it is read with Quantization::Nf4, in the recipe quantize_base: nf4"
+        ))
+    }
 }
 
 /// What is read of `generation_config.json`.
@@ -133,6 +160,8 @@ static QWEN2: Kind = Kind {
 };
 static KINDS: [&Kind; 3] = [&LLAMA, &MISTRAL, &QWEN2];
 
+/// The method of quantization whose folders are read.
+const BITSANDBYTES: &str = "bitsandbytes";
 const SLIDING_WINDOW: usize = 4096;
 /// How many layers of a Qwen2 have no window.
 const MAX_WINDOW_LAYERS: usize = 28;
@@ -227,6 +256,8 @@ impl HfConfig {
 
     fn into_llama(self, kind: &Kind) -> Result<LlamaConfig, String> {
         self.require_llama_like()?;
+        let quantization = self.quantization_config.as_ref();
+        quantization.map_or(Ok(()), HfQuantization::require_known)?;
         let heads = self.num_attention_heads;
         let max = self.max_position_embeddings;
         let max = max.unwrap_or(kind.max_position_embeddings);

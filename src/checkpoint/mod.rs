@@ -7,6 +7,7 @@
 
 mod adapter_file;
 mod any_adapter;
+mod bitsandbytes;
 mod gguf;
 mod hf;
 mod hf_config;
@@ -14,6 +15,7 @@ mod keys;
 mod mlx;
 mod peft;
 mod rotary;
+mod stored;
 mod tensors;
 mod torchtune;
 mod weights;

@@ -148,6 +148,20 @@ impl SafetensorsFile {
         Ok(TensorData::new(ints, info.shape.clone()))
     }
 
+    /// The type and the shape of a tensor, whatever it holds.
+    pub(super) fn kind(&self, key: &str) -> Result<(Dtype, &[usize])> {
+        let info = self.info(key)?;
+        Ok((info.dtype, &info.shape))
+    }
+
+    /// Lets `f` look at the bytes of a tensor where they lie.
+    pub(super) fn with_bytes<T>(&self, key: &str, f: impl FnOnce(&[u8]) -> T) -> Result<T> {
+        let info = self.info(key)?;
+        let result = f(self.bytes(info));
+        self.release(info);
+        Ok(result)
+    }
+
     fn info(&self, key: &str) -> Result<&TensorInfo> {
         let info = self.metadata.info(key);
         info.ok_or_else(|| Error::format(&self.path, format!("it has no tensor `{key}`")))
@@ -187,7 +201,11 @@ pub(super) fn decode(bytes: &[u8], stored: DType, shape: Vec<usize>, dtype: DTyp
 }
 
 /// f16 and bf16 pass through f32 without loss, so three sources and three targets are enough.
-fn encode(values: impl Iterator<Item = f32>, shape: Vec<usize>, dtype: DType) -> TensorData {
+pub(super) fn encode(
+    values: impl Iterator<Item = f32>,
+    shape: Vec<usize>,
+    dtype: DType,
+) -> TensorData {
     match dtype {
         DType::F32 => TensorData::new(values.collect::<Vec<_>>(), shape),
         DType::F16 => TensorData::new(values.map(f16::from_f32).collect::<Vec<_>>(), shape),

@@ -1,24 +1,30 @@
 //! The tensors of one or more files, under this crate's keys.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
+use std::rc::Rc;
 
 use burn::tensor::{DType, TensorData};
 
+use super::bitsandbytes::{PackedTensors, Parts, bare_weight, part_of};
 use super::keys::{EMBEDDING, OUTPUT};
-use super::tensors::SafetensorsFile;
+use super::stored::Stored;
+use super::tensors::{SafetensorsFile, encode};
+use crate::quantization::{PackedLayout, dequantize};
 use crate::{Error, Result};
 
 /// Open files and where each of our keys is in them.
 pub(super) struct Weights {
-    files: Vec<SafetensorsFile>,
     entries: BTreeMap<String, Entry>,
+    /// What stands beside packed weights, by the weights' keys.
+    parts: BTreeMap<String, Parts>,
 }
 
 struct Entry {
-    file: usize,
-    name: String,
+    stored: Stored,
     shape: Vec<usize>,
+    /// What makes the weight up, if it is packed.
+    packed: Option<PackedTensors>,
 }
 
 impl Weights {
@@ -30,12 +36,13 @@ impl Weights {
         tied: bool,
     ) -> Result<Self> {
         let mut weights = Self {
-            files: Vec::new(),
             entries: BTreeMap::new(),
+            parts: BTreeMap::new(),
         };
         for path in paths {
-            weights.add_file(SafetensorsFile::open(path)?, &key_of)?;
+            weights.add_file(Rc::new(SafetensorsFile::open(path)?), &key_of)?;
         }
+        weights.join_parts()?;
         if tied {
             weights.tie()?;
         }
@@ -44,44 +51,56 @@ impl Weights {
 
     fn add_file(
         &mut self,
-        file: SafetensorsFile,
+        file: Rc<SafetensorsFile>,
         key_of: &impl Fn(&str) -> Option<String>,
     ) -> Result<()> {
+        let key_of = |name: &str| key_of(name).unwrap_or_else(|| name.to_owned());
         for (name, shape) in file.shapes() {
             if is_rotary(&name) {
                 continue;
             }
-            file.dtype(&name)?;
-            let key = key_of(&name).unwrap_or_else(|| name.clone());
-            self.require_one(&key, &name, &file)?;
-            let entry = Entry {
-                file: self.files.len(),
-                name,
-                shape,
-            };
-            self.entries.insert(key, entry);
+            let file = file.clone();
+            let stored = Stored { file, name };
+            match part_of(&stored.name) {
+                Some((weight, part)) => {
+                    let parts = self.parts.entry(key_of(&weight)).or_insert_with(Parts::new);
+                    require_one(&stored, parts.get(part))?;
+                    parts.insert(part, stored);
+                }
+                None => {
+                    let key = key_of(&stored.name);
+                    require_one(&stored, self.entries.get(&key).map(|other| &other.stored))?;
+                    let packed = None;
+                    self.entries.insert(
+                        key,
+                        Entry {
+                            stored,
+                            shape,
+                            packed,
+                        },
+                    );
+                }
+            }
         }
-        self.files.push(file);
         Ok(())
     }
 
-    /// Of two values under two names for one weight, with and without `model.` say, none is known to be right.
-    fn require_one(&self, key: &str, name: &str, file: &SafetensorsFile) -> Result<()> {
-        let other = self.entries.get(key).filter(|entry| entry.name != name);
-        let Some(other) = other else {
-            return Ok(());
-        };
-        let of_other = self.files.get(other.file).unwrap_or(file);
-        if file.holds_same(name, of_other, &other.name)? {
-            return Ok(());
+    /// Makes up packed weights, and checks the types of all others.
+    fn join_parts(&mut self) -> Result<()> {
+        for (key, entry) in &mut self.entries {
+            let stored = entry.stored.clone();
+            let Some(parts) = self.parts.remove(key) else {
+                bare_weight(&stored).map_or(Ok(()), Err)?;
+                stored.require_floats()?;
+                continue;
+            };
+            let packed = PackedTensors::new(stored, parts)?;
+            entry.shape = packed.layout.shape().to_vec();
+            entry.packed = Some(packed);
         }
-        let mut names = [name, &other.name];
-        names.sort();
-        let [first, second] = names;
-        let message = format!(
-            "`{first}` and `{second}` are names of one weight, and differ; remove one of them"
-        );
-        Err(Error::format(file.path(), message))
+        let rest = self.parts.values();
+        rest.into_iter()
+            .try_for_each(|parts| parts.require_none("belongs to a packed weight that no file has"))
     }
 
     /// Some programs save the embedding of a tied model as the output's weight too, or only so.
@@ -93,20 +112,28 @@ impl Weights {
             self.entries.insert(EMBEDDING.to_owned(), output);
             return Ok(());
         };
-        let [of_output, of_embedding] = [&output, embedding].map(|e| &self.files[e.file]);
-        if of_output.holds_same(&output.name, of_embedding, &embedding.name)? {
+        let [output, embedding] = [&output, embedding].map(|entry| &entry.stored);
+        if output.holds_same(embedding)? {
             return Ok(());
         }
-        let (output, embedding) = (&output.name, &embedding.name);
-        let message = format!(
-            "`{output}` differs from `{embedding}`, but the model's config.json says that they are one; \
-             if the model has both, set tie_word_embeddings to false there"
-        );
-        Err(Error::format(of_output.path(), message))
+        Err(output.wrong(format!(
+            "differs from `{}`, but the model's config.json says that they are one; \
+             if the model has both, set tie_word_embeddings to false there",
+            embedding.name
+        )))
     }
 
     pub(super) fn shapes(&self) -> impl Iterator<Item = (&str, &[usize])> {
         self.entries.iter().map(|(k, e)| (k.as_str(), &e.shape[..]))
+    }
+
+    /// The layouts of the packed weights.
+    pub(super) fn layouts(&self) -> HashMap<String, PackedLayout> {
+        let layout = |entry: &Entry| entry.packed.as_ref().map(|packed| packed.layout);
+        let entries = self.entries.iter();
+        entries
+            .filter_map(|(key, entry)| Some((key.clone(), layout(entry)?)))
+            .collect()
     }
 
     /// An error about a tensor's shape, with the file and the name that the tensor has there.
@@ -114,17 +141,57 @@ impl Weights {
         let Error::Shape { key, .. } = &error else {
             return error;
         };
-        let entry = &self.entries[key];
-        let path = self.files[entry.file].path();
-        error.with_key(&entry.name).in_file(path)
+        let stored = &self.entries[key].stored;
+        error.with_key(&stored.name).in_file(stored.file.path())
     }
 
-    /// Reads a tensor in the type that `target` gives for the stored one.
+    /// Reads a tensor in the type that `target` gives for the stored one, which is f32 for a packed weight.
     pub(super) fn read(&self, key: &str, target: impl Fn(DType) -> DType) -> Result<TensorData> {
-        let entry = &self.entries[key];
-        let file = &self.files[entry.file];
-        file.read(&entry.name, target(file.dtype(&entry.name)?))
+        let Entry {
+            stored,
+            shape,
+            packed,
+        } = &self.entries[key];
+        let Some(packed) = packed else {
+            let Stored { file, name } = stored;
+            return file.read(name, target(file.dtype(name)?));
+        };
+        let values = dequantize(packed.layout, &packed.bytes()?);
+        Ok(encode(
+            values.into_iter(),
+            shape.clone(),
+            target(DType::F32),
+        ))
     }
+
+    /// The words of a packed weight, as its layout has them.
+    ///
+    /// # Panics
+    /// If the weight is not packed.
+    pub(super) fn read_words(&self, key: &str) -> Result<TensorData> {
+        let packed = self.entries[key].packed.as_ref();
+        let bytes = packed.expect("a packed weight").bytes()?;
+        let (words, _) = bytes.as_chunks::<4>();
+        let words: Vec<u32> = words.iter().map(|word| u32::from_le_bytes(*word)).collect();
+        let count = words.len();
+        Ok(TensorData::new(words, [count]))
+    }
+}
+
+/// Of two values under two names for one weight, with and without `model.` say, none is known to be right.
+fn require_one(stored: &Stored, other: Option<&Stored>) -> Result<()> {
+    let Some(other) = other.filter(|other| other.name != stored.name) else {
+        return Ok(());
+    };
+    if stored.holds_same(other)? {
+        return Ok(());
+    }
+    let mut names = [&stored.name, &other.name];
+    names.sort();
+    let [first, second] = names;
+    let message =
+        format!("`{first}` and `{second}` are names of one weight, and differ; remove one of them");
+    Err(Error::format(stored.file.path(), message))
 }
 
 /// What old files carry of the rotary embedding, which follows from the configuration.

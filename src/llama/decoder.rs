@@ -1,4 +1,4 @@
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 use std::ops::Range;
 
 use burn::module::Module;
@@ -7,7 +7,7 @@ use burn::tensor::{Bool, Device, Int, Tensor};
 use super::names::module_names;
 use super::{Context, KvCache, LayerCache, LlamaConfig, Output, RMSNorm, TransformerDecoderLayer};
 use crate::adapter::{
-    Adapter, merge_adapters, with_found_adapters, with_lazy_packed, with_new_adapters,
+    Adapter, merge_adapters, weight_key, with_found_adapters, with_lazy_packed, with_new_adapters,
     without_adapters,
 };
 use crate::lora::{
@@ -15,6 +15,7 @@ use crate::lora::{
     TiedOutput,
 };
 use crate::ops::meta::MetaTensor;
+use crate::quantization::BlockFormat;
 use crate::weight::BaseFormat;
 use crate::{Error, Result};
 
@@ -129,14 +130,26 @@ impl TransformerDecoder {
         let Some(quantization) = format.quantization else {
             return Ok(self);
         };
-        with_lazy_packed(
-            self,
-            quantization.block_format(),
-            move |place, kind| match place.path {
-                "tok_embeddings" | "output" => format.packs_vocabulary,
-                _ => kind == LayerKind::Linear,
-            },
-        )
+        with_lazy_packed(self, move |path, kind| {
+            let packs = match is_vocabulary(path) {
+                true => format.packs_vocabulary,
+                false => kind == LayerKind::Linear,
+            };
+            packs.then(|| quantization.block_format())
+        })
+    }
+
+    /// The model with room for packed weights as some files have them, by the keys of these weights; and for the
+    /// embedding and the output in another format, if it is given.
+    pub(crate) fn with_lazy_weights(
+        self,
+        stored: HashMap<String, BlockFormat>,
+        vocabulary: Option<BlockFormat>,
+    ) -> Result<Self> {
+        with_lazy_packed(self, move |path, _| {
+            let own = stored.get(&weight_key(path)).copied();
+            own.or_else(|| vocabulary.filter(|_| is_vocabulary(path)))
+        })
     }
 
     /// The model without its adapters: the base model.
@@ -252,4 +265,9 @@ impl TransformerDecoder {
         self.output
             .meta(self.norm.meta(hidden), &self.tok_embeddings)
     }
+}
+
+/// Whether a layer is the embedding or the projection to the vocabulary.
+fn is_vocabulary(path: &str) -> bool {
+    matches!(path, "tok_embeddings" | "output")
 }

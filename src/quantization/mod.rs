@@ -31,7 +31,7 @@ use rayon::prelude::*;
 
 use crate::{Error, Result};
 pub use decoder::{Decoder, DecoderVisitor};
-pub use four_bit::{Absmax, assemble_four_bit, nested_table};
+pub use four_bit::{Absmax, NESTED_BLOCK_LEN, assemble_four_bit, nested_table};
 pub use gguf::assemble_gguf;
 pub use int8::assemble_int8;
 pub use layout::{BlockFormat, FourBit, FourBitTable, PackedLayout};

@@ -3,6 +3,7 @@
 
 mod adapters;
 mod bad_input;
+mod bitsandbytes;
 mod burns_layers;
 mod common;
 mod counts;

@@ -21,7 +21,7 @@ use crate::common::{device, floats, max_abs_diff};
 
 const KINDS: [Quantization; 2] = [Quantization::Nf4, Quantization::Int8];
 
-fn config(tie_embeddings: bool) -> LlamaConfig {
+pub fn config(tie_embeddings: bool) -> LlamaConfig {
     LlamaConfig::llama2_7b()
         .with_vocab_size(96)
         .with_num_layers(2)

@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
-"""Compares the logits of models of all kinds that are read, with and without adapters, and of folders in
-several styles, with those of transformers and PEFT.
+"""Compares the logits of models of all kinds that are read, with and without adapters, of folders in several
+styles, and of folders that bitsandbytes quantized, with those of transformers and PEFT.
 
     python check_models.py path/to/compare
 
@@ -15,15 +15,17 @@ import sys
 import tempfile
 import warnings
 from pathlib import Path
+from unittest import mock
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # everything is a local folder
 
+import bitsandbytes
 import torch
 import transformers
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import (
-    AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM,
+    AutoModelForCausalLM, BitsAndBytesConfig, LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM,
     Qwen2Config, Qwen2ForCausalLM,
 )
 
@@ -86,6 +88,26 @@ TWO_OUTPUTS = "another output"
 OUTPUTS = {"the embedding twice": (1, True), "the embedding as output": (1, False), TWO_OUTPUTS: (2, True)}
 # How the keys of a file are written, and what is left out of it.
 KEYS = {"without model.": (LINEAR, []), "a tied model without its head": ("Llama 3.2, tied", ["lm_head.weight"])}
+# A model from above, how bitsandbytes quantizes it, and how it is loaded and saved for that.
+NESTED = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True}
+QUANTIZED = {
+    "NF4": (LINEAR, NESTED | {"bnb_4bit_use_double_quant": False}, {}),
+    "NF4, nested": (LINEAR, NESTED, {}),
+    "NF4, nested, of bf16": (LINEAR, NESTED, {"dtype": torch.bfloat16}),
+    "NF4, nested, in blocks of 32": (LINEAR, NESTED, {"block_len": 32}),
+    "NF4, nested, in many shards": (LINEAR, NESTED, {"max_shard_size": "40KB"}),
+    "NF4, stored as bf16": (LINEAR, NESTED | {"bnb_4bit_quant_storage": "bfloat16"}, {}),
+    "NF4, lm_head too, not v and down": (LINEAR, NESTED | {"llm_int8_skip_modules": ["v_proj", "down_proj"]}, {}),
+    "FP4": (LINEAR, {"load_in_4bit": True}, {}),
+    "FP4, nested": (LINEAR, NESTED | {"bnb_4bit_quant_type": "fp4"}, {}),
+    "NF4, Qwen2, tied": ("Qwen2, tied", NESTED, {}),
+    "int8": (LINEAR, {"load_in_8bit": True}, {}),
+    "int8, of bf16, not v": (
+        LINEAR, {"load_in_8bit": True, "llm_int8_skip_modules": ["v_proj", "lm_head"]}, {"dtype": torch.bfloat16}),
+    "int8, Qwen2, tied": ("Qwen2, tied", {"load_in_8bit": True}, {}),
+}
+# Blocks must divide the rows.
+QUANTIZED_SIZES = {"intermediate_size": 128}
 EMBEDDED = "changed embeddings in its file"
 ADAPTERS = {
     "all linear layers": {"target_modules": "all-linear"},
@@ -97,6 +119,7 @@ ADAPTERS = {
     "a rank above the width": {"target_modules": ["k_proj", "v_proj"], "r": 48},
     EMBEDDED: {"target_modules": ["v_proj"]},
 }
+QUANTIZED_ADAPTERS = ["all linear layers", "lm_head", "DoRA"]
 
 
 def randomize(model):
@@ -135,9 +158,9 @@ def save_expected(folder, model, ids):
     return path
 
 
-def compare(program, folder, adapter, expected):
+def compare(program, folder, adapter, expected, *flags):
     """The largest difference, or what `compare` complains of."""
-    command = [program, "--model", folder, "--inputs", folder / "inputs.safetensors"]
+    command = [program, "--model", folder, "--inputs", folder / "inputs.safetensors", *flags]
     command += ["--expected", expected] + (["--adapter", adapter] if adapter else [])
     run = subprocess.run(command, capture_output=True, text=True)
     return json.loads(run.stdout)["max_abs_logits"] if run.returncode == 0 else run.stderr.strip()
@@ -148,10 +171,10 @@ def load(folder):
         folder, dtype=torch.float32, attn_implementation="eager").eval()
 
 
-def prepare(folder, name):
+def prepare(folder, name, sizes=SIZES):
     """Saves a model and what it is asked, which is returned."""
     cls, config, settings = MODELS[name]
-    save_model(folder, cls, config(**SIZES, **settings))
+    save_model(folder, cls, config(**sizes, **settings))
     ids = torch.randint(3, SIZES["vocab_size"], (2, 100))
     save_file({"input_ids": ids.int()}, folder / "inputs.safetensors")
     return ids
@@ -204,6 +227,57 @@ def check_keys(program, folder, name):
     yield "base", check_base(program, folder, ids)
 
 
+def four_bit_layer(block_len):
+    """The class of bitsandbytes' layers of four bits whose blocks have a length, for which transformers has no setting."""
+    class Layer(bitsandbytes.nn.Linear4bit):
+        def __init__(self, *args, **kwargs):
+            super().__init__(*args, **kwargs)
+            self.weight.blocksize = block_len
+    return Layer
+
+
+def quantize(folder, settings, dtype=torch.float32, block_len=64, **saving):
+    """Saves the model in a folder as bitsandbytes quantizes it, in its place."""
+    settings = BitsAndBytesConfig(**settings)
+    with mock.patch.object(bitsandbytes.nn, "Linear4bit", four_bit_layer(block_len)):
+        model = AutoModelForCausalLM.from_pretrained(folder, quantization_config=settings, dtype=dtype)
+    for path in folder.glob("model*.safetensors"):
+        path.unlink()
+    model.save_pretrained(folder, **saving)
+
+
+def load_quantized(folder):
+    """The model computed in f32. LLM.int8() rounds activations; bitsandbytes' layers of four bits compute in bf16 where
+    the processor can, whatever their compute_dtype is, and give PEFT's DoRA weights of the type from before; and what is
+    not packed keeps its type, whatever dtype is asked for."""
+    model = load(folder)
+    if model.config.quantization_config.load_in_8bit:
+        return model.dequantize(torch.float32).float().eval()
+    for p in model.parameters():
+        if not isinstance(p, bitsandbytes.nn.Params4bit):
+            p.data = p.data.float()
+    for module in model.modules():
+        if isinstance(module, bitsandbytes.nn.Linear4bit):
+            module.compute_dtype, module.compute_type_is_set = torch.float32, True
+            module.support_avx512bf16_for_cpu = False
+            module.weight.quant_state.dtype = torch.float32
+    return model
+
+
+def check_quantized(program, folder, name):
+    """A folder that bitsandbytes quantized: the base as it is and in f32, and adapters that PEFT makes on it."""
+    model, settings, options = QUANTIZED[name]
+    ids = prepare(folder, model, SIZES | QUANTIZED_SIZES)
+    quantize(folder, settings, **options)
+    expected = save_expected(folder, load_quantized(folder), ids)
+    yield "packed", compare(program, folder, None, expected, "--as-stored")
+    yield "in f32", compare(program, folder, None, expected)
+    for adapter in QUANTIZED_ADAPTERS if "nested" in name or name == "int8" else []:
+        path = folder / adapter.replace(" ", "_")
+        expected = save_expected(path, adapt(load_quantized(folder), path, adapter), ids)
+        yield adapter, compare(program, folder, path, expected, "--as-stored")
+
+
 def refusal(model):
     """What must be said of a case that this crate does not do."""
     return "set tie_word_embeddings to false" if model == TWO_OUTPUTS else None
@@ -224,7 +298,8 @@ def main(program):
     warnings.filterwarnings("ignore", category=UserWarning, module=r"peft\b")
     wrong = 0
     checks = [
-        (check_model, MODELS), (check_config, CONFIGS), (check_output, OUTPUTS), (check_keys, KEYS)]
+        (check_model, MODELS), (check_config, CONFIGS), (check_output, OUTPUTS), (check_keys, KEYS),
+        (check_quantized, QUANTIZED)]
     for check, names in checks:
         for name in names:
             with tempfile.TemporaryDirectory() as folder:

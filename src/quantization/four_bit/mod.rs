@@ -15,7 +15,7 @@ use super::layout::{BlockFormat, PackedLayout};
 use crate::Result;
 
 /// How many `absmax` share one of their own, where they are in eight bits.
-const NESTED_BLOCK_LEN: usize = 256;
+pub const NESTED_BLOCK_LEN: usize = 256;
 
 /// The largest magnitude of each block.
 #[derive(Debug, Clone, Copy)]
