@@ -316,7 +316,7 @@ fn require_num_blocks(absmax: &Stored, num_blocks: usize) -> Result<()> {
 fn require_table(stored: &Stored, expected: &[f32]) -> Result<()> {
     stored.require_shape(&[expected.len()])?;
     let found = stored.f32s()?;
-    let differs = |(a, b): (&f32, &f32)| !((a - b).abs() <= TABLE_TOLERANCE);
+    let differs = |(a, b): (&f32, &f32)| !(-TABLE_TOLERANCE..=TABLE_TOLERANCE).contains(&(a - b));
     match found.iter().zip(expected).position(differs) {
         None => Ok(()),
         Some(i) => Err(stored.wrong(format!(
