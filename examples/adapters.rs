@@ -208,8 +208,8 @@ fn begin_with_inputs(
     rho: f64,
     inputs: &Path,
 ) -> Result<TransformerDecoder> {
-    let (ids, shape) = read_ids(&SafetensorsFile::open(inputs)?, "input_ids")?;
-    let ids = Tensor::<2, Int>::from_data(TensorData::new(ids, shape), &Device::default());
+    let file = SafetensorsFile::open(inputs)?;
+    let ids = ids_of(&file, &model, &Device::default())?;
     initialize_eva(model, rho, |model| {
         model.forward(ids, None);
     })
@@ -280,8 +280,8 @@ fn merge(files: &Files) -> Result<()> {
 fn logits(files: &Files, inputs: &Path) -> Result<()> {
     let device = Device::default();
     let model = adapted(files, &device)?;
-    let (ids, shape) = read_ids(&SafetensorsFile::open(inputs)?, "input_ids")?;
-    let ids = Tensor::<2, Int>::from_data(TensorData::new(ids, shape), &device);
+    let file = SafetensorsFile::open(inputs)?;
+    let ids = ids_of(&file, &model, &device)?;
     let logits = model.forward(ids, None).into_data();
     save_state_dict(&StateDict::from([("logits".into(), logits)]), &files.out)
 }
@@ -290,7 +290,7 @@ fn gradients(files: &Files, inputs: &Path) -> Result<()> {
     let model = without_dropout(files)?;
     initialize_params(&model);
     let file = SafetensorsFile::open(inputs)?;
-    let batch = batch(&file, "input_ids", "labels", None)?;
+    let batch = batch(&file, ["input_ids", "labels"], None, model.vocab_size())?;
     let (loss, grads) = accumulate_gradients(&model, &[batch], GradientOptions::default());
     let mut reader = GradientReader {
         grads: &grads,
@@ -340,11 +340,17 @@ fn train(
     };
     let mut trainer = Trainer::new(AdamWConfig::default(), schedule);
     let mut losses = Vec::new();
+    let vocab_size = model.vocab_size();
     let mut model = model;
     for step in 0..training.steps {
         let batch = match file.shapes().contains_key("train_input_ids") {
-            true => batch(&file, "train_input_ids", "train_labels", Some(step))?,
-            false => batch(&file, "input_ids", "labels", None)?,
+            true => batch(
+                &file,
+                ["train_input_ids", "train_labels"],
+                Some(step),
+                vocab_size,
+            )?,
+            false => batch(&file, ["input_ids", "labels"], None, vocab_size)?,
         };
         let output;
         (model, output) = trainer.step(model, &[batch]);
@@ -377,15 +383,30 @@ fn without_dropout(files: &Files) -> Result<TransformerDecoder> {
 }
 
 /// All rows of a file, or those of a step.
-fn batch(file: &SafetensorsFile, ids: &str, labels: &str, step: Option<usize>) -> Result<Batch> {
-    let (input_ids, shape) = read_ids(file, ids)?;
-    let (labels, _) = read_ids(file, labels)?;
+fn batch(
+    file: &SafetensorsFile,
+    [ids, labels]: [&str; 2],
+    step: Option<usize>,
+    vocab_size: usize,
+) -> Result<Batch> {
+    let (input_ids, shape) = read_tokens(file, ids, vocab_size)?;
+    let (label_ids, label_shape) = read_ids(file, labels)?;
+    let is_label = |id: &i32| *id == IGNORED || is_token(*id, vocab_size);
+    if label_shape != shape || !label_ids.iter().all(is_label) {
+        let message = format!("`{labels}` must have a token id or {IGNORED} for each of `{ids}`");
+        return Err(bad_inputs(message));
+    }
     let [batch_size, seq_len] = [shape[shape.len() - 2], shape[shape.len() - 1]];
     let size = batch_size * seq_len;
     let rows = step.map_or(0..size, |step| step * size..(step + 1) * size);
+    if rows.end > input_ids.len() {
+        return Err(bad_inputs(format!(
+            "`{ids}` has too few batches for these steps"
+        )));
+    }
     Ok(Batch {
         input_ids: input_ids[rows.clone()].to_vec(),
-        labels: labels[rows].to_vec(),
+        labels: label_ids[rows].to_vec(),
         segments: vec![vec![seq_len]; batch_size],
         batch_size,
         seq_len,
@@ -393,8 +414,58 @@ fn batch(file: &SafetensorsFile, ids: &str, labels: &str, step: Option<usize>) -
     })
 }
 
+/// What stands for no label.
+const IGNORED: i32 = -100;
+
+fn bad_inputs(message: String) -> Error {
+    Error::InvalidArgument {
+        name: "inputs",
+        message,
+    }
+}
+
+fn is_token(id: i32, vocab_size: usize) -> bool {
+    usize::try_from(id).is_ok_and(|id| id < vocab_size)
+}
+
+/// Ids of tokens, of at least two dimensions.
+fn read_tokens(
+    file: &SafetensorsFile,
+    key: &str,
+    vocab_size: usize,
+) -> Result<(Vec<i32>, Vec<usize>)> {
+    let (ids, shape) = read_ids(file, key)?;
+    if shape.len() < 2 || ids.is_empty() {
+        return Err(bad_inputs(format!(
+            "`{key}` is of {shape:?}, not [batch, seq] with tokens"
+        )));
+    }
+    match ids.iter().find(|id| !is_token(**id, vocab_size)) {
+        None => Ok((ids, shape)),
+        Some(id) => Err(bad_inputs(format!(
+            "`{key}` has the id {id}, beyond a vocabulary of {vocab_size} tokens"
+        ))),
+    }
+}
+
+fn ids_of(
+    file: &SafetensorsFile,
+    model: &TransformerDecoder,
+    device: &Device,
+) -> Result<Tensor<2, Int>> {
+    let (ids, shape) = read_tokens(file, "input_ids", model.vocab_size())?;
+    match shape.len() {
+        2 => Ok(Tensor::from_data(TensorData::new(ids, shape), device)),
+        _ => Err(bad_inputs("`input_ids` must be [batch, seq]".into())),
+    }
+}
+
+/// An id beyond 32 bits is none of a token.
 fn read_ids(file: &SafetensorsFile, key: &str) -> Result<(Vec<i32>, Vec<usize>)> {
     let ids = file.read_ints(key)?.into_iter();
     let shape = file.shapes()[key].clone();
-    Ok((ids.map(|id| id as i32).collect(), shape))
+    Ok((
+        ids.map(|id| i32::try_from(id).unwrap_or(-1)).collect(),
+        shape,
+    ))
 }

@@ -149,9 +149,14 @@ impl Plan {
         names: impl Fn(&str) -> ModuleNames + 'static,
     ) -> Result<Self> {
         let config = config.clone();
+        let tied = tied_paths(model);
         let layers = collect_layers(model, move |place, layer| {
+            let tied = tied
+                .iter()
+                .find(|paths| paths.contains(&place.path.to_owned()));
+            let tied = tied.map(|paths| paths.each_ref().map(|path| names(path)));
             let names = names(place.path);
-            let adapter = new_adapter(&config, place, layer, &names);
+            let adapter = new_adapter(&config, place, layer, &names, tied.as_ref());
             Some((names, layer.shape().kind, adapter))
         });
         let mut plan = Self {
@@ -181,14 +186,32 @@ impl Plan {
     }
 }
 
+/// The paths of every embedding whose weight is an output's too, and of that output.
+fn tied_paths<M: Module>(model: &M) -> Vec<[String; 2]> {
+    collect_layers(model, |place, layer| {
+        let paths = [place.base_path, place.path].map(str::to_owned);
+        layer.is_tied().then_some(paths)
+    })
+}
+
+/// `tied` has the names of embedding and output, where the layer is one of two with one weight.
 fn new_adapter(
     config: &Arc<LoRAConfig>,
     place: &Place<'_>,
     layer: &dyn AdaptedLayer,
     names: &ModuleNames,
+    tied: Option<&[ModuleNames; 2]>,
 ) -> Result<Option<LoRAAdapter>> {
     let shape = layer.shape();
-    let found = LayerConfig::of_layer(config, names, &shape)?;
+    let of_both = match tied {
+        Some(tied) => LayerConfig::of_tied(config, tied.each_ref(), &shape)?,
+        None => None,
+    };
+    let found = match (of_both, layer.is_tied()) {
+        (Some(_), true) => None,
+        (Some(of_both), false) => Some(of_both),
+        (None, _) => LayerConfig::of_layer(config, names, &shape)?,
+    };
     let is_own = |found: &LayerConfig| {
         !layer.is_tied() || !config.shares_rows(&found.settings.token_indices)
     };

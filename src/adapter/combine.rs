@@ -82,6 +82,12 @@ fn invalid(message: String) -> Error {
 }
 
 fn require_factors(adapter: &str, path: &str, layer: &LoRAAdapter) -> Result<()> {
+    if layer.settings().ties_output {
+        return Err(invalid(format!(
+            "`{adapter}` adapts `{path}` and the output by one pair of factors (ensure_weight_tying), which cannot be \
+             combined; merge it instead"
+        )));
+    }
     let factors = [LORA_A, LORA_B, SHIFT_A, SHIFT_B];
     let other = |spec: &&ParamSpec| !factors.contains(&spec.name);
     match layer.params().find(other) {

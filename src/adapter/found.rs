@@ -24,6 +24,7 @@ impl<M: Module> Layers<'_, M> {
     /// # Errors
     /// [`Error::InvalidArgument`] for the first that means nothing, with the nearest name that does.
     pub fn require_all_named(&self, config: &LoRAConfig) -> Result<()> {
+        self.require_no_block(config)?;
         if config.naming != Naming::Any {
             return Ok(());
         }
@@ -35,10 +36,10 @@ impl<M: Module> Layers<'_, M> {
         }
         self.require_layers(config)?;
         for key in config.rank_pattern.keys() {
-            self.require("rank_pattern", Entry::Pattern(key))?;
+            self.require("rank_pattern", Entry::Pattern("rank_pattern", key))?;
         }
         for key in config.alpha_pattern.keys() {
-            self.require("alpha_pattern", Entry::Pattern(key))?;
+            self.require("alpha_pattern", Entry::Pattern("alpha_pattern", key))?;
         }
         for end in &config.modules_to_save {
             self.require("modules_to_save", Entry::Whole(end))?;
@@ -47,6 +48,21 @@ impl<M: Module> Layers<'_, M> {
             self.require("trainable_token_indices", Entry::Rows(end))?;
         }
         Ok(())
+    }
+
+    /// A layer is trained as a whole, several together are not.
+    fn require_no_block(&self, config: &LoRAConfig) -> Result<()> {
+        let is_block = |name: &&String| config.is_block(name, self.known.iter().map(|(n, _)| n));
+        match config.modules_to_save.iter().find(is_block) {
+            None => Ok(()),
+            Some(block) => Err(invalid(
+                "modules_to_save",
+                format!(
+                    "`{block}` is a block of several layers, which is not trained as a whole here; name the layers in \
+                     it, or merge the adapter where it was made and load the merged model"
+                ),
+            )),
+        }
     }
 
     /// An entry must mean a layer, and one that can be what it asks for.
@@ -68,7 +84,7 @@ impl<M: Module> Layers<'_, M> {
                 self.some(|names| &names.path)
             ),
             (None, Entry::Targets(Targets::Names(names), _)) => self.not_found(&names[0]),
-            (None, Entry::Pattern(key)) => self.not_found(key),
+            (None, Entry::Pattern(_, key)) => self.not_found(key),
             (None, Entry::Whole(end)) => self.not_found(end) + self.beside(end),
             (None, Entry::Rows(end)) => self.not_found(end),
         };
@@ -99,12 +115,36 @@ impl<M: Module> Layers<'_, M> {
 
     /// Why nothing has an adapter though every entry means something.
     pub fn nothing_adapted(&self, config: &LoRAConfig) -> Error {
-        let is_narrowed = config.exclude.is_some() || config.layers.is_some();
-        let message = match is_narrowed && config.naming == Naming::Any {
-            true => {
-                "of the modules that the targets name, `exclude` and `layers` leave none".to_owned()
+        let mut elsewhere = config.clone();
+        elsewhere.layers = None;
+        if let Some(layers) = &config.layers
+            && self
+                .known
+                .iter()
+                .any(|(names, _)| elsewhere.names_module(names))
+        {
+            let message =
+                format!("the model has no layer of {layers:?} with the modules of the targets");
+            return invalid("layers", message);
+        }
+        let path = |names: &'_ ModuleNames| -> String {
+            let first = names.by_naming(config.naming).next();
+            first.unwrap_or_default().to_owned()
+        };
+        let message = match &config.targets {
+            _ if config.exclude.is_some() && config.naming == Naming::Any => {
+                "of the modules that the targets name, `exclude` leaves none".to_owned()
             }
-            false => format!(
+            Targets::Pattern(pattern) if !self.known.is_empty() => {
+                let mut paths = self.known.iter().map(|(names, _)| path(names));
+                let example = paths.find(|path| ends_with_name(path, pattern));
+                format!(
+                    "no module matches the targets; `{pattern}` must match a whole path, such as {}; for modules by the \
+                     ends of their paths give a list",
+                    example.unwrap_or_else(|| path(&self.known[0].0))
+                )
+            }
+            _ => format!(
                 "no module matches the targets; the model's layers are {}",
                 self.some(|names| last_part(&names.path))
             ),

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::io::ErrorKind;
 use std::path::{Component, Path, PathBuf};
 
-use burn::tensor::{DType, Device};
+use burn::tensor::{DType, Device, Tensor, TensorData};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -14,12 +14,12 @@ use super::tensors::write_weights;
 use super::weights::Weights;
 use crate::adapter::{
     LoadReport, ParamInfo, StateReader, compare_keys, get_params, load_tensors, packed_layouts,
-    require_dtype, state_readers,
+    require_dtype, state_readers, to_host,
 };
 use crate::files::{WrittenFile, create_dir, read_text, write_text};
 use crate::llama::{LlamaConfig, TransformerDecoder};
 use crate::quantization::PackedLayout;
-use crate::weight::{BaseFormat, Quantization};
+use crate::weight::{BaseFormat, Quantization, with_rows};
 use crate::{Error, Result};
 
 const SINGLE_FILE: &str = "model.safetensors";
@@ -116,7 +116,13 @@ fn load(
 ) -> Result<LoadReport> {
     let tied = model.config.tie_embeddings;
     let weights = Weights::open(weight_files(dir)?, keys::from_hf, tied)?;
-    let report = compare_keys(model, &dir.display().to_string(), weights.shapes())
+    let resized = Resized::of(model);
+    let shapes: Vec<_> = weights
+        .shapes()
+        .map(|(key, shape)| (key, resized.shape(key, shape)))
+        .collect();
+    let shapes = shapes.iter().map(|(key, shape)| (*key, &shape[..]));
+    let report = compare_keys(model, &dir.display().to_string(), shapes)
         .map_err(|error| weights.locate(error))?;
     require_base(model, &report)?;
     let device = model.norm.weight.lazy_device();
@@ -132,11 +138,17 @@ fn load(
         None if device.supports_dtype(stored) => stored,
         None => DType::F32,
     };
-    model.changed_base.clear();
     load_tensors(model, &report.loaded, |key| match packed.get(key) {
         Some(layout) if stored.get(key) == Some(layout) => weights.read_words(key),
-        _ => weights.read(key, |stored| target(key, stored)),
+        _ => {
+            let value = weights.read(key, |stored| target(key, stored))?;
+            Ok(resized.value(key, value))
+        }
     })?;
+    model.changed_base.clear();
+    if model.resized_from.is_some() {
+        model.mark_resized();
+    }
     Ok(report)
 }
 
@@ -162,6 +174,45 @@ fn with_room(
         formats.collect(),
         vocabulary.map(Quantization::block_format),
     )
+}
+
+/// Brings the embedding and output of a folder to the size that an adapter of the model asked for.
+struct Resized {
+    from: Option<usize>,
+    rows: usize,
+    device: Device,
+}
+
+impl Resized {
+    fn of(model: &TransformerDecoder) -> Self {
+        Self {
+            from: model.resized_from,
+            rows: model.config.vocab_size,
+            device: model.tok_embeddings.weight.device(),
+        }
+    }
+
+    fn is_resized(&self, key: &str, shape: &[usize]) -> bool {
+        let is_vocabulary = [keys::EMBEDDING, keys::OUTPUT].contains(&key);
+        is_vocabulary && shape.len() == 2 && self.from == shape.first().copied()
+    }
+
+    fn shape(&self, key: &str, shape: &[usize]) -> Vec<usize> {
+        match self.is_resized(key, shape) {
+            true => vec![self.rows, shape[1]],
+            false => shape.to_vec(),
+        }
+    }
+
+    fn value(&self, key: &str, value: TensorData) -> TensorData {
+        if !self.is_resized(key, value.shape().as_slice()) {
+            return value;
+        }
+        let dtype = value.dtype();
+        let value = value.convert_dtype(DType::F32);
+        let weight = Tensor::<2>::from_data(value, (&self.device, DType::F32));
+        to_host(with_rows(weight, self.rows)).convert_dtype(dtype)
+    }
 }
 
 /// A base checkpoint need not have adapter keys; anything else that differs is an error.

@@ -116,7 +116,7 @@ struct HfRope {
 }
 
 #[derive(Debug, Deserialize)]
-#[serde(untagged)]
+#[serde(untagged, expecting = "expected the id of a token or a list of them")]
 enum OneOrMany {
     One(TokenId),
     Many(Vec<TokenId>),

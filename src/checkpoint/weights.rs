@@ -145,6 +145,11 @@ impl Weights {
         error.with_key(&stored.name).in_file(stored.file.path())
     }
 
+    /// An error about a tensor, with its file.
+    pub(super) fn refuse(&self, key: &str, message: String) -> Error {
+        Error::format(self.entries[key].stored.file.path(), message)
+    }
+
     /// Reads a tensor in the type that `target` gives for the stored one, which is f32 for a packed weight.
     pub(super) fn read(&self, key: &str, target: impl Fn(DType) -> DType) -> Result<TensorData> {
         let Entry {

@@ -37,6 +37,9 @@ pub struct TransformerDecoder {
     /// them.
     #[module(skip)]
     pub(crate) changed_base: BTreeSet<String>,
+    /// The size of the vocabulary before an adapter asked for another one.
+    #[module(skip)]
+    pub(crate) resized_from: Option<usize>,
 }
 
 impl TransformerDecoder {
@@ -55,6 +58,7 @@ impl TransformerDecoder {
             },
             config: config.clone(),
             changed_base: BTreeSet::new(),
+            resized_from: None,
         }
     }
 
@@ -78,7 +82,7 @@ impl TransformerDecoder {
                 message: "must be at least 1".into(),
             });
         }
-        with_new_adapters(self, lora, name, module_names)
+        with_new_adapters(self.resized_for(lora)?, lora, name, module_names)
     }
 
     /// The same without a check that `lora` can be used: where a module that it names is missing, nothing is put.
@@ -86,7 +90,43 @@ impl TransformerDecoder {
     /// # Errors
     /// [`Error::InvalidArgument`] if a pattern is no regular expression, or a layer has no such rank or rows.
     pub(crate) fn with_found_adapters(self, lora: &LoRAConfig) -> Result<Self> {
-        with_found_adapters(self, lora, module_names)
+        with_found_adapters(self.resized_for(lora)?, lora, module_names)
+    }
+
+    /// With the vocabulary that adapters ask for, where they do not bring an embedding and an output of their own.
+    fn resized_for(mut self, lora: &LoRAConfig) -> Result<Self> {
+        let before = self.config.vocab_size;
+        let Some(rows) = lora.vocab_size.filter(|rows| *rows != before) else {
+            return Ok(self);
+        };
+        let is_replaced = |path: &str| lora.replaces(&module_names(path));
+        let is_tied = matches!(self.output, Output::Tied(_)) && lora.ensure_weight_tying;
+        if is_replaced("tok_embeddings") && (is_tied || is_replaced("output")) {
+            return Ok(self);
+        }
+        if !(self.tok_embeddings.adapters.is_empty() && self.output.adapters().is_empty()) {
+            let message = format!(
+                "another adapter stands on the embedding or output of {before} tokens; attach one that changes \
+                 their number to {rows} before it"
+            );
+            return Err(Error::InvalidArgument {
+                name: "vocab_size",
+                message,
+            });
+        }
+        self.tok_embeddings.weight = self.tok_embeddings.weight.with_rows(rows);
+        self.output = self.output.with_rows(rows);
+        self.config.vocab_size = rows;
+        self.resized_from = Some(self.resized_from.unwrap_or(before));
+        self.mark_resized();
+        Ok(self)
+    }
+
+    /// Embedding and output of another size than the base's files have stay with the adapter.
+    pub(crate) fn mark_resized(&mut self) {
+        let own_output = matches!(self.output, Output::Own(_)).then_some("output.weight");
+        let keys = ["tok_embeddings.weight"].into_iter().chain(own_output);
+        self.changed_base.extend(keys.map(str::to_owned));
     }
 
     /// Puts an adapter on the model, by the paths of its modules here or their names in Hugging Face's files, see
@@ -95,7 +135,8 @@ impl TransformerDecoder {
     /// # Errors
     /// As [`Adapter::attach`].
     pub fn attach(self, adapter: &Adapter, name: &str) -> Result<Self> {
-        adapter.attach_by(self, name, module_names)
+        let model = self.resized_for(&adapter.config)?;
+        adapter.attach_by(model, name, module_names)
     }
 
     /// The model with the adapters that act added to its weights: a plain model with the same outputs, see

@@ -45,6 +45,17 @@ impl Output {
         }
     }
 
+    /// The same with so many rows, see [`FrozenWeight::with_rows`](crate::weight::FrozenWeight).
+    pub(super) fn with_rows(self, rows: usize) -> Self {
+        match self {
+            Self::Own(mut output) => {
+                output.base.weight = output.base.weight.with_rows(rows);
+                Self::Own(output)
+            }
+            Self::Tied(output) => Self::Tied(output.with_rows(rows)),
+        }
+    }
+
     /// Its adapters.
     pub fn adapters(&self) -> &AdapterSlot {
         match self {

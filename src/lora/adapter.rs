@@ -75,10 +75,9 @@ impl LoRAAdapter {
     }
 
     /// Whether what it does to an embedding it does to an output of the same weight: with single rows it does, and
-    /// with all where that is asked for.
+    /// otherwise where that is asked for.
     pub(crate) fn is_of_tied_output(&self) -> bool {
-        self.method == MethodRef(&TOKEN_ROWS)
-            || self.replaces_rows() && self.config.ensure_weight_tying
+        self.method == MethodRef(&TOKEN_ROWS) || self.settings().ties_output
     }
 
     fn map_params(self, f: impl FnOnce(AdapterParams) -> AdapterParams) -> Self {

@@ -2,8 +2,12 @@ use indexmap::IndexMap;
 use serde::{Deserialize, Serialize};
 
 use super::init::Init;
+use super::layer_config::is_in;
 use super::method::{DORA, LORA, MethodRef};
-use super::target::{MlpModule, ModuleNames, Naming, Place, Selection, Targets};
+use super::target::{
+    ALPHA_PATTERN, EXCLUDE, MlpModule, ModuleNames, Naming, Place, RANK_PATTERN, Selection,
+    TARGETS, Targets, end_of_path, validate_layers_pattern,
+};
 use crate::{Error, Result};
 
 /// Which layers get an adapter, and what the adapter is like.
@@ -66,8 +70,9 @@ pub struct LoRAConfig {
     pub ensure_weight_tying: bool,
     /// Rows of embeddings that are trained, by the end of the embedding's path.
     pub trainable_token_indices: IndexMap<String, Vec<usize>>,
-    /// The rows of embedding and output in [`modules_to_save`](Self::modules_to_save), if the vocabulary is to
-    /// have another size than the base's. New rows begin as the mean of the old ones.
+    /// The rows of embedding and output, if the vocabulary is to have another size than the base's. New rows begin as
+    /// the mean of the old ones. Where [`modules_to_save`](Self::modules_to_save) has both, the base stays as it is;
+    /// else it is resized, and its embedding and output are saved with the adapter.
     pub vocab_size: Option<usize>,
 }
 
@@ -302,6 +307,39 @@ impl LoRAConfig {
         selected.unwrap_or(false)
     }
 
+    /// Whether the targets name an embedding or output of these names, see [`Targets::names_vocabulary`].
+    pub(super) fn names_vocabulary(&self, names: &ModuleNames) -> Result<bool> {
+        for name in names.by_naming(self.naming) {
+            if self.targets.names_vocabulary(name)? {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    /// Whether a module of these names gets values of its own, trained or kept.
+    pub(crate) fn replaces(&self, names: &ModuleNames) -> bool {
+        let modules = [&self.modules_to_save, &self.modules_to_keep];
+        modules.iter().any(|modules| is_in(modules, self, names))
+    }
+
+    /// Whether this name of [`modules_to_save`](Self::modules_to_save) is no layer's of a model, but that of a block of
+    /// layers.
+    pub(crate) fn is_block<'a>(
+        &self,
+        name: &str,
+        layers: impl Iterator<Item = &'a ModuleNames> + Clone,
+    ) -> bool {
+        let is_inside = |path: &str| format!(".{path}").contains(&format!(".{name}."));
+        let mut paths = layers
+            .clone()
+            .flat_map(|names| names.by_naming(self.naming));
+        let is_layer = layers
+            .clone()
+            .any(|names| is_in(&[name.to_owned()], self, names));
+        !is_layer && paths.any(is_inside)
+    }
+
     pub(super) fn selection(&self) -> Selection<'_> {
         Selection {
             targets: &self.targets,
@@ -330,20 +368,46 @@ impl LoRAConfig {
         self.validate_adapter()
     }
 
+    fn validate_patterns(&self) -> Result<()> {
+        self.targets.validate(TARGETS)?;
+        if let Some(exclude) = &self.exclude {
+            exclude.validate(EXCLUDE)?;
+        }
+        for pattern in &self.layers_pattern {
+            validate_layers_pattern(pattern)?;
+        }
+        for (key, rank) in &self.rank_pattern {
+            end_of_path(key, RANK_PATTERN)?;
+            if *rank == 0 {
+                let message = format!("the rank of `{key}` must be at least 1");
+                return Err(invalid(RANK_PATTERN, message));
+            }
+        }
+        for (key, alpha) in &self.alpha_pattern {
+            end_of_path(key, ALPHA_PATTERN)?;
+            if !is_alpha(alpha) {
+                let message =
+                    format!("the alpha of `{key}` must be a positive number, not {alpha}");
+                return Err(invalid(ALPHA_PATTERN, message));
+            }
+        }
+        Ok(())
+    }
+
     /// Checks what makes an adapter, whatever layer it is put beside: one of a model of your own, say. A rank
     /// may be above the layer's width: it is then of no more use than the width itself, but PEFT has such
     /// adapters, with one rank for wide and narrow layers.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] if a rank is 0, an alpha is not a positive number, the dropout is outside
-    /// of `[0, 1)`, or the method has no bias of `B`.
+    /// [`Error::InvalidArgument`] if a rank is 0, an alpha is not a positive number, a pattern is no regular expression
+    /// of Python's `re`, the dropout is outside of `[0, 1)`, or the method has no bias of `B`.
     pub fn validate_adapter(&self) -> Result<()> {
-        if self.rank == 0 || self.rank_pattern.values().any(|rank| *rank == 0) {
+        self.validate_patterns()?;
+        if self.rank == 0 {
             return Err(invalid("rank", "the rank must be at least 1".into()));
         }
-        let mut alphas = self.alpha_pattern.values().chain([&self.alpha]);
-        if let Some(alpha) = alphas.find(|alpha| !(alpha.is_finite() && **alpha > 0.0)) {
-            let message = format!("alpha must be a positive number, not {alpha}");
+        if !is_alpha(&self.alpha) {
+            let message = format!("alpha must be a positive number, not {}", self.alpha);
             return Err(invalid("alpha", message));
         }
         if !(0.0..1.0).contains(&self.dropout) {
@@ -361,6 +425,10 @@ impl LoRAConfig {
         }
         Ok(())
     }
+}
+
+fn is_alpha(alpha: &f64) -> bool {
+    alpha.is_finite() && *alpha > 0.0
 }
 
 pub(super) fn invalid(name: &'static str, message: String) -> Error {

@@ -220,6 +220,12 @@ impl TiedOutput {
         }
     }
 
+    /// The same beside an embedding of so many rows.
+    pub(crate) fn with_rows(mut self, rows: usize) -> Self {
+        self.shape[0] = rows;
+        self
+    }
+
     /// Projects hidden states to the vocabulary.
     ///
     /// # Shapes

@@ -3,10 +3,11 @@
 use std::sync::Arc;
 
 use super::config::{LoRAConfig, TrainedBias, invalid};
-use super::method::{BIAS, FULL, Method, MethodRef, TOKEN_ROWS, trained_bias};
+use super::init::Init;
+use super::method::{BIAS, FULL, LORA, Method, MethodRef, TOKEN_ROWS, trained_bias};
 use super::params::{AdapterSettings, ParamSpec};
 use super::shape::{LayerKind, LayerShape};
-use super::target::{ModuleNames, Place, ends_with_name, first_match};
+use super::target::{ALPHA_PATTERN, ModuleNames, Place, RANK_PATTERN, ends_with_name, first_match};
 use crate::Result;
 
 /// The adapter that one layer gets by a configuration.
@@ -36,6 +37,7 @@ impl LayerConfig {
             freeze_a: config.freeze_a,
             token_indices: Vec::new(),
             vocab_size: None,
+            ties_output: false,
         };
         Self {
             method: config.method,
@@ -57,10 +59,7 @@ impl LayerConfig {
         let base = Self::of(config.clone());
         let is_trained = is_in(&config.modules_to_save, config, names);
         if is_trained || is_in(&config.modules_to_keep, config, names) {
-            return Ok(Some(base.with_method(&FULL, |settings| {
-                settings.trains_layer = is_trained;
-                settings.vocab_size = config.vocab_size.filter(|_| names.is_vocabulary);
-            })));
+            return Ok(Some(base.whole(names, is_trained)));
         }
         if let Some(ids) = token_rows(config, names, layer) {
             check_rows(&ids, layer)?;
@@ -72,6 +71,52 @@ impl LayerConfig {
         }
         let trains_bias = config.bias == TrainedBias::All && layer.has_bias;
         Ok(trains_bias.then(|| base.with_method(&BIAS, |_| {})))
+    }
+
+    /// That of an embedding whose adapter is the output's too, which has the same weight; none if the configuration
+    /// asks for no such adapter.
+    ///
+    /// # Errors
+    /// As [`Self::of_layer`], and if one adapter cannot be both.
+    pub fn of_tied(
+        config: &Arc<LoRAConfig>,
+        [embedding, output]: [&ModuleNames; 2],
+        layer: &LayerShape,
+    ) -> Result<Option<Self>> {
+        if !config.ensure_weight_tying {
+            return Ok(None);
+        }
+        let is_any_in = |modules| {
+            [embedding, output]
+                .iter()
+                .any(|n| is_in(modules, config, n))
+        };
+        let is_trained = is_any_in(&config.modules_to_save);
+        if is_trained || is_any_in(&config.modules_to_keep) {
+            let whole = Self::of(config.clone()).whole(embedding, is_trained);
+            return Ok(Some(whole.tying_output()));
+        }
+        let [_, of_output] = [embedding, output].map(|names| config.names_vocabulary(names));
+        if !of_output? && !config.names_vocabulary(embedding)? {
+            return Ok(None);
+        }
+        let found = Self::of(config.clone()).of_target(embedding, layer)?;
+        let of_output = Self::of(config.clone()).of_target(output, layer)?;
+        check_tied(&found.settings, &of_output)?;
+        Ok(Some(found.tying_output()))
+    }
+
+    fn tying_output(mut self) -> Self {
+        self.settings.ties_output = true;
+        self
+    }
+
+    fn whole(self, names: &ModuleNames, is_trained: bool) -> Self {
+        let vocab_size = self.config.vocab_size.filter(|_| names.is_vocabulary);
+        self.with_method(&FULL, |settings| {
+            settings.trains_layer = is_trained;
+            settings.vocab_size = vocab_size;
+        })
     }
 
     /// Another method than the configuration's.
@@ -89,8 +134,8 @@ impl LayerConfig {
         let Self {
             config, settings, ..
         } = &mut self;
-        let rank = first_match(&config.rank_pattern, names, config.naming)?;
-        let alpha = first_match(&config.alpha_pattern, names, config.naming)?;
+        let rank = first_match(&config.rank_pattern, names, config.naming, RANK_PATTERN)?;
+        let alpha = first_match(&config.alpha_pattern, names, config.naming, ALPHA_PATTERN)?;
         settings.rank = rank.copied().unwrap_or(config.rank);
         settings.alpha = alpha.copied().unwrap_or(config.alpha);
         check_init(settings, layer)?;
@@ -153,6 +198,31 @@ fn check_rows(ids: &[usize], layer: &LayerShape) -> Result<()> {
             "trainable_token_indices",
             format!("row {id} is asked for of an embedding of {vocab_size}"),
         )),
+    }
+}
+
+/// An embedding's adapter is the output's too where both have one scale, by factors that each can have.
+fn check_tied(embedding: &AdapterSettings, output: &LayerConfig) -> Result<()> {
+    let refused = |what: &str| {
+        let message = format!(
+            "one adapter for embedding and output cannot be had with {what}; leave it out, or set \
+             ensure_weight_tying to false for an adapter of each"
+        );
+        Err(invalid("ensure_weight_tying", message))
+    };
+    let (init, method) = (embedding.init, output.method);
+    match () {
+        () if method != MethodRef(&LORA) => refused(&format!("the method `{method:?}`")),
+        () if ![Init::Kaiming, Init::Gaussian, Init::Eva].contains(&init) => {
+            refused(&format!("the first values `{init}`"))
+        }
+        () if embedding.lora_bias => refused("a bias of B"),
+        () if (embedding.rank, embedding.alpha)
+            != (output.settings.rank, output.settings.alpha) =>
+        {
+            refused("patterns that give them other ranks or alphas")
+        }
+        () => Ok(()),
     }
 }
 

@@ -30,6 +30,7 @@ mod module;
 mod named;
 mod params;
 mod plain;
+mod python_regex;
 mod random;
 mod record;
 mod routes;

@@ -12,8 +12,8 @@ use crate::Result;
 pub(crate) enum Entry<'a> {
     /// A name or a pattern of targets, of the method that adapts them or of what is excluded.
     Targets(&'a Targets, Option<MethodRef>),
-    /// A key of ranks or alphas.
-    Pattern(&'a String),
+    /// A key of ranks or alphas, of the setting of this name.
+    Pattern(&'static str, &'a String),
     /// A module that is trained as a whole.
     Whole(&'a String),
     /// An embedding some of whose rows are trained.
@@ -29,7 +29,9 @@ impl Entry<'_> {
             Self::Targets(targets, _) => {
                 default.with_targets((*targets).clone()).names_module(names)
             }
-            Self::Pattern(key) => first_match([(*key, ())], names, Naming::Any)?.is_some(),
+            Self::Pattern(setting, key) => {
+                first_match([(*key, ())], names, Naming::Any, setting)?.is_some()
+            }
             Self::Whole(end) => is_in(std::slice::from_ref(*end), &default, names),
             Self::Rows(end) => {
                 let mut all = names.by_naming(Naming::Any);
@@ -43,7 +45,7 @@ impl Entry<'_> {
         match self {
             Self::Targets(_, Some(method)) => method.0.adapts(kind),
             Self::Rows(_) => TOKEN_ROWS.adapts(kind),
-            Self::Targets(_, None) | Self::Pattern(_) | Self::Whole(_) => true,
+            Self::Targets(_, None) | Self::Pattern(..) | Self::Whole(_) => true,
         }
     }
 }

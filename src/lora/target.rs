@@ -6,6 +6,7 @@ use std::str::FromStr;
 use fancy_regex::Regex;
 use serde::{Deserialize, Serialize};
 
+use super::python_regex::{full_match, match_start};
 use crate::error::nearest;
 use crate::{Error, Result};
 
@@ -148,10 +149,19 @@ impl Targets {
         Self::Names(names.into_iter().map(Into::into).collect())
     }
 
-    /// Those whose whole path matches `pattern`, with what Python's `re` has too: look-ahead, look-behind and
-    /// back references.
+    /// Those whose whole path matches `pattern`, an expression of Python's `re`, as PEFT's are.
     pub fn pattern(pattern: impl Into<String>) -> Self {
         Self::Pattern(pattern.into())
+    }
+
+    /// Whether it names an embedding or output, which with `ensure_weight_tying` have one adapter: as in PEFT, a
+    /// pattern does by the last part of the path alone.
+    pub(super) fn names_vocabulary(&self, path: &str) -> Result<bool> {
+        let path = match self {
+            Self::Pattern(_) => path.rsplit('.').next().unwrap_or(path),
+            _ => path,
+        };
+        Ok(self.find(path, Place::Elsewhere, TARGETS)? != Match::No)
     }
 
     /// Whether it names nothing, so that nothing can match.
@@ -159,20 +169,44 @@ impl Targets {
         matches!(self, Self::Names(names) if names.is_empty())
     }
 
-    /// How a module is matched.
-    fn find(&self, path: &str, kind: Place) -> Result<Match> {
+    /// Checks that a pattern is one.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] of this name.
+    pub(super) fn validate(&self, setting: &'static str) -> Result<()> {
+        match self {
+            Self::Pattern(pattern) => full_match(pattern, setting).map(drop),
+            _ => Ok(()),
+        }
+    }
+
+    /// How a module is matched; `setting` is what these targets are.
+    fn find(&self, path: &str, kind: Place, setting: &'static str) -> Result<Match> {
         let found = match self {
             Self::Names(names) if names.iter().any(|name| name == path) => Match::Whole,
             Self::Names(names) => Match::of(names.iter().any(|name| ends_with_name(path, name))),
-            Self::Pattern(pattern) => match matches_whole(pattern, path)? {
-                true => Match::Whole,
-                false => Match::No,
-            },
+            Self::Pattern(pattern) => {
+                let regex = full_match(pattern, setting)?;
+                match regex
+                    .is_match(path)
+                    .map_err(too_complex(pattern, setting))?
+                {
+                    true => Match::Whole,
+                    false => Match::No,
+                }
+            }
             Self::AllLinear => Match::of(kind == Place::Inside),
         };
         Ok(found)
     }
 }
+
+/// The settings that targets can be.
+pub(super) const TARGETS: &str = "targets";
+pub(super) const EXCLUDE: &str = "exclude";
+const LAYERS_PATTERN: &str = "layers_pattern";
+pub(super) const RANK_PATTERN: &str = "rank_pattern";
+pub(super) const ALPHA_PATTERN: &str = "alpha_pattern";
 
 /// What [`Targets::AllLinear`] asks of a module.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -254,13 +288,13 @@ impl Selection<'_> {
     pub fn selects(&self, names: &ModuleNames, place: Place) -> Result<bool> {
         for name in names.by_naming(self.naming) {
             if let Some(exclude) = self.exclude
-                && exclude.find(name, place)? != Match::No
+                && exclude.find(name, place, EXCLUDE)? != Match::No
             {
                 return Ok(false);
             }
         }
         for name in names.by_naming(self.naming) {
-            let found = self.targets.find(name, place)?;
+            let found = self.targets.find(name, place, TARGETS)?;
             if found == Match::Whole || found == Match::Suffix && self.in_layers(name)? {
                 return Ok(true);
             }
@@ -281,21 +315,40 @@ impl Selection<'_> {
 /// The index behind the first part of a path that one of `patterns` matches, or that any name precedes.
 pub(super) fn layer_index(path: &str, patterns: &[String]) -> Result<Option<usize>> {
     if patterns.is_empty() {
-        return index_behind(r"[^.]*", path);
+        return index_behind(r"(?:|.*?\.)[^.]*", path);
     }
     for pattern in patterns {
-        if let Some(index) = index_behind(pattern, path)? {
+        if let Some(index) = index_behind(&before_index(pattern), path)? {
             return Ok(Some(index));
         }
     }
     Ok(None)
 }
 
-fn index_behind(pattern: &str, path: &str) -> Result<Option<usize>> {
-    let regex = regex(&format!(r"\A(?:|.*?\.)(?:{pattern})\.(?<idx>\d+)\."))?;
-    let captures = regex.captures(path).map_err(too_complex(pattern))?;
-    let index = captures.and_then(|captures| captures.name("idx")?.as_str().parse().ok());
+fn index_behind(start: &str, path: &str) -> Result<Option<usize>> {
+    let regex = index_regex(start)?;
+    let captures = regex
+        .captures(path)
+        .map_err(too_complex(start, LAYERS_PATTERN))?;
+    let index = captures.and_then(|captures| captures.iter().last()??.as_str().parse().ok());
     Ok(index)
+}
+
+/// As PEFT has it, without a group around the pattern.
+fn before_index(pattern: &str) -> String {
+    format!(r"(?:^|.*?\.){pattern}")
+}
+
+fn index_regex(start: &str) -> Result<Regex> {
+    match_start(&format!(r"{start}\.(\d+)\."), LAYERS_PATTERN)
+}
+
+/// Checks that what precedes the index of a layer is a regular expression.
+///
+/// # Errors
+/// [`Error::InvalidArgument`] if it is none.
+pub(super) fn validate_layers_pattern(pattern: &str) -> Result<()> {
+    index_regex(&before_index(pattern)).map(drop)
 }
 
 /// Whether a path ends with a name after a dot.
@@ -304,15 +357,18 @@ pub(crate) fn ends_with_name(path: &str, name: &str) -> bool {
         .is_some_and(|rest| rest.ends_with('.'))
 }
 
-/// The value of the first key, in order, that matches the end of a path: `^(.*\.)?(KEY)$`.
+/// The value of the first key, in order, that matches the end of a path: `^(.*\.)?(KEY)$`. `setting` is what has the
+/// keys.
 pub(crate) fn first_match<'a, T>(
     patterns: impl IntoIterator<Item = (&'a String, T)>,
     names: &ModuleNames,
     naming: Naming,
+    setting: &'static str,
 ) -> Result<Option<T>> {
     for (key, value) in patterns {
+        let regex = end_of_path(key, setting)?;
         for name in names.by_naming(naming) {
-            if matches_whole(&format!(r"(?:.*\.)?(?:{key})"), name)? {
+            if regex.is_match(name).map_err(too_complex(key, setting))? {
                 return Ok(Some(value));
             }
         }
@@ -320,21 +376,14 @@ pub(crate) fn first_match<'a, T>(
     Ok(None)
 }
 
-fn matches_whole(pattern: &str, path: &str) -> Result<bool> {
-    let regex = regex(&format!(r"\A(?:{pattern})\z"))?;
-    regex.is_match(path).map_err(too_complex(pattern))
+/// `^(.*\.)?(KEY)$`, to whose first group a `\1` in the key would refer, as in PEFT.
+pub(super) fn end_of_path(key: &str, setting: &'static str) -> Result<Regex> {
+    match_start(&format!(r"(.*\.)?({key})$"), setting)
 }
 
-fn regex(pattern: &str) -> Result<Regex> {
-    Regex::new(pattern).map_err(|error| Error::InvalidArgument {
-        name: "targets",
-        message: format!("`{pattern}` is no regular expression: {error}"),
-    })
-}
-
-fn too_complex(pattern: &str) -> impl Fn(fancy_regex::Error) -> Error {
+fn too_complex(pattern: &str, name: &'static str) -> impl Fn(fancy_regex::Error) -> Error {
     move |error| Error::InvalidArgument {
-        name: "targets",
+        name,
         message: format!("the regular expression `{pattern}` cannot be matched: {error}"),
     }
 }
@@ -436,7 +485,13 @@ mod tests {
         let patterns = [("q_proj".to_owned(), 4), (".*_proj".to_owned(), 8)];
         let value = |path: &str| {
             let patterns = patterns.iter().map(|(key, value)| (key, *value));
-            first_match(patterns, &ModuleNames::new(path), Naming::Any).unwrap()
+            first_match(
+                patterns,
+                &ModuleNames::new(path),
+                Naming::Any,
+                "rank_pattern",
+            )
+            .unwrap()
         };
         assert_eq!(value("layers.0.attn.q_proj"), Some(4));
         assert_eq!(value("layers.0.attn.k_proj"), Some(8));

@@ -10,7 +10,7 @@ use burn::module::{
     Param, ParamId,
 };
 use burn::tensor::module::embedding;
-use burn::tensor::{DType, Device, Int, Tensor};
+use burn::tensor::{DType, Device, Distribution, Int, Tensor};
 
 use crate::ops::meta::{Ledger, MetaParam};
 use crate::ops::{
@@ -166,6 +166,18 @@ impl FrozenWeight {
         }
     }
 
+    /// The same weight with so many rows: the last are left out, or the mean of all is appended.
+    pub(crate) fn with_rows(self, rows: usize) -> Self {
+        let [_, columns] = self.shape();
+        match self {
+            Self::Dense(param) if !param.is_initialized() => {
+                let normal = Distribution::Normal(0.0, 0.02);
+                random_param([rows, columns], normal, &param.lazy_device()).into()
+            }
+            loaded => loaded.map(|weight| with_rows(weight, rows)),
+        }
+    }
+
     /// What a training holds of it.
     pub(crate) fn meta(&self, ledger: &Ledger) -> MetaParam {
         match self {
@@ -200,6 +212,16 @@ fn packed_compute_dtype(device: &Device) -> DType {
         true => compute_dtype(device, DType::BF16),
         false => DType::F32,
     }
+}
+
+/// The matrix with so many rows: the last are left out, or the mean of all is appended.
+pub(crate) fn with_rows(weight: Tensor<2>, rows: usize) -> Tensor<2> {
+    let [before, columns] = weight.dims();
+    if rows <= before {
+        return weight.narrow(0, 0, rows);
+    }
+    let mean = weight.clone().mean_dim(0).expand([rows - before, columns]);
+    Tensor::cat(vec![weight, mean], 0)
 }
 
 impl From<Param<Tensor<2>>> for FrozenWeight {

@@ -13,12 +13,12 @@ use burn_peft::adapter::{
     set_active_adapters, state_dict, with_adapters, without_adapters,
 };
 use burn_peft::checkpoint::{
-    Serving, attach_peft, attach_peft_as, load_adapter, load_any_adapter, read_adapter_config,
-    read_peft_config, save_adapter, save_mlx, save_peft, save_peft_adapter, save_peft_for,
-    save_peft_unconverted, save_state_dict, save_torchtune,
+    Serving, attach_peft, attach_peft_as, load_adapter, load_any_adapter, load_hf, load_peft,
+    read_adapter_config, read_peft_config, save_adapter, save_hf, save_mlx, save_peft,
+    save_peft_adapter, save_peft_for, save_peft_unconverted, save_state_dict, save_torchtune,
 };
 use burn_peft::data::Batch;
-use burn_peft::llama::{Context, LlamaConfig, TransformerDecoder};
+use burn_peft::llama::{Context, LlamaConfig, Output, TransformerDecoder};
 use burn_peft::lora::{
     AttnModule, BIAS, Combination, CombineOptions, DEFAULT_ADAPTER, Decomposition, FULL, Init,
     LoRAConfig, LoRALinear, MethodRef, Routes, Targets, TrainedBias,
@@ -611,6 +611,105 @@ fn a_serving_program_may_take_an_embedding() {
     assert!(error.contains("share one weight"), "{error}");
     let error = said(saved(Serving::Vllm, &config()));
     assert!(error.contains("tok_embeddings"), "{error}");
+}
+
+/// Where an adapter does not bring both, embedding and output of the base grow by the mean of their rows.
+#[test]
+fn a_base_grows_with_its_vocabulary() {
+    let config = config().with_qkv_bias(false);
+    let folder = tempfile::tempdir().unwrap();
+    save_hf(&base(&config), folder.path()).unwrap();
+    let read = |mut model: TransformerDecoder| {
+        load_hf(&mut model, folder.path()).unwrap();
+        model
+    };
+    for lora in [
+        LoRAConfig::new(["q_proj"]),
+        LoRAConfig::new(["tok_embeddings", "output"]),
+        LoRAConfig::new(["q_proj"]).with_modules_to_save(["tok_embeddings"]),
+        LoRAConfig::new(["q_proj"]).with_trainable_tokens("tok_embeddings", [3, 48, 50]),
+    ] {
+        let lora = lora.with_vocab_size(51);
+        let before = read(config.init(&device())).with_adapters(&lora).unwrap();
+        let after = read(config.init_lora(&lora, &device()).unwrap());
+        let [before, after] = [before, after].map(|model| random(model, 5));
+        assert_eq!((before.vocab_size(), before.config.vocab_size), (51, 51));
+        let [old, new] = [&before, &after].map(logits);
+        assert_near(&old, &new, 1e-6);
+        let Output::Own(output) = &before.output else {
+            panic!("the output has a weight of its own");
+        };
+        let weight = output.base.weight.val();
+        let mean = weight.clone().narrow(0, 0, 48).mean_dim(0).into_data();
+        let last = weight.narrow(0, 50, 1).into_data();
+        assert_near(&floats(&last), &floats(&mean), 1e-6);
+
+        let dir = tempfile::tempdir().unwrap();
+        save_peft_adapter(&before, DEFAULT_ADAPTER, None, dir.path()).unwrap();
+        let mut again = read(config.init(&device()));
+        attach_peft(&mut again, dir.path()).unwrap();
+        assert_near(&logits(&again), &old, 1e-6);
+        let built = config.init_lora(&read_peft_config(dir.path()).unwrap(), &device());
+        let mut built = read(built.unwrap());
+        load_peft(&mut built, dir.path()).unwrap();
+        assert_near(&logits(&built), &old, 1e-6);
+        let served = save_peft_for(Serving::Vllm, &before, DEFAULT_ADAPTER, None, dir.path());
+        assert!(served.unwrap_err().to_string().contains("vocabulary"));
+    }
+    let first = LoRAConfig::new(["tok_embeddings"]);
+    let model = base(&config).with_named_adapters(&first, "first").unwrap();
+    let error = model.with_adapters(&first.with_vocab_size(51)).unwrap_err();
+    assert!(error.to_string().contains("before it"), "{error}");
+}
+
+/// One adapter for embedding and output of one weight: the same on both.
+#[test]
+fn one_adapter_is_the_embeddings_and_the_outputs() {
+    let mut lora = LoRAConfig::new(["output", "q_proj"]);
+    lora.ensure_weight_tying = true;
+    let base = base(&tied());
+    let model = random(base.clone().with_adapters(&lora).unwrap(), 3);
+    assert!(model.output.adapters().is_empty());
+    let merged = model.clone().merge_lora();
+    assert!(merged.config.tie_embeddings);
+    assert_near(&logits(&merged), &logits(&model), 1e-4);
+    let dir = tempfile::tempdir().unwrap();
+    save_peft_adapter(&model, DEFAULT_ADAPTER, None, dir.path()).unwrap();
+    let mut again = base.clone();
+    attach_peft(&mut again, dir.path()).unwrap();
+    assert_eq!(logits(&again), logits(&model));
+
+    for bad in [
+        lora.clone().with_dora(true),
+        lora.clone().with_init(Init::Olora),
+        lora.clone().with_alpha_pattern([("output", 3.0)]),
+    ] {
+        let error = base.clone().with_adapters(&bad).unwrap_err().to_string();
+        assert!(error.contains("ensure_weight_tying"), "{error}");
+    }
+    // Each has its own where the weights differ.
+    let untied = self::base(&config())
+        .with_adapters(&lora.with_dora(true))
+        .unwrap();
+    assert!(untied.tok_embeddings.adapters.is_empty());
+}
+
+/// PEFT would take what a tied output begins with off the embedding too.
+#[test]
+fn a_tied_output_that_begins_with_a_part_of_the_base_is_converted() {
+    let lora = LoRAConfig::new(["output"])
+        .with_rank(4)
+        .with_init(Init::Olora);
+    let model = base(&tied());
+    let expected = logits(&model);
+    let model = initialize_adapters(model.with_adapters(&lora).unwrap(), 0);
+    let dir = tempfile::tempdir().unwrap();
+    let error = save_peft_unconverted(&model, DEFAULT_ADAPTER, None, dir.path()).unwrap_err();
+    assert!(error.to_string().contains("the embedding's too"), "{error}");
+    save_peft_adapter(&model, DEFAULT_ADAPTER, None, dir.path()).unwrap();
+    let mut again = without_adapters(model);
+    attach_peft(&mut again, dir.path()).unwrap();
+    assert_near(&logits(&again), &expected, 1e-5);
 }
 
 #[test]

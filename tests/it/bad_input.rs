@@ -973,8 +973,8 @@ fn an_adapter_for_no_layer_that_can_have_one() {
         let dir = with_targets(targets);
         let mut model = base_model();
         let error = refused(&mut model, dir.path(), |m| attach_peft(m, dir.path()));
-        assert_variant!(error, InvalidArgument);
-        assert_says(&error, &["targets"]);
+        assert_variant!(error, Adapter);
+        assert_says(&error, &["`target_modules`"]);
     }
 }
 
@@ -1098,6 +1098,144 @@ fn an_adapter_with_resized_embeddings() {
     assert_eq!(model.merge_lora().config.vocab_size, 129);
 }
 
+/// A folder of an adapter on q and v with further tensors, and other settings.
+fn folder_with(tensors: &[(&str, [usize; 2])], settings: &[(&str, Value)]) -> TempDir {
+    let dir = copy_of("gqa/lora_qv_r8");
+    edit_json(&dir.path().join(ADAPTER_CONFIG), |config| {
+        for (key, value) in settings {
+            config[*key] = value.clone();
+        }
+    });
+    tensors::edit_values(&dir.path().join(ADAPTER), |values| {
+        for (name, shape) in tensors {
+            let ones = TensorData::ones::<f32, _>(*shape);
+            values.insert(format!("base_model.model.{name}.weight"), ones);
+        }
+    });
+    dir
+}
+
+/// Without an embedding of as many tokens nothing is known of the new ones.
+#[test]
+fn an_adapter_with_a_grown_head_alone() {
+    let saved = ("modules_to_save", json!(["lm_head"]));
+    for settings in [&[saved][..], &[]] {
+        let dir = folder_with(&[("lm_head", [129, 64])], settings);
+        let error = refused(&mut base_model(), dir.path(), |m| {
+            attach_peft(m, dir.path())
+        });
+        assert_variant!(error, Shape);
+        assert_says(&error, &["lm_head.weight", "[129, 64]", "[128, 64]"]);
+    }
+}
+
+/// PEFT, too, makes nothing of them.
+#[test]
+fn base_weights_of_modules_without_an_adapter() {
+    for name in ["base_layer", "original_module", "token_adapter.base_layer"] {
+        for module in ["lm_head", "model.embed_tokens"] {
+            let name = format!("{module}.{name}");
+            let dir = folder_with(&[(&name, [128, 64])], &[]);
+            let error = refused(&mut base_model(), dir.path(), |m| {
+                attach_peft(m, dir.path())
+            });
+            assert_variant!(error, Keys);
+            assert_says(&error, &["1 unexpected", &name]);
+        }
+    }
+}
+
+/// The copy is what acts.
+#[test]
+fn originals_beside_modules_that_are_trained_whole() {
+    let saved = ("modules_to_save", json!(["lm_head", "model.norm"]));
+    let tensors = [
+        ("lm_head", [128, 64]),
+        ("lm_head.original_module", [128, 64]),
+    ];
+    let dir = folder_with(&tensors, &[saved]);
+    tensors::edit_values(&dir.path().join(ADAPTER), |values| {
+        for name in ["weight", "original_module.weight"] {
+            let ones = TensorData::ones::<f32, _>([64]);
+            values.insert(format!("base_model.model.model.norm.{name}"), ones);
+        }
+    });
+    let mut model = base_model();
+    let before = state_dict(&model);
+    attach_peft(&mut model, dir.path()).unwrap();
+    assert_eq!(state_dict(&model.without_adapters()), before);
+}
+
+#[test]
+fn an_adapter_of_targets_that_are_not_there() {
+    for (key, value, expected) in [
+        (
+            "target_modules",
+            json!("q_proj"),
+            &[
+                "`target_modules`",
+                "`q_proj` must match a whole path",
+                "self_attn",
+                "give a list",
+            ][..],
+        ),
+        (
+            "target_modules",
+            json!(["c_attn"]),
+            &[
+                "`target_modules`",
+                "the model's layers are",
+                "o_proj",
+                "down_proj",
+            ],
+        ),
+        (
+            "layers_to_transform",
+            json!([7]),
+            &["`layers_to_transform`", "no layer of [7]"],
+        ),
+        (
+            "modules_to_save",
+            json!(["mlp"]),
+            &["`modules_to_save`", "`mlp` is a block", "merge"],
+        ),
+        (
+            "modules_to_save",
+            json!(["layers.1"]),
+            &["`layers.1` is a block"],
+        ),
+    ] {
+        let dir = folder_with(&[], &[(key, value)]);
+        let error = refused(&mut base_model(), dir.path(), |m| {
+            attach_peft(m, dir.path())
+        });
+        assert_variant!(error, Adapter);
+        assert_names(&error, &dir.path().join(ADAPTER_CONFIG));
+        assert_says(&error, expected);
+    }
+}
+
+#[test]
+fn a_token_id_that_is_a_word() {
+    let dir = copy_of("gqa");
+    let path = dir.path().join("config.json");
+    edit_json(&path, |config| config["eos_token_id"] = json!([1, "a"]));
+    let error = read_hf_config(dir.path()).unwrap_err();
+    assert_names(&error, &path);
+    assert_says(&error, &["the id of a token or a list of them"]);
+}
+
+#[test]
+fn an_adapter_in_the_folder_of_a_model() {
+    let dir = copy_of("gqa");
+    let mut model = lora_model(&qv_config());
+    let error = refused(&mut model, dir.path(), |m| {
+        save_peft(m, &qv_config(), dir.path())
+    });
+    assert_variant!(error, Adapter);
+    assert_says(&error, &["a model lies in this folder", "another"]);
+}
+
 #[test]
 fn an_adapter_with_values_of_another_kind() {
     for (key, value, expected) in [
@@ -1122,6 +1260,42 @@ fn an_adapter_with_values_of_another_kind() {
             "use_rslora",
             json!(1),
             "`use_rslora` is 1, not true or false",
+        ),
+        (
+            "target_modules",
+            json!("("),
+            "`target_modules`: `(` is no regular",
+        ),
+        (
+            "exclude_modules",
+            json!("["),
+            "`exclude_modules`: `[` is no regular",
+        ),
+        (
+            "rank_pattern",
+            json!({ "*": 2 }),
+            "`rank_pattern`: `(.*\\.)?(*)$` is no",
+        ),
+        (
+            "rank_pattern",
+            json!({ "q_proj": 0 }),
+            "`rank_pattern`: the rank of `q_proj`",
+        ),
+        (
+            "alpha_pattern",
+            json!({ "\\p": 2 }),
+            "`alpha_pattern`: `(.*\\.)?(\\p)$` is no",
+        ),
+        (
+            "alpha_pattern",
+            json!({ "q_proj": 0 }),
+            "`alpha_pattern`: the alpha of `q_proj`",
+        ),
+        ("layers_pattern", json!("[a"), "`layers_pattern`"),
+        (
+            "task_type",
+            json!("SEQ_CLS"),
+            "the adapter is of a classifier",
         ),
     ] {
         assert_says(&error_of_setting(key, value), &[expected]);
@@ -1659,7 +1833,9 @@ fn beginning_a_run_with_what_it_would_delete() {
     let merged = run.merged_dir();
     drop(run);
     // An adapter whose recipe goes on with it.
-    save_peft(&lora_model(&qv_config()), &qv_config(), &merged).unwrap();
+    for name in [ADAPTER, ADAPTER_CONFIG] {
+        fs::copy(golden("gqa/lora_qv_r8").join(name), merged.join(name)).unwrap();
+    }
     // By another way to the same folder.
     let detour = merged.join("../adapter/../merged");
     for (key, path) in [

@@ -24,6 +24,9 @@ MODELS = {
     # The folders above with their vocabulary resized by transformers, then saved again.
     "llama grown": ("llama", {}),
     "llama tied grown": ("llama", TIED),
+    # Not saved again: the folder has the vocabulary as it was.
+    "llama growing": ("llama", {}),
+    "llama tied growing": ("llama", TIED),
 }
 GROWN_VOCAB = 70
 
@@ -107,6 +110,37 @@ TOKEN_ROWS = {
     "token rows, grown": ("llama grown", on(QV, trainable_token_indices=[64, 65, 69])),
     "token rows, tied, grown": ("llama tied grown", on(QV, trainable_token_indices=[64, 65, 69])),
 }
+# The base has fewer tokens, as who loads such an adapter finds it.
+GROWING = {
+    "lora, growing": ("llama growing", on(QV)),
+    "lora, tied, growing": ("llama tied growing", on(QV)),
+    "embedding, growing": ("llama growing", on(["embed_tokens", "q_proj"])),
+    "embedding, dora, tied, growing": ("llama tied growing", on(["embed_tokens"], use_dora=True)),
+    "head, tied, growing": ("llama tied growing", on(["lm_head", "q_proj"])),
+    "saved embedding, growing": ("llama growing", on(QV, modules_to_save=["embed_tokens"])),
+    "saved embedding, tied, growing": ("llama tied growing", on(QV, modules_to_save=["embed_tokens"])),
+    "saved head, growing": ("llama growing", on(QV, modules_to_save=["lm_head"])),
+    "saved embedding and head, growing": (
+        "llama growing", on(QV, modules_to_save=["embed_tokens", "lm_head"])),
+    "saved embedding, kept tied, growing": (
+        "llama tied growing", on(QV, modules_to_save=["embed_tokens"], ensure_weight_tying=True)),
+    "token rows, growing": ("llama growing", on(QV, trainable_token_indices=[64, 65, 69])),
+    "token rows, tied, growing": ("llama tied growing", on(QV, trainable_token_indices=[64, 65, 69])),
+}
+# One adapter for an embedding and an output of one weight. PEFT trains its tensors as two parameters that share
+# their memory, each by a part of the gradient; so what both compute is compared, not how they train.
+ONE = {
+    "one adapter, of the embedding": (
+        "llama tied", on(["embed_tokens", "q_proj"], ensure_weight_tying=True)),
+    "one adapter, of the head": ("qwen2 tied", on(["lm_head", "q_proj"], ensure_weight_tying=True)),
+    "one adapter, of both": (
+        "llama tied", on(["embed_tokens", "lm_head"], ensure_weight_tying=True, use_rslora=True)),
+    "one adapter, by regex": ("llama tied", on(r".*(lm_head|q_proj)", ensure_weight_tying=True)),
+    "one adapter, gaussian": (
+        "qwen2 tied", on(["embed_tokens"], ensure_weight_tying=True, init_lora_weights="gaussian")),
+    "one adapter, growing": (
+        "llama tied growing", on(["embed_tokens", "q_proj"], ensure_weight_tying=True)),
+}
 TARGETS = {
     "suffixes": ("llama", on(["self_attn.q_proj", "mlp.up_proj"])),
     "full paths": ("llama", on(FULL_PATHS)),
@@ -153,12 +187,27 @@ PATTERNS = {
     # Saved with their keys sorted, which for alphas changes what is read back.
     "overlapping patterns": ("llama", on(QV, alpha_pattern=OVERLAPPING["alpha_pattern"])),
     "overlapping patterns, as written": ("llama", on(QV, **OVERLAPPING)),
+    # What other engines take for an intersection, an open class, the start of a word.
+    "pattern with && in a class": ("llama", on(QV, alpha_pattern={r"layers\.[0-9&&1]\.self_attn\.q_proj": 5})),
+    "pattern with [ in a class": ("llama", on(QV, alpha_pattern={r"[[]?q_proj": 5})),
+    "pattern with a group by name": (
+        "llama", on(QV, rank_pattern={r"(?P<of>self)_attn\.(?:q|k)_proj\Z": 2})),
+    "pattern that begins a word": ("llama", on(QV, alpha_pattern={r"\<?v_proj": 5, r"q{,1}_pro{1,2}+j": 3})),
 }
 INIT_KINDS = {
     "default": True, "gaussian": "gaussian", "orthogonal": "orthogonal",
     "pissa": "pissa", "pissa_niter_4": "pissa_niter_4", "olora": "olora",
 }
 INITS = {
+    # The file has the weight without its leading part.
+    "init pissa, head, saved": ("llama", on(["lm_head"], init_lora_weights="pissa")),
+    "init olora, head, rslora, saved": (
+        "qwen2", on(["lm_head"], init_lora_weights="olora", use_rslora=True)),
+    "init olora, head, tied, saved": ("llama tied", on(["lm_head"], init_lora_weights="olora")),
+    "init pissa, head, tied, dora, saved": (
+        "qwen2 tied", on(["lm_head"], init_lora_weights="pissa", use_dora=True)),
+    "init olora, head, tied, growing, saved": ("llama tied growing", on(["lm_head"], init_lora_weights="olora")),
+} | {
     f"init {name}, saved": ("llama stepped", on(QV, init_lora_weights=kind))
     for name, kind in INIT_KINDS.items() if "niter" not in name
 } | {
@@ -182,6 +231,13 @@ LENIENT = {
     "a short configuration": ("llama", on(QV)),
     "embeddings beside the adapter": ("llama", on(QV)),
     "embeddings beside the adapter, tied": ("llama tied", on(QV)),
+    "embeddings beside the adapter, tying asked for": ("llama", on(QV, ensure_weight_tying=True)),
+    "embeddings beside the adapter, tying asked for, tied": ("qwen2 tied", on(QV, ensure_weight_tying=True)),
+    "embeddings beside a saved head": ("llama", on(QV, modules_to_save=["lm_head"])),
+    "embeddings beside a saved embedding, tied": ("llama tied", on(QV, modules_to_save=["embed_tokens"])),
+    "embeddings beside token rows": ("llama", on(QV, trainable_token_indices=TOKENS)),
+    "embeddings beside token rows, tied": ("llama tied", on(QV, trainable_token_indices=TOKENS)),
+    "biases beside saved projections": ("qwen2", on(QV, modules_to_save=["k_proj"], bias="all")),
     "float16 file": ("llama", on(QV)),
     "bfloat16 file": ("qwen2", on(ALL, use_dora=True)),
 }
@@ -189,8 +245,15 @@ LENIENT = {
 DOUBTFUL = {
     "init pissa_niter_4, saved": ("llama", on(QV, init_lora_weights="pissa_niter_4")),
     "magnitudes without use_dora": ("llama", on(QV, use_dora=True)),
+    "a base weight of a head without an adapter": ("llama", on(QV)),
 }
-ADAPTERS = METHODS | EMBEDDINGS | SAVED | TOKEN_ROWS | TARGETS | PATTERNS | INITS | LENIENT
+# Ids that are none of a model's tokens, [batch, seq].
+BAD_INPUTS = {
+    "ids beyond the vocabulary": ("llama", [[1, 64]]),
+    "ids below zero": ("llama", [[1, -1]]),
+    "no ids": ("llama", [[]]),
+}
+ADAPTERS = METHODS | EMBEDDINGS | SAVED | TOKEN_ROWS | GROWING | TARGETS | PATTERNS | INITS | LENIENT
 
 # Why the values of a case are not those of the model that PEFT saved, or not those that PEFT reads back.
 READ_BACK = {
@@ -206,6 +269,8 @@ LIVE = {
 MAY_NOT_MERGE = ["lora_bias"]
 # What PEFT refuses to convert into a plain LoRA.
 MAY_NOT_CONVERT = ["new pissa, rslora, patterns"]
+# What PEFT would take off an embedding too, when it loads the folder again.
+MAY_NOT_REPEAT = ["new olora, tied head"]
 
 # What PROGRAM initializes itself, by PEFT's configuration.
 NEW = {
@@ -225,6 +290,7 @@ NEW = {
     "new eva, dora, patterns": (
         "llama", on(["q_proj", "o_proj", "down_proj"], init_lora_weights="eva", use_dora=True,
                     rank_pattern={"o_proj": 2}, alpha_pattern={"down_proj": 3})),
+    "new olora, tied head": ("llama tied", on(["q_proj", "lm_head"], init_lora_weights="olora")),
     "new olora, rslora, head": ("llama", on(["q_proj", "lm_head"], init_lora_weights="olora", use_rslora=True)),
 }
 

@@ -74,6 +74,14 @@ def save_base(folder, name):
     model.save_pretrained(folder)
 
 
+def grow(model):
+    """New tokens as the mean of the others, without the little noise that transformers adds."""
+    before = model.config.vocab_size
+    model.resize_token_embeddings(GROWN_VOCAB)
+    for module in (model.get_input_embeddings(), model.get_output_embeddings()):
+        module.weight.data[before:] = module.weight.data[:before].mean(0)
+
+
 class Bases:
     """The base models, each made once; a caller gets a copy."""
 
@@ -90,6 +98,8 @@ class Bases:
     def model(self, name):
         if name not in self.loaded:
             self.loaded[name] = load_base(self.folder(name))
+            if name.endswith("growing"):
+                grow(self.loaded[name])
         return copy.deepcopy(self.loaded[name])
 
     def inputs(self, name):
@@ -248,6 +258,8 @@ EDITS = {
     "a short configuration": shorten_config,
     "overlapping patterns, as written": unsort_patterns,
     "magnitudes without use_dora": set_config(use_dora=False),
+    "a base weight of a head without an adapter": lambda folder: edit_tensors(
+        folder, lambda tensors: tensors | {"base_model.model.lm_head.base_layer.weight": torch.ones(64, 32)}),
     "float16 file": cast(torch.float16),
     "bfloat16 file": cast(torch.bfloat16),
 }

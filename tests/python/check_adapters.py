@@ -37,7 +37,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # everything is a local folder
 
 import torch
 import transformers
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 import adapter_cases as cases
 from adapter_reference import (
@@ -209,6 +209,33 @@ def check_adapter(case, settings):
     check_training(case, adapter, model)
 
 
+def check_one(case, settings):
+    """What PEFT and PROGRAM compute from each other's folders; they train in different ways."""
+    adapter = case.folder / "adapter"
+    make_adapter(case.bases, case.name, case.model, settings, adapter)
+    logits = case.peft_logits(adapter)
+    if not case.program:
+        return
+    case.check("logits", LOGITS, lambda: difference(case.logits(adapter), logits))
+    check_merged(case, adapter, logits)
+
+    def written():
+        out = case.call("train", "trained", adapter=adapter, inputs=case.path, steps=STEPS)
+        moved = difference(case.logits(out), logits)
+        require(moved > LOGITS, "the training changed nothing")
+        return difference(case.peft_logits(out), case.logits(out))
+
+    def begun():
+        lora_config(settings).save_pretrained(case.folder)
+        out = case.call("init", "begun", config=case.folder / CONFIG, seed=SEED, inputs=case.path,
+                        steps=0, convert="false")
+        check_spread(trained(reload(case.base(), out)), trained(case.begin(settings)))
+        return difference(case.peft_logits(out), logits_of(case.base(), case.inputs))
+    case.check("trained, in PEFT", LOGITS, written)
+    if not case.model.endswith("growing"):  # a configuration alone says nothing of the vocabulary
+        case.check("new, in PEFT", LOGITS, begun)
+
+
 def check_doubtful(case, settings):
     """Refused with an error, or read as PEFT reads it."""
     adapter = case.folder / "adapter"
@@ -217,6 +244,21 @@ def check_doubtful(case, settings):
     if case.program:
         case.check("read without a word", LOGITS, lambda: unless_refused(
             True, lambda: difference(case.logits(adapter), expected)))
+
+
+def check_bad_inputs(case, ids):
+    """An error, no crash."""
+    path = case.folder / "ids.safetensors"
+    save_file({"input_ids": torch.tensor(ids, dtype=torch.int32)}, path)
+    if case.program:
+        def compute():
+            try:
+                case.call("logits", "logits.safetensors", inputs=path)
+            except Refused as error:
+                require("input_ids" in str(error), f"it says {error}")
+                return 0.0
+            raise Failure("logits of no tokens")
+        case.check("ids", 0, compute)
 
 
 # Adapters that PROGRAM makes.
@@ -283,7 +325,8 @@ def check_new(case, settings):
 
     def compute():
         steps = None
-        if "niter" not in str(kind):  # random: cannot be read again unless converted
+        # Random ones cannot be read again unless converted, others not as they are meant.
+        if "niter" not in str(kind) and case.name not in cases.MAY_NOT_REPEAT:
             start, steps = init(0), init(STEPS)
             check_start(case, settings, start)
             check_steps(case, settings, start, steps)
@@ -361,10 +404,10 @@ def check_no_gguf(case, settings, word):
 def table():
     """Name -> model, check, and what the check is told."""
     found = {}
-    for rows, check in [(cases.ADAPTERS, check_adapter), (cases.DOUBTFUL, check_doubtful),
+    for rows, check in [(cases.ADAPTERS, check_adapter), (cases.ONE, check_one), (cases.DOUBTFUL, check_doubtful),
                         (cases.NEW, check_new), (cases.COMBINATIONS, check_combination),
                         (cases.EXACT_SUMS, check_combination), (cases.GGUF, check_gguf),
-                        (cases.NO_GGUF, check_no_gguf)]:
+                        (cases.NO_GGUF, check_no_gguf), (cases.BAD_INPUTS, check_bad_inputs)]:
         found |= {name: (model, check, rest) for name, (model, *rest) in rows.items()}
     return found
 

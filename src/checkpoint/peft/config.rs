@@ -73,6 +73,7 @@ pub(super) fn parse(fields: &Map<String, Value>) -> Result<LoRAConfig, String> {
     }
     check_known(fields)?;
     let fields = Fields(fields);
+    check_task(fields.set("task_type"))?;
     let method = match fields.flag("use_dora")? {
         true => MethodRef(&DORA),
         false => MethodRef(&LORA),
@@ -258,6 +259,20 @@ fn check_known(fields: &Map<String, Value>) -> Result<(), String> {
     ))
 }
 
+/// The tasks of models that have another head than a language model's.
+const OTHER_HEADS: [&str; 3] = ["SEQ_CLS", "TOKEN_CLS", "QUESTION_ANS"];
+
+fn check_task(task: Option<&Value>) -> Result<(), String> {
+    let is_other = |task: &&Value| OTHER_HEADS.iter().any(|other| **task == *other);
+    match task.filter(is_other) {
+        None => Ok(()),
+        Some(task) => Err(format!(
+            "`task_type` is {task}: the adapter is of a classifier, whose head is not a language model's; only adapters of \
+             language models (CAUSAL_LM) are read"
+        )),
+    }
+}
+
 fn show(value: Option<&Value>) -> String {
     value.map_or("missing".to_owned(), Value::to_string)
 }
@@ -384,6 +399,7 @@ mod tests {
             (json!({ "rank_pattern": { "q_proj": "4" } }), "rank_pattern"),
             (json!({ "target_modules": 4 }), "all-linear"),
             (json!({ "new_setting": 1 }), "delete the key"),
+            (json!({ "task_type": "SEQ_CLS" }), "of a classifier"),
         ] {
             let message = read(fields).unwrap_err();
             assert!(message.contains(word), "{message}");

@@ -2,32 +2,77 @@
 
 use std::collections::{BTreeMap, HashMap};
 
+use burn::tensor::TensorData;
+
 use super::super::keys::module_to_hf;
-use crate::adapter::adapter_layers;
-use crate::llama::TransformerDecoder;
-use crate::lora::key_prefix;
+use crate::adapter::{StateReader, adapter_layers, transposed};
+use crate::llama::{Output, TransformerDecoder};
+use crate::lora::{FULL, LayerKind, MethodRef, key_prefix};
 
 /// Prefix of PEFT's keys in front of Hugging Face's module names.
 const PREFIX: &str = "base_model.model.";
+/// Hugging Face's name of the output.
+const HEAD: &str = "lm_head";
 
 /// The state-dict keys of a model's adapter by their names in PEFT's files.
 pub(super) struct PeftKeys {
     ours: HashMap<String, String>,
     theirs: HashMap<String, String>,
+    /// Further names of an embedding's parameters that are a tied output's too, with our keys.
+    of_output: Vec<OfOutput>,
+    /// Hugging Face's names of the modules that are trained or kept as a whole.
+    whole: Vec<String>,
 }
+
+/// A name of an embedding's parameter as a tied output's.
+struct OfOutput {
+    name: String,
+    ours: String,
+    /// Whether the value there is transposed: `A` of the output is `Bᵀ` of the embedding.
+    is_turned_over: bool,
+}
+
+/// The end of PEFT's name of an embedding's parameter, that of the output's, and whether the value there is transposed.
+const TIED: [(&str, &str, bool); 4] = [
+    ("weight", "weight", false),
+    (TOKEN_ROWS, TOKEN_ROWS, false),
+    ("lora_embedding_A", "lora_B.weight", true),
+    ("lora_embedding_B", "lora_A.weight", true),
+];
+const TOKEN_ROWS: &str = "token_adapter.trainable_tokens_delta";
 
 impl PeftKeys {
     pub(super) fn of(model: &TransformerDecoder, adapter: &str) -> Self {
         let mut keys = Self {
             ours: HashMap::new(),
             theirs: HashMap::new(),
+            of_output: Vec::new(),
+            whole: Vec::new(),
         };
+        let is_tied = matches!(model.output, Output::Tied(_));
         for (path, layer) in adapter_layers(model, adapter) {
             let module = module_to_hf(&path)
                 .unwrap_or_else(|| panic!("`{path}` has no name in a PEFT folder"));
+            if layer.method() == MethodRef(&FULL) {
+                keys.whole.push(module.clone());
+            }
+            let of_output =
+                is_tied && layer.layer().kind == LayerKind::Embedding && layer.is_of_tied_output();
+            if of_output {
+                keys.whole.push(HEAD.to_owned());
+            }
             for spec in layer.params().filter(|spec| !spec.peft_name.is_empty()) {
                 let ours = format!("{}{}", key_prefix(&path, adapter), spec.name);
                 let theirs = format!("{PREFIX}{module}.{}", spec.peft_name);
+                let tied = TIED
+                    .into_iter()
+                    .filter(|(end, ..)| of_output && *end == spec.peft_name);
+                keys.of_output
+                    .extend(tied.map(|(_, end, is_turned_over)| OfOutput {
+                        name: format!("{PREFIX}{HEAD}.{end}"),
+                        ours: ours.clone(),
+                        is_turned_over,
+                    }));
                 keys.ours.insert(theirs.clone(), ours.clone());
                 keys.theirs.insert(ours, theirs);
             }
@@ -42,6 +87,47 @@ impl PeftKeys {
     /// PEFT's name of one of our keys.
     pub(super) fn theirs(&self, key: &str) -> Option<String> {
         self.theirs.get(key).cloned()
+    }
+
+    fn find_of_output(&self, name: &str) -> Option<&OfOutput> {
+        let name = canonical(name);
+        self.of_output
+            .iter()
+            .find(|of_output| of_output.name == name)
+    }
+
+    /// Our key of a tied output's tensor that is the embedding's as it is.
+    pub(super) fn of_tied_output(&self, name: &str) -> Option<String> {
+        let found = self
+            .find_of_output(name)
+            .filter(|found| !found.is_turned_over);
+        found.map(|found| found.ours.clone())
+    }
+
+    /// Our key of a tied output's tensor that is the embedding's transposed.
+    pub(super) fn turned_over(&self, name: &str) -> Option<&str> {
+        let found = self
+            .find_of_output(name)
+            .filter(|found| found.is_turned_over);
+        found.map(|found| found.ours.as_str())
+    }
+
+    /// Whether a tensor of a file says nothing that another does not, or that the model computes with.
+    pub(super) fn is_passed_over(&self, name: &str) -> bool {
+        let is_original = || original_of(name).is_some_and(|module| self.whole.contains(&module));
+        self.turned_over(name).is_some() || is_original()
+    }
+
+    /// PEFT's name of an embedding's parameter as a tied output's, and its value there. Of single rows PEFT writes one.
+    pub(super) fn also_of_output(&self, reader: &StateReader) -> Option<(String, TensorData)> {
+        let mut all = self.of_output.iter();
+        let found = all.find(|o| o.ours == reader.key && !o.name.ends_with(TOKEN_ROWS))?;
+        let value = reader.read();
+        let value = match found.is_turned_over {
+            true => transposed(value),
+            false => value,
+        };
+        Some((found.name.clone(), value))
     }
 
     /// Our key of a tensor in a file, however the file writes its name.
@@ -73,19 +159,70 @@ pub(super) fn canonical(name: &str) -> String {
     format!("{PREFIX}{}", parts.join("."))
 }
 
-/// The module whose own weight a tensor is, as PEFT saves it beside an adapter, in Hugging Face's words; and
-/// whether the module has an adapter there.
-pub(super) fn base_module(name: &str) -> Option<(String, bool)> {
+/// A tensor with a base weight of the vocabulary.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct BaseWeight {
+    /// Whether it is the output's, or else the embedding's.
+    pub is_output: bool,
+    /// What PEFT has put around the module.
+    pub wrapper: Wrapper,
+}
+
+/// What PEFT puts around a module, which then keeps the base's weight under another name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Wrapper {
+    /// Nothing: the weight is the base's, or that of a module which is saved whole.
+    None,
+    /// A low-rank adapter.
+    Adapter,
+    /// A copy that is trained as a whole.
+    Whole,
+    /// Trained rows.
+    Rows,
+}
+
+impl Wrapper {
+    const ALL: [Self; 4] = [Self::Rows, Self::Adapter, Self::Whole, Self::None];
+
+    /// What stands between the module's name and its weight's.
+    pub(super) fn infix(self) -> &'static str {
+        match self {
+            Self::None => "",
+            Self::Adapter => ".base_layer",
+            Self::Whole => ".original_module",
+            Self::Rows => ".token_adapter.base_layer",
+        }
+    }
+}
+
+/// The name of a base weight in a file, by Hugging Face's name of its module.
+pub(super) fn base_name(module: &str, wrapper: Wrapper) -> String {
+    format!("{PREFIX}{module}{}.weight", wrapper.infix())
+}
+
+/// The base weight of embedding or output that a tensor holds by its name.
+pub(super) fn base_weight(name: &str) -> Option<BaseWeight> {
     let name = canonical(name);
     let module = name.strip_prefix(PREFIX)?.strip_suffix(".weight")?;
-    let base = module.strip_suffix(".base_layer");
-    let (module, is_adapted) = (base.unwrap_or(module), base.is_some());
-    let module = match module {
-        "embed_tokens" => "model.embed_tokens",
-        other => other,
+    let mut wrappers = Wrapper::ALL.into_iter();
+    let found = wrappers.find_map(|wrapper| Some((module.strip_suffix(wrapper.infix())?, wrapper)));
+    let (module, wrapper) = found?;
+    let is_output = match module {
+        "lm_head" => true,
+        "model.embed_tokens" | "embed_tokens" => false,
+        _ => return None,
     };
-    let is_vocabulary = ["model.embed_tokens", "lm_head"].contains(&module);
-    is_vocabulary.then(|| (module.to_owned(), is_adapted))
+    Some(BaseWeight { is_output, wrapper })
+}
+
+/// The module whose weight or bias a tensor keeps for when its trained copy is switched off.
+pub(super) fn original_of(name: &str) -> Option<String> {
+    let name = canonical(name);
+    let (module, parameter) = name.strip_prefix(PREFIX)?.rsplit_once('.')?;
+    let module = module.strip_suffix(Wrapper::Whole.infix())?;
+    ["weight", "bias"]
+        .contains(&parameter)
+        .then(|| module.to_owned())
 }
 
 #[cfg(test)]
@@ -121,14 +258,15 @@ mod tests {
 
     #[test]
     fn weights_that_peft_saves_beside_an_adapter() {
-        let found = |name: &str| base_module(&format!("{PREFIX}{name}"));
-        let head = |adapted| Some(("lm_head".to_owned(), adapted));
-        assert_eq!(found("lm_head.base_layer.weight"), head(true));
-        assert_eq!(found("lm_head.weight"), head(false));
-        assert_eq!(
-            found("model.embed_tokens.weight"),
-            Some(("model.embed_tokens".to_owned(), false))
-        );
-        assert_eq!(found("model.norm.weight"), None);
+        for wrapper in Wrapper::ALL {
+            for (module, is_output) in [("lm_head", true), ("model.embed_tokens", false)] {
+                let found = base_weight(&base_name(module, wrapper));
+                assert_eq!(found, Some(BaseWeight { is_output, wrapper }));
+            }
+            assert_eq!(base_weight(&base_name("model.norm", wrapper)), None);
+        }
+        let bias = "base_model.model.model.layers.0.mlp.up_proj.original_module.bias";
+        assert_eq!(original_of(bias).unwrap(), "model.layers.0.mlp.up_proj");
+        assert_eq!(original_of("model.norm.weight"), None);
     }
 }

@@ -1,5 +1,6 @@
 //! PEFT adapter folders: `adapter_config.json` and `adapter_model.safetensors`.
 
+mod base;
 mod config;
 mod conversion;
 mod keys;
@@ -16,17 +17,18 @@ use burn::tensor::{DType, TensorData};
 use indexmap::IndexMap;
 use serde_json::{Map, Value};
 
+use self::base::BaseWeights;
 use self::keys::PeftKeys;
-use super::keys::{EMBEDDING, OUTPUT, in_words_of, module_to_hf};
+use super::keys::{OUTPUT, in_words_of, module_to_hf};
 use super::tensors::{SafetensorsFile, WritableTensor, write_tensors};
 use super::weights::Weights;
 use crate::adapter::{
     LoadReport, StateReader, adapter_config, adapter_layers, compare_keys, load_tensors,
-    state_readers,
+    state_readers, transposed,
 };
 use crate::files::{create_dir, read_text, write_text};
+use crate::llama::TransformerDecoder;
 use crate::llama::names::{last_part_to_hf, module_names};
-use crate::llama::{Output, TransformerDecoder};
 use crate::lora::{
     AdapterSettings, DEFAULT_ADAPTER, DORA, FULL, Init, LORA, LayerConfig, LoRAConfig, MethodRef,
     Naming, Targets,
@@ -62,35 +64,24 @@ pub fn read_peft_config(dir: impl AsRef<Path>) -> Result<LoRAConfig> {
 }
 
 /// Names of settings: ours, PEFT's.
-const SETTINGS: [(&str, &str); 4] = [
+const SETTINGS: [(&str, &str); 6] = [
     ("rank", "r"),
     ("alpha", "lora_alpha"),
     ("dropout", "lora_dropout"),
     ("targets", "target_modules"),
+    ("exclude", "exclude_modules"),
+    ("layers", "layers_to_transform"),
 ];
 
-/// Whole weights of embedding and output that stand in the file.
+/// Weights of embedding and output that stand in the file.
 fn add_saved_weights(config: &mut LoRAConfig, dir: &Path) -> Result<()> {
     let path = weights_file(dir)?;
-    if !path.exists() {
-        return Ok(());
-    }
-    for (name, shape) in SafetensorsFile::open(path)?.shapes() {
-        let Some((module, false)) = keys::base_module(&name) else {
-            continue;
-        };
-        config.vocab_size = shape.first().copied();
-        if config.ensure_weight_tying && module == "lm_head" {
-            continue;
-        }
-        let is_named = config
-            .modules_to_save
+    if path.exists() {
+        let shapes = SafetensorsFile::open(path)?.shapes();
+        let shapes = shapes
             .iter()
-            .any(|end| module.ends_with(end));
-        if !is_named {
-            let last = module.rsplit('.').next().unwrap_or(&module);
-            config.modules_to_keep.push(last.to_owned());
-        }
+            .map(|(name, shape)| (name.as_str(), &shape[..]));
+        base::add_saved_weights(config, shapes);
     }
     Ok(())
 }
@@ -127,7 +118,11 @@ pub fn attach_peft_as(
 ) -> Result<LoadReport> {
     let dir = dir.as_ref();
     let config = read_peft_config(dir)?;
-    let mut adapted = model.clone().with_named_adapters(&config, name)?;
+    let adapted = model.clone().with_named_adapters(&config, name);
+    let mut adapted = adapted.map_err(|error| Error::Adapter {
+        path: dir.join(CONFIG_FILE),
+        message: in_words_of(error, &SETTINGS),
+    })?;
     let report = load_named(&mut adapted, dir, name)?;
     *model = adapted;
     Ok(report)
@@ -135,9 +130,11 @@ pub fn attach_peft_as(
 
 /// Loads an adapter folder into a model that was built for it, in f32.
 ///
-/// PEFT saves the base weight of an adapted embedding or output too: it then replaces the model's, as when PEFT
-/// loads the folder, in the base's type. The report names it among what was loaded, and [`save_peft`] writes it
-/// again.
+/// PEFT saves the base weight of an adapted embedding or output too, and of one that is trained as a whole or by rows:
+/// where the model computes with it, it replaces the model's, as when PEFT loads the folder, in the base's type. The
+/// report names it among what was loaded, and [`save_peft`] writes it again. A vocabulary of another size than the base's
+/// resizes the base, as PEFT's users do by `resize_token_embeddings`: rows that the folder does not have are the mean of
+/// the others.
 ///
 /// # Errors
 /// [`Error::Adapter`] if the folder's configuration differs from the model's adapters,
@@ -166,48 +163,53 @@ fn load_named(model: &mut TransformerDecoder, dir: &Path, name: &str) -> Result<
     let path = weights_file(dir)?;
     let origin = path.display().to_string();
     let keys = PeftKeys::of(model, name);
+    let base = BaseWeights {
+        model,
+        adapter: name,
+    };
     let own = |name: &str| {
-        let own = keys.ours(name).or_else(|| base_key(name));
-        own.or_else(|| tied_key(name, model, &keys))
+        let own = keys.ours(name).or_else(|| base.ours(name));
+        own.or_else(|| keys.of_tied_output(name))
     };
     let weights = Weights::open([path], own, model.config.tie_embeddings)?;
     let mut report =
         compare_keys(model, &origin, weights.shapes()).map_err(|error| weights.locate(error))?;
     report.missing.retain(|key| keys.theirs(key).is_some());
+    require_tied_factors(&report.unexpected, &keys, &weights)?;
+    report.unexpected.retain(|name| !keys.is_passed_over(name));
     report.renamed(|key| keys.theirs(key)).require_complete()?;
     let is_base = |key: &&String| keys.theirs(key).is_none();
-    let base: Vec<String> = report.loaded.iter().filter(is_base).cloned().collect();
-    let base_dtype = (!base.is_empty()).then(|| model.tok_embeddings.weight.val().dtype());
-    load_tensors(model, &report.loaded, |key| {
+    let changed: Vec<String> = report.loaded.iter().filter(is_base).cloned().collect();
+    let shifts: BTreeMap<String, TensorData> = base.shifts_lost(&changed).into_iter().collect();
+    let base_dtype = (!changed.is_empty()).then(|| model.tok_embeddings.weight.val().dtype());
+    let all: Vec<String> = report.loaded.iter().chain(shifts.keys()).cloned().collect();
+    load_tensors(model, &all, |key| {
+        if let Some(zeros) = shifts.get(key) {
+            return Ok(zeros.clone());
+        }
         let base_dtype = base_dtype.filter(|_| keys.theirs(key).is_none());
         weights.read(key, |_| base_dtype.unwrap_or(DType::F32))
     })?;
-    model.changed_base.extend(base);
+    model.changed_base.extend(changed);
     Ok(report)
 }
 
-/// The name in PEFT's files of an embedding that is trained and the output's weight too, as the output's.
-const TIED_OUTPUT: &str = "base_model.model.lm_head.weight";
-const TIED_EMBEDDING: &str = "base_model.model.model.embed_tokens.weight";
-
-fn is_kept_tied(model: &TransformerDecoder) -> bool {
-    let mut adapters = model.tok_embeddings.adapters.iter();
-    let is_tied = matches!(model.output, Output::Tied(_));
-    is_tied && adapters.any(|(_, adapter)| adapter.is_of_tied_output())
-}
-
-fn tied_key(name: &str, model: &TransformerDecoder, keys: &PeftKeys) -> Option<String> {
-    let is_output = keys::canonical(name) == TIED_OUTPUT && is_kept_tied(model);
-    is_output.then(|| keys.ours(TIED_EMBEDDING)).flatten()
-}
-
-/// Our key of a base weight that stands beside an adapter of its module.
-fn base_key(name: &str) -> Option<String> {
-    match keys::base_module(name)? {
-        (module, true) if module == "lm_head" => Some(OUTPUT.to_owned()),
-        (_, true) => Some(EMBEDDING.to_owned()),
-        (_, false) => None,
+/// One pair of factors stands in the file under two names, turned over, where it is embedding's and output's.
+fn require_tied_factors(names: &[String], keys: &PeftKeys, weights: &Weights) -> Result<()> {
+    for name in names {
+        let Some(ours) = keys.turned_over(name) else {
+            continue;
+        };
+        let read = |key: &str| weights.read(key, |_| DType::F32);
+        if transposed(read(name)?) != read(ours)? {
+            let message = format!(
+                "`{name}` differs from the embedding's factor, though ensure_weight_tying says that they are one; set \
+                 that to false for an adapter of each"
+            );
+            return Err(weights.refuse(name, message));
+        }
     }
+    Ok(())
 }
 
 /// The file with an adapter's tensors.
@@ -310,7 +312,7 @@ fn is_same(a: f64, b: f64) -> bool {
 ///
 /// # Errors
 /// [`Error::Io`] if the folder cannot be written; [`Error::Adapter`] if `config` is not the one
-/// that the model was built with, or a method is none of PEFT's.
+/// that the model was built with, a method is none of PEFT's, or a model lies in the folder.
 pub fn save_peft(
     model: &TransformerDecoder,
     config: &LoRAConfig,
@@ -354,8 +356,8 @@ pub fn peft_names(model: &TransformerDecoder, adapter: &str) -> BTreeMap<String,
 /// Writes the adapter of a name as a folder that PEFT loads, by the configuration that it was made with.
 ///
 /// # Errors
-/// [`Error::Io`] if the folder cannot be written; [`Error::Adapter`] if the model has no such adapter, or its
-/// method is none of PEFT's.
+/// [`Error::Io`] if the folder cannot be written; [`Error::Adapter`] if the model has no such adapter, its
+/// method is none of PEFT's, or a model lies in the folder.
 pub fn save_peft_adapter(
     model: &TransformerDecoder,
     name: &str,
@@ -370,7 +372,7 @@ pub fn save_peft_adapter(
 ///
 /// # Errors
 /// See [`save_peft_adapter`]; [`Error::Adapter`] for a randomised PiSSA, of which another decomposition finds
-/// another part.
+/// another part, and for an output that begins with a part of the embedding's weight, which PEFT would take off both.
 pub fn save_peft_unconverted(
     model: &TransformerDecoder,
     name: &str,
@@ -389,6 +391,8 @@ enum BaseShift {
     Repeated,
 }
 
+const SHIFTED_EMBEDDING: &str = "the adapter begins with a part of a weight that is the embedding's too; PEFT would take \
+     that part off both, so convert it to plain LoRA (`save_peft_adapter`)";
 const RANDOM_SHIFT: &str = "the adapter begins with a part of its base that random vectors found (`pissa_niter_N`), \
      which nobody finds again; convert it to plain LoRA where it was made";
 
@@ -457,37 +461,55 @@ fn save(
     }
     let text = serde_json::to_string_pretty(&config::to_json(&config, base_model))
         .expect("a JSON value serialises");
+    let base = BaseWeights {
+        model,
+        adapter: name,
+    };
+    if !is_converted && base.shifts_embedding() {
+        return Err(refused(SHIFTED_EMBEDDING.into()));
+    }
     let keys = PeftKeys::of(model, name);
-    let readers = state_readers(model).into_iter();
-    let named = readers.filter_map(|reader| {
-        let beside = || base_name(&reader.key, model);
-        let name = keys.theirs(&reader.key).or_else(beside)?;
-        Some((name, PeftTensor::Parameter(reader)))
-    });
-    let mut named: IndexMap<String, PeftTensor> = named.collect();
-    // PEFT asks for both names of one weight.
-    if is_kept_tied(model)
-        && let Some(key) = keys.ours(TIED_EMBEDDING)
-    {
-        let readers = state_readers(model).into_iter();
-        let embedding = readers.filter(|reader| reader.key == key);
-        let named_so = embedding.map(|r| (TIED_OUTPUT.to_owned(), PeftTensor::Parameter(r)));
-        named.extend(named_so);
+    let mut named = IndexMap::new();
+    for reader in state_readers(model) {
+        let beside = || base.theirs(&reader.key);
+        let Some(name) = keys.theirs(&reader.key).or_else(beside) else {
+            continue;
+        };
+        // PEFT asks for both names of one weight.
+        if let Some((other, value)) = keys.also_of_output(&reader) {
+            named.insert(other, PeftTensor::Value(value));
+        }
+        let shifted = (reader.key == OUTPUT && !is_converted).then(|| base.shifted_output());
+        let value = match shifted.flatten() {
+            Some(shifted) => PeftTensor::Value(shifted),
+            None => PeftTensor::Parameter(reader),
+        };
+        named.insert(name, value);
     }
     if is_converted {
         let factors = conversion::factors(model, name, &keys).into_iter();
         named.extend(factors.map(|(name, value)| (name, PeftTensor::Value(value))));
     }
+    require_no_model(dir)?;
     create_dir(dir)?;
     write_tensors(named, &dir.join(WEIGHTS_FILE))?;
     write_text(&dir.join(CONFIG_FILE), &text)
 }
 
-/// PEFT's name of a base weight that came with the adapter.
-fn base_name(key: &str, model: &TransformerDecoder) -> Option<String> {
-    let module = key.strip_suffix(".weight")?;
-    let module = module_to_hf(module).filter(|_| model.changed_base.contains(key))?;
-    Some(format!("base_model.model.{module}.base_layer.weight"))
+/// transformers takes a folder with both for an adapter, and a model that is merged is not saved beside one.
+pub(super) fn require_no_model(dir: &Path) -> Result<()> {
+    let files = [
+        "config.json",
+        "model.safetensors",
+        "model.safetensors.index.json",
+    ];
+    match files.map(|file| dir.join(file).exists()) {
+        [true, true, _] | [true, _, true] => Err(Error::Adapter {
+            path: dir.to_owned(),
+            message: "a model lies in this folder; save the adapter in another".into(),
+        }),
+        _ => Ok(()),
+    }
 }
 
 /// The same configuration in Hugging Face's words: name by name where that means the same on this model, else with

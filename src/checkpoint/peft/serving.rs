@@ -7,7 +7,7 @@ use burn::tensor::{Tensor, TensorData};
 use indexmap::IndexMap;
 
 use super::keys::PeftKeys;
-use super::{CONFIG_FILE, WEIGHTS_FILE, config, conversion, in_hf_names};
+use super::{CONFIG_FILE, WEIGHTS_FILE, config, conversion, in_hf_names, require_no_model};
 use crate::adapter::{adapter_config, adapter_layers, to_host};
 use crate::checkpoint::tensors::write_tensors;
 use crate::files::{create_dir, write_text};
@@ -78,6 +78,7 @@ pub fn save_peft_for(
         tensors.extend(names.into_iter().zip(layer.factors(rank, scale)));
     }
     let config = config_of(&in_hf_names(model, adapter, &made_by)?, rank, scale);
+    require_no_model(dir)?;
     create_dir(dir)?;
     let named: Vec<(String, &TensorData)> = tensors.iter().map(|(k, v)| (k.clone(), v)).collect();
     write_tensors(named, &dir.join(WEIGHTS_FILE))?;
@@ -92,6 +93,11 @@ pub(in crate::checkpoint) fn served_layers(
     model: &TransformerDecoder,
     adapter: &str,
 ) -> Result<Vec<Plain>, String> {
+    if model.resized_from.is_some() {
+        return Err(format!(
+            "{serving} takes no adapter with a vocabulary of another size than its base's; {INSTEAD}"
+        ));
+    }
     let is_tied = matches!(model.output, Output::Tied(_));
     let layers = adapter_layers(model, adapter).into_iter();
     let plain = layers.map(|(path, layer)| {
@@ -101,17 +107,18 @@ pub(in crate::checkpoint) fn served_layers(
     plain.collect()
 }
 
+const INSTEAD: &str = "merge the adapter instead: save_hf(&model.merge_lora(), ..)";
+
 fn require_served(
     serving: Serving,
     path: &str,
     layer: &LoRAAdapter,
     is_tied: bool,
 ) -> Result<(), String> {
-    let instead = "merge the adapter instead: save_hf(&model.merge_lora(), ..)";
     let shares_weight = is_tied && module_names(path).is_vocabulary;
     if serving == Serving::LlamaCpp && shares_weight {
         return Err(format!(
-            "{serving} takes no adapter of `{path}` where embedding and output share one weight; {instead}"
+            "{serving} takes no adapter of `{path}` where embedding and output share one weight; {INSTEAD}"
         ));
     }
     let is_taken = match layer.layer().kind {
@@ -120,13 +127,13 @@ fn require_served(
         _ => false,
     };
     if !is_taken {
-        return Err(format!("{serving} takes no adapter of `{path}`; {instead}"));
+        return Err(format!("{serving} takes no adapter of `{path}`; {INSTEAD}"));
     }
     let factors = [LORA_A, LORA_B, SHIFT_A, SHIFT_B];
     match layer.params().find(|spec| !factors.contains(&spec.name)) {
         None => Ok(()),
         Some(other) => Err(format!(
-            "{serving} takes no `{}`, which the adapter of `{path}` has; {instead}",
+            "{serving} takes no `{}`, which the adapter of `{path}` has; {INSTEAD}",
             other.name
         )),
     }

@@ -7,7 +7,7 @@ use super::{FirstValue, Kept, LayerKind, LayerParams, LayerShape, Method, ParamS
 use crate::lora::params::{AdapterParams, AdapterSettings};
 use crate::lora::plain::PlainLinear;
 use crate::ops::{DropoutMask, linear};
-use crate::weight::{FrozenWeight, untracked};
+use crate::weight::{FrozenWeight, untracked, with_rows};
 
 /// All of a layer, its weight and its bias: PEFT's `modules_to_save`.
 pub static FULL: Full = Full;
@@ -156,16 +156,6 @@ fn weight(layer: &LayerParams, settings: &AdapterSettings) -> Tensor<2> {
         Some(rows) => with_rows(weight, rows),
         None => weight,
     }
-}
-
-/// The matrix with so many rows: the last are left out, or the mean of all is appended.
-fn with_rows(weight: Tensor<2>, rows: usize) -> Tensor<2> {
-    let [before, columns] = weight.dims();
-    if rows <= before {
-        return weight.narrow(0, 0, rows);
-    }
-    let mean = weight.clone().mean_dim(0).expand([rows - before, columns]);
-    Tensor::cat(vec![weight, mean], 0)
 }
 
 fn bias(layer: &LayerParams, _: &AdapterSettings) -> Tensor<1> {

@@ -52,8 +52,9 @@ impl Method for LoRA {
             None => x,
             Some(mask) => dropout(x, mask),
         };
-        let down = linear(x, adapter.matrix(LORA_A)) * adapter.scale();
-        add_bias(adapter, y + linear(down, adapter.matrix(LORA_B)))
+        let [a, b] = of_linear(adapter);
+        let down = linear(x, a) * adapter.scale();
+        add_bias(adapter, y + linear(down, b))
     }
 
     fn forward(
@@ -63,10 +64,9 @@ impl Method for LoRA {
         x: Tensor<3>,
         mask: Option<DropoutMask>,
     ) -> Tensor<3> {
-        let update = [adapter.matrix(LORA_A), adapter.matrix(LORA_B)];
         let y = base
             .weight
-            .lora_product(x.clone(), update, adapter.scale(), mask);
+            .lora_product(x.clone(), of_linear(adapter), adapter.scale(), mask);
         add_bias(adapter, shifted(adapter, &x, y))
     }
 
@@ -98,6 +98,15 @@ impl Method for LoRA {
         let is_shifted = usize::from(settings.begins_with_base);
         kept.with_outputs_at_once(kept.outputs_at_once + is_shifted)
             .with_inputs_at_once(kept.inputs_at_once + is_shifted)
+    }
+}
+
+/// `A` and `B` of a linear layer. Those of an embedding, whose weight is an output's too, are `Bᵀ` and `Aᵀ` there.
+fn of_linear(adapter: &AdapterParams) -> [Tensor<2>; 2] {
+    let [a, b] = [LORA_A, LORA_B].map(|name| adapter.matrix(name));
+    match adapter.layer().kind {
+        LayerKind::Embedding => [b.transpose(), a.transpose()],
+        _ => [a, b],
     }
 }
 
@@ -138,9 +147,18 @@ pub(super) fn factors(layer: &LayerShape, settings: &AdapterSettings) -> Vec<Par
     params
 }
 
-/// `B·A` is zero at first: on a linear layer by `B`, on an embedding by `A`, as in PEFT.
+/// `B·A` is zero at first: on a linear layer by `B`, on an embedding by `A`, as in PEFT. An embedding's that are the
+/// output's too begin as the output's.
 fn first_factors(layer: &LayerShape, settings: &AdapterSettings) -> [FirstValue; 2] {
     let [_, columns] = layer.dims;
+    if settings.ties_output {
+        let untied = AdapterSettings {
+            ties_output: false,
+            ..settings.clone()
+        };
+        let [a, b] = first_factors(&LayerShape::linear(columns, layer.dims[0], false), &untied);
+        return [b, a];
+    }
     match (layer.kind, settings.init) {
         (LayerKind::Embedding, _) => [FirstValue::Zeros, FirstValue::Normal(1.0)],
         (_, Init::Gaussian) => {

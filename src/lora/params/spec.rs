@@ -33,6 +33,8 @@ pub struct AdapterSettings {
     pub token_indices: Vec<usize>,
     /// The rows of a trained embedding or output, if they are not as many as the base's.
     pub vocab_size: Option<usize>,
+    /// Whether the adapter of an embedding is that of the output of the same weight too.
+    pub ties_output: bool,
 }
 
 impl AdapterSettings {
