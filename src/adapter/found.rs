@@ -115,41 +115,40 @@ impl<M: Module> Layers<'_, M> {
 
     /// Why nothing has an adapter though every entry means something.
     pub fn nothing_adapted(&self, config: &LoRAConfig) -> Error {
+        let is_narrowed = config.exclude.is_some() || config.layers.is_some();
+        if is_narrowed && config.naming == Naming::Any {
+            let message = "of the modules that the targets name, `exclude` and `layers` leave none";
+            return invalid("targets", message.to_owned());
+        }
         let mut elsewhere = config.clone();
         elsewhere.layers = None;
+        let is_elsewhere = |(names, _): &(ModuleNames, LayerKind)| elsewhere.names_module(names);
         if let Some(layers) = &config.layers
-            && self
-                .known
-                .iter()
-                .any(|(names, _)| elsewhere.names_module(names))
+            && self.known.iter().any(is_elsewhere)
         {
             let message =
                 format!("the model has no layer of {layers:?} with the modules of the targets");
             return invalid("layers", message);
         }
-        let path = |names: &'_ ModuleNames| -> String {
-            let first = names.by_naming(config.naming).next();
-            first.unwrap_or_default().to_owned()
-        };
-        let message = match &config.targets {
-            _ if config.exclude.is_some() && config.naming == Naming::Any => {
-                "of the modules that the targets name, `exclude` leaves none".to_owned()
-            }
-            Targets::Pattern(pattern) if !self.known.is_empty() => {
-                let mut paths = self.known.iter().map(|(names, _)| path(names));
-                let example = paths.find(|path| ends_with_name(path, pattern));
+        let in_its_words = self.known.iter().filter_map(|(names, _)| {
+            let mut own = names.by_naming(config.naming);
+            own.next()
+        });
+        let paths: Vec<&str> = in_its_words.collect();
+        let hint = match &config.targets {
+            Targets::Pattern(pattern) if !paths.is_empty() => {
+                let example = paths.iter().find(|path| ends_with_name(path, pattern));
                 format!(
-                    "no module matches the targets; `{pattern}` must match a whole path, such as {}; for modules by the \
-                     ends of their paths give a list",
-                    example.unwrap_or_else(|| path(&self.known[0].0))
+                    "`{pattern}` must match a whole path, such as {}; for modules by the ends of their paths give a list",
+                    example.unwrap_or(&paths[0])
                 )
             }
             _ => format!(
-                "no module matches the targets; the model's layers are {}",
-                self.some(|names| last_part(&names.path))
+                "the model's layers are {}",
+                some_of(paths.iter().map(|path| last_part(path)))
             ),
         };
-        invalid("targets", message)
+        invalid("targets", format!("no module matches the targets; {hint}"))
     }
 
     fn not_found(&self, name: &str) -> String {
@@ -189,15 +188,19 @@ impl<M: Module> Layers<'_, M> {
         }
     }
 
-    /// The names of the layers without repetition, a few of them.
+    /// The names of the layers, a few of them.
     fn some<'a>(&'a self, name: impl Fn(&'a ModuleNames) -> &'a str) -> String {
-        let mut seen = HashSet::new();
-        let names = self.known.iter().map(|(names, _)| name(names));
-        let names: Vec<&str> = names.filter(|name| seen.insert(*name)).collect();
-        match names.is_empty() {
-            true => "none of this crate's".to_owned(),
-            false => names[..names.len().min(12)].join(", "),
-        }
+        some_of(self.known.iter().map(|(names, _)| name(names)))
+    }
+}
+
+/// Names without repetition, a few of them.
+fn some_of<'a>(names: impl Iterator<Item = &'a str>) -> String {
+    let mut seen = HashSet::new();
+    let names: Vec<&str> = names.filter(|name| seen.insert(*name)).collect();
+    match names.is_empty() {
+        true => "none of this crate's".to_owned(),
+        false => names[..names.len().min(12)].join(", "),
     }
 }
 
