@@ -17,7 +17,7 @@ use std::process::ExitCode;
 
 use burn::tensor::{DType, Device, Int, Tensor, TensorData};
 use burn_peft::checkpoint::{
-    SafetensorsFile, load_hf, load_hf_as, load_peft, read_hf_config, read_peft_config,
+    SafetensorsFile, load_any_base, load_any_base_as, load_peft, read_base_config, read_peft_config,
 };
 use burn_peft::data::Batch;
 use burn_peft::llama::TransformerDecoder;
@@ -90,14 +90,14 @@ fn compare(args: &Args) -> Result<serde_json::Value> {
 fn load(args: &Args) -> Result<TransformerDecoder> {
     let device = Device::default();
     let (dir, adapter) = (&args.model, args.adapter.as_ref());
-    let config = read_hf_config(dir)?;
+    let config = read_base_config(dir)?;
     let mut model = match adapter {
         None => config.init(&device),
         Some(adapter) => config.init_lora(&read_peft_config(adapter)?, &device)?,
     };
     match args.as_stored {
-        true => load_hf(&mut model, dir)?,
-        false => load_hf_as(&mut model, dir, DType::F32)?,
+        true => load_any_base(&mut model, dir)?,
+        false => load_any_base_as(&mut model, dir, DType::F32)?,
     };
     if let Some(adapter) = adapter {
         load_peft(&mut model, adapter)?;

@@ -15,7 +15,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use burn_peft::Result;
-use burn_peft::checkpoint::{load_hf, load_peft, read_hf_config, read_peft_config};
+use burn_peft::checkpoint::{load_any_base, load_peft, read_base_config, read_peft_config};
 use burn_peft::data::AlpacaRecord;
 use burn_peft::generate::GenerateOptions;
 use burn_peft::tokenizer::Tokenizer;
@@ -64,13 +64,16 @@ fn main() -> ExitCode {
 
 fn ask(args: Args) -> Result<String> {
     let device = device::from_name(&args.device, 0)?;
-    let tokenizer = Tokenizer::from_dir(&args.model)?;
-    let config = read_hf_config(&args.model)?;
+    let tokenizer = match args.model.is_dir() {
+        true => Tokenizer::from_dir(&args.model)?,
+        false => Tokenizer::from_file(&args.model)?,
+    };
+    let config = read_base_config(&args.model)?;
     let mut model = match &args.adapter {
         None => config.init(&device),
         Some(adapter) => config.init_lora(&read_peft_config(adapter)?, &device)?,
     };
-    load_hf(&mut model, &args.model)?;
+    load_any_base(&mut model, &args.model)?;
     if let Some(adapter) = &args.adapter {
         load_peft(&mut model, adapter)?;
     }

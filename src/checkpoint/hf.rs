@@ -4,22 +4,20 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::io::ErrorKind;
 use std::path::{Component, Path, PathBuf};
 
-use burn::tensor::{DType, Device, Tensor, TensorData};
+use burn::tensor::{DType, Device, TensorData};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use super::base::{BaseWeights, load_base};
 use super::hf_config;
 use super::keys;
 use super::tensors::write_weights;
 use super::weights::Weights;
-use crate::adapter::{
-    LoadReport, ParamInfo, StateReader, compare_keys, get_params, load_tensors, packed_layouts,
-    require_dtype, state_readers, to_host,
-};
+use crate::adapter::{LoadReport, StateReader, get_params, state_readers};
 use crate::files::{WrittenFile, create_dir, read_text, write_text};
 use crate::llama::{LlamaConfig, TransformerDecoder};
 use crate::quantization::PackedLayout;
-use crate::weight::{BaseFormat, Quantization, with_rows};
+use crate::weight::BaseFormat;
 use crate::{Error, Result};
 
 const SINGLE_FILE: &str = "model.safetensors";
@@ -116,112 +114,44 @@ fn load(
 ) -> Result<LoadReport> {
     let tied = model.config.tie_embeddings;
     let weights = Weights::open(weight_files(dir)?, keys::from_hf, tied)?;
-    let resized = Resized::of(model);
-    let shapes: Vec<_> = weights
-        .shapes()
-        .map(|(key, shape)| (key, resized.shape(key, shape)))
-        .collect();
-    let shapes = shapes.iter().map(|(key, shape)| (*key, &shape[..]));
-    let report = compare_keys(model, &dir.display().to_string(), shapes)
-        .map_err(|error| weights.locate(error))?;
-    require_base(model, &report)?;
-    let device = model.norm.weight.lazy_device();
-    if let Some(format) = format {
-        require_dtype(&device, format.dtype)?;
-    }
-    let stored = weights.layouts();
-    *model = with_room(model.clone(), format, &stored)?;
-    let packed = packed_layouts(model);
-    let target = |key: &str, stored| match format {
-        _ if packed.contains_key(key) => DType::F32,
-        Some(format) => format.dtype,
-        None if device.supports_dtype(stored) => stored,
-        None => DType::F32,
-    };
-    load_tensors(model, &report.loaded, |key| match packed.get(key) {
-        Some(layout) if stored.get(key) == Some(layout) => weights.read_words(key),
-        _ => {
-            let value = weights.read(key, |stored| target(key, stored))?;
-            Ok(resized.value(key, value))
-        }
-    })?;
-    model.changed_base.clear();
-    if model.resized_from.is_some() {
-        model.mark_resized();
-    }
-    Ok(report)
+    let folder = Folder { dir, weights };
+    load_base(model, &folder, format)
 }
 
-/// The model with room for packed weights: a folder that has such keeps them, unless a type of float is asked for.
-fn with_room(
-    model: TransformerDecoder,
-    format: Option<BaseFormat>,
-    stored: &HashMap<String, PackedLayout>,
-) -> Result<TransformerDecoder> {
-    let keeps_packing = format.is_none_or(|format| format.quantization.is_some());
-    if stored.is_empty() || !keeps_packing {
-        return match format {
-            Some(format) => model.with_lazy_base(format),
-            None => Ok(model),
-        };
-    }
-    let vocabulary = format.filter(|format| format.packs_vocabulary);
-    let vocabulary = vocabulary.and_then(|format| format.quantization);
-    let formats = stored
-        .iter()
-        .map(|(key, layout)| (key.clone(), layout.format()));
-    model.with_lazy_weights(
-        formats.collect(),
-        vocabulary.map(Quantization::block_format),
-    )
+/// The weights of a folder.
+struct Folder<'a> {
+    dir: &'a Path,
+    weights: Weights,
 }
 
-/// Brings the embedding and output of a folder to the size that an adapter of the model asked for.
-struct Resized {
-    from: Option<usize>,
-    rows: usize,
-    device: Device,
-}
-
-impl Resized {
-    fn of(model: &TransformerDecoder) -> Self {
-        Self {
-            from: model.resized_from,
-            rows: model.config.vocab_size,
-            device: model.tok_embeddings.weight.device(),
-        }
+impl BaseWeights for Folder<'_> {
+    fn origin(&self) -> String {
+        self.dir.display().to_string()
     }
 
-    fn is_resized(&self, key: &str, shape: &[usize]) -> bool {
-        let is_vocabulary = [keys::EMBEDDING, keys::OUTPUT].contains(&key);
-        is_vocabulary && shape.len() == 2 && self.from == shape.first().copied()
+    fn shapes(&self) -> Vec<(&str, &[usize])> {
+        self.weights.shapes().collect()
     }
 
-    fn shape(&self, key: &str, shape: &[usize]) -> Vec<usize> {
-        match self.is_resized(key, shape) {
-            true => vec![self.rows, shape[1]],
-            false => shape.to_vec(),
-        }
+    fn packed(&self) -> HashMap<String, PackedLayout> {
+        self.weights.layouts()
     }
 
-    fn value(&self, key: &str, value: TensorData) -> TensorData {
-        if !self.is_resized(key, value.shape().as_slice()) {
-            return value;
-        }
-        let dtype = value.dtype();
-        let value = value.convert_dtype(DType::F32);
-        let weight = Tensor::<2>::from_data(value, (&self.device, DType::F32));
-        to_host(with_rows(weight, self.rows)).convert_dtype(dtype)
+    fn own_name(&self, key: &str) -> Option<String> {
+        keys::to_hf(key)
     }
-}
 
-/// A base checkpoint need not have adapter keys; anything else that differs is an error.
-fn require_base(model: &TransformerDecoder, report: &LoadReport) -> Result<()> {
-    let params = get_params(model);
-    let is_adapter = |key: &String| params.get(key).is_some_and(ParamInfo::is_adapter);
-    let mut base = report.clone();
-    base.missing.retain(|key| !is_adapter(key));
-    base.renamed(keys::to_hf).require_complete()
+    fn locate(&self, error: Error) -> Error {
+        self.weights.locate(error)
+    }
+
+    fn read(&self, key: &str, target: &dyn Fn(DType) -> DType) -> Result<TensorData> {
+        self.weights.read(key, target)
+    }
+
+    fn read_words(&self, key: &str) -> Result<TensorData> {
+        self.weights.read_words(key)
+    }
 }
 
 /// The safetensors files of a folder: the single one, or those that the index names.
@@ -490,6 +420,7 @@ fn hf_name(key: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::adapter::load_tensors;
     use crate::adapter::state_dict;
     use burn::tensor::{Device, TensorData};
 

@@ -7,6 +7,8 @@
 
 mod adapter_file;
 mod any_adapter;
+mod any_base;
+mod base;
 mod bitsandbytes;
 mod gguf;
 mod hf;
@@ -24,8 +26,9 @@ pub(crate) use hf_config::hf_config_key;
 
 pub use adapter_file::{load_adapter, load_adapter_with, save_adapter};
 pub use any_adapter::{load_any_adapter, read_adapter_config};
+pub use any_base::{load_any_base, load_any_base_as, read_base_config};
 pub(crate) use gguf::{GgufFile, Metadata, SENTENCEPIECE, TOKENIZER};
-pub use gguf::{read_gguf_config, save_gguf_adapter};
+pub use gguf::{load_gguf, load_gguf_as, read_gguf_config, save_gguf_adapter};
 pub use hf::{copy_generation_config, load_hf, load_hf_as, read_hf_config, save_hf};
 pub use mlx::{read_mlx, save_mlx};
 pub(crate) use peft::translated;

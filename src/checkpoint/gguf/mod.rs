@@ -4,16 +4,13 @@ mod config;
 mod container;
 mod cursor;
 mod kind;
+mod load;
 mod metadata;
 mod names;
 mod reader;
 mod rope;
 #[cfg(test)]
 mod tests;
-#[cfg_attr(
-    not(test),
-    expect(dead_code, reason = "what loads them into a model is not there yet")
-)]
 mod weights;
 
 use std::path::Path;
@@ -21,6 +18,7 @@ use std::path::Path;
 use burn::tensor::{DType, TensorData};
 
 use self::container::{Value, write_gguf};
+pub use self::load::{load_gguf, load_gguf_as};
 pub(crate) use self::metadata::{Metadata, SENTENCEPIECE, TOKENIZER};
 use self::names::{architecture, rotates_neighbours, to_gguf};
 pub(crate) use self::reader::GgufFile;

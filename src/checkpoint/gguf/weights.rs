@@ -18,6 +18,7 @@ pub(crate) struct GgufTensor<'a> {
     file: &'a GgufFile,
     entry: &'a Entry,
     key: String,
+    /// Whether neighbouring rows are rotated in the file, where this crate rotates those half a head apart.
     is_rotary_permuted: bool,
     head_dim: usize,
 }
@@ -84,14 +85,9 @@ impl<'a> GgufTensor<'a> {
         &self.entry.shape
     }
 
-    /// Row by row as they are in the file, see [`Self::is_rotary_permuted`].
-    pub(crate) fn stored_bytes(&self) -> &'a [u8] {
+    /// Row by row as they are in the file.
+    pub(super) fn stored_bytes(&self) -> &'a [u8] {
         self.file.bytes(self.entry)
-    }
-
-    /// Whether neighbouring rows are rotated in the file, where this crate rotates those half a head apart.
-    pub(crate) fn is_rotary_permuted(&self) -> bool {
-        self.is_rotary_permuted
     }
 
     /// Row by row in this crate's order. Only a tensor in another order is copied.
