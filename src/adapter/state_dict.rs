@@ -11,6 +11,7 @@ use super::quantize::packed_layouts;
 use crate::error::nearest;
 use crate::lora::{DEFAULT_ADAPTER, edit_layers, key_prefix};
 use crate::quantization::{PackedLayout, quantize};
+use crate::weight::{lasting_words, packed_words};
 use crate::{Error, Result};
 
 /// Values by full name, on the host. The weight of a linear layer is `[out, in]`, as in PyTorch: that of this crate's
@@ -297,11 +298,6 @@ pub(crate) fn lasting_tensor<const D: usize>(data: TensorData, device: &Device) 
     device.memory_persistent_allocations(data, new)
 }
 
-fn lasting_words<const D: usize>(data: TensorData, device: &Device) -> Tensor<D, Int> {
-    let new = |data| Tensor::from_data(data, (device, DType::U32));
-    device.memory_persistent_allocations(data, new)
-}
-
 #[derive(Default)]
 struct Collector {
     path: Path,
@@ -386,9 +382,7 @@ impl<F: FnMut(&str) -> Result<TensorData>> Loader<'_, F> {
             name: "values",
             message: format!("`{key}`: {error}"),
         })?;
-        let (words, _) = bytes.as_chunks::<4>();
-        let words: Vec<u32> = words.iter().map(|word| u32::from_le_bytes(*word)).collect();
-        Ok(TensorData::new(words, [count]))
+        Ok(packed_words(&bytes))
     }
 }
 

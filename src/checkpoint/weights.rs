@@ -11,6 +11,7 @@ use super::keys::{EMBEDDING, OUTPUT};
 use super::stored::Stored;
 use super::tensors::{SafetensorsFile, encode};
 use crate::quantization::{PackedLayout, dequantize};
+use crate::weight::packed_words;
 use crate::{Error, Result};
 
 /// Open files and where each of our keys is in them.
@@ -176,10 +177,7 @@ impl Weights {
     pub(super) fn read_words(&self, key: &str) -> Result<TensorData> {
         let packed = self.entries[key].packed.as_ref();
         let bytes = packed.expect("a packed weight").bytes()?;
-        let (words, _) = bytes.as_chunks::<4>();
-        let words: Vec<u32> = words.iter().map(|word| u32::from_le_bytes(*word)).collect();
-        let count = words.len();
-        Ok(TensorData::new(words, [count]))
+        Ok(packed_words(&bytes))
     }
 }
 

@@ -17,6 +17,7 @@ use crate::ops::{
     DropoutMask, compute_dtype, linear, lora_linear, packed_linear, packed_lora_linear, packed_rows,
 };
 pub use packed::PackedWeight;
+pub(crate) use packed::{lasting_words, packed_words};
 pub(crate) use param::{lazy_param, random_param, replace, untracked};
 pub use quantization::{BaseFormat, Quantization};
 

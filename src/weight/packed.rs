@@ -18,7 +18,9 @@ impl PackedWeight {
     /// One of zero bytes until it gets others, lazy.
     pub(crate) fn lazy(layout: PackedLayout, id: ParamId, device: &Device) -> Self {
         let count = layout.num_bytes() / size_of::<u32>();
-        let init = move |device: &Device, _| words(vec![0; count], device);
+        let init = move |device: &Device, _| {
+            lasting_words(TensorData::new(vec![0u32; count], [count]), device)
+        };
         Self {
             words: Param::uninitialized(id, init, device.clone(), false, [count].into()),
             layout,
@@ -76,12 +78,7 @@ impl PackedWeight {
             self.layout.num_bytes(),
             "not the bytes of the layout"
         );
-        let (words_of, _) = bytes.as_chunks::<4>();
-        let numbers = words_of
-            .iter()
-            .map(|word| u32::from_le_bytes(*word))
-            .collect();
-        let value = words(numbers, &self.words.lazy_device());
+        let value = lasting_words(packed_words(bytes), &self.words.lazy_device());
         let id = self.words.id;
         self.words = self.words.clone().transform_for_load(value, id);
     }
@@ -104,10 +101,16 @@ impl PackedWeight {
     }
 }
 
-/// In memory of their own.
-fn words(numbers: Vec<u32>, device: &Device) -> Tensor<1, Int> {
-    let count = numbers.len();
-    let data = TensorData::new(numbers, [count]);
+/// Bytes as the words that a packed weight's tensor has, four in each, the first in the lowest bits.
+pub(crate) fn packed_words(bytes: &[u8]) -> TensorData {
+    let (words, _) = bytes.as_chunks::<4>();
+    let words: Vec<u32> = words.iter().map(|word| u32::from_le_bytes(*word)).collect();
+    let count = words.len();
+    TensorData::new(words, [count])
+}
+
+/// Words in memory of their own.
+pub(crate) fn lasting_words<const D: usize>(data: TensorData, device: &Device) -> Tensor<D, Int> {
     let new = |data| Tensor::from_data(data, (device, DType::U32));
     device.memory_persistent_allocations(data, new)
 }

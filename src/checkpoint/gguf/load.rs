@@ -14,7 +14,7 @@ use crate::checkpoint::base::{BaseWeights, load_base};
 use crate::checkpoint::tensors::encode;
 use crate::llama::TransformerDecoder;
 use crate::quantization::{BlockFormat, PackedLayout, assemble_gguf, dequantize};
-use crate::weight::BaseFormat;
+use crate::weight::{BaseFormat, packed_words};
 use crate::{Error, Result};
 
 /// Loads the weights of a GGUF file into a model of its sizes ([`read_gguf_config`](super::read_gguf_config)), with or
@@ -156,11 +156,7 @@ impl BaseWeights for GgufWeights<'_> {
     }
 
     fn read_words(&self, key: &str) -> Result<TensorData> {
-        let bytes = self.packed_bytes(key)?;
-        let (words, _) = bytes.as_chunks::<4>();
-        let words: Vec<u32> = words.iter().map(|word| u32::from_le_bytes(*word)).collect();
-        let count = words.len();
-        Ok(TensorData::new(words, [count]))
+        Ok(packed_words(&self.packed_bytes(key)?))
     }
 }
 
