@@ -30,7 +30,7 @@ fn apply(x: &Primitive, weight: &Primitive, pass: Pass) -> Primitive {
     let (x, weight) = (contiguous(x), in_either_order(weight));
     match weight.dtype() {
         DType::F32 => product(&x, operand::<f32>(&weight, pass), exact),
-        DType::BF16 if rounds_products() => product(&x, operand(&weight, pass), rounded),
+        DType::BF16 if rounds_products() => product(&x, operand::<bf16>(&weight, pass), rounded),
         DType::BF16 => product(&x, operand::<bf16>(&weight, pass), exact),
         DType::F16 => product(&x, operand::<f16>(&weight, pass), exact),
         dtype => panic!("a weight of type {dtype:?} cannot be multiplied by an f32 tensor"),
@@ -42,11 +42,11 @@ pub fn rounds_products() -> bool {
     matmul_precision() == MatmulPrecision::Medium && multiplies_bf16()
 }
 
-fn exact<B: Operand>(out: MatMut, x: Mat, weight: B) {
+pub fn exact<B: Operand>(out: MatMut, x: Mat, weight: B) {
     matmul(out, Output::Write, x, weight);
 }
 
-fn rounded(out: MatMut, x: Mat, weight: Mat<bf16>) {
+pub fn rounded<B: Operand>(out: MatMut, x: Mat, weight: B) {
     matmul_bf16(out, x, weight);
 }
 

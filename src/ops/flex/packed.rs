@@ -7,8 +7,8 @@ use burn::backend::Flex;
 use burn::backend::tensor::IntTensor;
 use rayon::prelude::*;
 
-use super::gemm::{Mat, MatMut, Operand, Output, matmul, matmul_bf16};
-use super::linear::{Pass, product, rounds_products};
+use super::gemm::Operand;
+use super::linear::{Pass, exact, product, rounded, rounds_products};
 use super::vector::{sum_of, vectorized};
 use super::{Primitive, contiguous, indices, primitive};
 use crate::quantization::{Decoder, DecoderVisitor, PackedLayout, PackedMatrix, dequantize};
@@ -86,14 +86,6 @@ impl DecoderVisitor for Apply<'_> {
             false => product(self.x, weight, exact),
         }
     }
-}
-
-fn exact<B: Operand>(out: MatMut, x: Mat, weight: B) {
-    matmul(out, Output::Write, x, weight);
-}
-
-fn rounded<B: Operand>(out: MatMut, x: Mat, weight: B) {
-    matmul_bf16(out, x, weight);
 }
 
 /// A packed weight as the right-hand side of a product: its rows are the lines.
