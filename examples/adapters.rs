@@ -21,17 +21,20 @@ use burn_peft::adapter::{
     StateDict, combine_adapters, get_params, initialize_adapters, initialize_eva, initialize_params,
 };
 use burn_peft::checkpoint::{
-    SafetensorsFile, attach_peft, attach_peft_as, copy_generation_config, load_hf, load_hf_as,
-    load_peft, peft_names, read_hf_config, read_peft_config, save_gguf_adapter, save_hf,
-    save_peft_adapter, save_peft_unconverted, save_state_dict,
+    SafetensorsFile, attach_peft, attach_peft_as, copy_generation_config, initialize_loftq_from,
+    load_hf, load_hf_as, load_peft, peft_names, read_hf_config, read_peft_config,
+    save_gguf_adapter, save_hf, save_peft_adapter, save_peft_unconverted, save_state_dict,
 };
 use burn_peft::data::Batch;
 use burn_peft::llama::TransformerDecoder;
-use burn_peft::lora::{Combination, CombineOptions, DEFAULT_ADAPTER, Init};
+use burn_peft::lora::{
+    Combination, CombineOptions, DEFAULT_ADAPTER, Decomposition, Init, LoRAConfig,
+};
 use burn_peft::tokenizer::copy_tokenizer;
 use burn_peft::training::{
     AdamWConfig, GradientOptions, LrSchedule, ScheduleKind, Trainer, accumulate_gradients,
 };
+use burn_peft::weight::{BaseFormat, Quantization};
 use burn_peft::{Error, Result};
 use clap::{Args, Parser, Subcommand};
 
@@ -76,6 +79,26 @@ enum Verb {
         files: Files,
         #[command(flatten)]
         training: Training,
+        /// Pack the base's linear layers as they are loaded: nf4 or int8.
+        #[arg(long, value_parser = quantization)]
+        quantize: Option<Quantization>,
+    },
+    /// Begins an adapter by LoftQ on a base that is packed as it is loaded: writes `adapter`, and `merged` with that.
+    Loftq {
+        #[command(flatten)]
+        files: Files,
+        /// An `adapter_config.json`.
+        #[arg(long)]
+        config: PathBuf,
+        /// How the base is packed: nf4 or int8.
+        #[arg(long, value_parser = quantization)]
+        quantize: Quantization,
+        /// How often the base is quantized and the rest decomposed.
+        #[arg(long)]
+        iterations: usize,
+        /// How often random vectors are multiplied by the rest, in place of its exact decomposition.
+        #[arg(long)]
+        random: Option<usize>,
     },
     /// Combines adapters into one.
     Combine {
@@ -166,10 +189,32 @@ fn run(verb: &Verb) -> Result<()> {
         }
         Verb::Logits { files, inputs } => logits(files, inputs),
         Verb::Gradients { files, inputs } => gradients(files, inputs),
-        Verb::Train { files, training } => {
-            let model = without_dropout(files)?;
+        Verb::Train {
+            files,
+            training,
+            quantize,
+        } => {
+            let model = without_dropout(files, base_format(*quantize))?;
             // As the folder was.
             train(model, files, training, false)
+        }
+        Verb::Loftq {
+            files,
+            config,
+            quantize,
+            iterations,
+            random,
+        } => {
+            let folder = config.parent().unwrap_or(Path::new("."));
+            let lora = read_peft_config(folder)?.with_init(Init::Loftq);
+            let decomposition = match *random {
+                None => Decomposition::Exact,
+                Some(iterations) => Decomposition::Randomized {
+                    iterations,
+                    seed: 0,
+                },
+            };
+            loftq(files, &lora, *quantize, *iterations, decomposition)
         }
         Verb::Combine {
             model,
@@ -220,9 +265,38 @@ fn device() -> Device {
 }
 
 fn base(dir: &Path, device: &Device) -> Result<TransformerDecoder> {
+    base_as(dir, device, DType::F32.into())
+}
+
+fn base_as(dir: &Path, device: &Device, format: BaseFormat) -> Result<TransformerDecoder> {
     let mut model = read_hf_config(dir)?.init(device);
-    load_hf_as(&mut model, dir, DType::F32)?;
+    load_hf_as(&mut model, dir, format)?;
     Ok(model)
+}
+
+fn base_format(quantization: Option<Quantization>) -> BaseFormat {
+    BaseFormat::new(DType::F32).with_quantization(quantization)
+}
+
+/// A word of the recipe's.
+fn quantization(word: &str) -> std::result::Result<Quantization, String> {
+    serde_json::from_value(word.into()).map_err(|error| error.to_string())
+}
+
+fn loftq(
+    files: &Files,
+    lora: &LoRAConfig,
+    quantization: Quantization,
+    iterations: usize,
+    decomposition: Decomposition,
+) -> Result<()> {
+    let model = base_as(&files.model, &Device::default(), quantization.into())?;
+    let model = initialize_adapters(model.with_adapters(lora)?, 0);
+    let model = initialize_loftq_from(model, &files.model, iterations, decomposition)?;
+    let base = files.model.to_string_lossy();
+    let adapter = files.out.join("adapter");
+    save_peft_adapter(&model, DEFAULT_ADAPTER, Some(&base), adapter)?;
+    save_hf(&model.merge_lora(), files.out.join("merged"))
 }
 
 fn adapted(files: &Files, device: &Device) -> Result<TransformerDecoder> {
@@ -287,7 +361,7 @@ fn logits(files: &Files, inputs: &Path) -> Result<()> {
 }
 
 fn gradients(files: &Files, inputs: &Path) -> Result<()> {
-    let model = without_dropout(files)?;
+    let model = without_dropout(files, DType::F32.into())?;
     initialize_params(&model);
     let file = SafetensorsFile::open(inputs)?;
     let batch = batch(&file, ["input_ids", "labels"], None, model.vocab_size())?;
@@ -371,8 +445,8 @@ fn train(
 }
 
 /// An adapter to train by steps that another framework repeats, whose dropout would differ.
-fn without_dropout(files: &Files) -> Result<TransformerDecoder> {
-    let model = base(&files.model, &device())?;
+fn without_dropout(files: &Files, format: BaseFormat) -> Result<TransformerDecoder> {
+    let model = base_as(&files.model, &device(), format)?;
     let Some(adapter) = &files.adapter else {
         return Ok(model);
     };

@@ -45,12 +45,13 @@ use burn_peft::adapter::{
     validate_state_dict_for_lora,
 };
 use burn_peft::checkpoint::{
-    copy_generation_config, load_any_adapter, load_hf_as, save_hf, save_peft_with_base,
+    copy_generation_config, initialize_loftq_from, load_any_adapter, load_hf_as, save_hf,
+    save_peft_with_base,
 };
 use burn_peft::data::{Batch, DataOrder};
 use burn_peft::distributed::{ProcessGroup, broadcast_params, require_same};
 use burn_peft::llama::{LlamaConfig, TransformerDecoder};
-use burn_peft::lora::{DEFAULT_ADAPTER, Init, LoRAConfig};
+use burn_peft::lora::{DEFAULT_ADAPTER, Decomposition, Init, LoRAConfig};
 use burn_peft::ops::set_matmul_precision;
 use burn_peft::tokenizer::copy_tokenizer;
 use burn_peft::training::recipe::RecipeConfig;
@@ -64,6 +65,12 @@ use quiz::Quiz;
 use records::{Data, ending_as, tokenizer};
 use report::{Progress, Speed, print_device, print_notes, print_work};
 use serde_json::json;
+
+/// How LoftQ decomposes the error of a weight.
+const LOFTQ: Decomposition = Decomposition::Randomized {
+    iterations: 4,
+    seed: 0,
+};
 
 /// Finetune a Llama with LoRA on Alpaca-like records.
 #[derive(Parser)]
@@ -135,7 +142,7 @@ fn finetune(config: &RecipeConfig, member: &Member) -> Result<()> {
     }
     let llama = ending_as(&tokenizer, llama);
     let model = load_model(config, &lora, &llama, &base_dir, member)?;
-    let mut model = begin(config, model, &data, member)?;
+    let mut model = begin(config, model, &base_dir, &data, member)?;
     if is_first && !config.resume_from_checkpoint {
         dir.begin(config)?;
     }
@@ -193,10 +200,12 @@ fn load_model(
     Ok(model)
 }
 
-/// What a new run begins with beyond what a seed gives: an adapter's tensors, or directions of its data.
+/// What a new run begins with beyond what a seed gives: an adapter's tensors, directions of its data, or the error of
+/// the base's quantization.
 fn begin(
     config: &RecipeConfig,
     mut model: TransformerDecoder,
+    base_dir: &Path,
     data: &Data,
     member: &Member,
 ) -> Result<TransformerDecoder> {
@@ -207,15 +216,19 @@ fn begin(
         load_any_adapter(&mut model, path)?;
         return Ok(model);
     }
-    if config.init_lora_weights != Init::Eva {
-        return Ok(model);
+    match config.init_lora_weights {
+        Init::Eva => {
+            let model = initialize_eva(model, config.eva_rho, |model| {
+                data.pass_first(model, config, member.device);
+            })?;
+            initialize_params(&model);
+            require_same_adapter(member.group, &adapter_of(&model))?;
+            Ok(model)
+        }
+        // With more iterations the adapter would be for another base than `quantize_base` gives.
+        Init::Loftq => initialize_loftq_from(model, base_dir, 1, LOFTQ),
+        _ => Ok(model),
     }
-    let model = initialize_eva(model, config.eva_rho, |model| {
-        data.pass_first(model, config, member.device);
-    })?;
-    initialize_params(&model);
-    require_same_adapter(member.group, &adapter_of(&model))?;
-    Ok(model)
 }
 
 /// The configuration of the run's adapter.

@@ -85,7 +85,9 @@ fn every_choice_in_the_table_is_accepted_and_told_apart() {
             } else {
                 choice.to_string()
             };
-            let config = overridden(&[&format!("{}={value}", key.name())]).unwrap();
+            // Without which one of the choices is refused.
+            let quantized = "quantize_base=nf4";
+            let config = overridden(&[quantized, &format!("{}={value}", key.name())]).unwrap();
             assert!(seen.insert(config.to_yaml()), "{}={value}", key.name());
         }
     }
@@ -740,13 +742,25 @@ fn a_beginning_may_have_a_number() {
     }
     for value in ["false", "pissa_niter_", "pissa_niter_N", "corda", "3"] {
         let error = begins(value).unwrap_err().to_string();
-        let all = "expected kaiming, gaussian, orthogonal, pissa, pissa_niter_N, olora or eva";
+        let all =
+            "expected kaiming, gaussian, orthogonal, pissa, pissa_niter_N, olora, eva or loftq";
         assert!(error.contains(all), "{error}");
     }
     assert_eq!(
         complaint("lora_rank: 7\ninit_lora_weights: orthogonal\n"),
         "run.yaml (line 1): `lora_rank`: orthogonal first values need an even rank"
     );
+}
+
+#[test]
+fn loftq_is_for_a_quantized_base() {
+    let message = complaint("seed: 3\ninit_lora_weights: loftq\n");
+    let expected = "run.yaml (line 2): `init_lora_weights` is loftq, which makes up for the error of a \
+                    quantization, but nothing is quantized; set `quantize_base` to nf4 or int8 too";
+    assert_eq!(message, expected);
+    let config = overridden(&["init_lora_weights=loftq", "quantize_base=nf4"]).unwrap();
+    assert_eq!(config.lora().init, Init::Loftq);
+    assert_eq!(read(&config.to_yaml()).unwrap(), config);
 }
 
 // An adapter to begin with.
@@ -827,6 +841,7 @@ fn keys_that_describe_another_adapter_are_refused() {
             "is pissa, the adapter's kaiming",
         ),
         ("init_lora_weights: eva", "is eva"),
+        ("init_lora_weights: loftq", "is loftq"),
     ] {
         let error = begin(text).unwrap_err().to_string();
         assert!(error.contains(part), "{error}");

@@ -1,120 +1,192 @@
-use std::cell::RefCell;
-use std::rc::Rc;
-
 use burn::module::{Module, Param};
-use burn::tensor::{DType, Tensor};
-use replace_with::replace_with_or_abort;
+use burn::tensor::{DType, Tensor, TensorData};
 
 use super::eva::no_linear_adapter;
-use crate::lora::init::loftq;
+use super::quantize::weight_key;
+use crate::lora::init::{FirstValues, loftq_from};
 use crate::lora::{
-    AdaptedLayer, Decomposition, LORA_A, LORA_B, LayerKind, LayerParams, Place, edit_layers,
+    AdaptedLayer, Decomposition, Init, LORA_A, LORA_B, LayerKind, LayerParams, Place,
+    collect_layers, edit_layers,
 };
+use crate::weight::{FrozenWeight, PackedWeight};
 use crate::{Error, Result};
 
-/// Quantizes the base weights of linear layers with an adapter, and begins the adapters with what makes up for a part of
-/// the error: LoftQ, see [`loftq`]. Each layer then computes with `Q + s·B·A` in place of `W`.
+/// Begins the adapters of packed linear layers with what makes up for a part of the quantization's error: LoftQ, see
+/// [`loftq`](crate::lora::init::loftq). Each layer then computes with `Q + s·B·A`, close to the dense `W`. Layers that
+/// are not packed, and their adapters, stay what they are.
 ///
-/// `quantize_dequantize` gives the numbers that a quantized weight stands for, `[out, in]` as the weight. The base keeps
-/// these numbers in the type that it has; nothing is packed. So the adapter is for this base, not for the one that was
-/// loaded: save the [base without it](super::without_adapters) too.
+/// `dense` gives the weight of a key (`layers.0.attn.q_proj.weight`) as it was before it was packed, `[out, in]` of a
+/// float type. It is asked for one at a time; [`initialize_loftq_from`](crate::checkpoint::initialize_loftq_from) reads
+/// them from the files of a base.
+///
+/// With one iteration the packed base stays what it is, whatever its format: the adapter is for every copy of it, as that
+/// of PEFT's `replace_lora_weights_loftq` is. With more, weights are packed anew in the format that they have, and the
+/// adapter is for this base alone: keep the [base without it](super::without_adapters) too.
 ///
 /// ```no_run
-/// use burn_peft::adapter::initialize_loftq;
+/// use burn_peft::adapter::{initialize_loftq, quantize_base, state_dict};
 /// use burn_peft::lora::Decomposition;
-/// # use burn::tensor::Tensor;
-/// # use burn_peft::llama::TransformerDecoder;
-/// # fn begun(
-/// #     model: TransformerDecoder,
-/// #     nf4: fn(Tensor<2>) -> Tensor<2>,
-/// # ) -> burn_peft::Result<()> {
+/// use burn_peft::weight::Quantization;
+/// # fn begun(model: burn_peft::llama::TransformerDecoder) -> burn_peft::Result<()> {
 ///
-/// let model = initialize_loftq(model, 5, Decomposition::Exact, nf4)?;
+/// let dense = state_dict(&model);
+/// let model = quantize_base(model, Quantization::Nf4, |_| false)?;
+/// let model = initialize_loftq(model, 5, Decomposition::Exact, |key| Ok(dense[key].clone()))?;
 /// # Ok(())
 /// # }
 /// ```
 ///
 /// # Errors
-/// [`Error::InvalidArgument`] as [`loftq`], if an adapter begins with a part of its base already (PiSSA, OLoRA), or if none
-/// acts on a linear layer.
+/// [`Error::InvalidArgument`] as [`loftq`](crate::lora::init::loftq), if no adapter acts on a packed linear layer, if one
+/// begins with a part of its base already (PiSSA, OLoRA), or if more than one iteration is asked for of a format that is
+/// only read; [`Error::Shape`] if a dense weight has another shape than the packed one; and the errors of `dense`. They
+/// name the layer.
 pub fn initialize_loftq<M: Module>(
     model: M,
     iterations: usize,
     decomposition: Decomposition,
-    quantize_dequantize: impl Fn(Tensor<2>) -> Tensor<2> + 'static,
+    mut dense: impl FnMut(&str) -> Result<TensorData>,
 ) -> Result<M> {
-    let outcome = Rc::new(RefCell::new(Ok(0)));
-    let so_far = outcome.clone();
-    let model = edit_layers(model, move |place, layer| {
-        let Ok(count) = *so_far.borrow() else { return };
-        let begun = begin(
-            place,
-            layer,
-            iterations,
-            decomposition,
-            &quantize_dequantize,
-        );
-        *so_far.borrow_mut() = begun.map(|is_begun| count + usize::from(is_begun));
-    });
-    match outcome.replace(Ok(0))? {
-        0 => Err(no_linear_adapter()),
-        _ => Ok(model),
+    let layers = collect_layers(&model, linear_layer);
+    if layers.is_empty() {
+        return Err(no_linear_adapter());
+    }
+    let targets: Vec<Target> = layers.into_iter().flatten().collect();
+    if targets.is_empty() {
+        return Err(nothing_packed());
+    }
+    targets.into_iter().try_fold(model, |model, target| {
+        let weight = target.dense(dense(&weight_key(&target.path))?)?;
+        let begun = target.begin(weight, iterations, decomposition)?;
+        Ok(with_begun(model, begun))
+    })
+}
+
+fn nothing_packed() -> Error {
+    let message = format!(
+        "no adapter acts on a packed linear layer, so there is no error for {} to make up for; quantize the base first, \
+         by `load_hf_as(.., Quantization::Nf4)` or `quantize_base`",
+        Init::Loftq
+    );
+    Error::InvalidArgument {
+        name: "model",
+        message,
     }
 }
 
-/// Whether the layer has an adapter to begin.
-fn begin(
-    place: &Place<'_>,
-    layer: &mut dyn AdaptedLayer,
-    iterations: usize,
-    decomposition: Decomposition,
-    quantize_dequantize: &dyn Fn(Tensor<2>) -> Tensor<2>,
-) -> Result<bool> {
+/// A packed linear layer with an adapter that acts.
+struct Target {
+    path: String,
+    weight: PackedWeight,
+    /// The adapter's name.
+    adapter: String,
+    rank: usize,
+    scale: f64,
+    /// How the adapter begins, if with a part of the base.
+    shift: Option<Init>,
+}
+
+/// None for a layer that is not linear or has no adapter of low rank, nothing in it for one that is not packed.
+fn linear_layer(place: &Place<'_>, layer: &dyn AdaptedLayer) -> Option<Option<Target>> {
+    let name = layer.slot().active_name()?;
+    let adapter = layer.slot().get(name)?;
     let is_linear = layer.shape().kind == LayerKind::Linear && !layer.is_tied();
-    let name = layer.slot().active_name().map(str::to_owned);
-    let (Some(name), Some(weight), true) = (name, &place.params.weight, is_linear) else {
-        return Ok(false);
-    };
-    let adapter = layer.slot().get(&name);
-    let Some(adapter) = adapter.filter(|adapter| adapter.matrix_param(LORA_A).is_some()) else {
-        return Ok(false);
-    };
-    let of_layer = |message: String| Error::InvalidArgument {
-        name: "model",
-        message: format!("`{}`: {message}", place.path),
+    adapter.matrix_param(LORA_A).filter(|_| is_linear)?;
+    let FrozenWeight::Packed(weight) = place.params.weight.clone()? else {
+        return Some(None);
     };
     let settings = adapter.settings();
-    if settings.begins_with_base {
-        let message = format!(
-            "the adapter begins by {} with a part of the base",
-            settings.init
-        );
-        return Err(of_layer(message));
+    Some(Some(Target {
+        path: place.path.to_owned(),
+        weight,
+        adapter: name.to_owned(),
+        rank: settings.rank,
+        scale: adapter.scale(),
+        shift: settings.begins_with_base.then_some(settings.init),
+    }))
+}
+
+/// What a layer begins with.
+struct Begun {
+    path: String,
+    adapter: String,
+    weight: PackedWeight,
+    first: FirstValues,
+    /// What the layer computes with, of which DoRA's magnitude is the length: `Q + s·B·A`.
+    sum: LayerParams,
+}
+
+impl Target {
+    /// The weight as it was before it was packed, in f32 beside the packed one.
+    fn dense(&self, data: TensorData) -> Result<Tensor<2>> {
+        let expected = self.weight.layout().shape();
+        if data.shape()[..] != expected {
+            return Err(Error::Shape {
+                origin: "the dense weights".into(),
+                key: weight_key(&self.path),
+                expected: expected.to_vec(),
+                found: data.shape().to_vec(),
+            });
+        }
+        let device = FrozenWeight::Packed(self.weight.clone()).device();
+        Ok(Tensor::from_data(data, (&device, DType::F32)))
     }
-    let (rank, scale) = (settings.rank, adapter.scale());
-    let weight = weight.to_f32();
-    let first = loftq(
-        weight.clone(),
-        rank,
-        scale,
-        iterations,
-        decomposition,
-        quantize_dequantize,
-    )
-    .map_err(|error| of_layer(error.to_string()))?;
-    let base = quantize_dequantize(first.base(weight, scale)).cast(DType::F32);
-    let weight = layer.weight_mut().expect("a linear layer has a weight");
-    replace_with_or_abort(weight, |old| old.map(|_| base));
-    let rounded = layer.params().weight.expect("a linear layer has a weight");
-    let begun = rounded.to_f32() + first.b.clone().matmul(first.a.clone()) * scale;
-    // DoRA's magnitude is that of what the layer begins with.
-    let begun = LayerParams {
-        weight: Some(Param::from_tensor(begun).into()),
-        ..LayerParams::default()
-    };
-    let adapter = layer.slot_mut().get_mut(&name).expect("it was there");
-    adapter.set_matrix(LORA_A, first.a);
-    adapter.set_matrix(LORA_B, first.b);
-    adapter.follow_layer(&begun, |_| true);
-    Ok(true)
+
+    fn begin(
+        self,
+        weight: Tensor<2>,
+        iterations: usize,
+        decomposition: Decomposition,
+    ) -> Result<Begun> {
+        let Self {
+            path,
+            weight: mut packed,
+            adapter,
+            rank,
+            scale,
+            shift,
+        } = self;
+        let of_layer = |message: String| Error::InvalidArgument {
+            name: "model",
+            message: format!("`{path}`: {message}"),
+        };
+        if let Some(init) = shift {
+            let message = format!("the adapter begins by {init} with a part of the base");
+            return Err(of_layer(message));
+        }
+        let both = [weight, packed.val()];
+        let first = loftq_from(both, rank, scale, iterations, decomposition, |base| {
+            packed.set_values(base)?;
+            Ok(packed.val())
+        });
+        let first = first.map_err(|error| of_layer(error.to_string()))?;
+        let sum = packed.val() + first.b.clone().matmul(first.a.clone()) * scale;
+        let sum = LayerParams {
+            weight: Some(Param::from_tensor(sum).into()),
+            ..LayerParams::default()
+        };
+        Ok(Begun {
+            path,
+            adapter,
+            weight: packed,
+            first,
+            sum,
+        })
+    }
+}
+
+fn with_begun<M: Module>(model: M, begun: Begun) -> M {
+    edit_layers(model, move |place, layer| {
+        if place.path != begun.path {
+            return;
+        }
+        if let Some(weight) = layer.weight_mut() {
+            *weight = FrozenWeight::Packed(begun.weight.clone());
+        }
+        let adapter = layer.slot_mut().get_mut(&begun.adapter);
+        let adapter = adapter.expect("the layer has this adapter");
+        adapter.set_matrix(LORA_A, begun.first.a.clone());
+        adapter.set_matrix(LORA_B, begun.first.b.clone());
+        adapter.follow_layer(&begun.sum, |_| true);
+    })
 }

@@ -5,7 +5,7 @@ use std::rc::Rc;
 use burn::module::{Module, ParamId};
 
 use crate::lora::{AdaptedLayer, LayerKind, Place, collect_layers, edit_layers};
-use crate::quantization::{BlockFormat, PackedLayout, quantize};
+use crate::quantization::{BlockFormat, PackedLayout};
 use crate::weight::{FrozenWeight, PackedWeight, Quantization};
 use crate::{Error, Result};
 
@@ -119,10 +119,9 @@ fn pack(place: &Place<'_>, layer: &mut dyn AdaptedLayer, layout: PackedLayout) -
         return Ok(());
     };
     let mut packed = PackedWeight::lazy(layout, weight.id(), &weight.device());
-    let values = weight.to_f32().into_data();
-    let values = values.as_slice::<f32>().expect("values of f32");
-    let bytes = quantize(values, layout).map_err(|error| at(place.path, error))?;
-    packed.set_bytes(&bytes);
+    packed
+        .set_values(weight.to_f32())
+        .map_err(|error| at(place.path, error))?;
     *weight = FrozenWeight::Packed(packed);
     let params = layer.params();
     for (_, adapter) in layer.slot_mut().keyed_mut(place.path) {

@@ -10,7 +10,7 @@ use crate::llama::{LlamaConfig, TransformerDecoder};
 use crate::weight::BaseFormat;
 
 /// Whether a path names a GGUF file.
-fn is_gguf(path: &Path) -> bool {
+pub(super) fn is_gguf(path: &Path) -> bool {
     let extension = path.extension().unwrap_or_default();
     extension.eq_ignore_ascii_case("gguf")
 }

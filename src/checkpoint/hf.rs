@@ -112,16 +112,21 @@ fn load(
     dir: &Path,
     format: Option<BaseFormat>,
 ) -> Result<LoadReport> {
-    let tied = model.config.tie_embeddings;
-    let weights = Weights::open(weight_files(dir)?, keys::from_hf, tied)?;
-    let folder = Folder { dir, weights };
+    let folder = Folder::open(dir, model.config.tie_embeddings)?;
     load_base(model, &folder, format)
 }
 
 /// The weights of a folder.
-struct Folder<'a> {
+pub(super) struct Folder<'a> {
     dir: &'a Path,
     weights: Weights,
+}
+
+impl<'a> Folder<'a> {
+    pub(super) fn open(dir: &'a Path, tied: bool) -> Result<Self> {
+        let weights = Weights::open(weight_files(dir)?, keys::from_hf, tied)?;
+        Ok(Self { dir, weights })
+    }
 }
 
 impl BaseWeights for Folder<'_> {

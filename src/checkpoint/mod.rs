@@ -14,6 +14,7 @@ mod gguf;
 mod hf;
 mod hf_config;
 mod keys;
+mod loftq;
 mod mlx;
 mod peft;
 mod rotary;
@@ -30,6 +31,7 @@ pub use any_base::{load_any_base, load_any_base_as, read_base_config};
 pub(crate) use gguf::{GgufFile, Metadata, SENTENCEPIECE, TOKENIZER};
 pub use gguf::{load_gguf, load_gguf_as, read_gguf_config, save_gguf_adapter};
 pub use hf::{copy_generation_config, load_hf, load_hf_as, read_hf_config, save_hf};
+pub use loftq::initialize_loftq_from;
 pub use mlx::{read_mlx, save_mlx};
 pub(crate) use peft::translated;
 pub use peft::{

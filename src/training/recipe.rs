@@ -653,6 +653,7 @@ impl RecipeConfig {
                 &format!("`{key}`: {message}"),
             ));
         }
+        self.check_first_values(settings)?;
         if self.packed && self.max_seq_len.is_none() {
             return Err(yaml::conflict(
                 settings,
@@ -667,6 +668,19 @@ impl RecipeConfig {
                 "run_val_every_n_steps",
                 "`run_val_every_n_steps` needs records to validate on, \
                  set `validation_dataset` or `validation_split` too",
+            ));
+        }
+        Ok(())
+    }
+
+    fn check_first_values(&self, settings: &[Setting]) -> Result<()> {
+        let is_new = self.adapter_checkpoint.is_none();
+        if self.init_lora_weights == Init::Loftq && is_new && self.quantize_base.is_none() {
+            return Err(yaml::conflict(
+                settings,
+                "init_lora_weights",
+                "`init_lora_weights` is loftq, which makes up for the error of a quantization, but nothing is quantized; \
+                 set `quantize_base` to nf4 or int8 too",
             ));
         }
         Ok(())

@@ -126,17 +126,31 @@ impl FrozenWeight {
         }
     }
 
-    /// The Euclidean norm of each row of `W + B·A`, `[rows]`, f32 and outside of a graph.
+    /// The Euclidean norm of each row of `W + B·A`, or of `W` alone, `[rows]`, f32 and outside of a graph. No dense copy of
+    /// a packed weight is formed.
     ///
     /// # Shapes
     /// - `factors`: A and B, `[rank, columns]` and `[rows, rank]`, f32
-    pub(crate) fn row_norms_with(&self, [a, b]: [Tensor<2>; 2]) -> Tensor<1> {
+    pub(crate) fn row_norms(&self, factors: Option<[Tensor<2>; 2]>) -> Tensor<1> {
         match self {
-            Self::Dense(_) => {
-                let sum = self.to_f32() + linear(b, a.transpose());
-                sum.square().sum_dim(1).sqrt().squeeze_dim(1)
-            }
-            Self::Packed(packed) => packed.row_norms_with([a, b]),
+            Self::Dense(_) => norms(self.sum_with(factors), 1),
+            Self::Packed(packed) => packed.row_norms(factors),
+        }
+    }
+
+    /// The same of each column, `[columns]`.
+    pub(crate) fn column_norms(&self, factors: Option<[Tensor<2>; 2]>) -> Tensor<1> {
+        match self {
+            Self::Dense(_) => norms(self.sum_with(factors), 0),
+            Self::Packed(packed) => packed.column_norms(factors),
+        }
+    }
+
+    /// `W + B·A`, dense.
+    fn sum_with(&self, factors: Option<[Tensor<2>; 2]>) -> Tensor<2> {
+        match factors {
+            None => self.to_f32(),
+            Some([a, b]) => self.to_f32() + linear(b, a.transpose()),
         }
     }
 
@@ -205,6 +219,11 @@ impl FrozenWeight {
             Self::Packed(packed) => Self::Packed(packed.with_new_id()),
         }
     }
+}
+
+/// The Euclidean norms along a dimension.
+fn norms(matrix: Tensor<2>, dim: usize) -> Tensor<1> {
+    matrix.square().sum_dim(dim).sqrt().squeeze_dim(dim)
 }
 
 /// The type of activations beside packed weights: that of bf16 weights, where the device computes in it.

@@ -2,8 +2,12 @@ use burn::module::{Param, ParamId};
 use burn::tensor::{DType, Device, Int, Tensor, TensorData};
 
 use super::param::untracked;
-use crate::ops::{PackedTensor, linear, packed_linear, packed_row_squares, unpacked};
-use crate::quantization::PackedLayout;
+use crate::Result;
+use crate::ops::{PackedTensor, linear, packed_linear, packed_row_squares, packed_rows, unpacked};
+use crate::quantization::{PackedLayout, quantize};
+
+/// Numbers that are formed at a time.
+const PART: usize = 1 << 20;
 
 /// A weight whose numbers are packed in blocks of few bits. It is never trained, and multiplies without its numbers
 /// being formed as a whole.
@@ -33,7 +37,7 @@ impl PackedWeight {
     }
 
     /// The values, f32.
-    pub(super) fn val(&self) -> Tensor<2> {
+    pub(crate) fn val(&self) -> Tensor<2> {
         unpacked(self.tensor())
     }
 
@@ -46,12 +50,37 @@ impl PackedWeight {
     }
 
     /// `‖W + B·A‖` of each row by `‖w‖² + b·(2·W Aᵀ + b·A Aᵀ)`, for which the weight is read but not formed.
-    pub(super) fn row_norms_with(&self, [a, b]: [Tensor<2>; 2]) -> Tensor<1> {
+    pub(super) fn row_norms(&self, factors: Option<[Tensor<2>; 2]>) -> Tensor<1> {
         let squares = packed_row_squares(self.tensor());
+        let Some([a, b]) = factors else {
+            return squares.sqrt();
+        };
         let crossed = packed_linear(a.clone(), self.tensor()).transpose() * 2.0;
         let own = linear(b.clone(), linear(a.clone(), a));
         let added = (b * (crossed + own)).sum_dim(1).squeeze_dim(1);
         (squares + added).clamp_min(0.0).sqrt()
+    }
+
+    /// `‖W + B·A‖` of each column, for which some rows are formed at a time.
+    pub(super) fn column_norms(&self, factors: Option<[Tensor<2>; 2]>) -> Tensor<1> {
+        let [rows, columns] = self.layout.shape();
+        let len = PART.div_ceil(columns);
+        let squares = (0..rows).step_by(len).map(|first| {
+            let count = len.min(rows - first);
+            let indices = first as i64..(first + count) as i64;
+            let indices = Tensor::arange(indices, &self.words.lazy_device());
+            let part = packed_rows(self.tensor(), indices);
+            let sum = match &factors {
+                None => part,
+                Some([a, b]) => {
+                    let b = b.clone().narrow(0, first, count);
+                    part + linear(b, a.clone().transpose())
+                }
+            };
+            sum.square().sum_dim(0)
+        });
+        let squares = squares.reduce(Tensor::add).expect("a weight has rows");
+        squares.sqrt().squeeze_dim(0)
     }
 
     /// A frozen parameter of f32 that decodes the values when it is asked for them.
@@ -68,11 +97,26 @@ impl PackedWeight {
         Param::initialized(self.words.id, untracked(values))
     }
 
+    /// Gives it other values, which it packs as it is, on all threads of the host.
+    ///
+    /// # Errors
+    /// As [`quantize`].
+    ///
+    /// # Panics
+    /// If the values have another shape.
+    pub(crate) fn set_values(&mut self, values: Tensor<2>) -> Result<()> {
+        assert_eq!(values.dims(), self.layout.shape());
+        let values = untracked(values).cast(DType::F32).into_data();
+        let values = values.as_slice::<f32>().expect("values of f32");
+        self.set_bytes(&quantize(values, self.layout)?);
+        Ok(())
+    }
+
     /// Gives it other bytes, those of its layout.
     ///
     /// # Panics
     /// If there are more or fewer.
-    pub(crate) fn set_bytes(&mut self, bytes: &[u8]) {
+    fn set_bytes(&mut self, bytes: &[u8]) {
         assert_eq!(
             bytes.len(),
             self.layout.num_bytes(),
@@ -113,4 +157,39 @@ pub(crate) fn packed_words(bytes: &[u8]) -> TensorData {
 pub(crate) fn lasting_words<const D: usize>(data: TensorData, device: &Device) -> Tensor<D, Int> {
     let new = |data| Tensor::from_data(data, (device, DType::U32));
     device.memory_persistent_allocations(data, new)
+}
+
+#[cfg(all(test, feature = "flex"))]
+mod tests {
+    use super::*;
+    use crate::weight::{FrozenWeight, Quantization};
+
+    fn wave(shape: [usize; 2], step: f32) -> Tensor<2> {
+        let values = (0..shape[0] * shape[1]).map(|n| (n as f32 * step).sin());
+        let values = TensorData::new(values.collect::<Vec<_>>(), shape);
+        Tensor::from_data(values, &Device::flex())
+    }
+
+    /// A weight of more rows than are formed at a time.
+    #[test]
+    fn norms_are_those_of_the_numbers() {
+        let shape = [PART / 64 + 700, 64];
+        for kind in [Quantization::Nf4, Quantization::Int8] {
+            let layout = PackedLayout::new(kind.block_format(), shape).unwrap();
+            let mut packed = PackedWeight::lazy(layout, ParamId::new(), &Device::flex());
+            packed.set_values(wave(shape, 0.37)).unwrap();
+            let packed = FrozenWeight::Packed(packed);
+            let dense = FrozenWeight::from(Param::from_tensor(packed.to_f32()));
+            let factors = [wave([3, 64], 0.71), wave([shape[0], 3], 0.53)];
+            for factors in [None, Some(factors)] {
+                let of = |weight: &FrozenWeight| {
+                    let rows = weight.row_norms(factors.clone());
+                    Tensor::cat(vec![rows, weight.column_norms(factors.clone())], 0)
+                };
+                let (found, expected) = (of(&packed), of(&dense));
+                let error: f32 = (found / expected - 1.0).abs().max().into_scalar();
+                assert!(error < 1e-5, "{error}");
+            }
+        }
+    }
 }

@@ -9,8 +9,8 @@ use burn_peft::Error;
 use burn_peft::adapter::{
     Adapter, ParamCount, StateDict, adapter_config, adapter_names, adapter_state_dict,
     combine_adapters, detach, disabled, get_adapter_params, get_params, initialize_adapters,
-    initialize_eva, initialize_loftq, initialize_params, load_state_dict, merge_adapters,
-    set_active_adapters, state_dict, with_adapters, without_adapters,
+    initialize_eva, initialize_params, load_state_dict, merge_adapters, set_active_adapters,
+    state_dict, with_adapters, without_adapters,
 };
 use burn_peft::checkpoint::{
     Serving, attach_peft, attach_peft_as, load_adapter, load_any_adapter, load_hf, load_peft,
@@ -20,8 +20,8 @@ use burn_peft::checkpoint::{
 use burn_peft::data::Batch;
 use burn_peft::llama::{Context, LlamaConfig, Output, TransformerDecoder};
 use burn_peft::lora::{
-    AttnModule, BIAS, Combination, CombineOptions, DEFAULT_ADAPTER, Decomposition, FULL, Init,
-    LoRAConfig, LoRALinear, MethodRef, Routes, Targets, TrainedBias,
+    AttnModule, BIAS, Combination, CombineOptions, DEFAULT_ADAPTER, FULL, Init, LoRAConfig,
+    LoRALinear, MethodRef, Routes, Targets, TrainedBias,
 };
 use burn_peft::training::{GradientOptions, accumulate_gradients};
 
@@ -921,73 +921,6 @@ fn eva_says_what_it_cannot_do() {
     }
     let error = initialize_eva(model, 1.0, pass).unwrap_err().to_string();
     assert!(error.contains("with_adapters"), "{error}");
-}
-
-/// Each row in multiples of its largest number over 2.7.
-fn rounded(weight: Tensor<2>) -> Tensor<2> {
-    let step = weight.clone().abs().max_dim(1) / 2.7;
-    (weight / step.clone() + 0.5).floor() * step
-}
-
-#[test]
-fn loftq_makes_up_for_a_part_of_the_quantization() {
-    for lora in [
-        LoRAConfig::new(["q_proj", "w2"]).with_alpha(24.0),
-        LoRAConfig::new(["q_proj", "w2"]).with_dora(true),
-        LoRAConfig::new(["q_proj", "w2", "tok_embeddings"]).with_rslora(true),
-    ] {
-        let plain =
-            with_values(|n, index| ((n * 7919 + index * 104_729) % 1009) as f32 / 1009.0 - 0.5);
-        let model = plain.clone().with_adapters(&lora).unwrap();
-        let model = initialize_adapters(model, 1);
-        let distances = |iterations| -> Vec<[f32; 3]> {
-            let exact = Decomposition::Exact;
-            let model = initialize_loftq(model.clone(), iterations, exact, rounded).unwrap();
-            let merged = model.clone().merge_lora();
-            let [w, q, merged] = [&plain, &model, &merged].map(|model| {
-                let layers = model.layers.iter();
-                let layers = layers.flat_map(|layer| [&layer.attn.q_proj, &layer.mlp.w2]);
-                layers
-                    .map(|layer| layer.base.weight.val().inner())
-                    .collect::<Vec<_>>()
-            });
-            let distance = |a: &Tensor<2>, b: &Tensor<2>| -> f32 {
-                (a.clone() - b.clone()).square().sum().sqrt().into_scalar()
-            };
-            let triples = w.iter().zip(&q).zip(&merged);
-            triples
-                .map(|((w, q), merged)| {
-                    let grid = distance(&rounded(w.clone()), q);
-                    [grid, distance(&rounded(w.clone()), w), distance(merged, w)]
-                })
-                .collect()
-        };
-        for (iterations, on_grid) in [(1, true), (5, false)] {
-            for [grid, quantized, made_up] in distances(iterations) {
-                // The first quantizes the weight itself, others what the adapter leaves of it.
-                assert_eq!(grid == 0.0, on_grid);
-                assert!(made_up < 0.95 * quantized, "{made_up} of {quantized}");
-            }
-        }
-    }
-}
-
-#[test]
-fn loftq_says_what_it_cannot_do() {
-    let begin = |lora: &LoRAConfig, iterations| {
-        let model = with_adapters(vec![LoRALinear::plain(4, 6, true, &device())], lora).unwrap();
-        initialize_loftq(model, iterations, Decomposition::Exact, rounded).map(drop)
-    };
-    let lora = LoRAConfig::new(["0"]).with_rank(3);
-    begin(&lora, 1).unwrap();
-    for (lora, iterations, word) in [
-        (lora.clone().with_rank(5), 1, "`0`: "),
-        (lora.clone().with_init(Init::Pissa), 1, "pissa"),
-        (lora, 0, "at least one iteration"),
-    ] {
-        let error = begin(&lora, iterations).unwrap_err().to_string();
-        assert!(error.contains(word), "{error}");
-    }
 }
 
 /// Loads an adapter into a model that is built by what its files say.

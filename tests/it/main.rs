@@ -13,6 +13,7 @@ mod gguf_models;
 mod golden;
 mod golden_cases;
 mod initialize;
+mod loftq;
 mod own_method;
 mod own_model;
 mod own_model_slips;

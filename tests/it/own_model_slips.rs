@@ -7,9 +7,9 @@ use burn::optim::GradientsParams;
 use burn::tensor::{Distribution, Int, Tensor};
 use burn_peft::adapter::{
     Adapter, ParamCount, adapter_layers, adapter_names, combine_adapters, get_adapter_params,
-    get_params, initialize_loftq, initialize_params, load_state_dict, set_active_adapters,
-    set_trainable_params, state_dict, validate_state_dict_for_lora, with_adapters,
-    with_named_adapters,
+    get_params, initialize_loftq, initialize_params, load_state_dict, quantize_base,
+    set_active_adapters, set_trainable_params, state_dict, validate_state_dict_for_lora,
+    with_adapters, with_named_adapters,
 };
 use burn_peft::checkpoint::{load_adapter, save_adapter};
 use burn_peft::llama::Context;
@@ -18,6 +18,7 @@ use burn_peft::lora::{
     LoRAEmbedding, LoRALinear, MultiHeadAttention, Naming, Routes, Targets,
 };
 use burn_peft::training::{AdamW, AdamWConfig};
+use burn_peft::weight::Quantization;
 
 use crate::adapters::{base, config};
 use crate::common::{device, floats};
@@ -408,8 +409,11 @@ fn a_folder_is_no_adapter_file() {
 }
 
 #[test]
-fn loftq_begins_an_adapter() {
-    let begun = |model| initialize_loftq(model, 1, Decomposition::Exact, |weight| weight);
+fn loftq_begins_an_adapter_of_a_packed_layer() {
+    let begun = |model| {
+        let dense = state_dict(&model);
+        initialize_loftq(model, 1, Decomposition::Exact, |key| Ok(dense[key].clone()))
+    };
     let of_words = with_adapters(own(), &LoRAConfig::new(["words"])).unwrap();
     for model in [own(), of_words] {
         says(
@@ -417,7 +421,10 @@ fn loftq_begins_an_adapter() {
             &["no adapter acts on a linear layer"],
         );
     }
-    begun(with_adapters(own(), &lora()).unwrap()).unwrap();
+    let dense = with_adapters(own(), &lora()).unwrap();
+    says(begun(dense.clone()).unwrap_err(), &["quantize the base"]);
+    let packed = quantize_base(dense, Quantization::Int8, |_| false).unwrap();
+    begun(packed).unwrap();
 }
 
 #[test]

@@ -58,10 +58,10 @@ fn model(config: &LlamaConfig, lora: &LoRAConfig) -> TransformerDecoder {
     let base = config.init(&device());
     initialize_params(&base);
     let model = initialize_adapters(base.with_adapters(lora).unwrap(), 3);
-    // B is zero at first, which would hide half of the gradients.
+    // B, or A of an embedding, is zero at first, which would hide half of the gradients.
     let moved: StateDict = adapter_state_dict(&model)
         .into_iter()
-        .filter(|(key, _)| key.ends_with("lora_b.weight"))
+        .filter(|(key, _)| key.ends_with("lora_b.weight") || key == "tok_embeddings.lora_a.weight")
         .map(|(key, data)| {
             let numbers = (0..data.num_elements()).map(|i| ((i * 37 % 101) as f32 - 50.0) / 2000.0);
             let shape = data.shape();
@@ -188,15 +188,31 @@ fn a_folder_is_packed_as_it_is_read() {
             FrozenWeight::Dense(_)
         ));
     }
-    let mut found = config(false).init(&device());
+}
+
+#[test]
+fn a_packed_vocabulary_computes_what_its_numbers_do() {
+    let dir = tempfile::tempdir().unwrap();
     let all = BaseFormat::from(Quantization::Nf4).with_packed_vocabulary(true);
-    load_hf_as(&mut found, dir.path(), all).unwrap();
-    assert!(matches!(
-        found.tok_embeddings.weight,
-        FrozenWeight::Packed(_)
-    ));
-    let dense = unpacked(&found, config(false).init(&device()));
-    assert!(max_abs_diff(&logits(&found), &logits(&dense)) < 1e-5);
+    for tied in [false, true] {
+        save_hf(
+            &model(&config(tied), &all_linear()).without_adapters(),
+            dir.path(),
+        )
+        .unwrap();
+        for dora in [false, true] {
+            let lora = LoRAConfig::new(["tok_embeddings", "output", "q_proj"]).with_dora(dora);
+            let dense = model(&config(tied), &lora);
+            let mut packed = dense.clone();
+            load_hf_as(&mut packed, dir.path(), all).unwrap();
+            assert!(matches!(
+                packed.tok_embeddings.weight,
+                FrozenWeight::Packed(_)
+            ));
+            let what = format!("tied {tied}, DoRA {dora}");
+            assert_same(&packed, &unpacked(&packed, dense), &what);
+        }
+    }
 }
 
 #[test]
@@ -242,13 +258,19 @@ fn it_trains_and_merges_into_a_dense_model() {
 #[test]
 fn what_cannot_be_packed_is_named() {
     let narrow = config(false).with_intermediate_dim(100).init(&device());
-    let error = quantize_base(narrow, Quantization::Nf4, |_| false)
-        .unwrap_err()
-        .to_string();
-    assert!(
-        error.contains("layers.0.mlp.w2") && error.contains("64"),
-        "{error}"
-    );
+    let before = state_dict(&narrow);
+    let dir = tempfile::tempdir().unwrap();
+    save_hf(&narrow, dir.path()).unwrap();
+    let mut model = narrow.clone();
+    let loaded = load_hf_as(&mut model, dir.path(), Quantization::Nf4);
+    assert_eq!(state_dict(&model), before);
+    let packed = quantize_base(narrow, Quantization::Nf4, |_| false);
+    for error in [loaded.unwrap_err(), packed.unwrap_err()] {
+        let error = error.to_string();
+        for part in ["layers.0.mlp.w2", "64", "rows of 100", "take int8"] {
+            assert!(error.contains(part), "{error}");
+        }
+    }
 
     let mut layer = LoRALinear::plain(64, 2, false, &device());
     let broken = TensorData::new(vec![f32::NAN; 128], [2, 64]);

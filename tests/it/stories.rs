@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 
 use crate::common::{Tensors, assert_close, assert_floats_close, device, floats, max_abs_diff};
 use burn::tensor::{Int, Tensor, TensorData};
-use burn_peft::adapter::adapter_state_dict;
+use burn_peft::adapter::{adapter_state_dict, quantize_base};
 use burn_peft::checkpoint::{
     load_hf, load_peft, read_hf_config, read_peft_config, save_hf, save_peft, write_tensors,
 };
@@ -22,6 +22,7 @@ use burn_peft::tokenizer::Tokenizer;
 use burn_peft::training::{
     AdamWConfig, LossNormalization, LrSchedule, ScheduleKind, Trainer, validation_loss,
 };
+use burn_peft::weight::Quantization;
 
 fn stories() -> Option<PathBuf> {
     match std::env::var_os("BURN_PEFT_SHARED") {
@@ -127,10 +128,51 @@ impl Rows {
 #[test]
 fn two_hundred_steps_equal_pefts() {
     let Some(dir) = stories() else { return };
-    let (mut model, lora) = with_adapter(&dir, "adapter_init");
+    let (model, lora) = with_adapter(&dir, "adapter_init");
     let data = Tensors::open(dir.join("finetune/data.safetensors"));
     let curve = Tensors::open(dir.join("finetune/curve.safetensors"));
-    let rows = Rows::new(&data, "train");
+    let (model, losses, norms) = trained(model, &data);
+    let worst = max_abs_diff(&losses, &curve.floats("losses"));
+    println!("largest difference of a step's loss: {worst:e}");
+    assert_floats_close("losses", &losses, &curve.floats("losses"), 1e-4);
+    assert_floats_close("norms", &norms, &curve.floats("grad_norms"), 1e-3);
+    assert_final_adapter(&model, &dir);
+    assert_validation_loss(&model, &data, &dir);
+    leave_for_python(&model, &lora, &data);
+}
+
+/// PEFT's curve is that of the unquantized base, to 1e-4. Single steps are noisy, with four rows in each: on the numbers that
+/// bitsandbytes makes of these weights PEFT too is 6 % off at two of the 200.
+#[test]
+fn two_hundred_steps_on_nf4_follow_the_unquantized_ones() {
+    let Some(dir) = stories() else { return };
+    let (model, _) = with_adapter(&dir, "adapter_init");
+    // Blocks of 64 do not divide the 172 inputs of w2.
+    let keeps = |path: &str| path == "output" || path.ends_with("mlp.w2");
+    let model = quantize_base(model, Quantization::Nf4, keeps).unwrap();
+    let data = Tensors::open(dir.join("finetune/data.safetensors"));
+    let curve = Tensors::open(dir.join("finetune/curve.safetensors")).floats("losses");
+    let (_, losses, _) = trained(model, &data);
+    assert_ne!(losses, curve);
+    let difference = |window: usize| {
+        let sums = |losses: &[f32]| -> Vec<f32> {
+            let windows = losses.windows(window);
+            windows.map(|losses| losses.iter().sum()).collect()
+        };
+        let pairs = sums(&losses).into_iter().zip(sums(&curve));
+        pairs.map(|(a, b)| (a / b - 1.0).abs()).fold(0.0, f32::max)
+    };
+    let (single, ten) = (difference(1), difference(10));
+    println!("largest relative difference of a step's loss: {single}, of ten steps': {ten}");
+    assert!(ten < 0.05, "{ten}");
+}
+
+/// The model after 200 steps, and the loss and the gradient's norm at each.
+fn trained(
+    mut model: TransformerDecoder,
+    data: &Tensors,
+) -> (TransformerDecoder, Vec<f32>, Vec<f32>) {
+    let rows = Rows::new(data, "train");
     let schedule = LrSchedule {
         kind: ScheduleKind::Cosine,
         lr: 2e-3,
@@ -148,13 +190,7 @@ fn two_hundred_steps_equal_pefts() {
         norms.push(output.grad_norm as f32);
     }
     assert_eq!(losses.len(), 200);
-    let worst = max_abs_diff(&losses, &curve.floats("losses"));
-    println!("largest difference of a step's loss: {worst:e}");
-    assert_floats_close("losses", &losses, &curve.floats("losses"), 1e-4);
-    assert_floats_close("norms", &norms, &curve.floats("grad_norms"), 1e-3);
-    assert_final_adapter(&model, &dir);
-    assert_validation_loss(&model, &data, &dir);
-    leave_for_python(&model, &lora, &data);
+    (model, losses, norms)
 }
 
 fn assert_final_adapter(model: &TransformerDecoder, dir: &Path) {

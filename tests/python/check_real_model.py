@@ -1,16 +1,18 @@
 #!/usr/bin/env python3
-"""Compares 40 training steps of a real model on Alpaca rows with PEFT's, loss by loss, for four adapters.
+"""Compares 40 training steps of a real model on Alpaca rows with PEFT's, loss by loss, for four adapters, and for one on a
+base of four bits, where PEFT has bitsandbytes and computes in bf16.
 
     python smollm2.py MODEL_DIR
     python check_real_model.py PROGRAM MODEL_DIR ALPACA_JSON [--only SUBSTRING] [--reference-only]
 
 PROGRAM is an example of this repository, built, and called so:
 
-    PROGRAM train --model DIR --adapter DIR --inputs FILE --steps 40 --losses FILE --out DIR
+    PROGRAM train --model DIR --adapter DIR --inputs FILE --steps 40 --losses FILE --out DIR [--quantize nf4]
 
 `inputs` holds `train_input_ids` and `train_labels`, [40, 2, 128]; step i takes row i. `--losses` is
 written as a JSON list, each the loss before its step; `--out` as a PEFT folder. AdamW is that of
-`check_adapters.py`. PEFT takes about a minute and a half an adapter on one core.
+`check_adapters.py`. PEFT takes about a minute and a half an adapter on one core. With `--keep DIR` PEFT's side of a case is
+taken from DIR if it is there, and left there if not: with `--reference-only` first, each program has the machine alone.
 """
 
 import argparse
@@ -25,7 +27,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # everything is a local folder
 
 import torch
 from safetensors.torch import save_file
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
 from adapter_cases import ALL, QV
 from adapter_reference import ADAMW, Failure, adapt, reload, trained
@@ -41,6 +43,13 @@ ADAPTERS = {
         "r": 8, "lora_alpha": 8, "target_modules": ALL, "use_rslora": True, "rank_pattern": RANKS},
     "saved embedding": {"r": 8, "lora_alpha": 16, "target_modules": QV, "modules_to_save": ["embed_tokens"]},
 }
+# Of these the base is packed, and a loss may differ by what rounding to bf16 does.
+QUANTIZED = {
+    "lora, every projection, nf4": {"r": 8, "lora_alpha": 16, "target_modules": ALL},
+}
+LOSS_OF_BF16 = 2e-2
+NF4 = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True,
+       "bnb_4bit_compute_dtype": torch.bfloat16}
 WITH_INPUT = (
     "Below is an instruction that describes a task, paired with an input that provides further context. "
     "Write a response that appropriately completes the request.\n\n"
@@ -80,8 +89,9 @@ def batches(model_dir, path):
 
 # PEFT.
 
-def load(folder):
-    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+def load(folder, is_quantized=False):
+    settings = {"quantization_config": BitsAndBytesConfig(**NF4)} if is_quantized else {}
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, **settings).eval()
 
 
 def make_adapter(model_dir, settings, folder):
@@ -128,34 +138,48 @@ def largest(found, expected):
     return max(differences)
 
 
-def train(program, args, adapter, inputs_path, folder):
+def train(program, args, name, adapter, inputs_path, folder):
     """PROGRAM's losses, and the folder that it wrote."""
     out, losses = folder / "out", folder / "losses.json"
-    program("train", out, model=args.model, adapter=adapter, inputs=inputs_path, steps=STEPS, losses=losses)
+    packing = {"quantize": "nf4"} if name in QUANTIZED else {}
+    program("train", out, model=args.model, adapter=adapter, inputs=inputs_path, steps=STEPS, losses=losses, **packing)
     return json.loads(losses.read_text()), out
+
+
+def reference(args, name, inputs, folder):
+    """PEFT's losses, that after the last step too; the adapter that it began with is left in the folder."""
+    kept = folder / "losses_of_peft.json"
+    if kept.exists():
+        return json.loads(kept.read_text())
+    make_adapter(args.model, (ADAPTERS | QUANTIZED)[name], folder / "adapter")
+    model = reload(load(args.model, name in QUANTIZED), folder / "adapter")
+    losses = losses_of(model, inputs)
+    losses.append(last_loss(model, inputs))
+    kept.write_text(json.dumps(losses))
+    return losses
 
 
 def check(args, program, name, inputs, folder):
     """What is printed of an adapter, and whether it is right."""
-    adapter, inputs_path = folder / "adapter", folder / "inputs.safetensors"
-    make_adapter(args.model, ADAPTERS[name], adapter)
-    save_file({key: t.int() for key, t in inputs.items()}, inputs_path)
-    model = reload(load(args.model), adapter)
-    expected = losses_of(model, inputs)
-    expected.append(last_loss(model, inputs))
-    del model
+    expected = reference(args, name, inputs, folder)
     story = f"{expected[0]:.4f} to {expected[-1]:.4f} on the first batch"
     if program is None:
         return f"{story}; all: {[round(x, 6) for x in expected]}", True
-    found, out = train(program, args, adapter, inputs_path, folder)
-    found.append(last_loss(reload(load(args.model), out), inputs))
+    inputs_path = folder / "inputs.safetensors"
+    save_file({key: t.int() for key, t in inputs.items()}, inputs_path)
+    found, out = train(program, args, name, folder / "adapter", inputs_path, folder)
+    found.append(last_loss(reload(load(args.model, name in QUANTIZED), out), inputs))
     difference = largest(found, expected)
-    return f"{difference:.2g} ({story})", difference <= LOSS
+    allowed = LOSS_OF_BF16 if name in QUANTIZED else LOSS
+    return f"{difference:.2g}, allowed {allowed:.0e} ({story})", difference <= allowed
 
 
 def report(args, program, name, inputs):
     start = time.time()
     with tempfile.TemporaryDirectory() as folder:
+        if args.keep:
+            folder = args.keep / name.replace(" ", "_")
+            folder.mkdir(parents=True, exist_ok=True)
         try:
             said, right = check(args, program, name, inputs, Path(folder))
         except (Failure, Refused, OSError, RuntimeError, ValueError) as error:
@@ -171,11 +195,12 @@ def main():
     parser.add_argument("alpaca", type=Path, help="Alpaca rows, JSON")
     parser.add_argument("--only", default="", help="adapters whose name has this in it")
     parser.add_argument("--reference-only", action="store_true", help="PEFT alone; PROGRAM is not run")
+    parser.add_argument("--keep", type=Path, metavar="DIR", help="where PEFT's side is kept")
     args = parser.parse_args()
     quieten()
     program = None if args.reference_only else Program(args.program)
     inputs = batches(args.model, args.alpaca)
-    names = [name for name in ADAPTERS if args.only in name]
+    names = [name for name in ADAPTERS | QUANTIZED if args.only in name]
     passed = sum(report(args, program, name, inputs) for name in names)
     print(f"{passed} passed, {len(names) - passed} failed")
     sys.exit(passed != len(names))

@@ -204,8 +204,8 @@ def an_adapter_without_a_file(recipe: Recipe) -> None:
 
 def first_values(recipe: Recipe) -> None:
     """Those that need data or random vectors; a run that goes on has the same."""
-    for word in ["eva", "pissa_niter_2"]:
-        run = recipe.run(f"init_lora_weights={word}", "save_every_n_steps=5").done()
+    for word, *more in [["eva"], ["pissa_niter_2"], ["loftq", "quantize_base=int8"]]:
+        run = recipe.run(f"init_lora_weights={word}", *more, "save_every_n_steps=5").done()
         losses = run.metrics("loss")
         shutil.rmtree(run.folder / "checkpoints" / f"step_{STEPS}")
         run.command.append("resume_from_checkpoint=true")
@@ -213,7 +213,9 @@ def first_values(recipe: Recipe) -> None:
     eva = recipe.run("init_lora_weights=eva", "eva_rho=1").done()
     assert eva.json("adapter/adapter_config.json")["rank_pattern"] == {}
     refused = recipe.run("init_lora_weights=false").fails()
-    assert "pissa_niter_N, olora or eva" in refused, refused
+    assert "pissa_niter_N, olora, eva or loftq" in refused, refused
+    refused = recipe.run("init_lora_weights=loftq").fails()
+    assert "set `quantize_base` to nf4 or int8 too" in refused, refused
 
 
 def mistakes(recipe: Recipe) -> None:

@@ -65,14 +65,18 @@ fn load(
     load_base(model, &weights, format)
 }
 
-struct GgufWeights<'a> {
+/// The weights of a file.
+pub(in crate::checkpoint) struct GgufWeights<'a> {
     file: &'a GgufFile,
     tensors: BTreeMap<String, GgufTensor<'a>>,
     packed: HashMap<String, PackedLayout>,
 }
 
 impl<'a> GgufWeights<'a> {
-    fn of(file: &'a GgufFile, model: &TransformerDecoder) -> Result<Self> {
+    pub(in crate::checkpoint) fn of(
+        file: &'a GgufFile,
+        model: &TransformerDecoder,
+    ) -> Result<Self> {
         let tensors = file.tensors(&model.config)?.into_iter();
         let tensors: BTreeMap<_, _> = tensors.map(|t| (t.key().to_owned(), t)).collect();
         let mut packed = HashMap::new();

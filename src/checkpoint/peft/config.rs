@@ -206,13 +206,15 @@ fn init(value: Option<&Value>) -> Result<Init, String> {
     match init.to_lowercase().as_str() {
         // It leaves the base alone; what it began with, the tensors are.
         "mica" => Ok(Init::Kaiming),
+        "loftq" => Err(refused()),
         word => word.parse().map_err(|_| refused()),
     }
 }
 
+/// Whoever loads an adapter that has begun by LoftQ is not to begin it again, which PEFT would do with the base too.
 fn init_to_json(init: Init) -> Value {
     match init {
-        Init::Kaiming => json!(true),
+        Init::Kaiming | Init::Loftq => json!(true),
         other => json!(other),
     }
 }

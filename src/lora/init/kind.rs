@@ -30,13 +30,16 @@ pub enum Init {
     /// With the directions in which the layer's inputs vary most, which only data can tell: as [`Init::Kaiming`] until
     /// [`initialize_eva`](crate::adapter::initialize_eva).
     Eva,
+    /// With what makes up for a part of a quantization's error, which only the dense weights can tell: as
+    /// [`Init::Kaiming`] until [`initialize_loftq`](crate::adapter::initialize_loftq).
+    Loftq,
 }
 
 const PISSA_RANDOMIZED: &str = "pissa_niter_";
 
 impl Init {
     /// The words for all of them; `N` is a number of iterations.
-    pub const WORDS: [&'static str; 7] = [
+    pub const WORDS: [&'static str; 8] = [
         "kaiming",
         "gaussian",
         "orthogonal",
@@ -44,6 +47,7 @@ impl Init {
         "pissa_niter_N",
         "olora",
         "eva",
+        "loftq",
     ];
 
     /// Whether the adapter begins with a part of the base, which the base loses for it: the layer then computes
@@ -51,7 +55,7 @@ impl Init {
     pub fn shifts_base(self) -> bool {
         match self {
             Self::Pissa | Self::PissaRandomized { .. } | Self::Olora => true,
-            Self::Kaiming | Self::Gaussian | Self::Orthogonal | Self::Eva => false,
+            Self::Kaiming | Self::Gaussian | Self::Orthogonal | Self::Eva | Self::Loftq => false,
         }
     }
 }
@@ -68,6 +72,7 @@ impl fmt::Display for Init {
             }
             Self::Olora => "olora",
             Self::Eva => "eva",
+            Self::Loftq => "loftq",
         })
     }
 }
@@ -89,6 +94,7 @@ impl FromStr for Init {
             Self::Pissa,
             Self::Olora,
             Self::Eva,
+            Self::Loftq,
         ];
         let found = plain.into_iter().find(|init| init.to_string() == word);
         found.ok_or_else(|| {

@@ -15,6 +15,7 @@ use crate::{Error, Result};
 /// `quantize_dequantize` is `q`: it gives the numbers that the quantized matrix stands for. The base to
 /// quantize and keep is [`FirstValues::base`], of `A` and `B` before the last iteration. One iteration
 /// quantizes the weight itself; 5 are usual. Not every iteration comes closer to the weight.
+/// [`initialize_loftq`](crate::adapter::initialize_loftq) does this for the packed weights of a model.
 ///
 /// PEFT leaves the scale out, as if it were 1.
 ///
@@ -24,35 +25,65 @@ use crate::{Error, Result};
 ///
 /// # Errors
 /// [`Error::InvalidArgument`] if there is no iteration, if the rank is zero or beyond the weight's smaller
-/// side, if the scale is not positive, or if the weight holds NaN or infinite numbers.
+/// side, if the scale is not positive, or if the weight holds NaN or infinite numbers; and the errors of
+/// `quantize_dequantize`.
 pub fn loftq(
     weight: Tensor<2>,
     rank: usize,
     scale: f64,
     iterations: usize,
     decomposition: Decomposition,
-    quantize_dequantize: impl Fn(Tensor<2>) -> Tensor<2>,
+    mut quantize_dequantize: impl FnMut(Tensor<2>) -> Result<Tensor<2>>,
+) -> Result<FirstValues> {
+    check_rank(rank, weight.dims())?;
+    let weight = weight.detach().cast(DType::F32);
+    let quantized = quantize_dequantize(weight.clone())?;
+    loftq_from(
+        [weight, quantized],
+        rank,
+        scale,
+        iterations,
+        decomposition,
+        quantize_dequantize,
+    )
+}
+
+/// [`loftq`] where the weight, the first of the two, has been quantized already, to the second.
+pub(crate) fn loftq_from(
+    [weight, quantized]: [Tensor<2>; 2],
+    rank: usize,
+    scale: f64,
+    iterations: usize,
+    decomposition: Decomposition,
+    mut quantize_dequantize: impl FnMut(Tensor<2>) -> Result<Tensor<2>>,
 ) -> Result<FirstValues> {
     check_rank(rank, weight.dims())?;
     check_scale(scale)?;
-    let weight = weight.detach().cast(DType::F32);
-    let mut base_shift: Option<BaseShift> = None;
-    for left in (0..iterations).rev() {
-        let base = match &base_shift {
-            Some(shift) => shift.take_off(weight.clone(), scale),
-            None => weight.clone(),
-        };
-        let error = weight.clone() - quantize_dequantize(base).cast(DType::F32);
-        let (a, b) = balanced(truncated_svd(error, rank, decomposition)?, scale);
-        if left == 0 {
-            return Ok(FirstValues { a, b, base_shift });
-        }
-        base_shift = Some(BaseShift { a, b });
+    check_iterations(iterations)?;
+    let closest = |quantized: Tensor<2>| -> Result<_> {
+        let error = weight.clone() - quantized.cast(DType::F32);
+        let svd = truncated_svd(error, rank, decomposition)?;
+        Ok(balanced(svd, scale))
+    };
+    let (mut a, mut b) = closest(quantized)?;
+    let mut base_shift = None;
+    for _ in 1..iterations {
+        let shift = BaseShift { a, b };
+        let quantized = quantize_dequantize(shift.take_off(weight.clone(), scale))?;
+        (a, b) = closest(quantized)?;
+        base_shift = Some(shift);
     }
-    Err(Error::InvalidArgument {
-        name: "iterations",
-        message: "LoftQ needs at least one iteration; 5 are usual".into(),
-    })
+    Ok(FirstValues { a, b, base_shift })
+}
+
+fn check_iterations(iterations: usize) -> Result<()> {
+    match iterations {
+        0 => Err(Error::InvalidArgument {
+            name: "iterations",
+            message: "LoftQ needs at least one iteration; 5 are usual".into(),
+        }),
+        _ => Ok(()),
+    }
 }
 
 #[cfg(all(test, feature = "flex"))]
@@ -69,6 +100,10 @@ mod tests {
         (weight / step.clone() + 0.5).floor() * step
     }
 
+    fn rounded(weight: Tensor<2>) -> Result<Tensor<2>> {
+        Ok(round(weight))
+    }
+
     fn error(first: &FirstValues, scale: f64) -> f32 {
         let base = round(first.base(weight(), scale));
         let error = weight() - base - product(first) * scale;
@@ -82,7 +117,7 @@ mod tests {
             for (iterations, expected, distance) in
                 [(1, ONE, 0.28884), (2, TWO, 0.3953), (3, THREE, 0.42752)]
             {
-                let first = loftq(weight(), 2, scale, iterations, EXACT, round).unwrap();
+                let first = loftq(weight(), 2, scale, iterations, EXACT, rounded).unwrap();
                 assert_close(product(&first) * scale, &expected, 5e-6);
                 let found = error(&first, scale);
                 assert!((found - distance).abs() < 1e-5, "{found}");
@@ -113,15 +148,15 @@ mod tests {
 
     #[test]
     fn an_adapter_of_full_rank_takes_all_of_the_error() {
-        let first = loftq(weight(), 4, 2.0, 1, EXACT, round).unwrap();
+        let first = loftq(weight(), 4, 2.0, 1, EXACT, rounded).unwrap();
         let effective = round(first.base(weight(), 2.0)) + product(&first) * 2.0;
         assert_close(effective, &to_host(weight()), 1e-6);
     }
 
     #[test]
     fn no_iteration_and_a_quantization_to_nan_are_errors() {
-        assert!(loftq(weight(), 2, 1.0, 0, EXACT, round).is_err());
-        let nan = |weight: Tensor<2>| weight * f32::NAN;
+        assert!(loftq(weight(), 2, 1.0, 0, EXACT, rounded).is_err());
+        let nan = |weight: Tensor<2>| Ok(weight * f32::NAN);
         assert!(loftq(weight(), 2, 1.0, 1, EXACT, nan).is_err());
     }
 }

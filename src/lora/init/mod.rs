@@ -25,6 +25,7 @@ pub(crate) use eva::check_rho;
 pub use eva::{ActivationStatistics, largest_rank, redistribute_ranks};
 pub use kind::Init;
 pub use loftq::loftq;
+pub(crate) use loftq::loftq_from;
 pub use olora::olora;
 pub use orthogonal::orthogonal;
 pub use pissa::pissa;

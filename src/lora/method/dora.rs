@@ -74,8 +74,9 @@ impl Method for DoRA {
         ids: Tensor<1, Int>,
         rows: Tensor<2>,
     ) -> Tensor<2> {
-        let weight = weight.to_f32();
-        let norm = column_norm(weight + update(adapter, LayerKind::Embedding));
+        // An embedding's update is `s·(B·A)ᵀ`.
+        let [a, b] = update_factors(adapter);
+        let norm = weight.column_norms(Some([b.transpose(), a.transpose()]));
         let sum = rows.clone().cast(DType::F32) + embedded_update(adapter, ids).cast(DType::F32);
         (sum * (magnitude(adapter) / norm).unsqueeze()).cast(rows.dtype())
     }
@@ -119,16 +120,15 @@ fn magnitude(adapter: &AdapterParams) -> Tensor<1> {
 }
 
 fn first_row_magnitude(layer: &LayerParams, _: &AdapterSettings) -> Tensor<1> {
-    row_norm(first_weight(layer))
+    first_weight(layer).row_norms(None)
 }
 
 fn first_column_magnitude(layer: &LayerParams, _: &AdapterSettings) -> Tensor<1> {
-    column_norm(first_weight(layer))
+    first_weight(layer).column_norms(None)
 }
 
-fn first_weight(layer: &LayerParams) -> Tensor<2> {
-    let weight = layer.weight.as_ref().expect("DoRA adapts matrices");
-    weight.to_f32()
+fn first_weight(layer: &LayerParams) -> &FrozenWeight {
+    layer.weight.as_ref().expect("DoRA adapts matrices")
 }
 
 /// DoRA's output without the base's bias, `ratio·(W x + s·B(A x))` with `ratio = m / ‖W + s·B·A‖`, the norm
@@ -143,7 +143,7 @@ fn rescaled(
     y: Tensor<3>,
     mask: Option<DropoutMask>,
 ) -> Tensor<3> {
-    let norm = base.weight.row_norms_with(update_factors(adapter));
+    let norm = base.weight.row_norms(Some(update_factors(adapter)));
     rescale(y, magnitude(adapter) / norm, x, &base.weight, mask)
 }
 

@@ -183,7 +183,7 @@ fn shift_of(init: Init) -> Option<Pair> {
     match init {
         Init::Pissa | Init::PissaRandomized { .. } => Some(principal_part),
         Init::Olora => Some(leading_basis),
-        Init::Kaiming | Init::Gaussian | Init::Orthogonal | Init::Eva => None,
+        Init::Kaiming | Init::Gaussian | Init::Orthogonal | Init::Eva | Init::Loftq => None,
     }
 }
 

@@ -90,10 +90,10 @@ impl RecipeConfig {
     }
 }
 
-/// Whether it matters to an adapter that exists how it is said to begin: if a part of the base is its, or data is asked
-/// for.
+/// Whether it matters to an adapter that exists how it is said to begin: if a part of the base is its, or more than a seed
+/// is asked for.
 fn decides(own: Init, of_files: Init) -> bool {
-    own.shifts_base() || of_files.shifts_base() || own == Init::Eva
+    own.shifts_base() || of_files.shifts_base() || [Init::Eva, Init::Loftq].contains(&own)
 }
 
 fn described(lora: &LoRAConfig) -> Vec<Described> {

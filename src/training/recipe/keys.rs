@@ -57,7 +57,15 @@ use Kind::*;
 const PATH: Kind = Text("a path");
 
 /// Those of [`Init::WORDS`] without a number.
-const BEGINNINGS: [&str; 6] = ["kaiming", "gaussian", "orthogonal", "pissa", "olora", "eva"];
+const BEGINNINGS: [&str; 7] = [
+    "kaiming",
+    "gaussian",
+    "orthogonal",
+    "pissa",
+    "olora",
+    "eva",
+    "loftq",
+];
 
 /// Other names in use for the same word, with ours.
 const ALIASES: [(&str, &str); 6] = [
