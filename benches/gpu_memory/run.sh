@@ -40,3 +40,6 @@ for adapters in "" " --rank 32 --all-modules"; do
         count "--seq-len $seq_len$adapters --recompute"
     done
 done
+for batch_size in 1 2; do
+    count "--quantize nf4 --batch-size $batch_size --seq-len 512 --recompute"
+done

@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 use super::cube;
 #[cfg(feature = "flex")]
 use super::flex;
+use crate::quantization::PackedLayout;
 
 /// The type that a model with weights of type `dtype` computes in: f32 in the fused bodies of Flex,
 /// where products in half precision are slower than widening their weights; elsewhere that of the
@@ -60,6 +61,14 @@ pub(crate) fn free_memory(device: &Device) -> Option<u64> {
 pub(crate) fn prepare_memory(device: &Device, bytes: u64) {
     #[cfg(feature = "cube")]
     cube::prepare_memory(device, bytes);
+}
+
+/// The numbers of a packed weight that exist at a time in the memory of a GPU.
+pub(crate) fn decoded_at_once(layout: &PackedLayout) -> usize {
+    #[cfg(feature = "cube")]
+    return cube::largest_tile(layout);
+    #[cfg(not(feature = "cube"))]
+    return 0;
 }
 
 static FUSED: AtomicBool = AtomicBool::new(true);

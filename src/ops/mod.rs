@@ -55,7 +55,7 @@ use device::is_fused;
 pub use device::{
     MatmulPrecision, compute_dtype, lacks_cublas, matmul_precision, set_fused, set_matmul_precision,
 };
-pub(crate) use device::{free_memory, is_fused_cpu, prepare_memory};
+pub(crate) use device::{decoded_at_once, free_memory, is_fused_cpu, prepare_memory};
 pub use dropout::dropout;
 pub use kept::Kept;
 pub use linear::{linear, lora_linear};

@@ -1,5 +1,7 @@
 //! Fused and portable bodies against plain compositions of tensor operations: outputs and gradients.
 
+mod packed;
+
 use std::cell::Cell;
 
 #[cfg(feature = "cube")]

@@ -80,7 +80,7 @@ pub enum FourBitTable {
 
 impl BlockFormat {
     /// Numbers and bytes of a block of GGUF's.
-    pub(super) fn gguf_block(self) -> Option<[usize; 2]> {
+    pub(crate) fn gguf_block(self) -> Option<[usize; 2]> {
         fn sizes<K: Kind>() -> Option<[usize; 2]> {
             Some([K::NUMBERS, K::BYTES])
         }
@@ -184,6 +184,21 @@ impl PackedLayout {
     /// The length of the packed bytes, a multiple of four.
     pub fn num_bytes(&self) -> usize {
         self.num_bytes
+    }
+
+    /// Where the scales begin that are not in the blocks, and where those are nested their mean; in words.
+    #[cfg(feature = "cube")]
+    pub(crate) fn scale_words(&self) -> [usize; 2] {
+        let [rows, columns] = self.shape;
+        let bytes = match self.format {
+            BlockFormat::FourBit(four_bit) => {
+                let planes = four_bit::Planes::new(rows * columns, four_bit);
+                [planes.absmax_at, planes.offset_at]
+            }
+            BlockFormat::Int8 => [int8::scales_at(self.shape), 0],
+            _ => [0, 0],
+        };
+        bytes.map(|at| at / size_of::<u32>())
     }
 }
 

@@ -14,7 +14,7 @@ use burn::optim::{GradientsAccumulator, GradientsParams};
 use burn::tensor::{Device, Int, Tensor};
 
 use super::options::{Activations, GradientOptions, LOSS_CHUNK_ROWS};
-use crate::adapter::initialize_params;
+use crate::adapter::{initialize_params, packed_layouts};
 use crate::data::{Batch, IGNORE_INDEX};
 use crate::llama::{AttentionMask, Context, TransformerDecoder};
 use crate::lora::Routes;
@@ -61,7 +61,10 @@ pub(super) fn prepare_memory(
     let dtype = model.tok_embeddings.weight.compute_dtype();
     let activations = tokens * widest.max(config.embed_dim) * dtype.size();
     let logits = tokens.min(loss_chunk_rows) * config.vocab_size * size_of::<f32>();
-    ops::prepare_memory(&device, activations.max(logits) as u64);
+    let tiles = packed_layouts(model).into_values();
+    let tile = tiles.map(|layout| ops::decoded_at_once(&layout)).max();
+    let tile = tile.unwrap_or(0) * dtype.size();
+    ops::prepare_memory(&device, activations.max(logits).max(tile) as u64);
 }
 
 /// The sum of a loss's parts. This waits for the device.

@@ -2,7 +2,8 @@
 //! one between two products, where Burn's tensor operations launch a kernel a step and leave what is
 //! between in memory. Numbers are read and written in the tensors' type and computed in f32.
 //!
-//! Products are cuBLAS's on CUDA, where it is installed, and CubeCL's elsewhere. The gradient of a
+//! Products are cuBLAS's on CUDA, where it is installed, and CubeCL's elsewhere; of packed weights a tile
+//! is decoded before it is multiplied. The gradient of a
 //! norm's weight, which LoRA does not ask for, is the portable one.
 
 mod adamw;
@@ -12,8 +13,10 @@ mod cross_entropy;
 mod cublas;
 #[cfg(feature = "cuda")]
 mod cuda;
+mod decode;
 mod dropout;
 mod flash;
+mod packed;
 mod product;
 mod rms_norm;
 mod rotary;
@@ -36,12 +39,14 @@ use cubecl::prelude::*;
 use cubecl::{MemoryPoolKind, MemoryScope, calculate_cube_count_elemwise, ir::ElemType};
 use cubecl_environment::stream::StreamId;
 
+pub(super) use self::packed::largest_tile;
 use self::product::{add_rows_by, rows_by, transposed};
 use super::backend::StepOps;
 use super::portable;
 use super::types::AdamWStep;
 use super::types::DropoutMask;
 use super::types::KeyRanges;
+use crate::quantization::PackedLayout;
 
 /// Whether operations on `tensor` have a kernel here.
 fn takes(tensor: &CubeTensor) -> bool {
@@ -136,6 +141,49 @@ impl StepOps for CubeBackend {
 
     fn linear_weight_grad(grad: CubeTensor, x: CubeTensor, weight: CubeTensor) -> CubeTensor {
         product::linear_weight_grad(grad, x, weight)
+    }
+
+    fn packed_linear(x: CubeTensor, words: IntTensor<Self>, layout: PackedLayout) -> CubeTensor {
+        match takes(&x) {
+            true => packed::forward(x, words, layout),
+            false => portable::packed::forward::<Self>(x, words, layout),
+        }
+    }
+
+    fn packed_linear_x_grad(
+        grad: CubeTensor,
+        words: IntTensor<Self>,
+        layout: PackedLayout,
+    ) -> CubeTensor {
+        match takes(&grad) {
+            true => packed::x_grad(grad, words, layout),
+            false => portable::packed::x_grad::<Self>(grad, words, layout),
+        }
+    }
+
+    fn packed_rows(
+        words: IntTensor<Self>,
+        indices: IntTensor<Self>,
+        layout: PackedLayout,
+    ) -> CubeTensor {
+        match super::is_fused() {
+            true => packed::rows(words, indices, layout),
+            false => portable::packed::rows::<Self>(words, indices, layout),
+        }
+    }
+
+    fn packed_row_squares(words: IntTensor<Self>, layout: PackedLayout) -> CubeTensor {
+        match super::is_fused() {
+            true => packed::row_squares(words, layout),
+            false => portable::packed::row_squares::<Self>(words, layout),
+        }
+    }
+
+    fn unpacked(words: IntTensor<Self>, layout: PackedLayout) -> CubeTensor {
+        match super::is_fused() {
+            true => packed::unpacked(words, layout),
+            false => portable::packed::unpacked::<Self>(words, layout),
+        }
     }
 
     fn product(a: CubeTensor, b: CubeTensor) -> CubeTensor {
