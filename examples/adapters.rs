@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! cargo run --release --example adapters -- merge --model DIR --adapter DIR --out DIR
-//! cargo run --release --example adapters -- gguf --model DIR --adapter DIR --out adapter.gguf
+//! cargo run --release --example adapters -- gguf --model DIR|FILE.gguf --adapter DIR --out adapter.gguf
 //! ```
 //!
 //! The other verbs are for comparisons with another framework (`tests/python/check_adapters.py`): their inputs and
@@ -22,7 +22,7 @@ use burn_peft::adapter::{
 };
 use burn_peft::checkpoint::{
     SafetensorsFile, attach_peft, attach_peft_as, copy_generation_config, initialize_loftq_from,
-    load_hf, load_hf_as, load_peft, peft_names, read_hf_config, read_peft_config,
+    load_any_base, load_any_base_as, load_peft, peft_names, read_base_config, read_peft_config,
     save_gguf_adapter, save_hf, save_peft_adapter, save_peft_unconverted, save_state_dict,
 };
 use burn_peft::data::Batch;
@@ -102,7 +102,7 @@ enum Verb {
     },
     /// Combines adapters into one.
     Combine {
-        /// The base model, a Hugging Face folder.
+        /// The base model, a Hugging Face folder or a GGUF file.
         #[arg(long)]
         model: PathBuf,
         /// The adapters, PEFT folders.
@@ -144,7 +144,7 @@ enum Verb {
 
 #[derive(Args)]
 struct Files {
-    /// The base model, a Hugging Face folder.
+    /// The base model, a Hugging Face folder or a GGUF file.
     #[arg(long)]
     model: PathBuf,
     /// The adapter, a PEFT folder.
@@ -269,8 +269,8 @@ fn base(dir: &Path, device: &Device) -> Result<TransformerDecoder> {
 }
 
 fn base_as(dir: &Path, device: &Device, format: BaseFormat) -> Result<TransformerDecoder> {
-    let mut model = read_hf_config(dir)?.init(device);
-    load_hf_as(&mut model, dir, format)?;
+    let mut model = read_base_config(dir)?.init(device);
+    load_any_base_as(&mut model, dir, format)?;
     Ok(model)
 }
 
@@ -338,14 +338,15 @@ fn combine(
 }
 
 fn merge(files: &Files) -> Result<()> {
-    let mut model = read_hf_config(&files.model)?.init(&Device::default());
-    load_hf(&mut model, &files.model)?;
+    let mut model = read_base_config(&files.model)?.init(&Device::default());
+    load_any_base(&mut model, &files.model)?;
     if let Some(adapter) = &files.adapter {
         attach_peft(&mut model, adapter)?;
     }
     save_hf(&model.merge_lora(), &files.out)?;
     copy_generation_config(&files.model, &files.out)?;
-    if files.model.join("tokenizer.json").exists() || files.model.join("tokenizer.model").exists() {
+    let has = |name| files.model.join(name).exists();
+    if files.model.is_file() || has("tokenizer.json") || has("tokenizer.model") {
         copy_tokenizer(&files.model, &files.out)?;
     }
     Ok(())

@@ -6,7 +6,8 @@
 //!     --inputs inputs.safetensors --expected expected.safetensors
 //! ```
 //!
-//! All is computed in f32, with `--as-stored` on the base as its files have it: packed where bitsandbytes packed it.
+//! All is computed in f32, with `--as-stored` on the base as its files have it: packed where
+//! they have it packed.
 //!
 //! `inputs` holds `input_ids` and perhaps `labels`, `[batch, seq]`, -100 where there is no label;
 //! `expected` holds `logits`, `[batch, seq, vocab]`, and perhaps `loss`. Prints one JSON line with
@@ -28,7 +29,7 @@ use clap::Parser;
 /// Compare logits and loss with those of another framework.
 #[derive(Parser)]
 struct Args {
-    /// A Hugging Face folder.
+    /// A Hugging Face folder or a GGUF file.
     #[arg(long)]
     model: PathBuf,
     /// A PEFT folder.

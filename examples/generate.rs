@@ -1,7 +1,7 @@
 //! Asks a model, with or without an adapter, by Alpaca's prompt.
 //!
 //! ```text
-//! cargo run --release --example generate -- --model DIR [--adapter DIR] "Name three colours."
+//! cargo run --release --example generate -- --model DIR|FILE.gguf [--adapter DIR] "Name three colours."
 //! ```
 //!
 //! Without `--model` it asks the tiny model of this repository.
@@ -29,7 +29,7 @@ struct Args {
     /// What to do it with.
     #[arg(long, default_value = "")]
     input: String,
-    /// A Hugging Face folder with its tokenizer.
+    /// A Hugging Face folder with its tokenizer, or a GGUF file.
     #[arg(long, default_value = concat!(env!("CARGO_MANIFEST_DIR"), "/examples/assets/tiny"))]
     model: PathBuf,
     /// A PEFT folder.

@@ -12,7 +12,7 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use burn_peft::checkpoint::{read_gguf_config, read_hf_config};
+use burn_peft::checkpoint::read_base_config;
 use burn_peft::tokenizer::Tokenizer;
 use burn_peft::{Error, Result};
 use clap::Parser;
@@ -55,11 +55,7 @@ fn inspect(args: &Args) -> Result<Value> {
 }
 
 fn sizes(path: &Path) -> Result<Value> {
-    let config = match path.is_dir() {
-        true => read_hf_config(path)?,
-        false => read_gguf_config(path)?,
-    };
-    Ok(json!(config))
+    Ok(json!(read_base_config(path)?))
 }
 
 fn tokenize(path: &Path) -> Result<Value> {

@@ -11,6 +11,9 @@
 //!     output_dir=./lora_experiment_1
 //! ```
 //!
+//! A `.gguf` file, or a folder that bitsandbytes quantized, is trained on as it is packed:
+//! `checkpoint_dir=model.gguf`. See `docs/recipe.md`.
+//!
 //! With `--features mpi`, `mpirun -n 2` before such a command trains in two processes, on as many
 //! machines; `device=cuda:0,cuda:1` trains on two GPUs in one. See `docs/scaling.md`.
 
@@ -45,8 +48,8 @@ use burn_peft::adapter::{
     validate_state_dict_for_lora,
 };
 use burn_peft::checkpoint::{
-    copy_generation_config, initialize_loftq_from, load_any_adapter, load_hf_as, save_hf,
-    save_peft_with_base,
+    copy_generation_config, initialize_loftq_from, load_any_adapter, load_any_base_as,
+    read_base_packing, save_hf, save_peft_with_base,
 };
 use burn_peft::data::{Batch, DataOrder};
 use burn_peft::distributed::{ProcessGroup, broadcast_params, require_same};
@@ -124,25 +127,26 @@ fn configuration(args: &Args) -> Result<RecipeConfig> {
 }
 
 fn finetune(config: &RecipeConfig, member: &Member) -> Result<()> {
-    let base_dir = config.checkpoint_dir.clone().unwrap_or_else(embedded::dir);
-    let llama = config.llama(&base_dir)?;
-    let tokenizer = tokenizer(config, &base_dir, &llama)?;
+    let base = config.checkpoint_dir.clone().unwrap_or_else(embedded::dir);
+    let llama = config.llama(&base)?;
+    let tokenizer = tokenizer(config, &base, &llama)?;
     let data = Data::load(config, &llama, &tokenizer)?;
     require_same_run(member.group, config, &data)?;
     let is_first = member.group.rank() == 0;
     if is_first {
-        print_work(&base_dir, &data);
+        print_work(&base, &data);
     }
     let dir = run_dir(config, member.group)?.on_data(&data.samples);
     let lora = dir.adapter_config(config)?;
     require_same_adapter(member.group, &lora)?;
     if is_first {
-        let estimate = config.estimate_config(&llama, &lora, data.longest_row(), member.device);
+        let (packed, longest) = (read_base_packing(&base)?, data.longest_row());
+        let estimate = config.estimate_config(&llama, packed, &lora, longest, member.device);
         print_device(&estimate, member);
     }
     let llama = ending_as(&tokenizer, llama);
-    let model = load_model(config, &lora, &llama, &base_dir, member)?;
-    let mut model = begin(config, model, &base_dir, &data, member)?;
+    let model = load_model(config, &lora, &llama, &base, member)?;
+    let mut model = begin(config, model, &base, &data, member)?;
     if is_first && !config.resume_from_checkpoint {
         dir.begin(config)?;
     }
@@ -162,7 +166,7 @@ fn finetune(config: &RecipeConfig, member: &Member) -> Result<()> {
     let quiz = Quiz::before(config, &model, &tokenizer)?;
     let (model, summary) = run.train(model, trainer, &data, &order)?;
     let exact_match = quiz.after(&model, &tokenizer)?;
-    run.save(model, &base_dir)?;
+    run.save(model, &base)?;
     run.finish(&Summary {
         exact_match,
         ..summary
@@ -187,12 +191,12 @@ fn load_model(
     config: &RecipeConfig,
     lora: &LoRAConfig,
     llama: &LlamaConfig,
-    base_dir: &Path,
+    base: &Path,
     member: &Member,
 ) -> Result<TransformerDecoder> {
     let device = member.device.clone().autodiff();
     let mut model = RecipeConfig::init_lora(llama, lora, &device)?;
-    let report = load_hf_as(&mut model, base_dir, config.base_format())?;
+    let report = load_any_base_as(&mut model, base, config.base_format())?;
     let adapters = get_params(&model).filter(|_, param| param.is_adapter());
     validate_state_dict_for_lora(&adapters, &report)?;
     let model = initialize_adapters(model, config.seed);
@@ -205,7 +209,7 @@ fn load_model(
 fn begin(
     config: &RecipeConfig,
     mut model: TransformerDecoder,
-    base_dir: &Path,
+    base: &Path,
     data: &Data,
     member: &Member,
 ) -> Result<TransformerDecoder> {
@@ -226,7 +230,7 @@ fn begin(
             Ok(model)
         }
         // With more iterations the adapter would be for another base than `quantize_base` gives.
-        Init::Loftq => initialize_loftq_from(model, base_dir, 1, LOFTQ),
+        Init::Loftq => initialize_loftq_from(model, base, 1, LOFTQ),
         _ => Ok(model),
     }
 }
@@ -419,9 +423,9 @@ impl<'a> Run<'a> {
     }
 
     /// The last step is in a checkpoint by now. Each weight makes room for the merged one.
-    fn save(&self, model: TransformerDecoder, base_dir: &Path) -> Result<()> {
+    fn save(&self, model: TransformerDecoder, base: &Path) -> Result<()> {
         *self.member.last_step.lock() = None;
-        let base_name = base_dir.to_string_lossy();
+        let base_name = base.to_string_lossy();
         let lora = adapter_of(&model);
         save_peft_with_base(&model, &lora, &base_name, self.dir.adapter_dir())?;
         println!("the adapter is in {}", self.dir.adapter_dir().display());
@@ -431,11 +435,11 @@ impl<'a> Run<'a> {
                 self.dir.merged_dir().display()
             );
             save_hf(&model.merge_lora(), self.dir.merged_dir())?;
-            let tokenizer = self.config.tokenizer.as_deref().unwrap_or(base_dir);
+            let tokenizer = self.config.tokenizer.as_deref().unwrap_or(base);
             copy_tokenizer(tokenizer, self.dir.merged_dir())?;
             warn(
                 "no generation_config.json",
-                copy_generation_config(base_dir, self.dir.merged_dir()),
+                copy_generation_config(base, self.dir.merged_dir()),
             );
         }
         draw_loss_curve(self.dir.path());

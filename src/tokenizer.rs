@@ -6,6 +6,7 @@
 
 mod chat_template;
 mod gguf;
+mod gguf_files;
 mod sentencepiece;
 
 use std::fmt;
@@ -19,6 +20,7 @@ use serde::de::IgnoredAny;
 
 use crate::files::{create_dir, read_bytes, read_text, write_atomic};
 use crate::{Error, Result};
+use gguf_files::save_gguf_tokenizer;
 
 const BOS_NAMES: [&str; 3] = ["<s>", "<|begin_of_text|>", "<bos>"];
 const EOS_NAMES: [&str; 4] = ["</s>", "<|end_of_text|>", "<|endoftext|>", "<eos>"];
@@ -398,13 +400,18 @@ fn prefix(tokenizer: &tokenizers::Tokenizer) -> Option<u32> {
 }
 
 /// Copies a tokenizer's files into a model's folder, under the names by which other programs look for
-/// them there. `from` is a folder, or a tokenizer's file with what lies beside it.
+/// them there. `from` is a folder, or a tokenizer's file with what lies beside it; or a GGUF file, whose tokenizer is
+/// written as a `tokenizer.json` or `tokenizer.model` of the same ids, with a `tokenizer_config.json`.
 ///
 /// # Errors
 ///
-/// [`Error::Io`] if a file cannot be read or written.
+/// [`Error::Io`] if a file cannot be read or written, and those of [`Tokenizer::from_gguf`].
 pub fn copy_tokenizer(from: impl AsRef<Path>, to: impl AsRef<Path>) -> Result<()> {
     let (from, to) = (from.as_ref(), to.as_ref());
+    if from.is_file() && gguf::is_gguf(from)? {
+        create_dir(to)?;
+        return save_gguf_tokenizer(from, to);
+    }
     let (folder, mut files) = match from.is_dir() {
         true => (
             from,
@@ -427,11 +434,6 @@ pub fn copy_tokenizer(from: impl AsRef<Path>, to: impl AsRef<Path>) -> Result<()
 
 /// The usual name of a tokenizer's file.
 fn kind_of(path: &Path) -> Result<&'static str> {
-    if gguf::is_gguf(path)? {
-        let message = "a GGUF file, of which the tokenizer is not copied alone; name the folder or the \
-                       tokenizer.json of the same model";
-        return Err(Error::format(path, message));
-    }
     let bytes = read_bytes(path)?;
     Ok(match is_json(&bytes) {
         true => JSON_FILE,

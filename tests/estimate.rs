@@ -6,18 +6,22 @@
 mod counting;
 #[path = "../examples/support/memory_table.rs"]
 mod memory_table;
+#[path = "support/zero_gguf.rs"]
+mod zero_gguf;
 
 use std::alloc::System;
-use std::path::Path;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard};
 
 use burn::tensor::{DType, Device, Distribution, Tensor};
-use burn_peft::adapter::{ParamCount, initialize_params};
-use burn_peft::checkpoint::{load_hf_as, save_hf};
+use burn_peft::adapter::{ParamCount, get_params, initialize_params};
+use burn_peft::checkpoint::{load_any_base_as, read_base_packing, save_hf};
 use burn_peft::data::Batch;
 use burn_peft::llama::{Context, LlamaConfig, TransformerDecoder};
 use burn_peft::lora::{AttnModule, Init, LoRAConfig, Targets, TrainedBias};
 use burn_peft::ops::{AttentionBody, set_fused};
+use burn_peft::quantization::BlockFormat;
 use burn_peft::training::recipe::RecipeConfig;
 use burn_peft::training::{
     Activations, AdamWConfig, Change, EstimateConfig, LrSchedule, MemoryEstimate, Moment,
@@ -25,6 +29,7 @@ use burn_peft::training::{
 };
 use burn_peft::weight::{BaseFormat, Quantization};
 use counting::{Counting, live_bytes, peak_bytes, reset_peak};
+use zero_gguf::write_zero_gguf;
 
 #[global_allocator]
 static ALLOCATOR: Counting<System> = Counting(System);
@@ -189,14 +194,28 @@ fn an_attention_without_scores_keeps_its_output_and_totals() {
     assert_eq!(added(after_attention), 0);
 }
 
-/// A model of random weights in the configuration's type.
+/// The files of a base: a folder of random weights, or a GGUF file of one that has weights packed there.
+fn write_base(config: &EstimateConfig, dir: &Path) -> PathBuf {
+    if config.packed.is_empty() {
+        save_hf(&config.model.init(&Device::flex()), dir).unwrap();
+        return dir.to_owned();
+    }
+    let path = dir.join("model.gguf");
+    write_zero_gguf(&config.model, &path, |key| config.packed.get(key).copied());
+    assert_eq!(read_base_packing(&path).unwrap(), config.packed);
+    path
+}
+
+/// A model of these weights in the configuration's type.
 fn model(config: &EstimateConfig, weights: &Path) -> TransformerDecoder {
     let mut model = match &config.lora {
         Some(lora) => config.model.init_lora(lora, &device()).unwrap(),
         None => config.model.init(&device()),
     };
-    let format = BaseFormat::new(config.dtype).with_quantization(config.quantization);
-    load_hf_as(&mut model, weights, format).unwrap();
+    let format = BaseFormat::new(config.dtype)
+        .with_quantization(config.quantization)
+        .with_kept_packing(true);
+    load_any_base_as(&mut model, weights, format).unwrap();
     initialize_params(&model);
     model
 }
@@ -233,11 +252,11 @@ fn trainer(config: &EstimateConfig) -> Trainer {
 
 /// The most bytes in use at a time in two steps; what loading takes is not counted.
 fn measured_peak(config: &EstimateConfig) -> usize {
-    let weights = tempfile::tempdir().unwrap();
-    save_hf(&config.model.init(&Device::flex()), weights.path()).unwrap();
-    drop(model(config, weights.path())); // what threads allocate once
+    let dir = tempfile::tempdir().unwrap();
+    let weights = write_base(config, dir.path());
+    drop(model(config, &weights)); // what threads allocate once
     let before = live_bytes();
-    let mut model = model(config, weights.path());
+    let mut model = model(config, &weights);
     reset_peak();
     let mut trainer = trainer(config);
     for _ in 0..2 {
@@ -348,6 +367,65 @@ fn trainings() -> Vec<(&'static str, EstimateConfig)> {
         (
             "everything, bf16",
             bf16(EstimateConfig::new(small(), None, 1, 128)),
+        ),
+    ]
+}
+
+/// A base that a file has packed so, by the keys of its matrices.
+fn in_gguf(
+    config: EstimateConfig,
+    format_of: impl Fn(&str) -> Option<BlockFormat>,
+) -> EstimateConfig {
+    let params = get_params(&config.model.init(&device()));
+    let matrices = params.iter().filter(|(_, param)| param.shape.len() == 2);
+    let packed = matrices.filter_map(|(key, _)| Some((key.to_owned(), format_of(key)?)));
+    config.with_packed(packed.collect())
+}
+
+/// Trainings on GGUF files, whose kinds differ from weight to weight.
+fn gguf_trainings() -> Vec<(&'static str, EstimateConfig)> {
+    let is_vocabulary = |key: &str| key.starts_with("tok_embeddings") || key.starts_with("output");
+    let grouped = || llama(4, 512, 4, 4000);
+    let tied = || grouped().with_tie_embeddings(true);
+    let lora = |model, lora| EstimateConfig::new(model, Some(lora), 2, 64);
+    let plain = |config| {
+        in_gguf(config, |key| match is_vocabulary(key) {
+            true => Some(BlockFormat::Q8_0),
+            false => Some(BlockFormat::Q4_1),
+        })
+    };
+    // As llama.cpp mixes them: `w2` has rows that blocks of 256 do not divide.
+    let mixed = |config| {
+        in_gguf(config, |key| match key.rsplit('.').nth(1) {
+            Some("w2") => Some(BlockFormat::Q5_0),
+            Some("v_proj" | "tok_embeddings") => Some(BlockFormat::Q6K),
+            _ => Some(BlockFormat::Q4K),
+        })
+    };
+    let attention = |config| {
+        in_gguf(config, |key| {
+            key.contains("attn").then_some(BlockFormat::Q8_0)
+        })
+    };
+    vec![
+        ("q4_1, q8_0 vocabulary", plain(lora(grouped(), qv(4)))),
+        (
+            "q4_1, all, output too",
+            plain(lora(grouped(), all(8).with_output(true))),
+        ),
+        ("q4_k_m, tied", mixed(lora(tied(), all(4)))),
+        (
+            "q4_k_m, tied, recomputed, bf16",
+            mixed(lora(tied(), qv(8)))
+                .with_activations(Activations::Recompute { layers: 1 })
+                .with_dtype(DType::BF16),
+        ),
+        ("a part in q8_0", attention(lora(grouped(), qv(4)))),
+        (
+            "a part in q8_0, nf4, bf16",
+            attention(lora(grouped(), qv(4)))
+                .with_quantization(Some(Quantization::Nf4))
+                .with_dtype(DType::BF16),
         ),
     ]
 }
@@ -504,7 +582,8 @@ fn a_training_takes_what_was_estimated() {
         let trainings = trainings.into_iter();
         trainings.map(move |(name, config)| (format!("{prefix}{name}"), config))
     };
-    let trainings = prefixed("", trainings()).chain(prefixed("", methods()));
+    let trainings = prefixed("", trainings()).chain(prefixed("gguf: ", gguf_trainings()));
+    let trainings = trainings.chain(prefixed("", methods()));
     for (name, config) in trainings.chain(prefixed("bf16, recomputed: ", recomputed_methods())) {
         let expected = estimate(&config);
         let found = measured_peak(&config);
@@ -580,9 +659,11 @@ fn a_recipe_is_estimated_as_it_will_run() {
     let overrides = overrides.map(str::to_owned);
     let recipe = RecipeConfig::default().with_overrides(&overrides).unwrap();
     let (llama, lora) = (LlamaConfig::llama2_7b(), recipe.lora());
-    let config = recipe.estimate_config(&llama, &lora, 100, &device());
+    let packed = BTreeMap::from([("output.weight".to_owned(), BlockFormat::Q6K)]);
+    let config = recipe.estimate_config(&llama, packed.clone(), &lora, 100, &device());
     let expected = EstimateConfig::new(llama, Some(lora), 3, 100)
         .with_dtype(DType::BF16)
+        .with_packed(packed)
         .on_device(&device())
         .with_activations(recipe.trainer(1).options.activations);
     assert_eq!(config, expected);
@@ -603,7 +684,13 @@ fn suggestions_fit_or_come_closer() {
         batch_size: 2,
         micro_batches: 2,
     };
-    let expected = [Change::Recompute, halved, Change::Bf16, Change::SeqLen(512)];
+    let expected = [
+        Change::Recompute,
+        halved,
+        Change::Bf16,
+        Change::Nf4,
+        Change::SeqLen(512),
+    ];
     assert_eq!(changes, expected.map(|change| vec![change]));
     assert!(found.iter().all(|s| s.estimate.total() < total));
 
@@ -626,7 +713,27 @@ fn suggestions_fit_or_come_closer() {
 
     // Nothing helps: all changes together, as the least that it takes.
     let found = suggestions(&config, 0);
-    assert_eq!(found.last().unwrap().changes.len(), 4);
+    assert_eq!(found.last().unwrap().changes.len(), 5);
+}
+
+#[test]
+fn nf4_is_suggested_for_dense_bases_that_its_blocks_divide() {
+    let suggests = |config: &EstimateConfig| {
+        let found = suggestions(config, 0);
+        found.iter().any(|s| s.changes.contains(&Change::Nf4))
+    };
+    let dense = EstimateConfig::new(LlamaConfig::llama2_7b(), Some(qv(4)), 1, 64);
+    assert!(suggests(&dense) && suggests(&dense.clone().with_dtype(DType::BF16)));
+    assert!(!suggests(
+        &dense.clone().with_quantization(Some(Quantization::Int8))
+    ));
+    assert!(!suggests(&in_gguf(dense.clone(), |_| Some(
+        BlockFormat::Q8_0
+    ))));
+    let other = dense.model.clone().with_intermediate_dim(11_000);
+    assert!(!suggests(&EstimateConfig::new(other, Some(qv(4)), 1, 64)));
+    // Weights that are trained have to stay numbers.
+    assert!(!suggests(&EstimateConfig::new(dense.model, None, 1, 64)));
 }
 
 #[test]

@@ -17,11 +17,11 @@ use burn_peft::{Error, Result};
 use crate::embedded;
 
 /// The model's own end of a text serves where the tokenizer knows none.
-pub fn tokenizer(config: &RecipeConfig, base_dir: &Path, llama: &LlamaConfig) -> Result<Tokenizer> {
-    let tokenizer = match &config.tokenizer {
-        Some(path) if path.is_file() => Tokenizer::from_file(path),
-        Some(dir) => Tokenizer::from_dir(dir),
-        None => Tokenizer::from_dir(base_dir),
+pub fn tokenizer(config: &RecipeConfig, base: &Path, llama: &LlamaConfig) -> Result<Tokenizer> {
+    let path = config.tokenizer.as_deref().unwrap_or(base);
+    let tokenizer = match path.is_dir() {
+        true => Tokenizer::from_dir(path),
+        false => Tokenizer::from_file(path),
     }?;
     let known = tokenizer.eos_id();
     let eos = known.or_else(|| llama.eos_token_ids.first().copied());

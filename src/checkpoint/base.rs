@@ -11,7 +11,7 @@ use crate::adapter::{
 };
 use crate::llama::TransformerDecoder;
 use crate::quantization::PackedLayout;
-use crate::weight::{BaseFormat, Quantization, with_rows};
+use crate::weight::{BaseFormat, with_rows};
 use crate::{Error, Result};
 
 /// The weights of a base in files, by this crate's keys.
@@ -85,22 +85,12 @@ fn with_room(
     format: Option<BaseFormat>,
     stored: &HashMap<String, PackedLayout>,
 ) -> Result<TransformerDecoder> {
-    let keeps_packing = format.is_none_or(|format| format.quantization.is_some());
-    if stored.is_empty() || !keeps_packing {
-        return match format {
-            Some(format) => model.with_lazy_base(format),
-            None => Ok(model),
-        };
-    }
-    let vocabulary = format.filter(|format| format.packs_vocabulary);
-    let vocabulary = vocabulary.and_then(|format| format.quantization);
-    let formats = stored
-        .iter()
-        .map(|(key, layout)| (key.clone(), layout.format()));
-    model.with_lazy_weights(
-        formats.collect(),
-        vocabulary.map(Quantization::block_format),
-    )
+    let as_stored = BaseFormat::new(DType::F32).with_kept_packing(true);
+    let format = format.unwrap_or(as_stored);
+    let stored = stored.iter();
+    let stored = stored.map(|(key, layout)| (key.clone(), layout.format()));
+    let kept = stored.filter(|_| format.keeps_packed || format.quantization.is_some());
+    model.with_lazy_base(format, kept.collect())
 }
 
 /// Brings the embedding and output of the files to the size that an adapter of the model asked for.

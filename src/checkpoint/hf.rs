@@ -84,7 +84,8 @@ pub fn load_hf(model: &mut TransformerDecoder, dir: impl AsRef<Path>) -> Result<
 /// ([`Quantization`](crate::weight::Quantization)) as it is read.
 ///
 /// Of a folder that bitsandbytes quantized, the packed weights become numbers of a type, but stay packed as they are where
-/// a [`Quantization`](crate::weight::Quantization) is asked for, whichever; linear layers that are dense there stay dense.
+/// a [`Quantization`](crate::weight::Quantization) is asked for, whichever: that packs linear layers which are dense in
+/// the folder. [`BaseFormat::with_kept_packing`] brings to a type what is not packed, and no more.
 ///
 /// ```no_run
 /// use burn_peft::checkpoint::load_hf_as;
@@ -114,6 +115,16 @@ fn load(
 ) -> Result<LoadReport> {
     let folder = Folder::open(dir, model.config.tie_embeddings)?;
     load_base(model, &folder, format)
+}
+
+/// How the weights of a folder are packed, by this crate's keys. No weight is read.
+///
+/// # Errors
+/// Those of [`load_hf`] that are the folder's.
+pub(super) fn hf_packing(dir: &Path) -> Result<HashMap<String, PackedLayout>> {
+    let is_tied = false; // which only the numbers would tell
+    let weights = Weights::open(weight_files(dir)?, keys::from_hf, is_tied)?;
+    Ok(weights.layouts())
 }
 
 /// The weights of a folder.

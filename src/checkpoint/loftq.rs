@@ -42,7 +42,7 @@ pub fn initialize_loftq_from(
     let path = path.as_ref();
     if is_gguf(path) {
         let file = GgufFile::open(path)?;
-        let weights = GgufWeights::of(&file, &model)?;
+        let weights = GgufWeights::of(&file, &model.config)?;
         return begin(model, &weights, path, iterations, decomposition);
     }
     let weights = Folder::open(path, model.config.tie_embeddings)?;

@@ -1,4 +1,4 @@
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 
 use burn::module::Module;
@@ -16,7 +16,7 @@ use crate::lora::{
 };
 use crate::ops::meta::MetaTensor;
 use crate::quantization::BlockFormat;
-use crate::weight::BaseFormat;
+use crate::weight::{BaseFormat, Quantization};
 use crate::{Error, Result};
 
 /// A Llama-like decoder, with or without adapters.
@@ -161,35 +161,25 @@ impl TransformerDecoder {
         merged
     }
 
-    /// The model with room for a base that is kept so: lazy weights of zeros in place of the linear layers' own, if they
-    /// are packed.
+    /// The model with room for a base that is kept so: lazy weights of zeros in place of those that will be packed.
+    /// `stored` are the ones that files have packed, by the keys of these weights, where they stay so.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`](crate::Error::InvalidArgument) if the blocks of the format do not divide a layer's
+    /// [`Error::InvalidArgument`](crate::Error::InvalidArgument) if the blocks of a format do not divide a layer's
     /// input.
-    pub(crate) fn with_lazy_base(self, format: BaseFormat) -> Result<Self> {
-        let Some(quantization) = format.quantization else {
-            return Ok(self);
-        };
+    pub(crate) fn with_lazy_base(
+        self,
+        format: BaseFormat,
+        stored: BTreeMap<String, BlockFormat>,
+    ) -> Result<Self> {
         with_lazy_packed(self, move |path, kind| {
             let packs = match is_vocabulary(path) {
                 true => format.packs_vocabulary,
                 false => kind == LayerKind::Linear,
             };
-            packs.then(|| quantization.block_format())
-        })
-    }
-
-    /// The model with room for packed weights as some files have them, by the keys of these weights; and for the
-    /// embedding and the output in another format, if it is given.
-    pub(crate) fn with_lazy_weights(
-        self,
-        stored: HashMap<String, BlockFormat>,
-        vocabulary: Option<BlockFormat>,
-    ) -> Result<Self> {
-        with_lazy_packed(self, move |path, _| {
+            let asked = format.quantization.filter(|_| packs);
             let own = stored.get(&weight_key(path)).copied();
-            own.or_else(|| vocabulary.filter(|_| is_vocabulary(path)))
+            own.or_else(|| asked.map(Quantization::block_format))
         })
     }
 

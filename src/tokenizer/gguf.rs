@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::path::Path;
 
-use sentencepiece_model::Type;
+use sentencepiece_model::{ModelProto, Type};
 use serde_json::{Value, json};
 
 use super::sentencepiece::{added_token, of_pieces};
@@ -54,15 +54,10 @@ impl GgufFile {
     /// Those of [`Tokenizer::from_gguf`].
     pub(crate) fn tokenizer(&self) -> Result<Tokenizer> {
         let vocabulary = Vocabulary::read(self)?;
-        let tokenizer = match vocabulary.model {
-            BYTE_LEVEL => vocabulary.byte_level()?,
-            SENTENCEPIECE => vocabulary.sentencepiece()?,
-            other => {
-                let message = format!(
-                    "`{other}` is not one of {BYTE_LEVEL}, {SENTENCEPIECE}; use the tokenizer.json of the model's \
-                     original folder"
-                );
-                return Err(self.metadata().error(TOKENIZER, message));
+        let tokenizer = match vocabulary.kind()? {
+            Kind::ByteLevel(json) => vocabulary.byte_level(&json)?,
+            Kind::SentencePiece(model) => {
+                Tokenizer::from_sentencepiece(&model, self.path(), &Names::default())?
             }
         };
         let bos = vocabulary.special("bos")?;
@@ -70,7 +65,7 @@ impl GgufFile {
             vocabulary.special("padding")?,
             vocabulary.special("unknown")?,
         ];
-        let template = self.metadata().text("tokenizer.chat_template")?;
+        let template = vocabulary.chat_template()?;
         Ok(Tokenizer {
             bos_id: bos.filter(|_| vocabulary.adds_bos),
             eos_id: vocabulary.special("eos")?.or(tokenizer.eos_id),
@@ -81,17 +76,26 @@ impl GgufFile {
     }
 }
 
+/// A tokenizer as Hugging Face's and SentencePiece's programs have it.
+pub(super) enum Kind {
+    /// A `tokenizer.json`, which puts nothing before a text.
+    ByteLevel(Value),
+    /// A `tokenizer.model`.
+    SentencePiece(ModelProto),
+}
+
 /// The tokens of a file, by id.
-struct Vocabulary<'a> {
+pub(super) struct Vocabulary<'a> {
     file: &'a GgufFile,
     model: &'a str,
-    tokens: Vec<&'a str>,
+    pub(super) tokens: Vec<&'a str>,
     types: Vec<Type>,
-    adds_bos: bool,
+    /// Whether BOS, if there is one, stands before a text.
+    pub(super) adds_bos: bool,
 }
 
 impl<'a> Vocabulary<'a> {
-    fn read(file: &'a GgufFile) -> Result<Self> {
+    pub(super) fn read(file: &'a GgufFile) -> Result<Self> {
         let metadata = file.metadata();
         let model = metadata.need(TOKENIZER, metadata.text(TOKENIZER)?)?;
         let tokens = metadata.need(TOKENS, metadata.texts(TOKENS)?)?;
@@ -124,18 +128,37 @@ impl<'a> Vocabulary<'a> {
     }
 
     /// A special token, if it is one of the tokens.
-    fn special(&self, kind: &str) -> Result<Option<u32>> {
+    pub(super) fn special(&self, kind: &str) -> Result<Option<u32>> {
         let id = self.metadata().token_id(kind)?;
         Ok(id.filter(|id| (*id as usize) < self.tokens.len()))
     }
 
-    fn sentencepiece(&self) -> Result<Tokenizer> {
+    pub(super) fn chat_template(&self) -> Result<Option<&'a str>> {
+        self.metadata().text("tokenizer.chat_template")
+    }
+
+    /// The tokenizer, without its special tokens.
+    pub(super) fn kind(&self) -> Result<Kind> {
+        match self.model {
+            BYTE_LEVEL => self.byte_level_json().map(Kind::ByteLevel),
+            SENTENCEPIECE => self.sentencepiece().map(Kind::SentencePiece),
+            other => {
+                let message = format!(
+                    "`{other}` is not one of {BYTE_LEVEL}, {SENTENCEPIECE}; use the tokenizer.json of the model's \
+                     original folder"
+                );
+                Err(self.metadata().error(TOKENIZER, message))
+            }
+        }
+    }
+
+    fn sentencepiece(&self) -> Result<ModelProto> {
         let metadata = self.metadata();
         let scores = metadata.need(SCORES, metadata.numbers(SCORES)?)?;
         require_one_each(&metadata, SCORES, scores.len(), self.tokens.len())?;
         let pieces = self.tokens.iter().zip(&scores).zip(&self.types);
         self.require_order(&scores)?;
-        let model = of_pieces(
+        of_pieces(
             pieces.map(|((text, score), kind)| ((*text).to_owned(), *score as f32, *kind)),
             metadata
                 .flag("tokenizer.ggml.add_space_prefix")?
@@ -144,8 +167,7 @@ impl<'a> Vocabulary<'a> {
                 .flag("tokenizer.ggml.remove_extra_whitespaces")?
                 .unwrap_or(false),
             self.file.path(),
-        )?;
-        Tokenizer::from_sentencepiece(&model, self.file.path(), &Names::default())
+        )
     }
 
     /// Files that were converted without a `tokenizer.model` have one score for all pieces.
@@ -163,9 +185,8 @@ impl<'a> Vocabulary<'a> {
         }
     }
 
-    fn byte_level(&self) -> Result<Tokenizer> {
-        let json = self.byte_level_json()?.to_string();
-        let inner = tokenizers::Tokenizer::from_bytes(json).map_err(|error| {
+    fn byte_level(&self, json: &Value) -> Result<Tokenizer> {
+        let inner = tokenizers::Tokenizer::from_bytes(json.to_string()).map_err(|error| {
             let message = format!("they do not make a tokenizer of the tokens: {error}");
             self.metadata().error(MERGES, message)
         })?;

@@ -107,7 +107,7 @@ fn check_supported(model: &ModelProto) -> Result<(), String> {
 }
 
 /// The id of the piece that stands for what has none.
-fn unknown(model: &ModelProto) -> Option<usize> {
+pub(super) fn unknown(model: &ModelProto) -> Option<usize> {
     let is_unknown = |piece: &SentencePiece| piece.r#type() == Type::Unknown;
     model.pieces.iter().position(is_unknown)
 }

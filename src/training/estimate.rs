@@ -3,6 +3,7 @@
 mod step;
 mod suggest;
 
+use std::collections::BTreeMap;
 use std::fmt;
 
 use burn::tensor::{DType, Device};
@@ -11,11 +12,13 @@ use self::step::Step;
 use super::Activations;
 use super::options::LOSS_CHUNK_ROWS;
 use super::recipe::RecipeConfig;
+use crate::adapter::weight_key;
 use crate::llama::LlamaConfig;
 use crate::lora::LoRAConfig;
 use crate::ops::{AttentionBody, attention_body, compute_dtype};
+use crate::quantization::BlockFormat;
 use crate::settings::setters;
-use crate::weight::Quantization;
+use crate::weight::{Quantization, packed_compute_dtype};
 
 pub use suggest::{Change, Suggestion, suggestions};
 
@@ -37,6 +40,9 @@ pub struct EstimateConfig {
     pub dtype: DType,
     /// How the weights of the base's linear layers are packed, if they are.
     pub quantization: Option<Quantization>,
+    /// How the base's files have weights packed that stay so, by their keys
+    /// ([`read_base_packing`](crate::checkpoint::read_base_packing)).
+    pub packed: BTreeMap<String, BlockFormat>,
     /// The type of activations, see [`compute_dtype`].
     pub compute_dtype: DType,
     /// What the attention has in memory.
@@ -63,6 +69,7 @@ impl EstimateConfig {
             micro_batches: 1,
             dtype: DType::F32,
             quantization: None,
+            packed: BTreeMap::new(),
             compute_dtype: DType::F32,
             attention: AttentionBody::Cache,
             activations: Activations::Keep,
@@ -74,6 +81,7 @@ impl EstimateConfig {
         with_micro_batches => micro_batches: usize,
         with_dtype => dtype: DType,
         with_quantization => quantization: Option<Quantization>,
+        with_packed => packed: BTreeMap<String, BlockFormat>,
         with_compute_dtype => compute_dtype: DType,
         with_attention => attention: AttentionBody,
         with_activations => activations: Activations,
@@ -82,7 +90,10 @@ impl EstimateConfig {
 
     /// On a device: in what type it computes with a base of this type, and how.
     pub fn on_device(mut self, device: &Device) -> Self {
-        self.compute_dtype = compute_dtype(device, self.dtype);
+        self.compute_dtype = match self.packed.contains_key(&weight_key("tok_embeddings")) {
+            true => packed_compute_dtype(device),
+            false => compute_dtype(device, self.dtype),
+        };
         self.attention = attention_body(device, self.compute_dtype, self.model.head_dim);
         self
     }
@@ -90,10 +101,12 @@ impl EstimateConfig {
 
 impl RecipeConfig {
     /// The training that this recipe asks for, with these adapters ([`RecipeConfig::adapter_config`]), on rows of up to
-    /// `seq_len` tokens.
+    /// `seq_len` tokens, with a base whose files have some weights packed
+    /// ([`read_base_packing`](crate::checkpoint::read_base_packing)).
     pub fn estimate_config(
         &self,
         model: &LlamaConfig,
+        packed: BTreeMap<String, BlockFormat>,
         lora: &LoRAConfig,
         seq_len: usize,
         device: &Device,
@@ -103,6 +116,7 @@ impl RecipeConfig {
             micro_batches: self.gradient_accumulation_steps,
             dtype: self.dtype.into(),
             quantization: self.quantize_base,
+            packed,
             activations: trainer.options.activations,
             loss_chunk_rows: trainer.options.loss_chunk_rows,
             ..EstimateConfig::new(model.clone(), Some(lora.clone()), self.batch_size, seq_len)

@@ -31,7 +31,7 @@ use serde_json::Value;
 pub use keys::RecipeKey;
 
 use super::{Activations, AdamWConfig, LrSchedule, ScheduleKind, Trainer};
-use crate::checkpoint::{hf_config_key, read_hf_config};
+use crate::checkpoint::{hf_config_key, read_base_config};
 use crate::data::DataOrder;
 use crate::files::read_text;
 use crate::llama::{LlamaConfig, TransformerDecoder};
@@ -96,10 +96,10 @@ pub struct RecipeConfig {
     /// Whether `A` keeps its first value (LoRA-FA).
     pub freeze_a: bool,
 
-    /// A `tokenizer.json` or `tokenizer.model`, or a folder with one of them; `None` means the
-    /// checkpoint's folder.
+    /// A `tokenizer.json`, a `tokenizer.model` or a GGUF file, or a folder with one of the first two; `None` means the
+    /// checkpoint's own.
     pub tokenizer: Option<PathBuf>,
-    /// The folder of the base model; `None` means the embedded default model.
+    /// The folder of the base model, or its GGUF file; `None` means the embedded default model.
     pub checkpoint_dir: Option<PathBuf>,
     /// An adapter to begin with, see [`read_adapter_config`](crate::checkpoint::read_adapter_config); `None` means a
     /// new one.
@@ -137,9 +137,10 @@ pub struct RecipeConfig {
     /// The learning rate's course over the run.
     pub lr_scheduler: SchedulerConfig,
 
-    /// The type of number that the base model's weights are kept in.
+    /// The type of number that the base model's weights are kept in, but for those that are packed.
     pub dtype: Precision,
-    /// In how many bits the weights of linear layers are kept instead, if in fewer.
+    /// In how many bits the weights of linear layers are kept instead, if in fewer. Those that the checkpoint has packed
+    /// stay as they are.
     pub quantize_base: Option<Quantization>,
     /// Whether products of f32 may round their inputs, see
     /// [`set_matmul_precision`](crate::ops::set_matmul_precision).
@@ -235,18 +236,20 @@ impl Default for RecipeConfig {
 
 /// The parts that a run is made of.
 impl RecipeConfig {
-    /// How the base is kept in memory.
+    /// How the base is kept in memory: what its files have packed stays so.
     pub fn base_format(&self) -> BaseFormat {
-        BaseFormat::new(self.dtype.into()).with_quantization(self.quantize_base)
+        BaseFormat::new(self.dtype.into())
+            .with_quantization(self.quantize_base)
+            .with_kept_packing(true)
     }
 
-    /// The configuration of the model: that of the checkpoint in `base_dir`, which must be what
+    /// The configuration of the model: that of the checkpoint `base`, a folder or a GGUF file, which must be what
     /// `model` names unless that is `auto`.
     ///
     /// # Errors
-    /// [`Error::Config`] if it is not, and those of [`read_hf_config`].
-    pub fn llama(&self, base_dir: &Path) -> Result<LlamaConfig> {
-        let found = read_hf_config(base_dir)?;
+    /// [`Error::Config`] if it is not, and those of [`read_base_config`].
+    pub fn llama(&self, base: &Path) -> Result<LlamaConfig> {
+        let found = read_base_config(base)?;
         let named = match self.model {
             ModelSize::Auto => return Ok(found),
             ModelSize::Llama2_7b => LlamaConfig::llama2_7b(),
@@ -256,12 +259,12 @@ impl RecipeConfig {
         match differences(&named, &found) {
             none if none.is_empty() => Ok(found),
             differences => Err(Error::Config {
-                origin: base_dir.display().to_string(),
+                origin: base.display().to_string(),
                 key: "model".into(),
                 line: None,
                 message: format!(
                     "the checkpoint is not what `model` names ({}); model=auto takes what its \
-                     config.json says",
+                     own configuration says",
                     differences.join(", ")
                 ),
                 nearest: Vec::new(),

@@ -227,7 +227,7 @@ fn norms(matrix: Tensor<2>, dim: usize) -> Tensor<1> {
 }
 
 /// The type of activations beside packed weights: that of bf16 weights, where the device computes in it.
-fn packed_compute_dtype(device: &Device) -> DType {
+pub(crate) fn packed_compute_dtype(device: &Device) -> DType {
     match device.supports_dtype(DType::BF16) {
         true => compute_dtype(device, DType::BF16),
         false => DType::F32,

@@ -44,6 +44,8 @@ pub struct BaseFormat {
     pub dtype: DType,
     /// How linear layers are packed, if they are.
     pub quantization: Option<Quantization>,
+    /// Whether weights that the files have packed stay as they are there. With a quantization they do in any case.
+    pub keeps_packed: bool,
     /// Whether the embedding and the projection to the vocabulary are packed too.
     pub packs_vocabulary: bool,
 }
@@ -54,6 +56,7 @@ impl BaseFormat {
         Self {
             dtype,
             quantization: None,
+            keeps_packed: false,
             packs_vocabulary: false,
         }
     }
@@ -62,6 +65,14 @@ impl BaseFormat {
     pub fn with_quantization(self, quantization: impl Into<Option<Quantization>>) -> Self {
         Self {
             quantization: quantization.into(),
+            ..self
+        }
+    }
+
+    /// With weights that the files have packed kept as they are, or brought to the type too.
+    pub fn with_kept_packing(self, keeps_packed: bool) -> Self {
+        Self {
+            keeps_packed,
             ..self
         }
     }

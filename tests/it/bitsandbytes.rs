@@ -7,12 +7,13 @@ use std::path::Path;
 
 use burn::tensor::{DType, TensorData};
 use burn_peft::adapter::{LoadReport, StateDict, load_state_dict, state_dict};
-use burn_peft::checkpoint::{load_hf, load_hf_as, read_hf_config, save_hf};
+use burn_peft::checkpoint::{load_hf, load_hf_as, read_base_packing, read_hf_config, save_hf};
 use burn_peft::llama::TransformerDecoder;
 use burn_peft::lora::LoRALinear;
 use burn_peft::quantization::{
     BlockFormat, FourBit, FourBitTable, PackedLayout, dequantize, nested_table, quantize,
 };
+use burn_peft::training::recipe::RecipeConfig;
 use burn_peft::weight::{BaseFormat, FrozenWeight, Quantization};
 use burn_peft::{Error, Result};
 use safetensors::tensor::{Dtype, TensorView};
@@ -231,6 +232,12 @@ fn packed_weights_stay_as_they_are() {
                 "all",
                 loaded(dir.path(), |model, dir| load_hf_as(model, dir, all)),
             ),
+            (
+                "the recipe",
+                loaded(dir.path(), |model, dir| {
+                    load_hf_as(model, dir, RecipeConfig::default().base_format())
+                }),
+            ),
         ] {
             let what = format!("{format:?}, {what}");
             assert_eq!(
@@ -238,19 +245,36 @@ fn packed_weights_stay_as_they_are() {
                 Some(format),
                 "{what}"
             );
-            assert_eq!(format_of(&model.layers[1].mlp.w2), None, "{what}");
+            let (packs_dense, packs_all) = (what.ends_with("Nf4"), what.ends_with("all"));
+            let nf4 = Quantization::Nf4.block_format();
+            let expected = (packs_dense || packs_all).then_some(nf4);
+            assert_eq!(format_of(&model.layers[1].mlp.w2), expected, "{what}");
             let embedding = &model.tok_embeddings.weight;
             let is_packed = matches!(embedding, FrozenWeight::Packed(_));
-            assert_eq!(is_packed, what.ends_with("all"), "{what}");
-            let mut found = state_dict(&model);
-            let mut expected = values.clone();
-            if is_packed {
-                for dict in [&mut found, &mut expected] {
-                    dict.retain(|key, _| !key.starts_with("tok_") && !key.starts_with("output"));
-                }
-            }
+            assert_eq!(is_packed, packs_all, "{what}");
+            let [found, expected] = [state_dict(&model), values.clone()].map(|mut values| {
+                values.retain(|key, _| match key.split('.').next() {
+                    Some("tok_embeddings" | "output") => !packs_all,
+                    _ => key != DENSE || expected.is_none(),
+                });
+                values
+            });
             assert_eq!(found, expected, "{what}");
         }
+    }
+}
+
+#[test]
+fn a_header_tells_how_weights_are_packed() {
+    for format in formats() {
+        let (tensors, values) = quantized(format);
+        let is_packed = |key: &str| key != DENSE && (key.contains("attn.") || key.contains("mlp."));
+        let packed = values.keys().filter(|key| is_packed(key));
+        let expected = packed.map(|key| (key.clone(), format)).collect();
+        assert_eq!(
+            read_base_packing(folder(&tensors).path()).unwrap(),
+            expected
+        );
     }
 }
 

@@ -6,18 +6,20 @@ use std::path::{Path, PathBuf};
 
 use burn::module::Module;
 use burn::tensor::{DType, Device, Tensor, TensorData};
-use burn_peft::Error;
 use burn_peft::adapter::{
     get_adapter_params, initialize_adapters, state_dict, validate_state_dict_for_lora,
 };
 use burn_peft::checkpoint::{
-    load_any_base, load_any_base_as, load_gguf, read_base_config, read_gguf_config, read_hf_config,
+    load_any_base, load_any_base_as, load_gguf, read_base_config, read_base_packing,
+    read_gguf_config, read_hf_config,
 };
 use burn_peft::llama::{LlamaConfig, ModelType, TransformerDecoder};
 use burn_peft::lora::LoRAConfig;
+use burn_peft::quantization::BlockFormat;
 use burn_peft::tokenizer::{Tokenizer, copy_tokenizer};
+use burn_peft::training::recipe::RecipeConfig;
 use burn_peft::training::{AdamWConfig, LrSchedule, ScheduleKind, Trainer};
-use burn_peft::weight::FrozenWeight;
+use burn_peft::weight::{BaseFormat, FrozenWeight, Quantization};
 use serde::Deserialize;
 use serde_json::Value;
 
@@ -87,15 +89,105 @@ fn special_tokens_and_templates_are_the_files() {
     }
 }
 
+/// What a model that was made from such a file has beside its weights.
 #[test]
-fn a_file_that_has_no_tokenizer_files_to_copy() {
+fn a_tokenizer_is_copied_as_files_of_the_same_ids() {
+    for (name, case) in expected() {
+        let path = fixture(&format!("{name}.gguf"));
+        let dir = tempfile::tempdir().unwrap();
+        let folder = dir.path().join("model");
+        copy_tokenizer(&path, &folder).unwrap();
+        let own = Tokenizer::from_gguf(&path).unwrap();
+        let copied = Tokenizer::from_dir(&folder).unwrap();
+        for (text, ids) in case.ids {
+            assert_eq!(copied.encode(&text).unwrap(), ids, "{name}: {text:?}");
+            let decoded = own.decode(&ids).unwrap();
+            assert_eq!(copied.decode(&ids).unwrap(), decoded, "{name}");
+        }
+        assert_eq!(copied.bos_id(), own.bos_id(), "{name}");
+        assert_eq!(copied.eos_id(), own.eos_id(), "{name}");
+        assert_eq!(copied.chat_template(), own.chat_template(), "{name}");
+        assert_eq!(copied.vocab_size(), own.vocab_size(), "{name}");
+    }
+}
+
+#[test]
+fn headers_tell_how_weights_are_packed() {
+    for name in expected().keys() {
+        let path = fixture(&format!("{name}.gguf"));
+        let mut model = read_base_config(&path).unwrap().init(&Device::default());
+        load_any_base(&mut model, &path).unwrap();
+        let packed = read_base_packing(&path).unwrap();
+        let of = |key: &str| packed.get(key).copied();
+        let layer = &model.layers[0];
+        for (key, weight) in [
+            ("tok_embeddings.weight", &model.tok_embeddings.weight),
+            (
+                "layers.0.attn.q_proj.weight",
+                &layer.attn.q_proj.base.weight,
+            ),
+            (
+                "layers.0.attn.v_proj.weight",
+                &layer.attn.v_proj.base.weight,
+            ),
+            ("layers.0.mlp.w2.weight", &layer.mlp.w2.base.weight),
+        ] {
+            let found = match weight {
+                FrozenWeight::Packed(packed) => Some(packed.layout().format()),
+                _ => None,
+            };
+            assert_eq!(of(key), found, "{name}: {key}");
+        }
+        assert_eq!(of("layers.0.attn.q_proj.weight"), Some(BlockFormat::Q4_1));
+        assert_eq!(of("layers.0.attn.v_proj.weight"), None);
+    }
+}
+
+/// What is packed stays so; numbers become those that are asked for.
+#[test]
+fn what_is_not_packed_is_brought_to_a_type_or_packed_too() {
+    let path = fixture("mistral.gguf");
+    let loaded = |format: BaseFormat| {
+        let mut model = read_base_config(&path).unwrap().init(&Device::default());
+        load_any_base_as(&mut model, &path, format).unwrap();
+        let attn = &model.layers[0].attn;
+        [&attn.q_proj, &attn.v_proj].map(|layer| match &layer.base.weight {
+            FrozenWeight::Dense(value) => Err(value.val().dtype()),
+            FrozenWeight::Packed(packed) => Ok(packed.layout().format()),
+            other => panic!("{other:?}"),
+        })
+    };
+    let kept = BaseFormat::from(DType::F32).with_kept_packing(true);
+    assert_eq!(loaded(kept), [Ok(BlockFormat::Q4_1), Err(DType::F32)]);
+    assert_eq!(loaded(RecipeConfig::default().base_format()), loaded(kept));
+    let decoded = BaseFormat::from(DType::F32);
+    assert_eq!(loaded(decoded), [Err(DType::F32), Err(DType::F32)]);
+    let int8 = BaseFormat::from(Quantization::Int8);
+    assert_eq!(loaded(int8), [Ok(BlockFormat::Q4_1), Ok(BlockFormat::Int8)]);
+}
+
+#[test]
+fn a_base_is_a_folder_or_a_file_of_any_name() {
     let dir = tempfile::tempdir().unwrap();
-    let error = copy_tokenizer(fixture("llama.gguf"), dir.path()).unwrap_err();
-    assert!(matches!(error, Error::Format { .. }));
+    let message = |path: &Path| read_base_config(path).unwrap_err().to_string();
+    let missing = dir.path().join("moved.gguf");
     assert!(
-        error.to_string().contains("llama.gguf: a GGUF file"),
-        "{error}"
+        message(&missing).contains("moved.gguf"),
+        "{}",
+        message(&missing)
     );
+    let other = dir.path().join("other.bin");
+    std::fs::write(&other, "not GGUF").unwrap();
+    assert!(message(&other).contains("does not begin with `GGUF`"));
+    // As Ollama keeps them.
+    let blob = dir.path().join("sha256-0123");
+    std::fs::copy(fixture("mistral.gguf"), &blob).unwrap();
+    let expected = read_gguf_config(fixture("mistral.gguf")).unwrap();
+    assert_eq!(read_base_config(&blob).unwrap(), expected);
+    std::fs::rename(&blob, dir.path().join("model.gguf")).unwrap();
+    let named = message(dir.path());
+    assert!(named.contains("name the one to load, such as"), "{named}");
+    assert!(named.contains("model.gguf"), "{named}");
 }
 
 fn logits(model: &TransformerDecoder) -> Vec<f32> {

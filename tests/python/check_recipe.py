@@ -202,6 +202,37 @@ def an_adapter_without_a_file(recipe: Recipe) -> None:
     assert "`lora_rank` is 8, the adapter's 4" in refused, refused
 
 
+def a_base_in_a_gguf_file(recipe: Recipe) -> None:
+    """It is trained on as it is packed, by the tokenizer in the file; the merged model is a folder with one."""
+    root = pathlib.Path(__file__).parents[2]
+    base = recipe.folder / "packed.gguf"
+    shutil.copy(root / "tests/fixtures/gguf/mistral.gguf", base)
+    settings = [f"checkpoint_dir={base}", f"dataset={root}/examples/assets/tiny/alpaca_train.json", "max_seq_len=64",
+                "optimizer.lr=1e-2", "lr_scheduler.num_warmup_steps=0"]
+    run = recipe.run(*settings, "save_every_n_steps=5", "save_adapter_weights_only=false").done()
+    losses = run.metrics("loss")
+    assert losses[STEPS] < losses[1], losses
+    for folder in ["adapter", "checkpoints/step_5"]:
+        assert run.json(f"{folder}/adapter_config.json")["base_model_name_or_path"] == str(base)
+    tensors = run.tensors("merged/model.safetensors")
+    assert {tensor["dtype"] for tensor in tensors.values()} == {"F32"}
+    for name in ["config.json", "tokenizer.model", "tokenizer_config.json"]:
+        assert (run.folder / "merged" / name).exists(), name
+    # The same records by the same tokens, and a model that goes on where this one ended.
+    merged = recipe.run(f"checkpoint_dir={run.folder / 'merged'}", *settings[1:]).done()
+    assert abs(merged.metrics("loss")[1] - recipe.run(*settings, f"adapter_checkpoint={run.folder / 'adapter'}")
+               .done().metrics("loss")[1]) < 1e-3
+
+    shutil.rmtree(run.folder / "checkpoints" / f"step_{STEPS}")
+    run.command.append("resume_from_checkpoint=true")
+    assert run.done().metrics("loss") == losses
+    base.rename(recipe.folder / "moved.gguf")
+    missing = run.fails()
+    assert str(base) in missing and "No such file" in missing, missing
+    folder = recipe.run(f"checkpoint_dir={recipe.folder}", *settings[1:]).fails()
+    assert "name the one to load, such as" in folder, folder
+
+
 def first_values(recipe: Recipe) -> None:
     """Those that need data or random vectors; a run that goes on has the same."""
     for word, *more in [["eva"], ["pissa_niter_2"], ["loftq", "quantize_base=int8"]]:
@@ -275,6 +306,7 @@ def main(program: str) -> None:
             an_adapter_to_begin_with,
             an_adapter_of_another_kind,
             an_adapter_without_a_file,
+            a_base_in_a_gguf_file,
             first_values,
             an_interrupt,
             mistakes,

@@ -12,7 +12,7 @@ use super::weights::GgufTensor;
 use crate::adapter::LoadReport;
 use crate::checkpoint::base::{BaseWeights, load_base};
 use crate::checkpoint::tensors::encode;
-use crate::llama::TransformerDecoder;
+use crate::llama::{LlamaConfig, TransformerDecoder};
 use crate::quantization::{BlockFormat, PackedLayout, assemble_gguf, dequantize};
 use crate::weight::{BaseFormat, packed_words};
 use crate::{Error, Result};
@@ -41,8 +41,9 @@ pub fn load_gguf(model: &mut TransformerDecoder, path: impl AsRef<Path>) -> Resu
     load(model, path.as_ref(), None)
 }
 
-/// [`load_gguf`], with packed weights decoded to a type of float, or dense linear layers packed as well
-/// ([`Quantization`](crate::weight::Quantization)): what is packed in the file then stays as it is.
+/// [`load_gguf`], with packed weights decoded to a type of float, or kept as they are and linear layers that are dense in
+/// the file packed as well ([`Quantization`](crate::weight::Quantization)). [`BaseFormat::with_kept_packing`] brings to a
+/// type what is not packed, and no more.
 ///
 /// # Errors
 /// [`Error::InvalidArgument`] if a type is not f32, f16 or bf16, the device cannot compute in it, or blocks do not
@@ -61,8 +62,18 @@ fn load(
     format: Option<BaseFormat>,
 ) -> Result<LoadReport> {
     let file = GgufFile::open(path)?;
-    let weights = GgufWeights::of(&file, model)?;
+    let weights = GgufWeights::of(&file, &model.config)?;
     load_base(model, &weights, format)
+}
+
+/// How the weights of a GGUF file are packed, by this crate's keys. No weight is read.
+///
+/// # Errors
+/// Those of [`load_gguf`] that are the file's.
+pub(in crate::checkpoint) fn gguf_packing(path: &Path) -> Result<HashMap<String, PackedLayout>> {
+    let file = GgufFile::open(path)?;
+    let config = file.config()?;
+    Ok(GgufWeights::of(&file, &config)?.packed)
 }
 
 /// The weights of a file.
@@ -73,11 +84,8 @@ pub(in crate::checkpoint) struct GgufWeights<'a> {
 }
 
 impl<'a> GgufWeights<'a> {
-    pub(in crate::checkpoint) fn of(
-        file: &'a GgufFile,
-        model: &TransformerDecoder,
-    ) -> Result<Self> {
-        let tensors = file.tensors(&model.config)?.into_iter();
+    pub(in crate::checkpoint) fn of(file: &'a GgufFile, config: &LlamaConfig) -> Result<Self> {
+        let tensors = file.tensors(config)?.into_iter();
         let tensors: BTreeMap<_, _> = tensors.map(|t| (t.key().to_owned(), t)).collect();
         let mut packed = HashMap::new();
         for (key, tensor) in &tensors {

@@ -18,7 +18,7 @@ use std::path::Path;
 use burn::tensor::{DType, TensorData};
 
 use self::container::{Value, write_gguf};
-pub(super) use self::load::GgufWeights;
+pub(super) use self::load::{GgufWeights, gguf_packing};
 pub use self::load::{load_gguf, load_gguf_as};
 pub(crate) use self::metadata::{Metadata, SENTENCEPIECE, TOKENIZER};
 use self::names::{architecture, rotates_neighbours, to_gguf};

@@ -29,7 +29,7 @@ fn model(config: &EstimateConfig) -> TransformerDecoder {
         Some(lora) => model.with_found_adapters(lora),
     };
     let format = BaseFormat::new(config.dtype).with_quantization(config.quantization);
-    match model.and_then(|model| model.with_lazy_base(format)) {
+    match model.and_then(|model| model.with_lazy_base(format, config.packed.clone())) {
         Ok(model) => model,
         Err(error) => panic!("{error}"),
     }

@@ -6,7 +6,9 @@ use burn::tensor::DType;
 
 use super::{Bytes, EstimateConfig, MemoryEstimate, estimate};
 use crate::ops::AttentionBody;
+use crate::quantization::PackedLayout;
 use crate::training::Activations;
+use crate::weight::Quantization;
 
 /// Rows are not cut to fewer tokens than this.
 const SHORTEST_ROW: usize = 128;
@@ -28,6 +30,8 @@ pub enum Change {
     SeqLen(usize),
     /// A base in bf16.
     Bf16,
+    /// Linear layers of the base in NF4.
+    Nf4,
 }
 
 impl Change {
@@ -56,10 +60,11 @@ impl Change {
                 },
                 ..config
             },
+            Self::Nf4 => config.with_quantization(Some(Quantization::Nf4)),
         }
     }
 
-    /// Recomputation, the batch size and the length of rows that fit or come closest, bf16: what
+    /// Recomputation, the batch size and the length of rows that fit or come closest, bf16, NF4: what
     /// changes a training's outcome least comes first.
     fn candidates(config: &EstimateConfig, available: u64) -> Vec<Self> {
         let fits = |change: &Self| estimate(&change.apply(config)).total() <= available;
@@ -78,12 +83,25 @@ impl Change {
             recompute.then_some(Self::Recompute),
             first_that_fits(batch_sizes.collect()),
             (config.dtype == DType::F32).then_some(Self::Bf16),
+            can_be_nf4(config).then_some(Self::Nf4),
             first_that_fits(seq_lens.collect()),
         ]
         .into_iter()
         .flatten()
         .collect()
     }
+}
+
+/// Whether the base of a training of adapters is dense, in layers that NF4's blocks divide.
+fn can_be_nf4(config: &EstimateConfig) -> bool {
+    let is_dense = config.quantization.is_none() && config.packed.is_empty();
+    let model = &config.model;
+    let inputs = [model.embed_dim, model.q_dim(), model.intermediate_dim];
+    let is_divided = |columns| {
+        let nf4 = Quantization::Nf4.block_format();
+        PackedLayout::new(nf4, [1, columns]).is_ok()
+    };
+    is_dense && config.lora.is_some() && inputs.into_iter().all(is_divided)
 }
 
 /// Half of `value`, half of that, and so on, down to `least`.
@@ -153,6 +171,7 @@ impl fmt::Display for Change {
             ),
             Self::SeqLen(seq_len) => write!(f, "max_seq_len: {seq_len}"),
             Self::Bf16 => f.write_str("dtype: bf16"),
+            Self::Nf4 => f.write_str("quantize_base: nf4"),
         }
     }
 }

@@ -176,14 +176,15 @@ pub(super) const KEYS: &[RecipeKey] = &[
     key(
         "tokenizer",
         PATH,
-        "A `tokenizer.json` or `tokenizer.model`, or a folder with one; \
-         `null` is the checkpoint's folder.",
+        "A `tokenizer.json`, a `tokenizer.model` or a `.gguf` file, or a folder with one of the first two; \
+         `null` is the checkpoint's own.",
     )
     .optional(),
     key(
         "checkpoint_dir",
         PATH,
-        "Folder of the base model in Hugging Face's format; `null` is the embedded model.",
+        "Folder of the base model in Hugging Face's format, one that bitsandbytes quantized too, or a `.gguf` file; \
+         `null` is the embedded model.",
     )
     .optional(),
     key(
@@ -296,14 +297,15 @@ pub(super) const KEYS: &[RecipeKey] = &[
     key(
         "dtype",
         Word(&["f32", "bf16", "f16"]),
-        "Type of the base model's weights; `fp32`, `bfloat16` and the like are accepted too. f16 is for GPUs without \
-         bf16; the recipe scales the loss for it.",
+        "Type of the base model's weights that are not packed; `fp32`, `bfloat16` and the like are accepted too. f16 is \
+         for GPUs without bf16; the recipe scales the loss for it.",
     ),
     key(
         "quantize_base",
         Word(&["nf4", "int8"]),
         "Keeps the weights of the base's linear layers in four bits (NF4 with double quantization, as QLoRA) or eight, \
-         quantized as they are loaded; `null` keeps them in `dtype`.",
+         quantized as they are loaded; `null` keeps them in `dtype`. Weights that the checkpoint has packed (`.gguf`, \
+         bitsandbytes) stay as they are, with any value.",
     )
     .optional(),
     key(
