@@ -2,6 +2,8 @@
 //!
 //! ```text
 //! cargo run --release --example adapters -- merge --model DIR --adapter DIR --out DIR
+//! cargo run --release --example adapters -- merge --model DIR --adapter DIR --gguf Q8_0 --out model.gguf
+//! cargo run --release --example adapters -- merge --model base.gguf --adapter DIR --requantize --out model.gguf
 //! cargo run --release --example adapters -- gguf --model DIR|FILE.gguf --adapter DIR --out adapter.gguf
 //! ```
 //!
@@ -21,9 +23,10 @@ use burn_peft::adapter::{
     StateDict, combine_adapters, get_params, initialize_adapters, initialize_eva, initialize_params,
 };
 use burn_peft::checkpoint::{
-    SafetensorsFile, attach_peft, attach_peft_as, copy_generation_config, initialize_loftq_from,
-    load_any_base, load_any_base_as, load_peft, peft_names, read_base_config, read_peft_config,
-    save_gguf_adapter, save_hf, save_peft_adapter, save_peft_unconverted, save_state_dict,
+    GgufFormat, MergedCheckpoint, SafetensorsFile, attach_peft, attach_peft_as,
+    copy_generation_config, initialize_loftq_from, load_any_base, load_any_base_as, load_peft,
+    peft_names, read_base_config, read_hf_config, read_peft_config, save_gguf, save_gguf_adapter,
+    save_hf, save_peft_adapter, save_peft_unconverted, save_state_dict,
 };
 use burn_peft::data::Batch;
 use burn_peft::llama::TransformerDecoder;
@@ -47,10 +50,18 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Verb {
-    /// Adds an adapter to its base model's weights: a plain model, in the type of the base.
+    /// Adds an adapter to its base model's weights, one after the other: a folder in the types of the base, or a GGUF
+    /// file with the base's tokenizer. The base is the dense one also where the adapter was trained on it in fewer bits.
     Merge {
         #[command(flatten)]
         files: Files,
+        /// How a GGUF file is stored: F32, F16, BF16, Q8_0, Q4_0. A folder is written without it, unless the base is a
+        /// GGUF file.
+        #[arg(long)]
+        gguf: Option<GgufFormat>,
+        /// Merge into the weights of a packed base (a GGUF file, a folder of bitsandbytes), packed again.
+        #[arg(long)]
+        requantize: bool,
     },
     /// Writes an adapter as a GGUF file, for `--lora` of llama.cpp.
     Gguf {
@@ -182,7 +193,11 @@ fn main() -> ExitCode {
 
 fn run(verb: &Verb) -> Result<()> {
     match verb {
-        Verb::Merge { files } => merge(files),
+        Verb::Merge {
+            files,
+            gguf,
+            requantize,
+        } => merge(files, *gguf, *requantize),
         Verb::Gguf { files } => {
             let model = adapted(files, &Device::default())?;
             save_gguf_adapter(&model, DEFAULT_ADAPTER, &files.out)
@@ -337,19 +352,49 @@ fn combine(
     save_peft_adapter(&model, DEFAULT_ADAPTER, Some(&dir.to_string_lossy()), out)
 }
 
-fn merge(files: &Files) -> Result<()> {
+fn merge(files: &Files, gguf: Option<GgufFormat>, requantize: bool) -> Result<()> {
+    let is_gguf = files.model.extension().is_some_and(|end| end == "gguf");
+    if is_gguf || requantize {
+        return merge_loaded(
+            files,
+            gguf.or(is_gguf.then_some(GgufFormat::F16)),
+            requantize,
+        );
+    }
+    let merged = match &files.adapter {
+        Some(adapter) => MergedCheckpoint::open(&files.model, adapter)?,
+        None => {
+            let model = read_hf_config(&files.model)?.init(&Device::default());
+            MergedCheckpoint::new(&model, &files.model)?
+        }
+    };
+    match gguf {
+        Some(format) => merged.save_gguf(format, &files.out),
+        None => merged.save_hf(&files.out),
+    }
+}
+
+/// Merges into a base as it is loaded: packed weights that are.
+fn merge_loaded(files: &Files, gguf: Option<GgufFormat>, requantize: bool) -> Result<()> {
     let mut model = read_base_config(&files.model)?.init(&Device::default());
     load_any_base(&mut model, &files.model)?;
     if let Some(adapter) = &files.adapter {
         attach_peft(&mut model, adapter)?;
     }
-    save_hf(&model.merge_lora(), &files.out)?;
-    copy_generation_config(&files.model, &files.out)?;
-    let has = |name| files.model.join(name).exists();
-    if files.model.is_file() || has("tokenizer.json") || has("tokenizer.model") {
-        copy_tokenizer(&files.model, &files.out)?;
+    let merged = match requantize {
+        true => {
+            let (merged, loss) = model.merge_lora_requantized()?;
+            println!("{loss}");
+            merged
+        }
+        false => model.merge_lora(),
+    };
+    if let Some(format) = gguf {
+        return save_gguf(&merged, &files.model, format, &files.out);
     }
-    Ok(())
+    save_hf(&merged, &files.out)?;
+    copy_generation_config(&files.model, &files.out)?;
+    copy_tokenizer(&files.model, &files.out)
 }
 
 fn logits(files: &Files, inputs: &Path) -> Result<()> {

@@ -8,6 +8,7 @@ mod chat_template;
 mod gguf;
 mod gguf_files;
 mod sentencepiece;
+mod to_gguf;
 
 use std::fmt;
 use std::fs;
@@ -21,6 +22,7 @@ use serde::de::IgnoredAny;
 use crate::files::{create_dir, read_bytes, read_text, write_atomic};
 use crate::{Error, Result};
 use gguf_files::save_gguf_tokenizer;
+pub(crate) use to_gguf::gguf_vocabulary;
 
 const BOS_NAMES: [&str; 3] = ["<s>", "<|begin_of_text|>", "<bos>"];
 const EOS_NAMES: [&str; 4] = ["</s>", "<|end_of_text|>", "<|endoftext|>", "<eos>"];

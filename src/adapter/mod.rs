@@ -11,6 +11,7 @@ mod loftq;
 mod params;
 mod path;
 mod quantize;
+mod requantize;
 mod state_dict;
 mod validate;
 
@@ -32,6 +33,7 @@ pub use path::Role;
 pub(crate) use path::{Path, follow_path};
 pub use quantize::quantize_base;
 pub(crate) use quantize::{packed_layouts, weight_key, with_lazy_packed};
+pub use requantize::{RequantizationLoss, merge_requantized};
 pub use state_dict::{
     LoadReport, StateDict, StateReader, adapter_state_dict, load_state_dict, load_tensors,
     state_dict, state_readers,

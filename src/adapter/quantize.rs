@@ -72,11 +72,19 @@ pub(crate) fn with_lazy_packed<M: Module>(
 
 /// The layouts of packed weights by the keys that these have in a state dict.
 pub(crate) fn packed_layouts<M: Module>(model: &M) -> HashMap<String, PackedLayout> {
-    let layouts = collect_layers(model, |place, layer| match &layer.params().weight {
-        Some(FrozenWeight::Packed(weight)) => Some((weight_key(place.path), weight.layout())),
-        _ => None,
+    let weights = packed_weights(model).into_iter();
+    weights
+        .map(|(key, weight)| (key, weight.layout()))
+        .collect()
+}
+
+/// The packed weights by the keys that they have in a state dict.
+pub(super) fn packed_weights<M: Module>(model: &M) -> HashMap<String, PackedWeight> {
+    let weights = collect_layers(model, |place, layer| match layer.params().weight? {
+        FrozenWeight::Packed(weight) => Some((weight_key(place.path), weight)),
+        FrozenWeight::Dense(_) => None,
     });
-    layouts.into_iter().collect()
+    weights.into_iter().collect()
 }
 
 /// The ids of packed weights.
@@ -114,7 +122,11 @@ fn layouts<M: Module>(
     layouts.map(|(path, layout)| Ok((path, layout?))).collect()
 }
 
-fn pack(place: &Place<'_>, layer: &mut dyn AdaptedLayer, layout: PackedLayout) -> Result<()> {
+pub(super) fn pack(
+    place: &Place<'_>,
+    layer: &mut dyn AdaptedLayer,
+    layout: PackedLayout,
+) -> Result<()> {
     let Some(weight) = layer.weight_mut() else {
         return Ok(());
     };
@@ -130,7 +142,7 @@ fn pack(place: &Place<'_>, layer: &mut dyn AdaptedLayer, layout: PackedLayout) -
     Ok(())
 }
 
-fn at(path: &str, error: Error) -> Error {
+pub(super) fn at(path: &str, error: Error) -> Error {
     Error::InvalidArgument {
         name: "model",
         message: format!("`{path}`: {error}"),

@@ -7,11 +7,11 @@ use replace_with::replace_with_or_abort;
 use super::layout::{is_transposed, saved_shape, transposed};
 use super::params::get_params;
 use super::path::{Path, Role, follow_path};
-use super::quantize::packed_layouts;
+use super::quantize::{packed_layouts, packed_weights};
 use crate::error::nearest;
 use crate::lora::{DEFAULT_ADAPTER, edit_layers, key_prefix};
 use crate::quantization::{PackedLayout, quantize};
-use crate::weight::{lasting_words, packed_words};
+use crate::weight::{PackedWeight, lasting_words, packed_words};
 use crate::{Error, Result};
 
 /// Values by full name, on the host. The weight of a linear layer is `[out, in]`, as in PyTorch: that of this crate's
@@ -86,6 +86,7 @@ pub struct StateReader {
     pub role: Role,
     dtype: Box<dyn Fn() -> DType>,
     read: Box<dyn Fn() -> TensorData>,
+    packed: Option<PackedWeight>,
 }
 
 impl StateReader {
@@ -99,9 +100,26 @@ impl StateReader {
         (self.dtype)()
     }
 
-    /// Reads the value. Initialises a lazy parameter.
+    /// Reads the value. Initialises a lazy parameter; the numbers of a packed weight are decoded, and not kept.
     pub fn read(&self) -> TensorData {
         (self.read)()
+    }
+
+    /// The weight, if it is packed.
+    pub(crate) fn packed(&self) -> Option<&PackedWeight> {
+        self.packed.as_ref()
+    }
+
+    /// The same of a packed weight: the parameter that visitors see would keep the numbers for as long as there are
+    /// readers.
+    fn of_packed(self, weight: PackedWeight) -> Self {
+        let values = weight.clone();
+        Self {
+            dtype: Box::new(|| DType::F32),
+            read: Box::new(move || to_host(values.val())),
+            packed: Some(weight),
+            ..self
+        }
     }
 }
 
@@ -110,7 +128,13 @@ impl StateReader {
 pub fn state_readers<M: Module>(model: &M) -> Vec<StateReader> {
     let mut collector = Collector::default();
     model.visit(&mut collector);
-    collector.readers
+    let mut packed = packed_weights(model);
+    let readers = collector.readers.into_iter();
+    let readers = readers.map(|reader| match packed.remove(&reader.key) {
+        Some(weight) => reader.of_packed(weight),
+        None => reader,
+    });
+    readers.collect()
 }
 
 /// A copy of all float parameters of a module on the host.
@@ -322,6 +346,7 @@ impl ModuleVisitor for Collector {
                     false => data,
                 }
             }),
+            packed: None,
         });
     }
 }

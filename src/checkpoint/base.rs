@@ -44,14 +44,7 @@ pub(super) fn load_base(
     format: Option<BaseFormat>,
 ) -> Result<LoadReport> {
     let resized = Resized::of(model);
-    let shapes = weights.shapes().into_iter();
-    let shapes: Vec<_> = shapes
-        .map(|(key, shape)| (key, resized.shape(key, shape)))
-        .collect();
-    let shapes = shapes.iter().map(|(key, shape)| (*key, &shape[..]));
-    let report =
-        compare_keys(model, &weights.origin(), shapes).map_err(|error| weights.locate(error))?;
-    require_base(model, weights, &report)?;
+    let report = compare_base(model, weights)?;
     let device = model.norm.weight.lazy_device();
     if let Some(format) = format {
         require_dtype(&device, format.dtype)?;
@@ -76,6 +69,27 @@ pub(super) fn load_base(
     if model.resized_from.is_some() {
         model.mark_resized();
     }
+    Ok(report)
+}
+
+/// Compares the keys and shapes of a base in files with those of a model, whose adapters may have asked for another size
+/// of the vocabulary. No weight is read.
+///
+/// # Errors
+/// [`Error::Keys`] if a base weight is missing or one of the files is not the model's, [`Error::Shape`].
+pub(super) fn compare_base(
+    model: &TransformerDecoder,
+    weights: &impl BaseWeights,
+) -> Result<LoadReport> {
+    let resized = Resized::of(model);
+    let shapes = weights.shapes().into_iter();
+    let shapes: Vec<_> = shapes
+        .map(|(key, shape)| (key, resized.shape(key, shape)))
+        .collect();
+    let shapes = shapes.iter().map(|(key, shape)| (*key, &shape[..]));
+    let report =
+        compare_keys(model, &weights.origin(), shapes).map_err(|error| weights.locate(error))?;
+    require_base(model, weights, &report)?;
     Ok(report)
 }
 

@@ -21,8 +21,8 @@ use crate::weight::BaseFormat;
 use crate::{Error, Result};
 
 const SINGLE_FILE: &str = "model.safetensors";
-const INDEX_FILE: &str = "model.safetensors.index.json";
-const CONFIG_FILE: &str = "config.json";
+pub(super) const INDEX_FILE: &str = "model.safetensors.index.json";
+pub(super) const CONFIG_FILE: &str = "config.json";
 const GENERATION_FILE: &str = "generation_config.json";
 /// The size from which on a file is split, in bytes.
 const MAX_SHARD_BYTES: u64 = 5_000_000_000;
@@ -35,11 +35,11 @@ struct Index {
 }
 
 /// What programs tell of a model before they open a shard.
-#[derive(Serialize)]
-struct IndexMetadata {
-    total_parameters: usize,
+#[derive(Default, Serialize)]
+pub(super) struct IndexMetadata {
+    pub total_parameters: usize,
     /// The bytes of all tensors.
-    total_size: usize,
+    pub total_size: usize,
 }
 
 /// Reads the sizes of a model from `config.json` in `dir`. The tokens that end a text are those of the
@@ -113,7 +113,7 @@ fn load(
     dir: &Path,
     format: Option<BaseFormat>,
 ) -> Result<LoadReport> {
-    let folder = Folder::open(dir, model.config.tie_embeddings)?;
+    let folder = HfFolder::open(dir, model.config.tie_embeddings)?;
     load_base(model, &folder, format)
 }
 
@@ -128,19 +128,38 @@ pub(super) fn hf_packing(dir: &Path) -> Result<HashMap<String, PackedLayout>> {
 }
 
 /// The weights of a folder.
-pub(super) struct Folder<'a> {
-    dir: &'a Path,
+pub(super) struct HfFolder {
+    dir: PathBuf,
+    files: Vec<PathBuf>,
     weights: Weights,
 }
 
-impl<'a> Folder<'a> {
-    pub(super) fn open(dir: &'a Path, tied: bool) -> Result<Self> {
-        let weights = Weights::open(weight_files(dir)?, keys::from_hf, tied)?;
-        Ok(Self { dir, weights })
+impl HfFolder {
+    /// Opens every file and checks every header.
+    pub(super) fn open(dir: &Path, tied: bool) -> Result<Self> {
+        let files = weight_files(dir)?;
+        Ok(Self {
+            dir: dir.to_owned(),
+            weights: Weights::open(files.clone(), keys::from_hf, tied)?,
+            files,
+        })
+    }
+
+    pub(super) fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// The safetensors files.
+    pub(super) fn files(&self) -> &[PathBuf] {
+        &self.files
+    }
+
+    pub(super) fn weights(&self) -> &Weights {
+        &self.weights
     }
 }
 
-impl BaseWeights for Folder<'_> {
+impl BaseWeights for HfFolder {
     fn origin(&self) -> String {
         self.dir.display().to_string()
     }
@@ -265,18 +284,7 @@ fn save_hf_in_shards(model: &TransformerDecoder, dir: &Path, max_bytes: u64) -> 
         index.extend(named.iter().map(|(name, _)| (name.clone(), file.clone())));
         written.push(write_weights(named, &dir.join(file))?);
     }
-    // Not before each weight is known to be finite and each file to have room.
-    written.into_iter().try_for_each(WrittenFile::publish)?;
-    // What an earlier save in the other form left would be read instead of this one, and some programs
-    // read every shard that there is.
-    let files: BTreeSet<String> = index.values().cloned().collect();
-    if count > 1 {
-        write_index(dir, &metadata, index)?;
-        remove_stale(&dir.join(SINGLE_FILE))?;
-    } else {
-        remove_stale(&dir.join(INDEX_FILE))?;
-    }
-    remove_other_shards(dir, &files)?;
+    publish_weights(dir, written, &metadata, index)?;
     write_text(
         &dir.join(CONFIG_FILE),
         &hf_config::to_json(&model.config, dtype),
@@ -288,8 +296,30 @@ fn save_hf_in_shards(model: &TransformerDecoder, dir: &Path, max_bytes: u64) -> 
     }
 }
 
+/// Moves the weights to their final names, with the index if there is more than the single file, and removes those of
+/// earlier saves.
+pub(super) fn publish_weights(
+    dir: &Path,
+    written: Vec<WrittenFile>,
+    metadata: &IndexMetadata,
+    index: BTreeMap<String, String>,
+) -> Result<()> {
+    // Not before each weight is known to be finite and each file to have room.
+    written.into_iter().try_for_each(WrittenFile::publish)?;
+    // What an earlier save in the other form left would be read instead of this one, and some programs
+    // read every shard that there is.
+    let files: BTreeSet<String> = index.values().cloned().collect();
+    if files.contains(SINGLE_FILE) {
+        remove_stale(&dir.join(INDEX_FILE))?;
+    } else {
+        write_index(dir, metadata, index)?;
+        remove_stale(&dir.join(SINGLE_FILE))?;
+    }
+    remove_other_shards(dir, &files)
+}
+
 /// transformers takes a folder with both for an adapter.
-fn require_no_adapter(dir: &Path) -> Result<()> {
+pub(super) fn require_no_adapter(dir: &Path) -> Result<()> {
     let config = dir.join("adapter_config.json");
     match config.exists() {
         false => Ok(()),
@@ -304,21 +334,25 @@ fn require_no_adapter(dir: &Path) -> Result<()> {
 }
 
 /// A merged adapter may have brought a bias to a layer that has none in the files of such a model.
-fn require_places(model: &TransformerDecoder, readers: &[StateReader]) -> Result<()> {
+pub(super) fn require_places(model: &TransformerDecoder, readers: &[StateReader]) -> Result<()> {
     let expected = get_params(&model.config.init(&Device::default()));
     match readers
         .iter()
         .find(|reader| !expected.contains(&reader.key))
     {
         None => Ok(()),
-        Some(reader) => Err(Error::InvalidArgument {
-            name: "model",
-            message: format!(
-                "`{}` has no place in the files of such a model: its adapter had a bias of B (lora_bias); \
-                 keep the adapter beside its base",
-                reader.key
-            ),
-        }),
+        Some(reader) => Err(no_place(&reader.key)),
+    }
+}
+
+/// The error about a bias that a merged adapter has brought.
+pub(super) fn no_place(key: &str) -> Error {
+    Error::InvalidArgument {
+        name: "model",
+        message: format!(
+            "`{key}` has no place in the files of such a model: its adapter had a bias of B (lora_bias); keep the \
+             adapter beside its base"
+        ),
     }
 }
 

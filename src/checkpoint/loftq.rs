@@ -7,7 +7,7 @@ use burn::tensor::{DType, TensorData};
 use super::any_base::is_gguf;
 use super::base::BaseWeights;
 use super::gguf::{GgufFile, GgufWeights};
-use super::hf::Folder;
+use super::hf::HfFolder;
 use crate::adapter::initialize_loftq;
 use crate::llama::TransformerDecoder;
 use crate::lora::Decomposition;
@@ -45,7 +45,7 @@ pub fn initialize_loftq_from(
         let weights = GgufWeights::of(&file, &model.config)?;
         return begin(model, &weights, path, iterations, decomposition);
     }
-    let weights = Folder::open(path, model.config.tie_embeddings)?;
+    let weights = HfFolder::open(path, model.config.tie_embeddings)?;
     begin(model, &weights, path, iterations, decomposition)
 }
 

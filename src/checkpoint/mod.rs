@@ -15,6 +15,7 @@ mod hf;
 mod hf_config;
 mod keys;
 mod loftq;
+mod merged;
 mod mlx;
 mod peft;
 mod rotary;
@@ -28,10 +29,13 @@ pub(crate) use hf_config::hf_config_key;
 pub use adapter_file::{load_adapter, load_adapter_with, save_adapter};
 pub use any_adapter::{load_any_adapter, read_adapter_config};
 pub use any_base::{load_any_base, load_any_base_as, read_base_config, read_base_packing};
-pub(crate) use gguf::{GgufFile, Metadata, SENTENCEPIECE, TOKENIZER};
-pub use gguf::{load_gguf, load_gguf_as, read_gguf_config, save_gguf_adapter};
+pub(crate) use gguf::{GgufFile, Metadata, SENTENCEPIECE, TOKENIZER, Value as GgufValue};
+pub use gguf::{
+    GgufFormat, load_gguf, load_gguf_as, read_gguf_config, save_gguf, save_gguf_adapter,
+};
 pub use hf::{copy_generation_config, load_hf, load_hf_as, read_hf_config, save_hf};
 pub use loftq::initialize_loftq_from;
+pub use merged::MergedCheckpoint;
 pub use mlx::{read_mlx, save_mlx};
 pub(crate) use peft::translated;
 pub use peft::{

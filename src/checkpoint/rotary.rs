@@ -36,12 +36,30 @@ pub(super) fn permuted(
     TensorData::new(values, shape)
 }
 
-/// Turns rows of neighbouring pairs, of `row_bytes` each, into rows in halves. Whatever the bytes of a row mean: blocks
-/// of packed numbers, which lie along the rows, go with them.
+/// Turns rows of neighbouring pairs, of `row_bytes` each, into rows in halves, see [`permuted_rows`].
 ///
 /// # Panics
 /// If the bytes are no whole number of heads.
 pub(super) fn half_split(bytes: &[u8], row_bytes: usize, head_dim: usize) -> Vec<u8> {
+    permuted_rows(bytes, row_bytes, head_dim, half_split_row)
+}
+
+/// Turns rows in halves, of `row_bytes` each, into rows of neighbouring pairs, see [`permuted_rows`].
+///
+/// # Panics
+/// If the bytes are no whole number of heads.
+pub(super) fn interleaved(bytes: &[u8], row_bytes: usize, head_dim: usize) -> Vec<u8> {
+    permuted_rows(bytes, row_bytes, head_dim, interleaved_row)
+}
+
+/// Puts rows of heads into another order, as [`permuted`] does, whatever the bytes of a row mean: blocks of packed
+/// numbers, which lie along the rows, go with them.
+fn permuted_rows(
+    bytes: &[u8],
+    row_bytes: usize,
+    head_dim: usize,
+    source: fn(usize, usize) -> usize,
+) -> Vec<u8> {
     let rows: Vec<&[u8]> = bytes.chunks_exact(row_bytes).collect();
     assert!(
         bytes.len().is_multiple_of(row_bytes) && rows.len().is_multiple_of(head_dim),
@@ -49,9 +67,8 @@ pub(super) fn half_split(bytes: &[u8], row_bytes: usize, head_dim: usize) -> Vec
         bytes.len()
     );
     let heads = rows.chunks(head_dim);
-    let halves =
-        heads.flat_map(|head| (0..head_dim).map(|row| head[half_split_row(row, head_dim)]));
-    halves.collect::<Vec<_>>().concat()
+    let rows = heads.flat_map(|head| (0..head_dim).map(|row| head[source(row, head_dim)]));
+    rows.collect::<Vec<_>>().concat()
 }
 
 /// Where in a head of neighbouring pairs the row lies that is at `row` in one of two halves.
@@ -85,5 +102,6 @@ mod tests {
         let pairs: Vec<u8> = (0..8).flat_map(row).collect();
         let expected = [0, 2, 1, 3, 4, 6, 5, 7].map(row).concat();
         assert_eq!(half_split(&pairs, 3, 4), expected);
+        assert_eq!(interleaved(&expected, 3, 4), pairs);
     }
 }

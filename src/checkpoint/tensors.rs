@@ -138,6 +138,11 @@ impl SafetensorsFile {
         }
     }
 
+    /// A copy of a tensor's bytes.
+    pub(super) fn copy_bytes(&self, key: &str) -> Result<Vec<u8>> {
+        self.with_bytes(key, <[u8]>::to_vec)
+    }
+
     /// Reads a tensor in the type that it is stored in.
     fn read_as_stored(&self, key: &str) -> Result<TensorData> {
         let info = self.info(key)?;
@@ -373,7 +378,7 @@ impl<T: WritableTensor> WritableTensor for Checked<'_, T> {
 }
 
 /// Whether no number's exponent has all its bits set, as those of NaN and infinity have.
-fn all_finite(dtype: DType, bytes: &[u8]) -> bool {
+pub(super) fn all_finite(dtype: DType, bytes: &[u8]) -> bool {
     let halves = |mask: u16| {
         let (halves, _) = bytes.as_chunks();
         halves.iter().all(|b| u16::from_le_bytes(*b) & mask != mask)

@@ -1,7 +1,7 @@
 //! The tensors of one or more files, under this crate's keys.
 
 use std::collections::{BTreeMap, HashMap};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
 use burn::tensor::{DType, TensorData};
@@ -124,6 +124,25 @@ impl Weights {
         )))
     }
 
+    /// Whether a weight is packed.
+    pub(super) fn is_packed(&self, key: &str) -> bool {
+        self.entries[key].packed.is_some()
+    }
+
+    /// The type that a tensor is stored in, f32 for a packed weight.
+    pub(super) fn dtype(&self, key: &str) -> Result<DType> {
+        let Entry { stored, packed, .. } = &self.entries[key];
+        match packed {
+            Some(_) => Ok(DType::F32),
+            None => stored.file.dtype(&stored.name),
+        }
+    }
+
+    /// The file that a tensor lies in.
+    pub(super) fn file(&self, key: &str) -> &Path {
+        self.entries[key].stored.file.path()
+    }
+
     pub(super) fn shapes(&self) -> impl Iterator<Item = (&str, &[usize])> {
         self.entries.iter().map(|(k, e)| (k.as_str(), &e.shape[..]))
     }
@@ -198,7 +217,7 @@ fn require_one(stored: &Stored, other: Option<&Stored>) -> Result<()> {
 }
 
 /// What old files carry of the rotary embedding, which follows from the configuration.
-fn is_rotary(name: &str) -> bool {
+pub(super) fn is_rotary(name: &str) -> bool {
     let tables = ["inv_freq", "cos_cached", "sin_cached"];
     let is = |table| name.ends_with(&format!("rotary_emb.{table}"));
     tables.into_iter().any(is)

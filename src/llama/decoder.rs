@@ -7,8 +7,8 @@ use burn::tensor::{Bool, Device, Int, Tensor};
 use super::names::module_names;
 use super::{Context, KvCache, LayerCache, LlamaConfig, Output, RMSNorm, TransformerDecoderLayer};
 use crate::adapter::{
-    Adapter, merge_adapters, weight_key, with_found_adapters, with_lazy_packed, with_new_adapters,
-    without_adapters,
+    Adapter, RequantizationLoss, merge_adapters, merge_requantized, weight_key,
+    with_found_adapters, with_lazy_packed, with_new_adapters, without_adapters,
 };
 use crate::lora::{
     DEFAULT_ADAPTER, FULL, LayerKind, LoRAConfig, LoRAEmbedding, LoRALinear, MethodRef, Routes,
@@ -142,23 +142,50 @@ impl TransformerDecoder {
     /// The model with the adapters that act added to its weights: a plain model with the same outputs, see
     /// [`LoRALinear::merge`]. Where embedding and output are one weight and one of them has an adapter, the merged
     /// model has two.
-    pub fn merge_lora(mut self) -> Self {
-        let of_embedding = &self.tok_embeddings.adapters;
-        let embedding_differs = of_embedding
-            .active()
-            .any(|adapter| !adapter.is_of_tied_output());
-        let output_differs = self.output.adapters().active().next().is_some();
-        if embedding_differs || output_differs {
-            self.config.tie_embeddings = false;
+    pub fn merge_lora(self) -> Self {
+        let config = self.merged_config();
+        let mut merged = merge_adapters(self.untied_for_merge());
+        merged.config = config;
+        merged
+    }
+
+    /// [`Self::merge_lora`], with what is merged into packed weights packed again, see [`merge_requantized`]. An output
+    /// that gets a weight of its own is dense.
+    ///
+    /// # Errors
+    /// As [`merge_requantized`].
+    pub fn merge_lora_requantized(self) -> Result<(Self, RequantizationLoss)> {
+        let config = self.merged_config();
+        let (mut merged, loss) = merge_requantized(self.untied_for_merge())?;
+        merged.config = config;
+        Ok((merged, loss))
+    }
+
+    /// The sizes of the merged model.
+    pub(crate) fn merged_config(&self) -> LlamaConfig {
+        let is_tied = matches!(self.output, Output::Tied(_)) && !self.parts_from_output();
+        let mut config = self.config.clone();
+        config.tie_embeddings = is_tied;
+        config.vocab_size = self.vocab_size();
+        config
+    }
+
+    /// Whether what acts on embedding and output differs.
+    fn parts_from_output(&self) -> bool {
+        let mut of_embedding = self.tok_embeddings.adapters.active();
+        let embedding_differs = of_embedding.any(|adapter| !adapter.is_of_tied_output());
+        embedding_differs || self.output.adapters().active().next().is_some()
+    }
+
+    /// With an output of its own, merged already, where merging parts it from the embedding.
+    fn untied_for_merge(mut self) -> Self {
+        if self.parts_from_output() {
             self.output = match self.output {
                 Output::Tied(tied) => Output::Own(tied.untied(&self.tok_embeddings).into()),
                 own => own,
             };
         }
-        let vocab_size = self.vocab_size();
-        let mut merged = merge_adapters(self);
-        merged.config.vocab_size = vocab_size;
-        merged
+        self
     }
 
     /// The model with room for a base that is kept so: lazy weights of zeros in place of those that will be packed.

@@ -3,11 +3,11 @@ use burn::tensor::{Device, Tensor};
 
 use crate::lora::{
     AdaptedLayer, AdapterSlot, FULL_WEIGHT, LayerParams, LayerShape, Routes, adapted_module,
-    one_line,
+    merged_norm, one_line,
 };
 use crate::ops::meta::{MetaParam, MetaTensor};
 use crate::ops::{rms_norm, rms_norm_meta};
-use crate::weight::{lazy_param, replace};
+use crate::weight::lazy_param;
 
 /// Root-mean-square normalisation, `y = w · x / sqrt(mean(x²) + eps)`, computed in f32.
 /// Zhang and Sennrich, <https://arxiv.org/abs/1910.07467>.
@@ -101,12 +101,10 @@ impl AdaptedLayer for RMSNorm {
 
     fn merge(&mut self) {
         let adapters = std::mem::take(&mut self.adapters);
-        let trained = adapters.active().last();
-        if let Some(trained) = trained.and_then(|adapter| adapter.vector(FULL_WEIGHT)) {
-            replace_with::replace_with_or_abort(&mut self.weight, |weight| {
-                replace(weight, |_| trained.set_require_grad(false))
-            });
-        }
+        let active: Vec<_> = adapters.active().collect();
+        replace_with::replace_with_or_abort(&mut self.weight, |weight| {
+            merged_norm(weight, &active)
+        });
     }
 
     fn freeze_base(&mut self) {

@@ -2,7 +2,8 @@ use burn::module::{Content, DisplaySettings, Module, ModuleDisplay};
 use burn::tensor::{Device, Distribution, Int, Tensor};
 
 use super::layers::AdaptedLayer;
-use super::linear::{adapted, merged, merged_weight};
+use super::linear::adapted;
+use super::merged::{merged, merged_weight};
 use super::method::MethodRef;
 use super::module::adapted_module;
 use super::plain::one_line;
@@ -261,13 +262,18 @@ impl TiedOutput {
 
     /// The projection as a layer of its own, with what acts added to the embedding's weight.
     pub fn untied(self, embedding: &LoRAEmbedding) -> PlainLinear {
-        let own: Vec<_> = self.adapters.active().collect();
-        let active = on_output(embedding.adapters.active(), &own);
+        let active = self.acting(embedding);
         let base = PlainLinear {
             weight: embedding.weight.clone().with_new_id(),
             bias: None,
         };
         merged(base, &active)
+    }
+
+    /// What acts on the projection: its own adapters, and those of the embedding that are its too.
+    pub(crate) fn acting<'a>(&'a self, embedding: &'a LoRAEmbedding) -> Vec<&'a LoRAAdapter> {
+        let own: Vec<_> = self.adapters.active().collect();
+        on_output(embedding.adapters.active(), &own)
     }
 }
 

@@ -1,9 +1,10 @@
 use burn::module::{Content, DisplaySettings, Module, ModuleDisplay, Param};
-use burn::tensor::{DType, Device, Tensor};
+use burn::tensor::{Device, Tensor};
 
 use super::layer_config::LayerConfig;
 use super::layers::AdaptedLayer;
-use super::method::{TRAINED_BIAS, merged_bias};
+use super::merged::merged;
+use super::method::TRAINED_BIAS;
 use super::module::adapted_module;
 use super::plain::add_bias;
 use super::record::input_of;
@@ -11,7 +12,7 @@ use super::routes::Routes;
 use super::shape::{LayerParams, LayerShape};
 use super::slot::{AdapterSlot, DEFAULT_ADAPTER};
 use super::{LoRAAdapter, LoRAConfig, PlainLinear};
-use crate::weight::{FrozenWeight, replace, untracked};
+use crate::weight::FrozenWeight;
 
 /// A linear layer with an optional low-rank adapter: `y = W x + b + s·B(A·dropout(x))`.
 ///
@@ -179,40 +180,6 @@ pub(super) fn adapted(base: &PlainLinear, active: &[&LoRAAdapter], x: Tensor<3>)
     };
     let trained = active.iter().find_map(|a| a.vector(TRAINED_BIAS));
     add_bias(y, trained.or_else(|| base.bias.as_ref().map(Param::val)))
-}
-
-/// The layer with what acts added to it.
-pub(super) fn merged(base: PlainLinear, active: &[&LoRAAdapter]) -> PlainLinear {
-    let device = base.weight.device();
-    let mut bias = base.bias;
-    for adapter in active {
-        if let Some(trained) = adapter.vector(TRAINED_BIAS) {
-            bias = bias.map(|bias| replace(bias, |_| untracked(trained)));
-        }
-        if let Some(added) = merged_bias(adapter) {
-            bias = Some(match bias {
-                Some(bias) => replace(bias, |bias| bias.cast(DType::F32) + added),
-                None => Param::from_tensor(added.to_device(&device)).no_grad(),
-            });
-        }
-    }
-    PlainLinear {
-        weight: merged_weight(base.weight, active),
-        bias,
-    }
-}
-
-/// The weight with what acts added to it, in f32 and rounded once.
-pub(super) fn merged_weight(weight: FrozenWeight, active: &[&LoRAAdapter]) -> FrozenWeight {
-    if active.is_empty() {
-        return weight;
-    }
-    weight.map(|base| {
-        active.iter().fold(base.clone(), |sum, adapter| {
-            let method = adapter.method().0;
-            method.merge(adapter, adapter.layer(), &base, sum)
-        })
-    })
 }
 
 impl AdaptedLayer for LoRALinear {

@@ -8,18 +8,19 @@ use sentencepiece_model::{ModelProto, Type};
 use serde_json::{Value, json};
 
 use super::sentencepiece::{added_token, of_pieces};
+use super::to_gguf::steps_of;
 use super::{Names, Tokenizer};
 use crate::checkpoint::{GgufFile, Metadata, SENTENCEPIECE, TOKENIZER};
 use crate::{Error, Result};
 
 const MAGIC: &[u8; 4] = b"GGUF";
 /// The kind of tokenizer that is byte-level BPE.
-const BYTE_LEVEL: &str = "gpt2";
-const TOKENS: &str = "tokenizer.ggml.tokens";
-const TYPES: &str = "tokenizer.ggml.token_type";
-const SCORES: &str = "tokenizer.ggml.scores";
-const MERGES: &str = "tokenizer.ggml.merges";
-const PRE: &str = "tokenizer.ggml.pre";
+pub(super) const BYTE_LEVEL: &str = "gpt2";
+pub(super) const TOKENS: &str = "tokenizer.ggml.tokens";
+pub(super) const TYPES: &str = "tokenizer.ggml.token_type";
+pub(super) const SCORES: &str = "tokenizer.ggml.scores";
+pub(super) const MERGES: &str = "tokenizer.ggml.merges";
+pub(super) const PRE: &str = "tokenizer.ggml.pre";
 
 /// Whether a file begins as a GGUF file does.
 pub(super) fn is_gguf(path: &Path) -> Result<bool> {
@@ -324,6 +325,53 @@ impl Words {
     fn are_looked_up(self) -> bool {
         self == Self::Llama3
     }
+}
+
+/// The name in files of how a `tokenizer.json` splits a text into words.
+///
+/// # Errors
+/// What to say of one that no file of llama.cpp names.
+pub(super) fn words_of(json: &Value) -> Result<&'static str, String> {
+    let steps = |normalizer: &Value, pre_tokenizer: &Value, is_looked_up: bool| {
+        let steps = [normalizer, pre_tokenizer].map(|step| {
+            let steps = steps_of(step).into_iter();
+            steps.map(|step| settings_of(&step)).collect::<Vec<_>>()
+        });
+        (steps, is_looked_up)
+    };
+    let is_looked_up = json["model"]["ignore_merges"] == true;
+    let found = steps(&json["normalizer"], &json["pre_tokenizer"], is_looked_up);
+    let row = WORDS.iter().find(|(_, words)| {
+        let pre_tokenizer = words.pre_tokenizer();
+        found == steps(&words.normalizer(), &pre_tokenizer, words.are_looked_up())
+    });
+    row.map(|(names, _)| names[0]).ok_or_else(|| {
+        let known: Vec<&str> = WORDS.iter().map(|(names, _)| names[0]).collect();
+        format!(
+            "how it splits a text into words is none of {}, which are known here; convert the folder by llama.cpp's \
+             convert_hf_to_gguf.py",
+            known.join(", ")
+        )
+    })
+}
+
+/// What a step does, without what says nothing of it.
+fn settings_of(step: &Value) -> Vec<Value> {
+    let keys: &[&str] = match step["type"].as_str() {
+        Some("ByteLevel") => {
+            // True is what a file means that does not say.
+            let splits = step["use_regex"] != false;
+            return vec![
+                "ByteLevel".into(),
+                step["add_prefix_space"].clone(),
+                splits.into(),
+            ];
+        }
+        Some("Split") => &["type", "pattern", "behavior", "invert"],
+        Some("Digits") => &["type", "individual_digits"],
+        _ => return vec![step.clone()],
+    };
+    keys.iter().map(|key| step[*key].clone()).collect()
 }
 
 /// Splits by a regular expression: what matches and what lies between.

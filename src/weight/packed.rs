@@ -127,6 +127,12 @@ impl PackedWeight {
         self.words = self.words.clone().transform_for_load(value, id);
     }
 
+    /// Its bytes, those of its layout.
+    pub(crate) fn bytes(&self) -> Vec<u8> {
+        let words = self.words.val().into_data();
+        words.as_bytes().to_vec()
+    }
+
     pub(super) fn map_words(
         self,
         f: impl FnOnce(Param<Tensor<1, Int>>) -> Param<Tensor<1, Int>>,

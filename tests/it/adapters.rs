@@ -80,7 +80,7 @@ fn assert_near(found: &[f32], expected: &[f32], tolerance: f32) {
 }
 
 /// One of each kind of adapter.
-fn kinds() -> Vec<LoRAConfig> {
+pub fn kinds() -> Vec<LoRAConfig> {
     let qv = || LoRAConfig::new(["q_proj", "v_proj"]).with_rank(4);
     vec![
         qv(),

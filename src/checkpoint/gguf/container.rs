@@ -17,59 +17,115 @@ pub(super) const VERSION: u32 = 3;
 pub(super) const ALIGNMENT: usize = 32;
 
 /// A value of the metadata.
-pub(super) enum Value<'a> {
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) enum Value {
+    U32(u32),
     F32(f32),
-    String(&'a str),
+    Bool(bool),
+    String(String),
+    Strings(Vec<String>),
+    F32s(Vec<f32>),
+    I32s(Vec<i32>),
+    /// The number of a type, and the bytes as another file has them.
+    Stored(u32, Vec<u8>),
 }
 
-impl Value<'_> {
+impl From<&str> for Value {
+    fn from(text: &str) -> Self {
+        Self::String(text.to_owned())
+    }
+}
+
+impl Value {
     /// The number that stands for its type.
     fn kind(&self) -> u32 {
         match self {
+            Self::U32(_) => 4,
             Self::F32(_) => 6,
+            Self::Bool(_) => 7,
             Self::String(_) => 8,
+            Self::Strings(_) | Self::F32s(_) | Self::I32s(_) => 9,
+            Self::Stored(kind, _) => *kind,
+        }
+    }
+
+    fn put(&self, out: &mut Vec<u8>) {
+        match self {
+            Self::U32(number) => out.extend(number.to_le_bytes()),
+            Self::F32(number) => out.extend(number.to_le_bytes()),
+            Self::Bool(flag) => out.push((*flag).into()),
+            Self::String(text) => put_string(out, text),
+            Self::Strings(texts) => {
+                put_array(out, 8, texts.len());
+                texts.iter().for_each(|text| put_string(out, text));
+            }
+            Self::F32s(numbers) => {
+                put_array(out, 6, numbers.len());
+                numbers.iter().for_each(|n| out.extend(n.to_le_bytes()));
+            }
+            Self::I32s(numbers) => {
+                put_array(out, 5, numbers.len());
+                numbers.iter().for_each(|n| out.extend(n.to_le_bytes()));
+            }
+            Self::Stored(_, bytes) => out.extend(bytes),
         }
     }
 }
 
-/// How a tensor's numbers are stored.
-///
-/// # Panics
-/// If the numbers are not f32.
-fn kind_of(tensor: &TensorData) -> TensorKind {
-    match tensor.dtype() {
-        DType::F32 => TensorKind::F32,
-        other => panic!("tensors of {other:?} are not written to GGUF files"),
+/// A tensor to write, whose numbers are made when its turn comes.
+pub(super) struct Tensor<'a> {
+    pub name: String,
+    pub shape: Vec<usize>,
+    pub kind: TensorKind,
+    /// Row after row.
+    pub bytes: Box<dyn Fn() -> Result<Vec<u8>> + 'a>,
+}
+
+impl<'a> Tensor<'a> {
+    /// One of numbers that are there.
+    ///
+    /// # Panics
+    /// If they are not f32.
+    pub(super) fn of_f32(name: String, data: &'a TensorData) -> Self {
+        assert_eq!(data.dtype(), DType::F32, "numbers of f32");
+        Self {
+            name,
+            shape: data.shape().to_vec(),
+            kind: TensorKind::F32,
+            bytes: Box::new(|| Ok(data.as_bytes().to_vec())),
+        }
+    }
+
+    fn num_bytes(&self) -> usize {
+        let numbers: usize = self.shape.iter().product();
+        numbers / self.kind.block_len() * self.kind.block_bytes()
     }
 }
 
-/// Writes a file.
+/// Writes a file, one tensor after the other.
 ///
 /// # Errors
-/// [`Error::Io`] if it cannot be written. What stood at `path` stays then.
-///
-/// # Panics
-/// If a tensor is not of f32.
+/// [`Error::Io`] if it cannot be written, and those of the tensors. What stood at `path` stays then.
 pub(super) fn write_gguf(
     path: &Path,
-    metadata: &[(&str, Value)],
-    tensors: &[(String, TensorData)],
+    metadata: &[(String, Value)],
+    tensors: &[Tensor],
 ) -> Result<()> {
     write_atomic(path, |temporary| {
-        let write = || {
-            let mut out = BufWriter::new(File::create(temporary)?);
-            out.write_all(&header(metadata, tensors))?;
-            for (_, tensor) in tensors {
-                write_padded(&mut out, tensor.as_bytes())?;
-            }
-            out.flush()
-        };
-        write().map_err(Error::io(path))
+        let io = |error| Error::io(path)(error);
+        let mut out = BufWriter::new(File::create(temporary).map_err(io)?);
+        out.write_all(&header(metadata, tensors)).map_err(io)?;
+        for tensor in tensors {
+            let bytes = (tensor.bytes)()?;
+            assert_eq!(bytes.len(), tensor.num_bytes(), "`{}`", tensor.name);
+            write_padded(&mut out, &bytes).map_err(io)?;
+        }
+        out.flush().map_err(io)
     })
 }
 
 /// All that stands before the first tensor's numbers.
-fn header(metadata: &[(&str, Value)], tensors: &[(String, TensorData)]) -> Vec<u8> {
+fn header(metadata: &[(String, Value)], tensors: &[Tensor]) -> Vec<u8> {
     let mut out = MAGIC.to_vec();
     out.extend(VERSION.to_le_bytes());
     put_length(&mut out, tensors.len());
@@ -77,21 +133,24 @@ fn header(metadata: &[(&str, Value)], tensors: &[(String, TensorData)]) -> Vec<u
     for (key, value) in metadata {
         put_string(&mut out, key);
         out.extend(value.kind().to_le_bytes());
-        match value {
-            Value::F32(number) => out.extend(number.to_le_bytes()),
-            Value::String(text) => put_string(&mut out, text),
-        }
+        value.put(&mut out);
     }
     let mut offset = 0;
-    for (name, tensor) in tensors {
-        put_string(&mut out, name);
-        put_shape(&mut out, tensor.shape());
-        out.extend(kind_of(tensor).id().to_le_bytes());
+    for tensor in tensors {
+        put_string(&mut out, &tensor.name);
+        put_shape(&mut out, &tensor.shape);
+        out.extend(tensor.kind.id().to_le_bytes());
         put_length(&mut out, offset);
-        offset += aligned(tensor.as_bytes().len());
+        offset += aligned(tensor.num_bytes());
     }
     out.resize(aligned(out.len()), 0);
     out
+}
+
+/// What stands before the elements of an array.
+fn put_array(out: &mut Vec<u8>, kind: u32, length: usize) {
+    out.extend(kind.to_le_bytes());
+    put_length(out, length);
 }
 
 /// The dimension along which numbers are neighbours comes first.
@@ -126,15 +185,45 @@ mod tests {
     use super::*;
 
     #[test]
+    fn every_byte_of_a_value() {
+        let long = |n: u8| [n, 0, 0, 0, 0, 0, 0, 0];
+        let short = |n: u8| [n, 0, 0, 0];
+        for (value, kind, expected) in [
+            (Value::U32(5), 4, short(5).to_vec()),
+            (Value::Bool(true), 7, vec![1]),
+            (
+                Value::Strings(vec!["a".into(), String::new()]),
+                9,
+                [&short(8)[..], &long(2), &long(1), b"a", &long(0)].concat(),
+            ),
+            (
+                Value::F32s(vec![0.5]),
+                9,
+                [&short(6)[..], &long(1), b"\0\0\0\x3f"].concat(),
+            ),
+            (
+                Value::I32s(vec![-1]),
+                9,
+                [&short(5)[..], &long(1), b"\xff\xff\xff\xff"].concat(),
+            ),
+            (Value::Stored(10, long(7).to_vec()), 10, long(7).to_vec()),
+        ] {
+            let mut out = Vec::new();
+            value.put(&mut out);
+            assert_eq!((value.kind(), out), (kind, expected), "{value:?}");
+        }
+    }
+
+    #[test]
     fn every_byte_of_a_small_file() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("two.gguf");
         let wide = TensorData::new(vec![1f32, 2.0, 3.0, 4.0, 5.0, 6.0], [2, 3]);
-        let tensors = [
-            ("wide".to_owned(), wide),
-            ("one".to_owned(), TensorData::new(vec![7f32], [1])),
-        ];
-        let metadata = [("a", Value::String("xyz")), ("bc", Value::F32(0.5))];
+        let one = TensorData::new(vec![7f32], [1]);
+        let tensors = [("wide", &wide), ("one", &one)];
+        let tensors = tensors.map(|(name, data)| Tensor::of_f32(name.to_owned(), data));
+        let metadata = [("a", Value::from("xyz")), ("bc", Value::F32(0.5))];
+        let metadata = metadata.map(|(key, value)| (key.to_owned(), value));
         write_gguf(&path, &metadata, &tensors).unwrap();
 
         let mut expected = b"GGUF\x03\0\0\0".to_vec();

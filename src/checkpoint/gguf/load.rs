@@ -172,17 +172,26 @@ impl BaseWeights for GgufWeights<'_> {
     }
 }
 
+/// The kinds that are packed, and how their blocks are decoded.
+const PACKED: [(TensorKind, BlockFormat); 8] = [
+    (TensorKind::Q8_0, BlockFormat::Q8_0),
+    (TensorKind::Q4_0, BlockFormat::Q4_0),
+    (TensorKind::Q4_1, BlockFormat::Q4_1),
+    (TensorKind::Q5_0, BlockFormat::Q5_0),
+    (TensorKind::Q5_1, BlockFormat::Q5_1),
+    (TensorKind::Q4_K, BlockFormat::Q4K),
+    (TensorKind::Q5_K, BlockFormat::Q5K),
+    (TensorKind::Q6_K, BlockFormat::Q6K),
+];
+
 /// How the blocks of a kind are decoded; none if its numbers are not packed.
-fn block_format(kind: TensorKind) -> Option<BlockFormat> {
-    match kind {
-        TensorKind::F32 | TensorKind::F16 | TensorKind::BF16 => None,
-        TensorKind::Q8_0 => Some(BlockFormat::Q8_0),
-        TensorKind::Q4_0 => Some(BlockFormat::Q4_0),
-        TensorKind::Q4_1 => Some(BlockFormat::Q4_1),
-        TensorKind::Q5_0 => Some(BlockFormat::Q5_0),
-        TensorKind::Q5_1 => Some(BlockFormat::Q5_1),
-        TensorKind::Q4_K => Some(BlockFormat::Q4K),
-        TensorKind::Q5_K => Some(BlockFormat::Q5K),
-        TensorKind::Q6_K => Some(BlockFormat::Q6K),
-    }
+pub(super) fn block_format(kind: TensorKind) -> Option<BlockFormat> {
+    let row = PACKED.iter().find(|(other, _)| *other == kind);
+    row.map(|(_, format)| *format)
+}
+
+/// The kind that has such blocks.
+pub(super) fn kind_of(format: BlockFormat) -> Option<TensorKind> {
+    let row = PACKED.iter().find(|(_, other)| *other == format);
+    row.map(|(kind, _)| *kind)
 }

@@ -255,6 +255,22 @@ impl<'a> Metadata<'a> {
         Ok(id.filter(|id| *id != u32::MAX))
     }
 
+    /// The values whose keys begin so, as they are in the file.
+    pub(crate) fn stored(&self, prefix: &str) -> Vec<(String, super::Value)> {
+        let values = self.values.0.iter();
+        let values = values.filter(|(key, _)| key.starts_with(prefix));
+        let mut values: Vec<_> = values
+            .map(|(key, Value { kind, bytes })| {
+                let id = KINDS.iter().position(|other| other == kind);
+                let id = id.expect("the table has every type") as u32;
+                let bytes = self.bytes[bytes.clone()].to_vec();
+                (key.clone(), super::Value::Stored(id, bytes))
+            })
+            .collect();
+        values.sort_by(|(a, _), (b, _)| a.cmp(b));
+        values
+    }
+
     fn one<T>(
         &self,
         key: &str,

@@ -9,6 +9,7 @@ mod metadata;
 mod names;
 mod reader;
 mod rope;
+mod save;
 #[cfg(test)]
 mod tests;
 mod weights;
@@ -17,12 +18,14 @@ use std::path::Path;
 
 use burn::tensor::{DType, TensorData};
 
-use self::container::{Value, write_gguf};
+pub(crate) use self::container::Value;
+use self::container::{Tensor, write_gguf};
 pub(super) use self::load::{GgufWeights, gguf_packing};
 pub use self::load::{load_gguf, load_gguf_as};
 pub(crate) use self::metadata::{Metadata, SENTENCEPIECE, TOKENIZER};
 use self::names::{architecture, rotates_neighbours, to_gguf};
 pub(crate) use self::reader::GgufFile;
+pub use self::save::{GgufFormat, save_gguf};
 use super::peft::{Plain, Serving, served_layers};
 use super::rotary::{interleaved_row, permuted, rotated_rows};
 use crate::adapter::{adapter_config, to_host};
@@ -80,15 +83,15 @@ pub fn save_gguf_adapter(
         tensors.push((format!("{name}.weight.lora_b"), b));
     }
     let metadata = [
-        ("general.type", Value::String("adapter")),
-        (
-            "general.architecture",
-            Value::String(architecture(&model.config)),
-        ),
-        ("adapter.type", Value::String("lora")),
+        ("general.type", "adapter".into()),
+        ("general.architecture", architecture(&model.config).into()),
+        ("adapter.type", "lora".into()),
         ("adapter.lora.alpha", Value::F32(alpha)),
     ];
-    write_gguf(path, &metadata, &tensors)
+    let metadata = metadata.map(|(key, value)| (key.to_owned(), value));
+    let tensors = tensors.iter();
+    let tensors = tensors.map(|(name, data)| Tensor::of_f32(name.clone(), data));
+    write_gguf(path, &metadata, &tensors.collect::<Vec<_>>())
 }
 
 /// The alpha of the first layer. Where it is no f32 above 0 it is 1: llama.cpp takes 0 for a scale of 1.

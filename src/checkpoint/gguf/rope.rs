@@ -51,6 +51,15 @@ pub(super) fn llama3_scaling(
     usual.chain(found).map(scaling).find(explains).map(Some)
 }
 
+/// By what a scaling divides the frequency of each pair.
+pub(super) fn factors_of(scaling: &RopeScaling, head_dim: usize, base: f64) -> Vec<f32> {
+    let factor = |pair: usize| {
+        let frequency = (base as f32).powf(-((2 * pair) as f32) / head_dim as f32);
+        frequency / scaling.scale(frequency)
+    };
+    (0..head_dim / 2).map(factor).collect()
+}
+
 /// The length for which a pair between the bounds has this factor: the inverse of the formula in [`RopeScaling`].
 fn original_length(of_pair: f32, factor: f32, frequency: f32) -> usize {
     let kept = (1.0 / of_pair - 1.0 / factor) / (1.0 - 1.0 / factor);
@@ -85,13 +94,17 @@ mod tests {
             LlamaConfig::llama3_2_1b(),
             LlamaConfig::llama3_2_3b(),
         ] {
-            let Some(RopeScaling::Llama3 { factor, .. }) = config.rope_scaling else {
+            let Some(RopeScaling::Llama3 { factor, .. }) = config.rope_scaling.clone() else {
                 panic!("{config:?}");
             };
             let (head_dim, base) = (config.head_dim, config.rope_base);
             let factors = factors(head_dim, base, factor, 8192.0);
             let found = llama3_scaling(&factors, head_dim, base);
-            assert_eq!(found, Some(config.rope_scaling));
+            assert_eq!(found, Some(config.rope_scaling.clone()));
+            let written = factors_of(&config.rope_scaling.unwrap(), head_dim, base);
+            for (own, converters) in written.iter().zip(&factors) {
+                assert!((own - converters).abs() <= 1e-5 * converters);
+            }
         }
     }
 

@@ -24,7 +24,7 @@ pub struct Full;
 pub struct Bias;
 
 pub(crate) const FULL_WEIGHT: &str = "full.weight";
-pub(in crate::lora) const TRAINED_BIAS: &str = "full.bias";
+pub(crate) const TRAINED_BIAS: &str = "full.bias";
 
 impl Method for Full {
     fn name(&self) -> &'static str {

@@ -24,7 +24,7 @@ pub(crate) const LORA_B: &str = "lora_b.weight";
 /// What an adapter that begins with a part of the base began with.
 pub(crate) const SHIFT_A: &str = "shift_a.weight";
 pub(crate) const SHIFT_B: &str = "shift_b.weight";
-const LORA_B_BIAS: &str = "lora_b.bias";
+pub(crate) const LORA_B_BIAS: &str = "lora_b.bias";
 
 impl Method for LoRA {
     fn name(&self) -> &'static str {
@@ -243,7 +243,7 @@ pub(super) fn add_bias(adapter: &AdapterParams, y: Tensor<3>) -> Tensor<3> {
 }
 
 /// What a merged layer adds to its bias: the bias of `B`, scaled.
-pub(in crate::lora) fn merged_bias(adapter: &AdapterParams) -> Option<Tensor<1>> {
+pub(in crate::lora) fn added_bias(adapter: &AdapterParams) -> Option<Tensor<1>> {
     let bias = adapter.vector(LORA_B_BIAS)?;
     Some(untracked(bias).cast(DType::F32) * adapter.scale())
 }

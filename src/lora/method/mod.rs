@@ -22,12 +22,12 @@ pub use crate::ops::Kept;
 use crate::weight::FrozenWeight;
 
 pub use dora::DORA;
-pub(crate) use full::FULL_WEIGHT;
+pub(super) use full::trained_bias;
 pub use full::{BIAS, FULL};
-pub(super) use full::{TRAINED_BIAS, trained_bias};
+pub(crate) use full::{FULL_WEIGHT, TRAINED_BIAS};
 pub use lora::LORA;
-pub(super) use lora::merged_bias;
-pub(crate) use lora::{LORA_A, LORA_B, SHIFT_A, SHIFT_B};
+pub(super) use lora::added_bias;
+pub(crate) use lora::{LORA_A, LORA_B, LORA_B_BIAS, SHIFT_A, SHIFT_B};
 pub use token_rows::TOKEN_ROWS;
 
 /// The methods that this crate brings.

@@ -174,6 +174,16 @@ impl AdapterParams {
         (is_training && dropout > 0.0).then(|| DropoutMask::draw(dropout))
     }
 
+    /// The names of the parameters whose values have been neither loaded nor used.
+    pub(crate) fn lazy_names(&self) -> Vec<&'static str> {
+        let is_lazy = |value: &ParamValue| match value {
+            ParamValue::Matrix(param) => !param.is_initialized(),
+            ParamValue::Vector(param) => !param.is_initialized(),
+        };
+        let lazy = self.params.iter().filter(|(_, value)| is_lazy(value));
+        lazy.map(|(spec, _)| spec.name).collect()
+    }
+
     /// The parameters anew that follow from the layer's, of those whose names `is_new` has.
     pub(crate) fn follow_layer(&mut self, of_layer: &LayerParams, is_new: impl Fn(&str) -> bool) {
         let mut pairs = Pairs::default();

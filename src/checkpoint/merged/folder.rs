@@ -1,0 +1,246 @@
+//! Writing the merged model as a folder: shard by shard, with the files that the base has beside its weights.
+
+use std::borrow::Cow;
+use std::cell::RefCell;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::path::Path;
+use std::rc::Rc;
+
+use burn::tensor::DType;
+use serde_json::{Map, Value};
+
+use super::{MergedCheckpoint, MergedTensor};
+use crate::checkpoint::bitsandbytes::part_of;
+use crate::checkpoint::hf::{
+    CONFIG_FILE, INDEX_FILE, IndexMetadata, publish_weights, require_no_adapter,
+};
+use crate::checkpoint::keys::{from_hf, to_hf};
+use crate::checkpoint::tensors::{SafetensorsFile, WritableTensor, write_weights};
+use crate::checkpoint::weights::is_rotary;
+use crate::files::{create_dir, read_text, write_atomic, write_text};
+use crate::{Error, Result};
+
+/// How the names of files end that go with a model, beside its weights.
+const COPIED: [&str; 4] = ["json", "jinja", "model", "txt"];
+
+impl MergedCheckpoint {
+    /// Writes the merged model as a folder that transformers, vLLM and llama.cpp load: the base's shards under their
+    /// names, each weight in its type. Weights that no adapter changes, `config.json`, `generation_config.json` and the
+    /// tokenizer's files are copied bit for bit; only what differs is written into `config.json`: a vocabulary of another
+    /// size, an output that is no longer the embedding, a base that is no longer packed.
+    ///
+    /// Weights that an earlier save left in the folder are replaced, or removed if they have other names.
+    ///
+    /// # Errors
+    /// [`Error::Io`] if a file cannot be read or written, [`Error::InvalidArgument`] if `dir` is the base's own folder or
+    /// one with an adapter, or if a weight holds NaN or infinite numbers. A model that stood in the folder stays if
+    /// weights cannot be written; until all are, the disk has both.
+    pub fn save_hf(&self, dir: impl AsRef<Path>) -> Result<()> {
+        let dir = dir.as_ref();
+        create_dir(dir)?;
+        self.require_another(dir)?;
+        require_no_adapter(dir)?;
+        let failed = RefCell::new(None);
+        let (mut metadata, mut index) = (IndexMetadata::default(), BTreeMap::new());
+        let mut written = Vec::new();
+        for (file, tensors) in self.shards(&failed)? {
+            for (name, tensor) in &tensors {
+                let count: usize = tensor.shape().iter().product();
+                metadata.total_parameters += count;
+                metadata.total_size += count * tensor.dtype().size();
+                index.insert(name.clone(), file.clone());
+            }
+            let shard = write_weights(tensors, &dir.join(file));
+            // What could not be read explains what could not be written.
+            if let Some(error) = failed.take() {
+                return Err(error);
+            }
+            written.push(shard?);
+        }
+        publish_weights(dir, written, &metadata, index)?;
+        self.copy_files(dir)
+    }
+
+    fn require_another(&self, dir: &Path) -> Result<()> {
+        let [own, other] = [self.folder.dir(), dir].map(fs::canonicalize);
+        match own.is_ok_and(|own| other.is_ok_and(|other| own == other)) {
+            false => Ok(()),
+            true => Err(Error::InvalidArgument {
+                name: "dir",
+                message: format!(
+                    "{} is the folder of the base; save the merged model in another",
+                    dir.display()
+                ),
+            }),
+        }
+    }
+
+    /// The files to write, each with its tensors.
+    fn shards<'a>(
+        &'a self,
+        failed: &'a RefCell<Option<Error>>,
+    ) -> Result<Vec<(String, Tensors<'a>)>> {
+        let merged = self.tensors();
+        let mut shards = Vec::new();
+        let mut done = BTreeSet::new();
+        for path in self.folder.files() {
+            let shard = Shard::open(self, path, &merged, failed)?;
+            done.extend(shard.keys);
+            shards.push((file_name(path), shard.tensors));
+        }
+        // An output that was the embedding stands beside it.
+        for tensor in merged
+            .into_iter()
+            .filter(|tensor| !done.contains(&tensor.key))
+        {
+            let file = file_name(tensor.file());
+            let shard = shards.iter_mut().find(|(name, _)| *name == file);
+            let name = to_hf(&tensor.key).expect("a weight of the model has a name");
+            let (_, tensors) = shard.expect("the base's weight is in one of the files");
+            tensors.push((name, Tensor::Merged(tensor, failed)));
+        }
+        Ok(shards)
+    }
+
+    fn copy_files(&self, dir: &Path) -> Result<()> {
+        let base = self.folder.dir();
+        for entry in fs::read_dir(base).map_err(Error::io(base))? {
+            let path = entry.map_err(Error::io(base))?.path();
+            let name = file_name(&path);
+            if !path.is_file() || !is_copied(&name) {
+                continue;
+            }
+            let target = dir.join(&name);
+            if name == CONFIG_FILE
+                && let Some(text) = self.changed_config(&path)?
+            {
+                write_text(&target, &text)?;
+                continue;
+            }
+            write_atomic(&target, |temporary| {
+                fs::copy(&path, temporary)
+                    .map(drop)
+                    .map_err(Error::io(&path))
+            })?;
+        }
+        Ok(())
+    }
+
+    /// The text of `config.json`, if merging changes what it says.
+    fn changed_config(&self, path: &Path) -> Result<Option<String>> {
+        let (before, after) = (&self.model.config, self.config());
+        let fields = serde_json::from_str(&read_text(path)?);
+        let mut fields: Map<String, Value> = fields.map_err(|error| Error::format(path, error))?;
+        let was_packed = fields.shift_remove("quantization_config").is_some();
+        let vocab_size = Value::from(after.vocab_size);
+        let is_resized = fields.get("vocab_size") != Some(&vocab_size);
+        let is_parted = before.tie_embeddings != after.tie_embeddings;
+        if !(was_packed || is_resized || is_parted) {
+            return Ok(None);
+        }
+        fields.insert("vocab_size".to_owned(), vocab_size);
+        fields.insert(
+            "tie_word_embeddings".to_owned(),
+            after.tie_embeddings.into(),
+        );
+        let text = serde_json::to_string_pretty(&fields).expect("JSON serialises");
+        Ok(Some(text + "\n"))
+    }
+}
+
+fn file_name(path: &Path) -> String {
+    let name = path.file_name().unwrap_or_default();
+    name.to_string_lossy().into_owned()
+}
+
+/// Whether a file of the base goes with a merged model too: none that names shards or an adapter.
+fn is_copied(name: &str) -> bool {
+    let end = name.rsplit_once('.').map(|(_, end)| end);
+    let is_of_weights = name == INDEX_FILE || name.ends_with(".index.json");
+    !is_of_weights && end.is_some_and(|end| COPIED.contains(&end))
+}
+
+/// Tensors to write by their names.
+type Tensors<'a> = Vec<(String, Tensor<'a>)>;
+
+/// A file to write.
+struct Shard<'a> {
+    tensors: Tensors<'a>,
+    /// The keys of the merged model that are among them.
+    keys: Vec<String>,
+}
+
+impl<'a> Shard<'a> {
+    fn open(
+        checkpoint: &'a MergedCheckpoint,
+        path: &Path,
+        merged: &[MergedTensor<'a>],
+        failed: &'a RefCell<Option<Error>>,
+    ) -> Result<Self> {
+        let file = Rc::new(SafetensorsFile::open(path)?);
+        let (mut tensors, mut keys) = (Vec::new(), Vec::new());
+        for (name, shape) in file.shapes() {
+            let of_merged = from_hf(&name).map(|key| checkpoint.key_of(&key));
+            let of_merged = of_merged.and_then(|key| merged.iter().find(|other| other.key == key));
+            let tensor = match of_merged {
+                Some(merged) if merged.is_changed() => Tensor::Merged(merged.clone(), failed),
+                None if part_of(&name).is_some() && !is_rotary(&name) => continue,
+                _ => Tensor::Copied {
+                    dtype: file.dtype(&name)?,
+                    shape,
+                    file: file.clone(),
+                    name: name.clone(),
+                },
+            };
+            keys.extend(of_merged.map(|merged| merged.key.clone()));
+            tensors.push((name, tensor));
+        }
+        Ok(Self { tensors, keys })
+    }
+}
+
+/// A tensor to write.
+enum Tensor<'a> {
+    /// As it is in the base.
+    Copied {
+        file: Rc<SafetensorsFile>,
+        name: String,
+        dtype: DType,
+        shape: Vec<usize>,
+    },
+    /// With an adapter's update; what went wrong when it was read is put beside it.
+    Merged(MergedTensor<'a>, &'a RefCell<Option<Error>>),
+}
+
+impl WritableTensor for Tensor<'_> {
+    fn dtype(&self) -> DType {
+        match self {
+            Self::Copied { dtype, .. } => *dtype,
+            Self::Merged(tensor, _) => tensor.dtype,
+        }
+    }
+
+    fn shape(&self) -> Vec<usize> {
+        match self {
+            Self::Copied { shape, .. } => shape.clone(),
+            Self::Merged(tensor, _) => tensor.shape.clone(),
+        }
+    }
+
+    fn bytes(&self) -> Cow<'_, [u8]> {
+        let (bytes, failed) = match self {
+            Self::Copied { file, name, .. } => {
+                return Cow::Owned(file.copy_bytes(name).unwrap_or_default());
+            }
+            Self::Merged(tensor, failed) => (tensor.read(), failed),
+        };
+        match bytes {
+            Ok(data) => Cow::Owned(data.as_bytes().to_vec()),
+            Err(error) => {
+                failed.borrow_mut().get_or_insert(error);
+                Cow::Owned(Vec::new())
+            }
+        }
+    }
+}

@@ -1,0 +1,359 @@
+//! Models written as GGUF files and read back; that llama.cpp runs them, `tests/python/check_llama_cpp.py` shows.
+
+#[path = "../tiny_tokenizer/mod.rs"]
+mod tiny_tokenizer;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use burn::tensor::{DType, TensorData};
+use burn_peft::adapter::{StateDict, load_state_dict, quantize_base, state_dict};
+use burn_peft::checkpoint::{
+    GgufFormat, MergedCheckpoint, load_gguf, load_gguf_as, read_gguf_config, save_gguf, save_hf,
+    save_peft_adapter,
+};
+use burn_peft::llama::{LlamaConfig, ModelType, RopeScaling, TransformerDecoder};
+use burn_peft::lora::{DEFAULT_ADAPTER, LoRAConfig};
+use burn_peft::quantization::{BlockFormat, PackedLayout, dequantize, quantize};
+use burn_peft::tokenizer::Tokenizer;
+use burn_peft::weight::{FrozenWeight, Quantization};
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+use crate::adapters::{base, random};
+use crate::common::{device, floats};
+
+/// A model with more tokens than its tokenizer, and rows of w2 that no block divides.
+fn config() -> LlamaConfig {
+    LlamaConfig::llama2_7b()
+        .with_vocab_size(288)
+        .with_num_layers(2)
+        .with_num_heads(4)
+        .with_num_kv_heads(2)
+        .with_head_dim(16)
+        .with_embed_dim(64)
+        .with_intermediate_dim(72)
+        .with_max_seq_len(64)
+}
+
+fn configs() -> [LlamaConfig; 4] {
+    let llama3 = RopeScaling::Llama3 {
+        factor: 8.0,
+        low_freq_factor: 1.0,
+        high_freq_factor: 4.0,
+        original_max_seq_len: 8192,
+    };
+    let linear = RopeScaling::Linear { factor: 2.5 };
+    [
+        config().with_sliding_window(Some(32)),
+        config()
+            .with_tie_embeddings(true)
+            .with_rope_base(5e5)
+            .with_rope_scaling(Some(llama3)),
+        config()
+            .with_rope_scaling(Some(linear))
+            .with_eos_token_ids(vec![2, 5, 7]),
+        config()
+            .with_model_type(ModelType::Qwen2)
+            .with_qkv_bias(true),
+    ]
+}
+
+fn tokenizer() -> TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    fs::write(dir.path().join("tokenizer.json"), tiny_tokenizer::json()).unwrap();
+    fs::write(dir.path().join("chat_template.jinja"), "{{ messages }}").unwrap();
+    dir
+}
+
+/// What a weight is after it was stored in a format.
+fn stored(key: &str, data: &TensorData, format: GgufFormat) -> TensorData {
+    let values = floats(data);
+    let shape = data.shape().to_vec();
+    let is_matrix = shape.len() == 2;
+    let is_vocabulary = ["tok_embeddings.weight", "output.weight"].contains(&key);
+    let is_divided = shape.last().unwrap().is_multiple_of(32);
+    let block = match format {
+        GgufFormat::Q4_0 if !is_vocabulary => BlockFormat::Q4_0,
+        _ => BlockFormat::Q8_0,
+    };
+    let values = match format {
+        _ if !is_matrix => values,
+        GgufFormat::F32 => values,
+        GgufFormat::BF16 => floats(&data.clone().convert_dtype(DType::BF16).convert::<f32>()),
+        GgufFormat::Q8_0 | GgufFormat::Q4_0 if is_divided => {
+            let layout = PackedLayout::new(block, data.shape().dims()).unwrap();
+            dequantize(layout, &quantize(&values, layout).unwrap())
+        }
+        _ => floats(&data.clone().convert_dtype(DType::F16).convert::<f32>()),
+    };
+    TensorData::new(values, shape)
+}
+
+fn logits(model: &TransformerDecoder) -> Vec<f32> {
+    let ids = burn::tensor::Tensor::from_ints([[1, 7, 3, 45, 9], [2, 4, 4, 11, 30]], &device());
+    floats(&model.forward(ids, None).into_data())
+}
+
+#[test]
+fn a_model_is_read_back_as_it_was_stored() {
+    let tokenizer = tokenizer();
+    for config in configs() {
+        let model = base(&config);
+        for format in GgufFormat::ALL {
+            let path = tokenizer.path().join("model.gguf");
+            save_gguf(&model, tokenizer.path(), format, &path).unwrap();
+            assert_eq!(read_gguf_config(&path).unwrap(), config, "{format}");
+            let expected: StateDict = state_dict(&model)
+                .iter()
+                .map(|(key, data)| (key.clone(), stored(key, data, format)))
+                .collect();
+            let mut found = config.init(&device());
+            load_gguf_as(&mut found, &path, DType::F32).unwrap();
+            for (key, data) in state_dict(&found) {
+                assert_eq!(data, expected[&key], "{format}: {key}");
+            }
+            let mut rounded = config.init(&device());
+            load_state_dict(&mut rounded, &expected, true).unwrap();
+            assert_eq!(logits(&found), logits(&rounded), "{format}");
+        }
+    }
+}
+
+#[test]
+fn a_checkpoint_is_merged_into_a_file() {
+    let dir = tokenizer();
+    let config = config().with_tie_embeddings(true);
+    let model = base(&config);
+    save_hf(&model, dir.path()).unwrap();
+    let lora = LoRAConfig::new(["q_proj", "w1", "tok_embeddings"]).with_rank(4);
+    let adapted = random(model.with_adapters(&lora).unwrap(), 1);
+    let adapter = tempfile::tempdir().unwrap();
+    save_peft_adapter(&adapted, DEFAULT_ADAPTER, None, adapter.path()).unwrap();
+    let path = dir.path().join("merged.gguf");
+    let whole = dir.path().join("whole.gguf");
+    for format in [GgufFormat::F16, GgufFormat::Q4_0] {
+        let merged = MergedCheckpoint::open(dir.path(), adapter.path()).unwrap();
+        merged.save_gguf(format, &path).unwrap();
+        save_gguf(&adapted.clone().merge_lora(), dir.path(), format, &whole).unwrap();
+        let [found, expected] = [&path, &whole].map(|path| {
+            let mut model = read_gguf_config(path).unwrap().init(&device());
+            load_gguf_as(&mut model, path, DType::F32).unwrap();
+            state_dict(&model)
+        });
+        assert_eq!(found, expected);
+    }
+}
+
+#[test]
+fn blocks_stay_as_they_are_in_another_file() {
+    let dir = tokenizer();
+    let [first, second] = ["first.gguf", "second.gguf"].map(|name| dir.path().join(name));
+    save_gguf(&base(&config()), dir.path(), GgufFormat::Q4_0, &first).unwrap();
+    let load = |path: &Path| {
+        let mut model = read_gguf_config(path).unwrap().init(&device());
+        load_gguf(&mut model, path).unwrap();
+        model
+    };
+    // F32 is for what is not packed: norms, and rows that no block divides.
+    save_gguf(&load(&first), &first, GgufFormat::F32, &second).unwrap();
+    let [before, after] = [&first, &second].map(|path| load(path));
+    let after_values = state_dict(&after);
+    for (key, data) in state_dict(&before) {
+        let [before, after] =
+            [&data, &after_values[&key]].map(|data| data.clone().convert::<f32>());
+        assert_eq!(before, after, "{key}");
+    }
+    let weight = &after.layers[1].attn.k_proj.base.weight;
+    let FrozenWeight::Packed(packed) = weight else {
+        panic!("it is packed");
+    };
+    assert_eq!(packed.layout().format(), BlockFormat::Q4_0);
+    let encode = |path: &Path| {
+        Tokenizer::from_gguf(path)
+            .unwrap()
+            .encode("hello !")
+            .unwrap()
+    };
+    assert_eq!(encode(&first), encode(&second));
+    // Other packings are decoded.
+    let nf4 = quantize_base(
+        base(&configs()[0].clone().with_intermediate_dim(64)),
+        Quantization::Nf4,
+        |_| false,
+    );
+    let nf4 = nf4.unwrap();
+    save_gguf(&nf4, dir.path(), GgufFormat::F32, &second).unwrap();
+    assert_eq!(state_dict(&load(&second)), state_dict(&nf4));
+}
+
+/// Writes a model with this tokenizer and reads it again.
+fn through_gguf(tokenizer: &Path, vocab_size: usize) -> burn_peft::Result<Tokenizer> {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("model.gguf");
+    let model = base(&config().with_num_layers(1).with_vocab_size(vocab_size));
+    save_gguf(&model, tokenizer, GgufFormat::Q8_0, &path)?;
+    Tokenizer::from_gguf(&path)
+}
+
+const TEXTS: [&str; 6] = [
+    "hello",
+    "  hello !!  hehe\n",
+    "été 漢字 🦙",
+    "don't 1234 x=7\t\n\n  y",
+    "",
+    "<s> is text",
+];
+
+#[track_caller]
+fn assert_same_ids(found: &Tokenizer, expected: &Tokenizer) {
+    for text in TEXTS {
+        let [found, expected] = [found, expected].map(|t| t.encode(text).unwrap());
+        assert_eq!(found, expected, "{text:?}");
+    }
+    assert_eq!(found.bos_id(), expected.bos_id());
+    assert_eq!(found.eos_id(), expected.eos_id());
+    assert_eq!(found.chat_template(), expected.chat_template());
+}
+
+#[test]
+fn a_sentencepiece_tokenizer_stays_what_it_is() {
+    let dir = tokenizer();
+    let expected = Tokenizer::from_dir(dir.path()).unwrap();
+    let found = through_gguf(dir.path(), 288).unwrap();
+    assert_same_ids(&found, &expected);
+    assert_eq!(
+        found.encode("hello").unwrap(),
+        [tiny_tokenizer::id("\u{2581}hello")]
+    );
+    assert_eq!(found.bos_id(), Some(1));
+    assert_eq!(found.chat_template(), Some("{{ messages }}"));
+    let error = through_gguf(dir.path(), 96).unwrap_err().to_string();
+    assert!(error.contains("tokenizer of the same model"), "{error}");
+}
+
+#[test]
+fn tokenizers_of_real_models_stay_what_they_are() {
+    let Some(shared) = std::env::var_os("BURN_PEFT_SHARED") else {
+        println!("skipped: the real assets are not at hand");
+        return;
+    };
+    for (folder, vocab_size) in [
+        ("assets/llama2_tokenizer", 32_000),
+        ("reference/stories260k/hf", 512),
+    ] {
+        for file in ["tokenizer.json", "tokenizer.model"] {
+            let file = PathBuf::from(&shared).join(folder).join(file);
+            let expected = Tokenizer::from_file(&file).unwrap();
+            assert_same_ids(&through_gguf(&file, vocab_size).unwrap(), &expected);
+        }
+    }
+}
+
+/// A byte-level tokenizer of bytes and two merges.
+fn byte_level(normalizer: Value, pre_tokenizer: Value, ignore_merges: bool) -> Value {
+    // The characters that stand for bytes: those that print for themselves, the others from U+0100 on.
+    let prints = |byte: u32| matches!(byte, 0x21..=0x7e | 0xa1..=0xac | 0xae..=0xff);
+    let mut next = 0x100..;
+    let symbols = (0..256u32).map(|byte| match prints(byte) {
+        true => byte,
+        false => next.next().unwrap(),
+    });
+    let symbols = symbols.map(|code| char::from_u32(code).unwrap().to_string());
+    let tokens = symbols.chain(["he".to_owned(), "hel".to_owned(), "12".to_owned()]);
+    let vocab: serde_json::Map<_, _> = tokens.zip((0..).map(Value::from)).collect();
+    // Newer files have lists.
+    let merges = match ignore_merges {
+        true => json!([["h", "e"], ["he", "l"], ["1", "2"]]),
+        false => json!(["h e", "he l", "1 2"]),
+    };
+    json!({
+        "version": "1.0",
+        "added_tokens": [
+            { "id": 259, "content": "<|endoftext|>", "special": true, "normalized": false,
+              "single_word": false, "lstrip": false, "rstrip": false },
+            { "id": 260, "content": "<tool>", "special": false, "normalized": false,
+              "single_word": false, "lstrip": false, "rstrip": false },
+        ],
+        "normalizer": normalizer,
+        "pre_tokenizer": pre_tokenizer,
+        "decoder": { "type": "ByteLevel", "add_prefix_space": true, "trim_offsets": true, "use_regex": true },
+        "model": {
+            "type": "BPE", "vocab": vocab, "merges": merges, "ignore_merges": ignore_merges,
+        },
+    })
+}
+
+fn bytes(use_regex: bool) -> Value {
+    json!({ "type": "ByteLevel", "add_prefix_space": false, "trim_offsets": false, "use_regex": use_regex })
+}
+
+fn split(pattern: &str) -> Value {
+    json!({ "type": "Split", "pattern": { "Regex": pattern }, "behavior": "Isolated", "invert": false })
+}
+
+const LLAMA3: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+const QWEN2: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+
+#[test]
+fn byte_level_tokenizers_stay_what_they_are() {
+    let sequence = |steps: &[Value]| json!({ "type": "Sequence", "pretokenizers": steps });
+    let digits = json!({ "type": "Digits", "individual_digits": true });
+    for (pre, json) in [
+        ("gpt-2", byte_level(Value::Null, bytes(true), false)),
+        (
+            "smollm",
+            byte_level(Value::Null, sequence(&[digits, bytes(true)]), false),
+        ),
+        (
+            "llama-bpe",
+            byte_level(Value::Null, sequence(&[split(LLAMA3), bytes(false)]), true),
+        ),
+        (
+            "qwen2",
+            byte_level(
+                json!({ "type": "NFC" }),
+                sequence(&[split(QWEN2), bytes(false)]),
+                false,
+            ),
+        ),
+    ] {
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join("tokenizer.json"), json.to_string()).unwrap();
+        let expected = Tokenizer::from_dir(dir.path()).unwrap();
+        let found = through_gguf(dir.path(), 288).unwrap();
+        for text in TEXTS {
+            let [found, expected] = [&found, &expected].map(|t| t.encode(text).unwrap());
+            assert_eq!(found, expected, "{pre}: {text:?}");
+        }
+        assert_eq!(found.bos_id(), None, "{pre}");
+    }
+    let words = sequence(&[split(r"\w+"), bytes(false)]);
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("tokenizer.json");
+    fs::write(&path, byte_level(Value::Null, words, false).to_string()).unwrap();
+    let error = through_gguf(&path, 288).unwrap_err().to_string();
+    assert!(error.contains("splits a text into words"), "{error}");
+}
+
+#[test]
+fn what_llama_cpp_has_not_is_refused() {
+    let dir = tokenizer();
+    let path = dir.path().join("model.gguf");
+    fs::write(&path, "before").unwrap();
+    let mut values = state_dict(&base(&config()));
+    let infinite = TensorData::new(vec![1e30f32; 288 * 64], [288, 64]);
+    values.insert("output.weight".into(), infinite);
+    let mut model = base(&config());
+    load_state_dict(&mut model, &values, true).unwrap();
+    for format in [GgufFormat::F16, GgufFormat::Q8_0] {
+        let error = save_gguf(&model, dir.path(), format, &path)
+            .unwrap_err()
+            .to_string();
+        assert!(error.contains("`output.weight`"), "{error}");
+        assert_eq!(fs::read(&path).unwrap(), b"before");
+    }
+    assert_eq!("q4_0".parse::<GgufFormat>().unwrap(), GgufFormat::Q4_0);
+    let error = "q4_k".parse::<GgufFormat>().unwrap_err().to_string();
+    assert!(error.contains("F32, F16, BF16, Q8_0, Q4_0"), "{error}");
+}
