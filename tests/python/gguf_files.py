@@ -53,8 +53,9 @@ def llama3_factors(rope, dim):
     return (1 / ((1 - kept) / rope["factor"] + kept)).astype(np.float32)
 
 
-def write_base(model, path):
-    """A model of f32; its tokens are of no meaning."""
+def write_base(model, path, packed=None):
+    """A model of f32, its tokens of no meaning. `packed` gives the bytes and the kind of a tensor by its name and
+    values, or None for one that stays f32."""
     config = model.config
     out = gguf.GGUFWriter(path, gguf.MODEL_ARCH_NAMES[ARCHITECTURES[config.model_type]])
     out.add_context_length(config.max_position_embeddings)
@@ -78,7 +79,9 @@ def write_base(model, path):
     for key, value in model.state_dict().items():
         if key != "lm_head.weight" or not config.tie_word_embeddings:
             value = np.ascontiguousarray(in_their_order(key, value.float().numpy(), config))
-            out.add_tensor(names.get_name(key, (".weight", ".bias")), value)
+            name = names.get_name(key, (".weight", ".bias"))
+            data, kind = (packed and packed(name, value)) or (value, None)
+            out.add_tensor(name, data, raw_dtype=kind)
     out.write_header_to_file()
     out.write_kv_data_to_file()
     out.write_tensors_to_file()
