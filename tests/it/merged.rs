@@ -99,10 +99,7 @@ fn assert_same_models(found: &Path, expected: &Path, what: &str) {
         assert_eq!(&found_tensors[name], data, "{what}: {name}");
     }
     let [found, expected] = [found, expected].map(|dir| read_hf_config(dir).unwrap());
-    let found = LlamaConfig {
-        eos_token_ids: expected.eos_token_ids.clone(),
-        ..found
-    };
+    let found = found.with_eos_token_ids(expected.eos_token_ids.clone());
     assert_eq!(found, expected, "{what}");
 }
 
