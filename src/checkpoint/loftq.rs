@@ -24,7 +24,7 @@ use crate::{Error, Result};
 /// # fn begun(mut model: burn_peft::llama::TransformerDecoder) -> burn_peft::Result<()> {
 ///
 /// load_hf_as(&mut model, "Llama-2-7b-hf", Quantization::Nf4)?;
-/// let random = Decomposition::Randomized { iterations: 4, seed: 0 };
+/// let random = Decomposition::Randomized { iterations: 8, seed: 0 };
 /// let model = initialize_loftq_from(model, "Llama-2-7b-hf", 1, random)?;
 /// # Ok(())
 /// # }

@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from unittest import mock
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # everything is a local folder
 
@@ -23,11 +24,12 @@ import torch
 import transformers
 from gguf import GGUFReader
 from safetensors.torch import save_file
+from transformers.models.llama import modeling_llama
 
 import smollm2
 from check_models import NESTED, load_quantized, quantize
 
-TOLERANCE = 1e-4
+TOLERANCE = 1e-4  # of logits up to 42; transformers' own in f32 are 7e-5 from those in f64
 TEXT = """<|im_start|>user
 What is the capital of France, and which river flows through it?<|im_end|>
 <|im_start|>assistant
@@ -47,9 +49,22 @@ FOLDERS = {
 }
 
 
+def norm(self, hidden):
+    """In the type of its input, where transformers rounds to f32."""
+    variance = hidden.pow(2).mean(-1, keepdim=True)
+    return self.weight * (hidden * torch.rsqrt(variance + self.variance_epsilon))
+
+
 def logits_of(model, ids):
-    with torch.no_grad():
-        return model.eval()(input_ids=ids).logits.contiguous()
+    """Computed in f64 on weights of f32: what rounding there is in the comparison is this crate's."""
+    with torch.no_grad(), mock.patch.object(modeling_llama.LlamaRMSNorm, "forward", norm):
+        return model.double().eval()(input_ids=ids).logits.float().contiguous()
+
+
+def dequantized(folder):
+    """Folders of eight bits are dequantized as they are loaded."""
+    model = load_quantized(folder)
+    return model.dequantize(torch.float32) if getattr(model, "is_loaded_in_4bit", False) else model
 
 
 def compare(program, model, ids, logits, folder):
@@ -75,9 +90,9 @@ def cases(program, root, only):
         if only not in name:
             continue
         with tempfile.TemporaryDirectory(dir=root) as folder:
-            model.save_pretrained(folder)
+            model.float().save_pretrained(folder)
             quantize(Path(folder), settings)
-            expected = logits_of(load_quantized(Path(folder)), ids)
+            expected = logits_of(dequantized(Path(folder)), ids)
             yield f"folder of bitsandbytes, {name}", compare(program, folder, ids, expected, root)
 
 
