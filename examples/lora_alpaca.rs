@@ -140,7 +140,7 @@ fn finetune(config: &RecipeConfig, member: &Member) -> Result<()> {
     require_same_adapter(member.group, &lora)?;
     if is_first {
         let (packed, longest) = (read_base_packing(&base)?, data.longest_row());
-        let estimate = config.estimate_config(&llama, packed, &lora, longest, member.device);
+        let estimate = config.estimate_config(&llama, packed, &lora, longest, member.device)?;
         print_device(&estimate, member);
     }
     let llama = ending_as(&tokenizer, llama);

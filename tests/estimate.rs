@@ -660,7 +660,9 @@ fn a_recipe_is_estimated_as_it_will_run() {
     let recipe = RecipeConfig::default().with_overrides(&overrides).unwrap();
     let (llama, lora) = (LlamaConfig::llama2_7b(), recipe.lora());
     let packed = BTreeMap::from([("output.weight".to_owned(), BlockFormat::Q6K)]);
-    let config = recipe.estimate_config(&llama, packed.clone(), &lora, 100, &device());
+    let config = recipe
+        .estimate_config(&llama, packed.clone(), &lora, 100, &device())
+        .unwrap();
     let expected = EstimateConfig::new(llama, Some(lora), 3, 100)
         .with_dtype(DType::BF16)
         .with_packed(packed)
@@ -668,6 +670,21 @@ fn a_recipe_is_estimated_as_it_will_run() {
         .with_activations(recipe.trainer(1).options.activations);
     assert_eq!(config, expected);
     assert_eq!(config.activations, Activations::Recompute { layers: 1 });
+
+    let recipe = recipe
+        .with_overrides(&["quantize_base=nf4".to_owned()])
+        .unwrap();
+    let narrow = LlamaConfig::llama2_7b().with_intermediate_dim(352);
+    let none = BTreeMap::new();
+    let error = recipe.estimate_config(&narrow, none, &recipe.lora(), 100, &device());
+    let error = error.unwrap_err().to_string();
+    for part in [
+        "quantize_base: `layers.0.mlp.w2`",
+        "rows of 352",
+        "take int8",
+    ] {
+        assert!(error.contains(part), "{error}");
+    }
 }
 
 #[test]

@@ -19,6 +19,7 @@ use crate::ops::{AttentionBody, attention_body, compute_dtype};
 use crate::quantization::BlockFormat;
 use crate::settings::setters;
 use crate::weight::{Quantization, packed_compute_dtype};
+use crate::{Error, Result};
 
 pub use suggest::{Change, Suggestion, suggestions};
 
@@ -103,6 +104,9 @@ impl RecipeConfig {
     /// The training that this recipe asks for, with these adapters ([`RecipeConfig::adapter_config`]), on rows of up to
     /// `seq_len` tokens, with a base whose files have some weights packed
     /// ([`read_base_packing`](crate::checkpoint::read_base_packing)).
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] if the blocks of `quantize_base` do not divide the input of a layer.
     pub fn estimate_config(
         &self,
         model: &LlamaConfig,
@@ -110,7 +114,10 @@ impl RecipeConfig {
         lora: &LoRAConfig,
         seq_len: usize,
         device: &Device,
-    ) -> EstimateConfig {
+    ) -> Result<EstimateConfig> {
+        let room = model.init(device);
+        let room = room.with_lazy_base(self.base_format(), packed.clone());
+        room.map_err(in_words_of_keys)?;
         let trainer = self.trainer(1);
         let config = EstimateConfig {
             micro_batches: self.gradient_accumulation_steps,
@@ -121,7 +128,17 @@ impl RecipeConfig {
             loss_chunk_rows: trainer.options.loss_chunk_rows,
             ..EstimateConfig::new(model.clone(), Some(lora.clone()), self.batch_size, seq_len)
         };
-        config.on_device(device)
+        Ok(config.on_device(device))
+    }
+}
+
+fn in_words_of_keys(error: Error) -> Error {
+    match error {
+        Error::InvalidArgument { message, .. } => Error::InvalidArgument {
+            name: "quantize_base",
+            message,
+        },
+        other => other,
     }
 }
 

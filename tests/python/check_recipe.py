@@ -257,6 +257,7 @@ def mistakes(recipe: Recipe) -> None:
         ("target_modules=[down_prj]", "target_modules: no module is called `down_prj`; did you mean `down_proj`?"),
         ("modules_to_save=[lm_hed]", "modules_to_save: no module is called `lm_hed`; did you mean `lm_head`?"),
         ("layers_to_transform=[0, 99]", "layers_to_transform: the model has no layer 99"),
+        ("quantize_base=nf4", "quantize_base: `layers.0.mlp.w2`: shape: nf4 packs 64 numbers of a row together"),
     ]:
         errors = recipe.run(override).fails()
         assert message in errors, errors
