@@ -6,7 +6,9 @@ use burn::tensor::{DType, Tensor};
 
 use super::ProcessGroup;
 use crate::Result;
+use crate::adapter::initialize_params;
 use crate::ops::GraphState;
+use crate::weight::is_trained;
 
 /// The sums of all members' gradients and of the parts of their losses, `[1]` each. Zeros stand for what
 /// a member does not have, such as the gradients of a step in which it had no data. All members' models must
@@ -60,6 +62,7 @@ pub fn broadcast_params<M: Module>(group: &dyn ProcessGroup, model: M) -> Result
     if group.size() == 1 {
         return Ok(model);
     }
+    initialize_params(&model);
     let mut values = ValueParts(Vec::new());
     model.visit(&mut values);
     if values.0.is_empty() {
@@ -82,7 +85,7 @@ struct GradientParts<'a> {
 
 impl ModuleVisitor for GradientParts<'_> {
     fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
-        if param.is_require_grad() {
+        if is_trained(param) {
             let grad = self.grads.remove::<D>(param.id);
             let grad = grad.unwrap_or_else(|| param.val().inner().zeros_like());
             self.parts.push(flat(grad));
@@ -97,7 +100,7 @@ struct SplitGradients {
 
 impl ModuleVisitor for SplitGradients {
     fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
-        if param.is_require_grad() {
+        if is_trained(param) {
             let grad = self.rest.take(param.dims());
             // A parameter that stands in two places has its gradient in the first.
             if self.grads.get::<D>(param.id).is_none() {
@@ -111,7 +114,7 @@ struct ValueParts(Vec<Tensor<1>>);
 
 impl ModuleVisitor for ValueParts {
     fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
-        if param.is_require_grad() {
+        if is_trained(param) {
             self.0.push(flat(param.val().inner()));
         }
     }

@@ -11,7 +11,7 @@ use std::ops::Range;
 
 use burn::module::{Module, ModuleVisitor, Param};
 use burn::optim::{GradientsAccumulator, GradientsParams};
-use burn::tensor::{Device, Int, Tensor};
+use burn::tensor::{Device, Gradients, Int, Tensor};
 
 use super::options::{Activations, GradientOptions, LOSS_CHUNK_ROWS};
 use crate::adapter::{initialize_params, packed_layouts};
@@ -19,6 +19,7 @@ use crate::data::{Batch, IGNORE_INDEX};
 use crate::llama::{AttentionMask, Context, TransformerDecoder};
 use crate::lora::Routes;
 use crate::ops::{self, backward_from, cross_entropy_sum};
+use crate::weight::is_trained;
 
 /// The loss of a micro-batch, `sum of cross entropies / divisor`, in parts that are still on the
 /// device, so that nothing waits for it; none if no token of the batch has a label. The gradients are
@@ -216,7 +217,7 @@ impl Backward<'_> {
             losses.push(chunk.inner());
             let grad = rows.grad_remove(&mut grads);
             row_grads.push(grad.expect("the rows are leaves of the graph"));
-            self.accumulate(GradientsParams::from_module(&mut grads, model));
+            self.accumulate(&mut grads);
         }
         Some((losses, predictions.scatter(row_grads)))
     }
@@ -233,18 +234,25 @@ impl Backward<'_> {
             return None;
         }
         let mut grads = backward_from(output, grad);
-        self.accumulate(GradientsParams::from_module(&mut grads, self.forward.model));
+        self.accumulate(&mut grads);
         input?.grad_remove(&mut grads)
     }
 
-    fn accumulate(&mut self, grads: GradientsParams) {
-        self.accumulator.accumulate(self.forward.model, grads);
+    /// Adds the gradients of the parameters.
+    fn accumulate(&mut self, grads: &mut Gradients) {
+        let model = self.forward.model;
+        let mut of_params = OfParams {
+            grads,
+            params: GradientsParams::new(),
+        };
+        model.visit(&mut of_params);
+        self.accumulator.accumulate(model, of_params.params);
     }
 
     /// Whether the embedding or a layer before `end` has a parameter to train.
     fn trains_below(&self, end: usize) -> bool {
         let model = self.forward.model;
-        is_trained(&model.tok_embeddings) || model.layers[..end].iter().any(is_trained)
+        trains(&model.tok_embeddings) || model.layers[..end].iter().any(trains)
     }
 }
 
@@ -331,8 +339,25 @@ fn head_loss(model: &TransformerDecoder, chunk: Chunk) -> Tensor<1> {
     cross_entropy_sum(logits.flatten(0, 1), chunk.targets)
 }
 
-/// Whether a module whose parameters have values has one to train.
-fn is_trained<M: Module>(module: &M) -> bool {
+/// Takes the gradients of parameters out of all gradients, as [`GradientsParams::from_module`] does, which would decode
+/// packed weights.
+struct OfParams<'a> {
+    grads: &'a mut Gradients,
+    params: GradientsParams,
+}
+
+impl ModuleVisitor for OfParams<'_> {
+    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+        if is_trained(param)
+            && let Some(grad) = param.val().grad_remove(self.grads)
+        {
+            self.params.register(param.id, grad);
+        }
+    }
+}
+
+/// Whether a module whose trained parameters have values has one.
+fn trains<M: Module>(module: &M) -> bool {
     let mut any = AnyTrained(false);
     module.visit(&mut any);
     any.0
@@ -342,6 +367,6 @@ struct AnyTrained(bool);
 
 impl ModuleVisitor for AnyTrained {
     fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
-        self.0 |= param.is_require_grad();
+        self.0 |= is_trained(param);
     }
 }

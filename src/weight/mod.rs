@@ -18,14 +18,14 @@ use crate::ops::{
 };
 pub use packed::PackedWeight;
 pub(crate) use packed::{lasting_words, packed_words};
-pub(crate) use param::{lazy_param, random_param, replace, untracked};
+pub(crate) use param::{is_trained, lazy_param, random_param, replace, untracked};
 pub use quantization::{BaseFormat, Quantization};
 
 /// A weight of `[rows, columns]`, which adapters leave as it is.
 ///
 /// It is a module without a level of its own: the weight of a layer `q_proj` has the path `q_proj.weight`. Visitors see
-/// a packed weight as a frozen parameter of f32, whose numbers are decoded when it is asked for them; mappers see its
-/// words.
+/// a packed weight as a frozen parameter of f32, whose numbers are decoded when it is asked for them, or for whether it
+/// requires a gradient; mappers see its words.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub enum FrozenWeight {
