@@ -10,7 +10,7 @@ import subprocess
 
 from compare import cpu_name, run
 
-ROWS = ["--alpaca", "--padded", "--batch-size", "4", "--seq-len", "128"]
+ROWS = ["--alpaca", "--padded", "--batch-size", "2", "--seq-len", "128"]
 TRAINING = ["--steps", "200", "--lr", "3e-4", "--held-out", "128"]
 ROUNDED = ["--bf16-products"]
 BASES = {

@@ -1,31 +1,41 @@
 //! How much memory some trainings would take, as a table in Markdown.
 
-use burn::tensor::DType::{self, BF16, F32};
+use burn::tensor::DType;
 use burn_peft::llama::LlamaConfig;
 use burn_peft::lora::{AttnModule, LoRAConfig};
 use burn_peft::training::Activations::{self, Keep};
 use burn_peft::training::{Bytes, EstimateConfig, estimate};
+use burn_peft::weight::Quantization;
 
 const RECOMPUTE: Activations = Activations::Recompute { layers: 1 };
 
-/// Batch, tokens of a row, rank, whether all linear layers have an adapter, type, activations.
-type Case = (usize, usize, usize, bool, DType, Activations);
+/// The type of the weights, and how those of linear layers are packed.
+type Base = (DType, Option<Quantization>);
 
-const SMALL: [Case; 6] = [
+const F32: Base = (DType::F32, None);
+const BF16: Base = (DType::BF16, None);
+const NF4: Base = (DType::BF16, Some(Quantization::Nf4));
+
+/// Batch, tokens of a row, rank, whether all linear layers have an adapter, base, activations.
+type Case = (usize, usize, usize, bool, Base, Activations);
+
+const SMALL: [Case; 7] = [
     (1, 512, 8, false, F32, Keep),
     (2, 512, 8, false, BF16, Keep),
     (2, 512, 8, false, BF16, RECOMPUTE),
     (2, 512, 64, true, BF16, Keep),
     (2, 512, 64, true, BF16, RECOMPUTE),
     (1, 4096, 8, false, BF16, RECOMPUTE),
+    (1, 512, 8, false, NF4, RECOMPUTE),
 ];
-const LARGE: [Case; 2] = [
+const LARGE: [Case; 3] = [
     (1, 512, 8, false, BF16, RECOMPUTE),
     (1, 4096, 64, true, BF16, RECOMPUTE),
+    (1, 512, 8, false, NF4, RECOMPUTE),
 ];
 
 fn row(name: &str, model: &LlamaConfig, case: &Case) -> String {
-    let &(batch_size, seq_len, rank, is_all, dtype, activations) = case;
+    let &(batch_size, seq_len, rank, is_all, (dtype, quantization), activations) = case;
     let lora = match is_all {
         true => LoRAConfig::new(AttnModule::ALL).with_mlp(true),
         false => LoRAConfig::new([AttnModule::QProj, AttnModule::VProj]),
@@ -37,6 +47,7 @@ fn row(name: &str, model: &LlamaConfig, case: &Case) -> String {
         seq_len,
     )
     .with_dtype(dtype)
+    .with_quantization(quantization)
     .with_activations(activations);
     let modules = if is_all { "all" } else { "q, v" };
     let kept = if activations == Keep {
@@ -44,9 +55,13 @@ fn row(name: &str, model: &LlamaConfig, case: &Case) -> String {
     } else {
         "recomputed"
     };
-    let (dtype, total) = (dtype.name(), Bytes(estimate(&config).total()));
+    let base = match quantization {
+        None => dtype.name(),
+        Some(_) => "NF4",
+    };
+    let total = Bytes(estimate(&config).total());
     format!(
-        "| {name} | {batch_size} x {seq_len} | {rank} on {modules} | {dtype} | {kept} | {total} |"
+        "| {name} | {batch_size} x {seq_len} | {rank} on {modules} | {base} | {kept} | {total} |"
     )
 }
 
