@@ -2,7 +2,7 @@
 //! frees and allocates the same large buffers again; handed back to the system in between, each
 //! costs its pages anew.
 
-use libmimalloc_sys::{mi_option_set, mi_option_t};
+use libmimalloc_sys::{mi_collect, mi_option_set, mi_option_t};
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -25,9 +25,12 @@ static COMMIT_WHAT_IS_USED: extern "C" fn() = {
     commit_what_is_used
 };
 
-/// Hands no freed memory back to the system from here on. Called when a model is loaded: what loading frees lies between
-/// the weights that stay, in pieces that a step could not use.
+/// Hands back what has been freed so far, and nothing from here on. Called when a model is loaded: what loading frees lies
+/// between the weights that stay, in pieces that a step could not use.
 pub fn keep_freed_memory() {
-    // SAFETY: the function stores a number.
-    unsafe { mi_option_set(PURGE_DELAY, -1) };
+    // SAFETY: they free what nobody uses, and store a number.
+    unsafe {
+        mi_collect(true);
+        mi_option_set(PURGE_DELAY, -1);
+    }
 }
