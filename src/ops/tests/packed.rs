@@ -152,13 +152,11 @@ fn products_and_gradients_are_those_of_the_numbers() {
             layout.shape(),
             dense.clone().abs().max().into_scalar::<f32>(),
         );
-        let x = random([2, 5, columns]);
+        let x = [random([2, 5, columns])];
         let factor = 1.0 / (size * columns as f32);
         assert_same(
-            run(&[x.clone()], |[x]| {
-                packed_linear(x, weight.clone()) * factor
-            }),
-            run(&[x], |[x]| {
+            run(&x, |[x]| packed_linear(x, weight.clone()) * factor),
+            run(&x, |[x]| {
                 linear(x, Tensor::from_inner(dense.clone())) * factor
             }),
         );
