@@ -45,20 +45,24 @@ pub fn random_model(
     device: &Device,
 ) -> Result<TransformerDecoder> {
     let mut model = sizes.config().init_lora(lora, device)?;
+    let mut random = RandomFrozen(format.dtype);
+    // The largest first, while there is nothing beside the numbers in f32 that each is rounded from.
+    model.tok_embeddings = model.tok_embeddings.map(&mut random);
+    model.output = model.output.map(&mut random);
     if let Some(quantization) = format.quantization {
         model = quantize_base(model, quantization, |path| path == "output")?;
     }
-    let model = model.map(&mut RandomFrozen(format.dtype));
+    let model = model.map(&mut random);
     initialize_params(&model);
     Ok(model)
 }
 
-/// Draws the dense frozen weights, each in the type that it is to have. Norms are ones.
+/// Draws the dense frozen weights that have no value yet, each in the type that it is to have. Norms are ones.
 struct RandomFrozen(DType);
 
 impl ModuleMapper for RandomFrozen {
     fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
-        if param.is_require_grad() {
+        if param.is_initialized() || param.is_require_grad() {
             return param;
         }
         let (device, shape) = (param.lazy_device(), param.lazy_shape());
