@@ -13,7 +13,7 @@ use burn_peft::lora::{AttnModule, DEFAULT_ADAPTER, LoRAConfig};
 use burn_peft::training::peak_memory_bytes;
 use burn_peft::weight::Quantization;
 
-/// A model in several files of weights that are not zero, made in another process: its memory is not this one's.
+/// Set for the process that makes the files, whose memory is not to count.
 const MAKE: &str = "MERGE_MEMORY_MAKE";
 
 fn config() -> LlamaConfig {

@@ -62,8 +62,7 @@ impl fmt::Display for RequantizationLoss {
 }
 
 /// The model with the adapters that act added to its weights, which stay packed: each is decoded, added to and packed
-/// again in its own format, one after the other. Formats that are only read (Q4_1, Q5_0, Q5_1 and the K-quants) become
-/// Q8_0. Weights without an adapter, and dense ones, are what [`merge_adapters`](super::merge_adapters) makes of them.
+/// again in its own format, one after the other. The K-quants, which are only read, become Q8_0. Weights without an adapter, and dense ones, are what [`merge_adapters`](super::merge_adapters) makes of them.
 ///
 /// Packing rounds: an update that is smaller than the steps of the format is lost in part, of which the report tells how
 /// much. Where the dense checkpoint is at hand, merge into that
@@ -107,7 +106,11 @@ fn merge(place: &Place<'_>, layer: &mut dyn AdaptedLayer) -> Result<Option<f64>>
     }
     drop(packed);
     let merged = weight.to_f32();
-    let layout = PackedLayout::new(written(layout.format()), weight.shape());
+    let format = match layout.format() {
+        format if format.is_written() => format,
+        _ => BlockFormat::Q8_0,
+    };
+    let layout = PackedLayout::new(format, weight.shape());
     pack(place, layer, layout.map_err(|error| at(place.path, error))?)?;
     let packed = layer.params().weight.expect("it is packed again");
     Ok(Some(relative_error(packed.to_f32(), merged)))
@@ -121,14 +124,4 @@ fn relative_error(a: Tensor<2>, b: Tensor<2>) -> f64 {
     };
     let (lost, all) = (norm(a - b.clone()), norm(b));
     if lost == 0.0 { 0.0 } else { lost / all }
-}
-
-/// The format itself, if it can be written.
-fn written(format: BlockFormat) -> BlockFormat {
-    match format {
-        BlockFormat::FourBit(_) | BlockFormat::Int8 | BlockFormat::Q8_0 | BlockFormat::Q4_0 => {
-            format
-        }
-        _ => BlockFormat::Q8_0,
-    }
 }

@@ -97,6 +97,11 @@ impl BlockFormat {
         }
     }
 
+    /// Whether [`quantize`](super::quantize) makes it; the K-quants are only read.
+    pub fn is_written(self) -> bool {
+        !matches!(self, Self::Q4K | Self::Q5K | Self::Q6K)
+    }
+
     /// Numbers of a block, 1 if any number of columns will do.
     fn block_len(self) -> usize {
         match (self, self.gguf_block()) {

@@ -45,8 +45,8 @@ const CHUNK: usize = 1 << 14;
 /// The results are equal to those of bitsandbytes 0.50.2 on a CPU and one thread, and of the `gguf` package 0.19.
 ///
 /// # Errors
-/// If a number is NaN or infinite or too large for the format's scales, or if the format is only read: Q4_1, Q5_0,
-/// Q5_1 and the K-quants.
+/// If a number is NaN or infinite or too large for the format's scales, or if the format is one of the K-quants, which
+/// are only read.
 ///
 /// # Panics
 /// If there are more or fewer values than the layout's shape has.
@@ -59,9 +59,14 @@ pub fn quantize(values: &[f32], layout: PackedLayout) -> Result<Vec<u8>> {
         BlockFormat::Int8 => Ok(int8::quantize(values, layout)),
         BlockFormat::Q8_0 => gguf::quantize::<gguf::Q8_0>(values, layout),
         BlockFormat::Q4_0 => gguf::quantize::<gguf::Q4_0>(values, layout),
+        BlockFormat::Q4_1 => gguf::quantize::<gguf::Q4_1>(values, layout),
+        BlockFormat::Q5_0 => gguf::quantize::<gguf::Q5_0>(values, layout),
+        BlockFormat::Q5_1 => gguf::quantize::<gguf::Q5_1>(values, layout),
         format => Err(invalid(
             "format",
-            format!("{format} is read, not written; take Q8_0, Q4_0, NF4, FP4 or int8"),
+            format!(
+                "{format} is read, not written; take Q8_0, Q4_0, Q4_1, Q5_0, Q5_1, NF4, FP4 or int8"
+            ),
         )),
     }
 }

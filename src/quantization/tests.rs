@@ -159,7 +159,7 @@ fn blocks_are_those_of_gguf() {
         let packed = assemble_gguf(layout, fixture.bytes("blocks")).unwrap();
         let expected = fixture.f32s("expected");
         assert_same_bits(&dequantize(layout, &packed), &expected, &format.to_string());
-        if matches!(format, BlockFormat::Q8_0 | BlockFormat::Q4_0) {
+        if format.is_written() {
             let found = quantize(&values, layout).unwrap();
             assert_eq!(first_difference(&found, &packed), None, "{format}");
         }
@@ -279,6 +279,8 @@ proptest! {
             (BlockFormat::FourBit(nf4), 0.304),
             (BlockFormat::Int8, 1.0 / 127.0),
             (BlockFormat::Q8_0, 1.0 / 110.0),
+            (BlockFormat::Q4_1, 2.0 / 14.0),
+            (BlockFormat::Q5_1, 2.0 / 29.0),
         ] {
             let layout = PackedLayout::new(format, [2, 64]).unwrap();
             let found = dequantize(layout, &quantize(&values, layout).unwrap());
@@ -378,15 +380,21 @@ fn values_that_cannot_be_packed_are_errors() {
         "row 1, column 3 is -inf",
     );
     values[64 + 3] = 1e9;
-    for format in [BlockFormat::Q4_0, BlockFormat::Q8_0] {
+    for format in GGUF_FORMATS
+        .into_iter()
+        .filter(|format| format.is_written())
+    {
         assert_error(
             quantize(&values, layout(format)),
             "too large for scales in half",
         );
     }
     assert_error(
-        quantize(&values, layout(BlockFormat::Q5_1)),
-        "Q5_1 is read, not written",
+        quantize(
+            &[0.5; 256],
+            PackedLayout::new(BlockFormat::Q5K, [1, 256]).unwrap(),
+        ),
+        "Q5_K is read, not written",
     );
     values.fill(f32::MAX);
     let nested = FourBit::new(FourBitTable::Nf4).with_nested(true);

@@ -38,7 +38,55 @@ MERGED = {
 # llama.cpp rounds activations to f16 for f16 weights, and to eight bits for Q8_0 and Q4_0: tokens whose probabilities
 # are nearer to each other than this may change places.
 MARGINS = {"f16": 0.02, "q8_0": 0.3, "q4_0": 0.3}
-PROMPTS = ["The capital of France is", "One, two, three, 4, 5,\n", "# Merged models.
+PROMPTS = ["The capital of France is", "One, two, three, 4, 5,\n", "def main():\n    "]
+NEW_TOKENS = 24
+
+
+def start(base, adapter=None):
+    """llama.cpp with a model; without what rounds to f16."""
+    params = xllamacpp.CommonParams()
+    params.model.path = str(base)
+    params.lora_adapters = [xllamacpp.CommonAdapterLoraInfo(str(adapter), 1.0)] if adapter else []
+    params.n_ctx, params.warmup, params.cpuparams.n_threads = 64, False, 1
+    params.cache_type_k = params.cache_type_v = ggml_type.GGML_TYPE_F32
+    params.flash_attn_type = llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
+    return xllamacpp.Server(params)
+
+
+def next_token(server, ids, vocab):
+    """The logarithms of the probabilities of all tokens."""
+    answer = server.handle_completions({
+        "prompt": ids, "n_predict": 1, "n_probs": vocab, "temperature": 0, "cache_prompt": False})
+    found = answer["choices"][0]["logprobs"]["content"][0]["top_logprobs"]
+    assert len(found) == vocab, f"{len(found)} of {vocab} tokens"
+    return torch.tensor([row["logprob"] for row in sorted(found, key=lambda row: row["id"])])
+
+
+def difference(server, logits, inputs):
+    """The largest one of a logarithm, after some prefixes of all rows."""
+    expected = torch.log_softmax(logits, -1)
+    differences = [
+        (next_token(server, row[:n].tolist(), logits.shape[-1]) - expected[i, n - 1]).abs().max()
+        for i, row in enumerate(inputs["input_ids"]) for n in PREFIXES]
+    return torch.stack(differences).max().item()  # which does not pass over NaN
+
+
+def check(bases, program, folder, name):
+    """The differences of the base model and of the adapted one, and how much the adapter changes."""
+    model, settings = GGUF[name]
+    make_adapter(bases, name, model, settings, folder / "adapter")
+    adapter = program("gguf", folder / "adapter.gguf", model=bases.folder(model), adapter=folder / "adapter")
+    base = folder / "base.gguf"
+    write_base(bases.model(model), base)
+    _, inputs = bases.inputs(model)
+    plain = logits_of(bases.model(model), inputs)
+    adapted = logits_of(reload(bases.model(model), folder / "adapter"), inputs)
+    server = start(base, adapter)
+    return difference(start(base), plain, inputs), difference(server, adapted, inputs), \
+        difference(server, plain, inputs)
+
+
+# Merged models.
 
 def add_tokenizer(folder, vocab):
     """A byte-level tokenizer of as many tokens, which is of no meaning."""

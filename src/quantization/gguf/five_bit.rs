@@ -1,9 +1,9 @@
 //! Q5_0 and Q5_1: 32 numbers of five bits with a scale, and with a minimum. The fifth bits of all numbers come before
 //! the lower four, which lie as in Q4_0.
 
-use super::four_bit::halves;
 #[cfg(target_arch = "x86_64")]
 use super::four_bit::halves_x86;
+use super::four_bit::{halves, write_halves};
 use super::*;
 use crate::quantization::arithmetic::{Affine, Factor, Signed};
 
@@ -37,6 +37,16 @@ unsafe fn codes_of_five_bits_x86(bytes: *const u8, place: usize) -> __m128i {
         let is_set = _mm_cmpeq_epi8(_mm_and_si128(high, masks), masks);
         _mm_or_si128(low, _mm_and_si128(is_set, _mm_set1_epi8(16)))
     }
+}
+
+/// Writes 32 codes: the fifth bits, then the others.
+fn write_five_bits(bytes: &mut [u8], codes: [u8; 32]) {
+    let (high, low) = bytes.split_at_mut(HIGH_BYTES);
+    high.fill(0);
+    for (i, code) in codes.iter().enumerate() {
+        high[i / 8] |= (code >> 4) << (i % 8);
+    }
+    write_halves(low, |i| codes[i]);
 }
 
 #[derive(Clone, Copy)]
@@ -73,6 +83,17 @@ impl Kind for Q5_0 {
     }
 }
 
+impl Quantize for Q5_0 {
+    /// As of Q4_0, with -16.
+    fn quantize(values: &[f32], block: &mut [u8]) -> bool {
+        let scale = of_largest_magnitude(values) / -16.0;
+        let factor = reciprocal(scale);
+        let code = |value: f32| (finite_or_zero(value * factor + 16.5) as u8).min(31);
+        write_five_bits(&mut block[2..], std::array::from_fn(|i| code(values[i])));
+        write_half(block, scale)
+    }
+}
+
 #[derive(Clone, Copy)]
 pub struct Q5_1;
 
@@ -102,5 +123,14 @@ impl Kind for Q5_1 {
     unsafe fn scale<H: Half>(block: *const u8, _place: usize) -> Affine {
         let [factor, shift] = unsafe { H::read_pair(block) };
         Affine { factor, shift }
+    }
+}
+
+impl Quantize for Q5_1 {
+    fn quantize(values: &[f32], block: &mut [u8]) -> bool {
+        let steps = Steps::of(values, 31);
+        let codes = std::array::from_fn(|i| steps.code(values[i]));
+        write_five_bits(&mut block[4..], codes);
+        steps.write(block)
     }
 }

@@ -25,6 +25,13 @@ pub(super) unsafe fn halves_x86(bytes: *const u8, place: usize) -> __m128i {
     unsafe { _mm_and_si128(shift_right(load_bytes(bytes), place / 4), _mm_set1_epi8(15)) }
 }
 
+/// Writes the lower four bits of 32 codes.
+pub(super) fn write_halves(bytes: &mut [u8], code: impl Fn(usize) -> u8) {
+    for (i, byte) in bytes.iter_mut().enumerate() {
+        *byte = code(i) & 15 | code(i + LANES) << 4;
+    }
+}
+
 #[derive(Clone, Copy)]
 pub struct Q4_0;
 
@@ -59,14 +66,10 @@ impl Kind for Q4_0 {
 impl Quantize for Q4_0 {
     /// The number of the largest magnitude, the first of several, is -8 times the scale.
     fn quantize(values: &[f32], block: &mut [u8]) -> bool {
-        let larger = |max: f32, value: &f32| if value.abs() > max.abs() { *value } else { max };
-        let scale = values.iter().fold(values[0], larger) / -8.0;
+        let scale = of_largest_magnitude(values) / -8.0;
         let factor = reciprocal(scale);
         let code = |value: f32| (finite_or_zero(value * factor + 8.5) as u8).min(15);
-        let (first, last) = values.split_at(LANES);
-        for (byte, (first, last)) in block[2..].iter_mut().zip(first.iter().zip(last)) {
-            *byte = code(*first) | code(*last) << 4;
-        }
+        write_halves(&mut block[2..], |i| code(values[i]));
         write_half(block, scale)
     }
 }
@@ -100,5 +103,13 @@ impl Kind for Q4_1 {
     unsafe fn scale<H: Half>(block: *const u8, _place: usize) -> Affine {
         let [factor, shift] = unsafe { H::read_pair(block) };
         Affine { factor, shift }
+    }
+}
+
+impl Quantize for Q4_1 {
+    fn quantize(values: &[f32], block: &mut [u8]) -> bool {
+        let steps = Steps::of(values, 15);
+        write_halves(&mut block[4..], |i| steps.code(values[i]));
+        steps.write(block)
     }
 }

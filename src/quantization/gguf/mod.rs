@@ -166,3 +166,42 @@ fn write_half(block: &mut [u8], scale: f32) -> bool {
 fn reciprocal(divisor: f32) -> f32 {
     if divisor == 0.0 { 0.0 } else { 1.0 / divisor }
 }
+
+/// The number of the largest magnitude, the first of several.
+fn of_largest_magnitude(values: &[f32]) -> f32 {
+    let larger = |max: f32, value: &f32| if value.abs() > max.abs() { *value } else { max };
+    values.iter().fold(values[0], larger)
+}
+
+/// Even steps from the smallest number of a block to the largest: `w = scale * code + min`.
+struct Steps {
+    scale: f32,
+    factor: f32,
+    min: f32,
+    largest_code: u8,
+}
+
+impl Steps {
+    fn of(values: &[f32], largest_code: u8) -> Self {
+        let fold = |f: fn(f32, f32) -> f32| values.iter().copied().reduce(f).unwrap_or_default();
+        let (min, max) = (fold(f32::min), fold(f32::max));
+        let scale = (max - min) / f32::from(largest_code);
+        Self {
+            scale,
+            factor: reciprocal(scale),
+            min,
+            largest_code,
+        }
+    }
+
+    fn code(&self, value: f32) -> u8 {
+        let step = (value - self.min) * self.factor + 0.5;
+        (finite_or_zero(step) as u8).min(self.largest_code)
+    }
+
+    /// Writes scale and minimum, and whether both are finite.
+    fn write(&self, block: &mut [u8]) -> bool {
+        let has_scale = write_half(block, self.scale);
+        write_half(&mut block[2..], self.min) && has_scale
+    }
+}
