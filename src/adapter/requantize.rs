@@ -62,15 +62,16 @@ impl fmt::Display for RequantizationLoss {
 }
 
 /// The model with the adapters that act added to its weights, which stay packed: each is decoded, added to and packed
-/// again in its own format, one after the other. The K-quants, which are only read, become Q8_0. Weights without an adapter, and dense ones, are what [`merge_adapters`](super::merge_adapters) makes of them.
+/// again in its own format, one after the other. The K-quants, which are only read, become Q8_0. Weights without an
+/// adapter, and dense ones, are what [`merge_adapters`](super::merge_adapters) makes of them.
 ///
 /// Packing rounds: an update that is smaller than the steps of the format is lost in part, of which the report tells how
 /// much. Where the dense checkpoint is at hand, merge into that
 /// ([`MergedCheckpoint`](crate::checkpoint::MergedCheckpoint)).
 ///
 /// # Errors
-/// [`Error::InvalidArgument`](crate::Error::InvalidArgument) if a merged weight holds NaN or infinite numbers, or ones too large for the format. The
-/// message names the layer.
+/// [`Error::InvalidArgument`](crate::Error::InvalidArgument) if a merged weight holds NaN or infinite numbers, or ones too
+/// large for the format. The message names the layer.
 ///
 /// # Panics
 /// As [`merge_adapters`](super::merge_adapters).

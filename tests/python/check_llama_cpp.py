@@ -31,9 +31,9 @@ PREFIXES = [1, 2, 7, 24]
 # Merged models: the adapters above, and what llama.cpp takes from no adapter's file.
 MERGED = {
     **{name: GGUF[name] for name in ("gguf", "gguf, biases of the base", "gguf, rslora and patterns")},
-    "merged, dora": ("qwen2", on(QV, use_dora=True)),
-    "merged, saved norms": ("llama", on(QV, modules_to_save=["norm"])),
-    "merged, tied embedding": ("llama tied", on(["embed_tokens", *ALL])),
+    "dora": ("qwen2", on(QV, use_dora=True)),
+    "saved norms": ("llama", on(QV, modules_to_save=["norm"])),
+    "tied embedding": ("llama tied", on(["embed_tokens", *ALL])),
 }
 # llama.cpp rounds activations to f16 for f16 weights, and to eight bits for Q8_0 and Q4_0: tokens whose probabilities
 # are nearer to each other than this may change places.
