@@ -67,9 +67,9 @@ impl MergedCheckpoint {
     /// quantized numbers: what it makes up for is no error of this folder.
     ///
     /// # Errors
-    /// [`Error::Keys`](crate::Error::Keys) or [`Error::Shape`](crate::Error::Shape) if the folder's weights are not the model's, [`Error::InvalidArgument`](crate::Error::InvalidArgument) if an
-    /// adapter has brought a bias that the files of such a model have no place for, and those of
-    /// [`load_hf`](super::load_hf).
+    /// [`Error::Keys`](crate::Error::Keys) or [`Error::Shape`](crate::Error::Shape) if the folder's weights are not the
+    /// model's, [`Error::InvalidArgument`](crate::Error::InvalidArgument) if an adapter has brought a bias that the files
+    /// of such a model have no place for, and those of [`load_hf`](super::load_hf).
     pub fn new(model: &TransformerDecoder, base: impl AsRef<Path>) -> Result<Self> {
         let is_tied = matches!(model.output, Output::Tied(_));
         let folder = HfFolder::open(base.as_ref(), is_tied)?;
