@@ -13,12 +13,17 @@ use burn_peft::checkpoint::{
 };
 use burn_peft::llama::TransformerDecoder;
 use burn_peft::lora::{Decomposition, Init, LoRAConfig};
+use burn_peft::quantization::BlockFormat;
 use burn_peft::weight::{FrozenWeight, Quantization};
 use burn_peft::{Error, Result};
 use tempfile::TempDir;
 
 use crate::common::{device, floats};
 use crate::quantized::config;
+use zero_gguf::write_zero_gguf;
+
+#[path = "../support/zero_gguf.rs"]
+mod zero_gguf;
 
 const EXACT: Decomposition = Decomposition::Exact;
 const KINDS: [Quantization; 2] = [Quantization::Nf4, Quantization::Int8];
@@ -174,16 +179,19 @@ fn an_adapter_is_saved_as_any_other() {
 /// The blocks of a GGUF file need not be made again.
 #[test]
 fn a_packing_that_is_only_read_takes_one_iteration() {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let path = root.join("tests/fixtures/gguf/llama.gguf");
-    // Q4_1.
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("llama.gguf");
+    let sizes = config(true).with_embed_dim(256);
+    write_zero_gguf(&sizes, &path, |key| {
+        key.contains("q_proj").then_some(BlockFormat::Q4K)
+    });
     let lora = LoRAConfig::new(["q_proj"]).with_rank(4);
     let config = read_gguf_config(&path).unwrap();
     let mut model = config.init_lora(&lora, &device()).unwrap();
     load_gguf(&mut model, &path).unwrap();
     let model = initialize_adapters(model, 1);
     let weights = state_dict(&model);
-    // Of rank one from the packed ones.
+    // Of rank two from the packed ones.
     let other = |key: &str| {
         let value = &weights[key];
         let [rows, columns] = value.shape().dims();
