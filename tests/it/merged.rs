@@ -30,7 +30,7 @@ pub fn checkpoint(config: &LlamaConfig) -> TempDir {
     let single = tempfile::tempdir().unwrap();
     save_hf(&base(config), single.path()).unwrap();
     let mut model = config.init(&device());
-    load_hf_as(&mut model, single.path(), DType::BF16).unwrap();
+    load_hf_as(&mut model, single.path(), half()).unwrap();
     save_hf(&model, single.path()).unwrap();
     let dir = tempfile::tempdir().unwrap();
     let tensors: Vec<_> = tensors(single.path()).into_iter().collect();
@@ -57,6 +57,14 @@ pub fn checkpoint(config: &LlamaConfig) -> TempDir {
         fs::write(dir.path().join(name), text).unwrap();
     }
     dir
+}
+
+/// A type of half precision, where the device has one.
+fn half() -> DType {
+    match device().supports_dtype(DType::BF16) {
+        true => DType::BF16,
+        false => DType::F32,
+    }
 }
 
 /// All tensors of a folder.
