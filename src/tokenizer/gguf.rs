@@ -82,7 +82,7 @@ pub(super) enum Kind {
     /// A `tokenizer.json`, which puts nothing before a text.
     ByteLevel(Value),
     /// A `tokenizer.model`.
-    SentencePiece(ModelProto),
+    SentencePiece(Box<ModelProto>),
 }
 
 /// The tokens of a file, by id.
@@ -142,7 +142,10 @@ impl<'a> Vocabulary<'a> {
     pub(super) fn kind(&self) -> Result<Kind> {
         match self.model {
             BYTE_LEVEL => self.byte_level_json().map(Kind::ByteLevel),
-            SENTENCEPIECE => self.sentencepiece().map(Kind::SentencePiece),
+            SENTENCEPIECE => {
+                let model = self.sentencepiece()?;
+                Ok(Kind::SentencePiece(Box::new(model)))
+            }
             other => {
                 let message = format!(
                     "`{other}` is not one of {BYTE_LEVEL}, {SENTENCEPIECE}; use the tokenizer.json of the model's \

@@ -30,7 +30,7 @@ pub(super) fn save_gguf_tokenizer(from: &Path, to: &Path) -> Result<()> {
             "PreTrainedTokenizerFast"
         }
         Kind::SentencePiece(model) => {
-            let model = special.named_in(model).encode_to_vec();
+            let model = special.named_in(*model).encode_to_vec();
             write_atomic(&to.join(SENTENCEPIECE_FILE), |path| {
                 fs::write(path, model).map_err(Error::io(path))
             })?;
