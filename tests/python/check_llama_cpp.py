@@ -22,9 +22,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from xllamacpp import ggml_type, llama_flash_attn_type
 
 from adapter_cases import ALL, GGUF, QV, on
-from adapter_reference import Bases, adapt, logits_of, make_adapter, randomize_adapter, reload
+from adapter_reference import Bases, adapt, logits_of, make_adapter, randomize_adapter, reload, require
 from check_adapters import Program, quieten
-from gguf_files import write_base
+from gguf_files import widen, write_base
 
 TOLERANCE = 1e-4  # of the logarithms
 PREFIXES = [1, 2, 7, 24]
@@ -38,8 +38,14 @@ MERGED = {
 # llama.cpp rounds activations to f16 for f16 weights, and to eight bits for Q8_0 and Q4_0: tokens whose probabilities
 # are nearer to each other than this may change places.
 MARGINS = {"f16": 0.02, "q8_0": 0.3, "q4_0": 0.3}
+# SmolLM2: how much the difference of two likely tokens' logarithms may be another one in llama.cpp. Measured are 0.022,
+# 0.85 and 1.1 by that rounding (transformers moves as much if it rounds what goes into its linear layers so), and 1e-4
+# where the file's numbers stand as f32.
+ROUNDING = {"f16": 0.03, "q8_0": 1.2, "q4_0": 1.5}
+EXACT = 3e-4
 PROMPTS = ["The capital of France is", "One, two, three, 4, 5,\n", "def main():\n    "]
-NEW_TOKENS = 24
+NEW_TOKENS, LIKELIEST = 24, 10
+MIN_CLEAR = 24  # of the 72 tokens
 
 
 def start(base, adapter=None):
@@ -134,43 +140,63 @@ def check_merged(bases, program, folder, name):
 
 # A real one.
 
-def greedy(server, prompt):
-    """The number of the prompt's tokens and the ids that follow."""
-    answer = server.handle_completions({
-        "prompt": prompt, "n_predict": NEW_TOKENS, "n_probs": 1, "temperature": 0, "cache_prompt": False,
-        "ignore_eos": True})
-    found = [row["id"] for row in answer["choices"][0]["logprobs"]["content"]]
-    return answer["usage"]["prompt_tokens"], found
+def answers(server, tokenizer):
+    """For each prompt its ids, those that llama.cpp adds, and the likeliest tokens at each with their logarithms."""
+    for prompt in PROMPTS:
+        ids = tokenizer(prompt)["input_ids"]
+        answer = server.handle_completions({
+            "prompt": prompt, "n_predict": NEW_TOKENS, "n_probs": LIKELIEST, "temperature": 0, "cache_prompt": False,
+            "ignore_eos": True})
+        require(answer["usage"]["prompt_tokens"] == len(ids), f"{prompt!r} has another number of tokens")
+        rows = answer["choices"][0]["logprobs"]["content"]
+        yield ids, [row["id"] for row in rows], [{t["id"]: t["logprob"] for t in row["top_logprobs"]} for row in rows]
+
+
+def moved(scores, likely):
+    """How much the difference of two tokens is another one in llama.cpp, at most."""
+    ids, theirs = torch.tensor(list(likely)), torch.tensor(list(likely.values()))
+    shifts = theirs - scores[ids]
+    return (shifts.max() - shifts.min()).item()
+
+
+def compare(program, tokenizer, path, server, bound):
+    """Whether llama.cpp answers right, and a line about it: the likeliest tokens at each place are as likely
+    as for PROGRAM, within the bound, and where PROGRAM's two best are farther from each other it gives the best."""
+    largest, same, clear, texts = 0.0, 0, 0, set()
+    for ids, found, likely in answers(server, tokenizer):
+        logits = program_logits(program, path, ids + found)[len(ids) - 1:-1]
+        scores = torch.log_softmax(logits, -1)
+        largest = torch.tensor([largest, *map(moved, scores, likely)]).max().item()  # which does not pass over NaN
+        # What ends a text is not given, however likely.
+        scores[:, list(tokenizer.added_tokens_decoder)] = -torch.inf
+        best = scores.topk(2)
+        is_clear = best.values[:, 0] - best.values[:, 1] > bound
+        clear += int(is_clear.sum())
+        same += int((is_clear & (best.indices[:, 0] == torch.tensor(found))).sum())
+        texts.add(tuple(found))
+    is_right = largest <= bound and same == clear >= MIN_CLEAR and len(texts) == len(PROMPTS)
+    return is_right, f"{same} of {clear} clear tokens, likely ones within {largest:.2g}"
+
+
+def program_logits(program, path, ids):
+    inputs = path.with_name("ids.safetensors")
+    save_file({"input_ids": torch.tensor([ids], dtype=torch.int32)}, inputs)
+    return load_file(program("logits", path.with_name("logits.safetensors"), model=path, inputs=inputs))["logits"][0]
 
 
 def check_smollm2(program, base, folder):
-    """For each kind what is wrong, and a line about it: after each prompt and what llama.cpp has added to it so far, its
-    next token is PROGRAM's best or within the margin of it."""
+    """For each kind whether all is right, and a line about it: the file itself, and its numbers as f32."""
     torch.manual_seed(3)
-    settings = on(ALL, r=4, lora_alpha=1)
-    model = randomize_adapter(adapt(AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32), settings))
-    model.save_pretrained(folder / "adapter")
+    model = adapt(AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32), on(ALL, r=4, lora_alpha=2))
+    randomize_adapter(model).save_pretrained(folder / "adapter")
     del model
     tokenizer = AutoTokenizer.from_pretrained(base)
-    for kind, margin in {"f32": TOLERANCE, **MARGINS}.items():
+    for kind, bound in {"f32": EXACT, **ROUNDING}.items():
         path = program("merge", folder / "merged.gguf", model=base, adapter=folder / "adapter", gguf=kind)
-        server = start(path)
-        wrong, same, largest, texts = 0, 0, 0.0, set()
-        for prompt in PROMPTS:
-            ids = tokenizer(prompt)["input_ids"]
-            count, found = greedy(server, prompt)
-            wrong += int(count != len(ids)) + int(greedy(server, ids)[1] != found)
-            save_file({"input_ids": torch.tensor([ids + found], dtype=torch.int32)}, folder / "ids.safetensors")
-            logits = load_file(program(
-                "logits", folder / "logits.safetensors", model=path, inputs=folder / "ids.safetensors"))["logits"]
-            scores = torch.log_softmax(logits[0, len(ids) - 1:-1], -1)
-            lost = scores.max(-1).values - scores.gather(1, torch.tensor(found)[:, None])[:, 0]
-            same += int((lost == 0).sum())
-            largest = max(largest, lost.max().item())
-            texts.add(tuple(found))
-        wrong += int(not largest <= margin) + int(len(texts) < len(PROMPTS))
-        total = NEW_TOKENS * len(PROMPTS)
-        yield kind, wrong, f"{same} of {total} greedy tokens are the same, the others at most {largest:.2g} less likely"
+        yield kind, *compare(program, tokenizer, path, start(path), bound)
+        if kind != "f32":
+            wide = widen(path, folder / "wide.gguf")
+            yield f"{kind}, its numbers as f32", *compare(program, tokenizer, path, start(wide), EXACT)
 
 
 def main():
@@ -197,8 +223,8 @@ def main():
                 wrong, said = check_merged(bases, program, Path(folder), name)
             tell(wrong == 0, f"merged: {name}", said)
         if args.smollm2:
-            for kind, wrong, said in check_smollm2(program, args.smollm2, Path(root)):
-                tell(wrong == 0, f"SmolLM2, {kind}", said)
+            for kind, is_right, said in check_smollm2(program, args.smollm2, Path(root)):
+                tell(is_right, f"SmolLM2, {kind}", said)
     print(f"{sum(results)} passed, {len(results) - sum(results)} failed")
     sys.exit(not all(results))
 

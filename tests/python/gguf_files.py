@@ -88,6 +88,24 @@ def write_base(model, path, packed=None):
     out.close()
 
 
+def widen(path, out):
+    """The same file with its tensors as f32: the numbers that stand for themselves."""
+    reader = gguf.GGUFReader(path)
+    architecture = reader.fields["general.architecture"].contents()
+    wide = gguf.GGUFWriter(out, architecture)
+    for name, field in reader.fields.items():
+        if not name.startswith("GGUF.") and name not in ("general.architecture", "general.file_type"):
+            kind, *of = field.types
+            wide.add_key_value(name, field.contents(), kind, sub_type=of[-1] if of else None)
+    for tensor in reader.tensors:
+        wide.add_tensor(tensor.name, gguf.quants.dequantize(tensor.data, tensor.tensor_type).astype(np.float32))
+    wide.write_header_to_file()
+    wide.write_kv_data_to_file()
+    wide.write_tensors_to_file()
+    wide.close()
+    return out
+
+
 # Adapters.
 
 def read_adapter(path):
