@@ -52,105 +52,123 @@ struct Cli {
 enum Verb {
     /// Adds an adapter to its base model's weights, one after the other: a folder in the types of the base, or a GGUF
     /// file with the base's tokenizer. The base is the dense one also where the adapter was trained on it in fewer bits.
-    Merge {
-        #[command(flatten)]
-        files: Files,
-        /// How a GGUF file is stored: F32, F16, BF16, Q8_0, Q4_0. A folder is written without it, unless the base is a
-        /// GGUF file.
-        #[arg(long)]
-        gguf: Option<GgufFormat>,
-        /// Merge into the weights of a packed base (a GGUF file, a folder of bitsandbytes), packed again.
-        #[arg(long)]
-        requantize: bool,
-    },
+    Merge(Merge),
     /// Writes an adapter as a GGUF file, for `--lora` of llama.cpp.
-    Gguf {
-        #[command(flatten)]
-        files: Files,
-    },
+    Gguf(Files),
     /// Writes the logits of `input_ids`, `[batch, seq]`.
-    Logits {
-        #[command(flatten)]
-        files: Files,
-        /// A file with `input_ids`.
-        #[arg(long)]
-        inputs: PathBuf,
-    },
+    Logits(Logits),
     /// Writes the mean loss of `labels` and its gradients, under PEFT's names.
-    Gradients {
-        #[command(flatten)]
-        files: Files,
-        /// A file with `input_ids` and `labels`.
-        #[arg(long)]
-        inputs: PathBuf,
-    },
+    Gradients(Gradients),
     /// Trains an adapter for some steps of AdamW and saves it.
-    Train {
-        #[command(flatten)]
-        files: Files,
-        #[command(flatten)]
-        training: Training,
-        /// Pack the base's linear layers as they are loaded: nf4 or int8.
-        #[arg(long, value_parser = quantization)]
-        quantize: Option<Quantization>,
-    },
+    Train(Train),
     /// Begins an adapter by LoftQ on a base that is packed as it is loaded: writes `adapter`, and `merged` with that.
-    Loftq {
-        #[command(flatten)]
-        files: Files,
-        /// An `adapter_config.json`.
-        #[arg(long)]
-        config: PathBuf,
-        /// How the base is packed: nf4 or int8.
-        #[arg(long, value_parser = quantization)]
-        quantize: Quantization,
-        /// How often the base is quantized and the rest decomposed.
-        #[arg(long)]
-        iterations: usize,
-        /// How often random vectors are multiplied by the rest, in place of its exact decomposition.
-        #[arg(long)]
-        random: Option<usize>,
-    },
+    Loftq(Loftq),
     /// Combines adapters into one.
-    Combine {
-        /// The base model, a Hugging Face folder or a GGUF file.
-        #[arg(long)]
-        model: PathBuf,
-        /// The adapters, PEFT folders.
-        #[arg(long, value_delimiter = ',')]
-        adapters: Vec<PathBuf>,
-        /// A weight for each.
-        #[arg(long, value_delimiter = ',', allow_negative_numbers = true)]
-        weights: Vec<f64>,
-        /// How: cat, linear, svd, ties, dare_linear, dare_ties, magnitude_prune, or one with _svd.
-        #[arg(long)]
-        combination: Combination,
-        /// The share of the numbers that ties, dare and magnitude_prune keep.
-        #[arg(long)]
-        density: Option<f64>,
-        /// The PEFT folder to write.
-        #[arg(long)]
-        out: PathBuf,
-    },
+    Combine(Combine),
     /// Begins an adapter by a configuration of PEFT's, trains it for some steps and saves it.
-    Init {
-        #[command(flatten)]
-        files: Files,
-        /// An `adapter_config.json`.
-        #[arg(long)]
-        config: PathBuf,
-        /// The seed of the first values.
-        #[arg(long)]
-        seed: u64,
-        /// Whether an adapter that shifts its base is saved as a plain one of twice the rank.
-        #[arg(long, default_value_t = true, action = clap::ArgAction::Set)]
-        convert: bool,
-        /// How many times its rank an adapter may get with EVA's first values, which come from `input_ids`.
-        #[arg(long, default_value_t = 2.0)]
-        rho: f64,
-        #[command(flatten)]
-        training: Training,
-    },
+    Init(Begin),
+}
+
+#[derive(Args)]
+struct Merge {
+    #[command(flatten)]
+    files: Files,
+    /// How a GGUF file is stored: F32, F16, BF16, Q8_0, Q4_0. A folder is written without it, unless the base is a
+    /// GGUF file.
+    #[arg(long)]
+    gguf: Option<GgufFormat>,
+    /// Merge into the weights of a packed base (a GGUF file, a folder of bitsandbytes), packed again.
+    #[arg(long)]
+    requantize: bool,
+}
+
+#[derive(Args)]
+struct Logits {
+    #[command(flatten)]
+    files: Files,
+    /// A file with `input_ids`.
+    #[arg(long)]
+    inputs: PathBuf,
+}
+
+#[derive(Args)]
+struct Gradients {
+    #[command(flatten)]
+    files: Files,
+    /// A file with `input_ids` and `labels`.
+    #[arg(long)]
+    inputs: PathBuf,
+}
+
+#[derive(Args)]
+struct Train {
+    #[command(flatten)]
+    files: Files,
+    #[command(flatten)]
+    training: Training,
+    /// Pack the base's linear layers as they are loaded: nf4 or int8.
+    #[arg(long, value_parser = quantization)]
+    quantize: Option<Quantization>,
+}
+
+#[derive(Args)]
+struct Loftq {
+    #[command(flatten)]
+    files: Files,
+    /// An `adapter_config.json`.
+    #[arg(long)]
+    config: PathBuf,
+    /// How the base is packed: nf4 or int8.
+    #[arg(long, value_parser = quantization)]
+    quantize: Quantization,
+    /// How often the base is quantized and the rest decomposed.
+    #[arg(long)]
+    iterations: usize,
+    /// How often random vectors are multiplied by the rest, in place of its exact decomposition.
+    #[arg(long)]
+    random: Option<usize>,
+}
+
+#[derive(Args)]
+struct Combine {
+    /// The base model, a Hugging Face folder or a GGUF file.
+    #[arg(long)]
+    model: PathBuf,
+    /// The adapters, PEFT folders.
+    #[arg(long, value_delimiter = ',')]
+    adapters: Vec<PathBuf>,
+    /// A weight for each.
+    #[arg(long, value_delimiter = ',', allow_negative_numbers = true)]
+    weights: Vec<f64>,
+    /// How: cat, linear, svd, ties, dare_linear, dare_ties, magnitude_prune, or one with _svd.
+    #[arg(long)]
+    combination: Combination,
+    /// The share of the numbers that ties, dare and magnitude_prune keep.
+    #[arg(long)]
+    density: Option<f64>,
+    /// The PEFT folder to write.
+    #[arg(long)]
+    out: PathBuf,
+}
+
+#[derive(Args)]
+struct Begin {
+    #[command(flatten)]
+    files: Files,
+    /// An `adapter_config.json`.
+    #[arg(long)]
+    config: PathBuf,
+    /// The seed of the first values.
+    #[arg(long)]
+    seed: u64,
+    /// Whether an adapter that shifts its base is saved as a plain one of twice the rank.
+    #[arg(long, default_value_t = true, action = clap::ArgAction::Set)]
+    convert: bool,
+    /// How many times its rank an adapter may get with EVA's first values, which come from `input_ids`.
+    #[arg(long, default_value_t = 2.0)]
+    rho: f64,
+    #[command(flatten)]
+    training: Training,
 }
 
 #[derive(Args)]
@@ -193,74 +211,41 @@ fn main() -> ExitCode {
 
 fn run(verb: &Verb) -> Result<()> {
     match verb {
-        Verb::Merge {
-            files,
-            gguf,
-            requantize,
-        } => merge(files, *gguf, *requantize),
-        Verb::Gguf { files } => {
-            let model = adapted(files, &Device::default())?;
-            save_gguf_adapter(&model, DEFAULT_ADAPTER, &files.out)
-        }
-        Verb::Logits { files, inputs } => logits(files, inputs),
-        Verb::Gradients { files, inputs } => gradients(files, inputs),
-        Verb::Train {
-            files,
-            training,
-            quantize,
-        } => {
-            let model = without_dropout(files, base_format(*quantize))?;
-            // As the folder was.
-            train(model, files, training, false)
-        }
-        Verb::Loftq {
-            files,
-            config,
-            quantize,
-            iterations,
-            random,
-        } => {
-            let folder = config.parent().unwrap_or(Path::new("."));
-            let lora = read_peft_config(folder)?.with_init(Init::Loftq);
-            let decomposition = match *random {
-                None => Decomposition::Exact,
-                Some(iterations) => Decomposition::Randomized {
-                    iterations,
-                    seed: 0,
-                },
-            };
-            loftq(files, &lora, *quantize, *iterations, decomposition)
-        }
-        Verb::Combine {
-            model,
-            adapters,
-            weights,
-            combination,
-            density,
-            out,
-        } => {
-            let mut options = CombineOptions::default();
-            options.density = *density;
-            combine(model, adapters, weights, *combination, &options, out)
-        }
-        Verb::Init {
-            files,
-            config,
-            seed,
-            convert,
-            rho,
-            training,
-        } => {
-            let folder = config.parent().unwrap_or(Path::new("."));
-            let lora = read_peft_config(folder)?;
-            let model = base(&files.model, &device())?.with_adapters(&lora)?;
-            let mut model = initialize_adapters(model, *seed);
-            if lora.init == Init::Eva {
-                model = begin_with_inputs(model, *rho, &training.inputs)?;
-            }
-            train(model, files, training, *convert)
-        }
+        Verb::Merge(args) => merge(args),
+        Verb::Gguf(files) => gguf(files),
+        Verb::Logits(args) => logits(args),
+        Verb::Gradients(args) => gradients(args),
+        Verb::Train(args) => train_again(args),
+        Verb::Loftq(args) => loftq(args),
+        Verb::Combine(args) => combine(args),
+        Verb::Init(args) => begin(args),
     }
+}
+
+fn gguf(files: &Files) -> Result<()> {
+    let model = adapted(files, &Device::default())?;
+    save_gguf_adapter(&model, DEFAULT_ADAPTER, &files.out)
+}
+
+/// The folder that is written is as the one that was read.
+fn train_again(args: &Train) -> Result<()> {
+    let model = without_dropout(&args.files, base_format(args.quantize))?;
+    train(model, &args.files, &args.training, false)
+}
+
+/// The configuration that a path names by its file.
+fn config_beside(path: &Path) -> Result<LoRAConfig> {
+    read_peft_config(path.parent().unwrap_or(Path::new(".")))
+}
+
+fn begin(args: &Begin) -> Result<()> {
+    let lora = config_beside(&args.config)?;
+    let model = base(&args.files.model, &device())?.with_adapters(&lora)?;
+    let mut model = initialize_adapters(model, args.seed);
+    if lora.init == Init::Eva {
+        model = begin_with_inputs(model, args.rho, &args.training.inputs)?;
+    }
+    train(model, &args.files, &args.training, args.convert)
 }
 
 fn begin_with_inputs(
@@ -298,20 +283,29 @@ fn quantization(word: &str) -> std::result::Result<Quantization, String> {
     serde_json::from_value(word.into()).map_err(|error| error.to_string())
 }
 
-fn loftq(
-    files: &Files,
-    lora: &LoRAConfig,
-    quantization: Quantization,
-    iterations: usize,
-    decomposition: Decomposition,
-) -> Result<()> {
-    let model = base_as(&files.model, &Device::default(), quantization.into())?;
-    let model = initialize_adapters(model.with_adapters(lora)?, 0);
-    let model = initialize_loftq_from(model, &files.model, iterations, decomposition)?;
+fn loftq(args: &Loftq) -> Result<()> {
+    let Loftq {
+        files, quantize, ..
+    } = args;
+    let lora = config_beside(&args.config)?.with_init(Init::Loftq);
+    let model = base_as(&files.model, &Device::default(), (*quantize).into())?;
+    let model = initialize_adapters(model.with_adapters(&lora)?, 0);
+    let decomposition = decomposition(args.random);
+    let model = initialize_loftq_from(model, &files.model, args.iterations, decomposition)?;
     let base = files.model.to_string_lossy();
     let adapter = files.out.join("adapter");
     save_peft_adapter(&model, DEFAULT_ADAPTER, Some(&base), adapter)?;
     save_hf(&model.merge_lora(), files.out.join("merged"))
+}
+
+fn decomposition(random: Option<usize>) -> Decomposition {
+    match random {
+        None => Decomposition::Exact,
+        Some(iterations) => Decomposition::Randomized {
+            iterations,
+            seed: 0,
+        },
+    }
 }
 
 fn adapted(files: &Files, device: &Device) -> Result<TransformerDecoder> {
@@ -322,14 +316,13 @@ fn adapted(files: &Files, device: &Device) -> Result<TransformerDecoder> {
     Ok(model)
 }
 
-fn combine(
-    dir: &Path,
-    adapters: &[PathBuf],
-    weights: &[f64],
-    kind: Combination,
-    options: &CombineOptions,
-    out: &Path,
-) -> Result<()> {
+fn combine(args: &Combine) -> Result<()> {
+    let Combine {
+        model: dir,
+        adapters,
+        weights,
+        ..
+    } = args;
     if adapters.len() != weights.len() {
         return Err(Error::InvalidArgument {
             name: "weights",
@@ -337,26 +330,27 @@ fn combine(
         });
     }
     let mut model = base(dir, &Device::default())?;
-    let names: Vec<String> = (1..=adapters.len())
-        .map(|n| format!("adapter{n}"))
-        .collect();
+    let names = 1..=adapters.len();
+    let names: Vec<String> = names.map(|n| format!("adapter{n}")).collect();
     for (name, adapter) in names.iter().zip(adapters) {
         attach_peft_as(&mut model, adapter, name)?;
     }
-    let named = names
-        .iter()
-        .map(String::as_str)
-        .zip(weights.iter().copied());
-    let named: Vec<(&str, f64)> = named.collect();
-    let model = combine_adapters(model, &named, kind, options, DEFAULT_ADAPTER)?;
-    save_peft_adapter(&model, DEFAULT_ADAPTER, Some(&dir.to_string_lossy()), out)
+    let named = names.iter().map(String::as_str);
+    let named: Vec<(&str, f64)> = named.zip(weights.iter().copied()).collect();
+    let mut options = CombineOptions::default();
+    options.density = args.density;
+    let model = combine_adapters(model, &named, args.combination, &options, DEFAULT_ADAPTER)?;
+    let base = dir.to_string_lossy();
+    save_peft_adapter(&model, DEFAULT_ADAPTER, Some(&base), &args.out)
 }
 
-fn merge(files: &Files, gguf: Option<GgufFormat>, requantize: bool) -> Result<()> {
+fn merge(args: &Merge) -> Result<()> {
+    let files = &args.files;
     let is_gguf = |path: &Path| path.extension().is_some_and(|end| end == "gguf");
+    let gguf = args.gguf;
     let gguf = gguf.or(is_gguf(&files.out).then_some(GgufFormat::F16));
-    if is_gguf(&files.model) || requantize {
-        return merge_loaded(files, gguf, requantize);
+    if is_gguf(&files.model) || args.requantize {
+        return merge_loaded(files, gguf, args.requantize);
     }
     let merged = match &files.adapter {
         Some(adapter) => MergedCheckpoint::open(&files.model, adapter)?,
@@ -398,7 +392,7 @@ fn merge_loaded(files: &Files, gguf: Option<GgufFormat>, requantize: bool) -> Re
     Ok(())
 }
 
-fn logits(files: &Files, inputs: &Path) -> Result<()> {
+fn logits(Logits { files, inputs }: &Logits) -> Result<()> {
     let device = Device::default();
     let model = adapted(files, &device)?;
     let file = SafetensorsFile::open(inputs)?;
@@ -407,7 +401,7 @@ fn logits(files: &Files, inputs: &Path) -> Result<()> {
     save_state_dict(&StateDict::from([("logits".into(), logits)]), &files.out)
 }
 
-fn gradients(files: &Files, inputs: &Path) -> Result<()> {
+fn gradients(Gradients { files, inputs }: &Gradients) -> Result<()> {
     let model = without_dropout(files, DType::F32.into())?;
     initialize_params(&model);
     let file = SafetensorsFile::open(inputs)?;
@@ -445,6 +439,7 @@ impl ModuleVisitor for GradientReader<'_> {
     }
 }
 
+/// Trains a model's adapter and saves it, as the plain one that it is with its base or as it is.
 fn train(
     model: TransformerDecoder,
     files: &Files,
@@ -452,6 +447,22 @@ fn train(
     convert: bool,
 ) -> Result<()> {
     initialize_params(&model);
+    let (model, losses) = take_steps(model, training)?;
+    if let Some(path) = &training.losses {
+        write_losses(&losses, path)?;
+    }
+    let base = files.model.to_string_lossy();
+    match convert {
+        true => save_peft_adapter(&model, DEFAULT_ADAPTER, Some(&base), &files.out),
+        false => save_peft_unconverted(&model, DEFAULT_ADAPTER, Some(&base), &files.out),
+    }
+}
+
+/// The model after its steps, and the loss of each.
+fn take_steps(
+    mut model: TransformerDecoder,
+    training: &Training,
+) -> Result<(TransformerDecoder, Vec<f64>)> {
     let file = SafetensorsFile::open(&training.inputs)?;
     let schedule = LrSchedule {
         kind: ScheduleKind::Constant,
@@ -461,34 +472,29 @@ fn train(
     };
     let mut trainer = Trainer::new(AdamWConfig::default(), schedule);
     let mut losses = Vec::new();
-    let vocab_size = model.vocab_size();
-    let mut model = model;
     for step in 0..training.steps {
-        let batch = match file.shapes().contains_key("train_input_ids") {
-            true => batch(
-                &file,
-                ["train_input_ids", "train_labels"],
-                Some(step),
-                vocab_size,
-            )?,
-            false => batch(&file, ["input_ids", "labels"], None, vocab_size)?,
-        };
+        let batch = batch_of_step(&file, step, model.vocab_size())?;
         let output;
         (model, output) = trainer.step(model, &[batch]);
         losses.push(output.loss);
     }
-    if let Some(path) = &training.losses {
-        let text = serde_json::to_string(&losses).expect("numbers serialise");
-        std::fs::write(path, text).map_err(|source| Error::Io {
-            path: path.clone(),
-            source,
-        })?;
-    }
-    let base = files.model.to_string_lossy();
-    match convert {
-        true => save_peft_adapter(&model, DEFAULT_ADAPTER, Some(&base), &files.out),
-        false => save_peft_unconverted(&model, DEFAULT_ADAPTER, Some(&base), &files.out),
-    }
+    Ok((model, losses))
+}
+
+fn batch_of_step(file: &SafetensorsFile, step: usize, vocab_size: usize) -> Result<Batch> {
+    let (keys, step) = match file.shapes().contains_key("train_input_ids") {
+        true => (["train_input_ids", "train_labels"], Some(step)),
+        false => (["input_ids", "labels"], None),
+    };
+    batch(file, keys, step, vocab_size)
+}
+
+fn write_losses(losses: &[f64], path: &Path) -> Result<()> {
+    let text = serde_json::to_string(losses).expect("numbers serialise");
+    std::fs::write(path, text).map_err(|source| Error::Io {
+        path: path.to_owned(),
+        source,
+    })
 }
 
 /// An adapter to train by steps that another framework repeats, whose dropout would differ.

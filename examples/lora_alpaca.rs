@@ -56,7 +56,7 @@ use burn_peft::distributed::{ProcessGroup, broadcast_params, require_same};
 use burn_peft::llama::{LlamaConfig, TransformerDecoder};
 use burn_peft::lora::{DEFAULT_ADAPTER, Decomposition, Init, LoRAConfig};
 use burn_peft::ops::set_matmul_precision;
-use burn_peft::tokenizer::copy_tokenizer;
+use burn_peft::tokenizer::{Tokenizer, copy_tokenizer};
 use burn_peft::training::recipe::RecipeConfig;
 use burn_peft::training::{
     MetricsLog, RunDir, StepGradients, StepOutput, Summary, Trainer, peak_memory_bytes,
@@ -126,51 +126,119 @@ fn configuration(args: &Args) -> Result<RecipeConfig> {
 }
 
 fn finetune(config: &RecipeConfig, member: &Member) -> Result<()> {
-    let base = config.checkpoint_dir.clone().unwrap_or_else(embedded::dir);
-    let llama = config.llama(&base)?;
-    let tokenizer = tokenizer(config, &base, &llama)?;
-    let data = Data::load(config, &llama, &tokenizer)?;
-    require_same_run(member.group, config, &data)?;
-    let is_first = member.group.rank() == 0;
-    if is_first {
-        print_work(&base, &data);
-    }
-    let dir = run_dir(config, member.group)?.on_data(&data.samples);
+    let job = Job::load(config, member)?;
+    let dir = run_dir(config, member.group)?.on_data(&job.data.samples);
     let lora = dir.adapter_config(config)?;
     require_same_adapter(member.group, &lora)?;
-    if is_first {
-        let (packed, longest) = (read_base_packing(&base)?, data.longest_row());
-        let estimate = config.estimate_config(&llama, packed, &lora, longest, member.device)?;
-        print_device(&estimate, member);
-    }
-    let llama = ending_as(&tokenizer, llama);
-    let model = load_model(config, &lora, &llama, &base, member)?;
-    allocator::keep_freed_memory();
-    let mut model = begin(config, model, &base, &data, member)?;
-    if is_first && !config.resume_from_checkpoint {
+    job.print_estimate(&lora)?;
+    let mut model = job.model(&lora)?;
+    if job.is_first() && !config.resume_from_checkpoint {
         dir.begin(config)?;
     }
-    let order = config.data_order(data.rows.len(), dir.num_processes());
+    let order = config.data_order(job.data.rows.len(), dir.num_processes());
     let mut trainer = config.trainer(order.steps_per_epoch() * config.epochs);
     if config.resume_from_checkpoint {
         dir.load_checkpoint(&mut model, &mut trainer)?;
         require_same(member.group, "last checkpoint", &trainer.step)?;
     }
     let model = broadcast_params(member.group, model)?;
-    let mut run = Run::new(config, member, dir, &trainer)?;
-    if !is_first {
-        return run.train(model, trainer, &data, &order).map(drop);
+    Run::new(config, member, dir, &trainer)?.complete(model, trainer, &job, &order)
+}
+
+/// What a member works with, as the configuration names it.
+struct Job<'a> {
+    config: &'a RecipeConfig,
+    member: &'a Member<'a>,
+    base: PathBuf,
+    llama: LlamaConfig,
+    tokenizer: Tokenizer,
+    data: Data,
+}
+
+impl<'a> Job<'a> {
+    fn load(config: &'a RecipeConfig, member: &'a Member) -> Result<Self> {
+        let base = config.checkpoint_dir.clone().unwrap_or_else(embedded::dir);
+        let llama = config.llama(&base)?;
+        let tokenizer = tokenizer(config, &base, &llama)?;
+        let data = Data::load(config, &llama, &tokenizer)?;
+        require_same_run(member.group, config, &data)?;
+        let job = Self {
+            config,
+            member,
+            base,
+            llama,
+            tokenizer,
+            data,
+        };
+        if job.is_first() {
+            print_work(&job.base, &job.data);
+        }
+        Ok(job)
     }
-    println!("{}", ParamCount::of(&model));
-    print_notes(&data.notes, &trainer.schedule);
-    let quiz = Quiz::before(config, &model, &tokenizer)?;
-    let (model, summary) = run.train(model, trainer, &data, &order)?;
-    let exact_match = quiz.after(&model, &tokenizer)?;
-    run.save(model, &base)?;
-    run.finish(&Summary {
-        exact_match,
-        ..summary
-    })
+
+    fn is_first(&self) -> bool {
+        self.member.group.rank() == 0
+    }
+
+    /// What the training will need, if the member is the one that reports.
+    fn print_estimate(&self, lora: &LoRAConfig) -> Result<()> {
+        if self.is_first() {
+            let (packed, longest) = (read_base_packing(&self.base)?, self.data.longest_row());
+            let device = self.member.device;
+            let (config, llama) = (self.config, &self.llama);
+            let estimate = config.estimate_config(llama, packed, lora, longest, device)?;
+            print_device(&estimate, self.member);
+        }
+        Ok(())
+    }
+
+    /// The model that the training begins with.
+    fn model(&self, lora: &LoRAConfig) -> Result<TransformerDecoder> {
+        let model = self.load_model(lora)?;
+        allocator::keep_freed_memory();
+        self.begin(model)
+    }
+
+    /// The base weights with new adapters beside them.
+    fn load_model(&self, lora: &LoRAConfig) -> Result<TransformerDecoder> {
+        let device = self.member.device.clone().autodiff();
+        let llama = ending_as(&self.tokenizer, self.llama.clone());
+        let mut model = RecipeConfig::init_lora(&llama, lora, &device)?;
+        let report = load_any_base_as(&mut model, &self.base, self.config.base_format())?;
+        let adapters = get_params(&model).filter(|_, param| param.is_adapter());
+        validate_state_dict_for_lora(&adapters, &report)?;
+        let model = initialize_adapters(model, self.config.seed);
+        initialize_params(&model);
+        Ok(model)
+    }
+
+    /// What a new run begins with beyond what a seed gives: an adapter's tensors, directions of its data, or the error of
+    /// the base's quantization.
+    fn begin(&self, mut model: TransformerDecoder) -> Result<TransformerDecoder> {
+        let config = self.config;
+        if config.resume_from_checkpoint {
+            return Ok(model);
+        }
+        if let Some(path) = &config.adapter_checkpoint {
+            load_any_adapter(&mut model, path)?;
+            return Ok(model);
+        }
+        match config.init_lora_weights {
+            Init::Eva => self.begin_by_data(model),
+            // With more iterations the adapter would be for another base than `quantize_base` gives.
+            Init::Loftq => initialize_loftq_from(model, &self.base, 1, LOFTQ),
+            _ => Ok(model),
+        }
+    }
+
+    fn begin_by_data(&self, model: TransformerDecoder) -> Result<TransformerDecoder> {
+        let model = initialize_eva(model, self.config.eva_rho, |model| {
+            self.data.pass_first(model, self.config, self.member.device);
+        })?;
+        initialize_params(&model);
+        require_same_adapter(self.member.group, &adapter_of(&model))?;
+        Ok(model)
+    }
 }
 
 /// Members on machines of their own may have other files.
@@ -184,55 +252,6 @@ fn require_same_run(group: &dyn ProcessGroup, config: &RecipeConfig, data: &Data
 fn require_same_adapter(group: &dyn ProcessGroup, lora: &LoRAConfig) -> Result<()> {
     let lora = serde_json::to_string(lora).expect("a configuration is plain data");
     require_same(group, "adapter's configuration", &lora)
-}
-
-/// The base weights with new adapters beside them.
-fn load_model(
-    config: &RecipeConfig,
-    lora: &LoRAConfig,
-    llama: &LlamaConfig,
-    base: &Path,
-    member: &Member,
-) -> Result<TransformerDecoder> {
-    let device = member.device.clone().autodiff();
-    let mut model = RecipeConfig::init_lora(llama, lora, &device)?;
-    let report = load_any_base_as(&mut model, base, config.base_format())?;
-    let adapters = get_params(&model).filter(|_, param| param.is_adapter());
-    validate_state_dict_for_lora(&adapters, &report)?;
-    let model = initialize_adapters(model, config.seed);
-    initialize_params(&model);
-    Ok(model)
-}
-
-/// What a new run begins with beyond what a seed gives: an adapter's tensors, directions of its data, or the error of
-/// the base's quantization.
-fn begin(
-    config: &RecipeConfig,
-    mut model: TransformerDecoder,
-    base: &Path,
-    data: &Data,
-    member: &Member,
-) -> Result<TransformerDecoder> {
-    if config.resume_from_checkpoint {
-        return Ok(model);
-    }
-    if let Some(path) = &config.adapter_checkpoint {
-        load_any_adapter(&mut model, path)?;
-        return Ok(model);
-    }
-    match config.init_lora_weights {
-        Init::Eva => {
-            let model = initialize_eva(model, config.eva_rho, |model| {
-                data.pass_first(model, config, member.device);
-            })?;
-            initialize_params(&model);
-            require_same_adapter(member.group, &adapter_of(&model))?;
-            Ok(model)
-        }
-        // With more iterations the adapter would be for another base than `quantize_base` gives.
-        Init::Loftq => initialize_loftq_from(model, base, 1, LOFTQ),
-        _ => Ok(model),
-    }
 }
 
 /// The configuration of the run's adapter.
@@ -281,6 +300,29 @@ impl<'a> Run<'a> {
             metrics,
             progress: Progress::new(trainer.schedule.total_steps, trainer.step, is_first),
             speed: Speed::default(),
+        })
+    }
+
+    /// The training; if the member is the one that reports and writes, with all that is told and saved before and after.
+    fn complete(
+        mut self,
+        model: TransformerDecoder,
+        trainer: Trainer,
+        job: &Job,
+        order: &DataOrder,
+    ) -> Result<()> {
+        if !job.is_first() {
+            return self.train(model, trainer, &job.data, order).map(drop);
+        }
+        println!("{}", ParamCount::of(&model));
+        print_notes(&job.data.notes, &trainer.schedule);
+        let quiz = Quiz::before(self.config, &model, &job.tokenizer)?;
+        let (model, summary) = self.train(model, trainer, &job.data, order)?;
+        let exact_match = quiz.after(&model, &job.tokenizer)?;
+        self.save(model, &job.base)?;
+        self.finish(&Summary {
+            exact_match,
+            ..summary
         })
     }
 

@@ -138,40 +138,42 @@ impl Target {
         iterations: usize,
         decomposition: Decomposition,
     ) -> Result<Begun> {
-        let Self {
-            path,
-            weight: mut packed,
-            adapter,
-            rank,
-            scale,
-            shift,
-        } = self;
-        let of_layer = |message: String| Error::InvalidArgument {
-            name: "model",
-            message: format!("`{path}`: {message}"),
-        };
-        if let Some(init) = shift {
+        if let Some(init) = self.shift {
             let message = format!("the adapter begins by {init} with a part of the base");
-            return Err(of_layer(message));
+            return Err(self.error(message));
         }
+        let mut packed = self.weight.clone();
         let both = [weight, packed.val()];
-        let first = loftq_from(both, rank, scale, iterations, decomposition, |base| {
+        let requantize = |base| {
             packed.set_values(base)?;
             Ok(packed.val())
-        });
-        let first = first.map_err(|error| of_layer(error.to_string()))?;
-        let sum = packed.val() + first.b.clone().matmul(first.a.clone()) * scale;
-        let sum = LayerParams {
-            weight: Some(Param::from_tensor(sum).into()),
-            ..LayerParams::default()
         };
+        let (rank, scale) = (self.rank, self.scale);
+        let first = loftq_from(both, rank, scale, iterations, decomposition, requantize);
+        let first = first.map_err(|error| self.error(error.to_string()))?;
         Ok(Begun {
-            path,
-            adapter,
+            sum: sum(&packed, &first, scale),
+            path: self.path,
+            adapter: self.adapter,
             weight: packed,
             first,
-            sum,
         })
+    }
+
+    fn error(&self, message: String) -> Error {
+        Error::InvalidArgument {
+            name: "model",
+            message: format!("`{}`: {message}", self.path),
+        }
+    }
+}
+
+/// What a layer computes with, as its parameters: `Q + s·B·A`.
+fn sum(weight: &PackedWeight, first: &FirstValues, scale: f64) -> LayerParams {
+    let sum = weight.val() + first.b.clone().matmul(first.a.clone()) * scale;
+    LayerParams {
+        weight: Some(Param::from_tensor(sum).into()),
+        ..LayerParams::default()
     }
 }
 

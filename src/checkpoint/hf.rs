@@ -271,7 +271,24 @@ fn save_hf_in_shards(model: &TransformerDecoder, dir: &Path, max_bytes: u64) -> 
         total_parameters: readers.iter().map(num_elements).sum(),
         total_size: readers.iter().map(num_bytes).sum(),
     };
-    let shards = split(readers, max_bytes);
+    let (written, index) = write_shards(split(readers, max_bytes), dir)?;
+    publish_weights(dir, written, &metadata, index)?;
+    write_text(
+        &dir.join(CONFIG_FILE),
+        &hf_config::to_json(&model.config, dtype),
+    )?;
+    let generation = dir.join(GENERATION_FILE);
+    match generation.exists() {
+        true => write_generation(&generation, &generation, &model.config.eos_token_ids),
+        false => Ok(()),
+    }
+}
+
+/// A file for each shard, and the file of each weight.
+fn write_shards(
+    shards: Vec<Vec<StateReader>>,
+    dir: &Path,
+) -> Result<(Vec<WrittenFile>, BTreeMap<String, String>)> {
     let count = shards.len();
     let mut index = BTreeMap::new();
     let mut written = Vec::with_capacity(count);
@@ -284,16 +301,7 @@ fn save_hf_in_shards(model: &TransformerDecoder, dir: &Path, max_bytes: u64) -> 
         index.extend(named.iter().map(|(name, _)| (name.clone(), file.clone())));
         written.push(write_weights(named, &dir.join(file))?);
     }
-    publish_weights(dir, written, &metadata, index)?;
-    write_text(
-        &dir.join(CONFIG_FILE),
-        &hf_config::to_json(&model.config, dtype),
-    )?;
-    let generation = dir.join(GENERATION_FILE);
-    match generation.exists() {
-        true => write_generation(&generation, &generation, &model.config.eos_token_ids),
-        false => Ok(()),
-    }
+    Ok((written, index))
 }
 
 /// Moves the weights to their final names, with the index if there is more than the single file, and removes those of

@@ -185,24 +185,44 @@ impl Vocabulary {
 
     /// The metadata, of as many tokens as there are ids.
     fn into_values(mut self) -> Vec<(&'static str, Value)> {
-        let ids = 0..self.tokens.len();
-        let own = ids.clone().map(|id| self.tokens.remove(&id));
+        let count = self.tokens.len();
+        let own = (0..count).map(|id| self.tokens.remove(&id));
         let own = own.map(|token| token.expect("each id has a token"));
         let (texts, types): (Vec<String>, Vec<i32>) =
             own.map(|(text, kind)| (text, kind as i32)).unzip();
         let unknown = types.iter().position(|kind| *kind == Type::Unknown as i32);
-        let (model, rest) = match self.kind {
-            Kind::ByteLevel { words, merges } => (
-                BYTE_LEVEL,
-                vec![(PRE, words.into()), (MERGES, Value::Strings(merges))],
-            ),
-            Kind::SentencePiece {
+        let mut values = vec![
+            (TOKENIZER, self.kind.name().into()),
+            (TOKENS, Value::Strings(texts)),
+            (TYPES, Value::I32s(types)),
+        ];
+        values.extend(self.kind.into_values(count));
+        values.extend(unknown.map(|id| ("tokenizer.ggml.unknown_token_id", Value::U32(id as u32))));
+        values
+    }
+}
+
+impl Kind {
+    fn name(&self) -> &'static str {
+        match self {
+            Self::ByteLevel { .. } => BYTE_LEVEL,
+            Self::SentencePiece { .. } => SENTENCEPIECE,
+        }
+    }
+
+    /// What it has beside its tokens, of which there are `count`.
+    fn into_values(self, count: usize) -> Vec<(&'static str, Value)> {
+        match self {
+            Self::ByteLevel { words, merges } => {
+                vec![(PRE, words.into()), (MERGES, Value::Strings(merges))]
+            }
+            Self::SentencePiece {
                 scores,
                 add_space_prefix,
                 remove_extra_whitespaces,
             } => {
-                let scores = ids.map(|id| scores.get(&id).copied().unwrap_or_default());
-                let values = vec![
+                let scores = (0..count).map(|id| scores.get(&id).copied().unwrap_or_default());
+                vec![
                     (PRE, "default".into()),
                     (SCORES, Value::F32s(scores.collect())),
                     (
@@ -213,18 +233,9 @@ impl Vocabulary {
                         "tokenizer.ggml.remove_extra_whitespaces",
                         Value::Bool(remove_extra_whitespaces),
                     ),
-                ];
-                (SENTENCEPIECE, values)
+                ]
             }
-        };
-        let mut values = vec![
-            (TOKENIZER, model.into()),
-            (TOKENS, Value::Strings(texts)),
-            (TYPES, Value::I32s(types)),
-        ];
-        values.extend(rest);
-        values.extend(unknown.map(|id| ("tokenizer.ggml.unknown_token_id", Value::U32(id as u32))));
-        values
+        }
     }
 }
 

@@ -359,6 +359,9 @@ impl RecipeConfig {
     }
 }
 
+/// A key and what is wrong with it beside others.
+type Broken = (&'static str, String);
+
 /// The key of a setting of a [`LoRAConfig`].
 fn key_of(setting: &'static str) -> &'static str {
     match setting {
@@ -630,63 +633,71 @@ impl RecipeConfig {
         serde_json::from_value(tree).map_err(|_| setting.bad_value(key))
     }
 
-    /// The rules about two keys at once.
+    /// The rules about two keys at once; the first that is broken is told.
     fn check(&self, settings: &[Setting]) -> Result<()> {
-        let held_out = self.validation_split > 0.0;
-        if held_out && self.validation_dataset.is_some() {
-            return Err(yaml::conflict(
-                settings,
-                "validation_split",
-                "`validation_split` and `validation_dataset` exclude each other, keep one of them",
-            ));
+        const RULES: [fn(&RecipeConfig) -> Option<Broken>; 6] = [
+            RecipeConfig::validates_twice,
+            RecipeConfig::has_no_adapter,
+            RecipeConfig::has_invalid_adapter,
+            RecipeConfig::makes_up_for_nothing,
+            RecipeConfig::packs_without_length,
+            RecipeConfig::validates_on_nothing,
+        ];
+        match RULES.iter().find_map(|rule| rule(self)) {
+            None => Ok(()),
+            Some((key, message)) => Err(yaml::conflict(settings, key, &message)),
         }
-        if self.lora().is_empty() {
-            return Err(yaml::conflict(
-                settings,
-                "lora_attn_modules",
-                "no layer has an adapter, name some in `lora_attn_modules`, \
-                 or set `apply_lora_to_mlp` or `apply_lora_to_output` too",
-            ));
-        }
-        if let Err(Error::InvalidArgument { name, message }) = self.lora().validate_adapter() {
-            let key = key_of(name);
-            return Err(yaml::conflict(
-                settings,
-                key,
-                &format!("`{key}`: {message}"),
-            ));
-        }
-        self.check_first_values(settings)?;
-        if self.packed && self.max_seq_len.is_none() {
-            return Err(yaml::conflict(
-                settings,
-                "packed",
-                "`packed` needs the length of the rows that records share, set `max_seq_len` too",
-            ));
-        }
-        let validates = held_out || self.validation_dataset.is_some();
-        if self.run_val_every_n_steps.is_some() && !validates {
-            return Err(yaml::conflict(
-                settings,
-                "run_val_every_n_steps",
-                "`run_val_every_n_steps` needs records to validate on, \
-                 set `validation_dataset` or `validation_split` too",
-            ));
-        }
-        Ok(())
     }
 
-    fn check_first_values(&self, settings: &[Setting]) -> Result<()> {
-        let is_new = self.adapter_checkpoint.is_none();
-        if self.init_lora_weights == Init::Loftq && is_new && self.quantize_base.is_none() {
-            return Err(yaml::conflict(
-                settings,
-                "init_lora_weights",
-                "`init_lora_weights` is loftq, which makes up for the error of a quantization, but nothing is quantized; \
-                 set `quantize_base` to nf4 or int8 too",
-            ));
+    fn holds_out(&self) -> bool {
+        self.validation_split > 0.0
+    }
+
+    fn validates_twice(&self) -> Option<Broken> {
+        let message =
+            "`validation_split` and `validation_dataset` exclude each other, keep one of them";
+        let is_broken = self.holds_out() && self.validation_dataset.is_some();
+        is_broken.then(|| ("validation_split", message.into()))
+    }
+
+    fn has_no_adapter(&self) -> Option<Broken> {
+        let message = "no layer has an adapter, name some in `lora_attn_modules`, \
+                       or set `apply_lora_to_mlp` or `apply_lora_to_output` too";
+        let is_broken = self.lora().is_empty();
+        is_broken.then(|| ("lora_attn_modules", message.into()))
+    }
+
+    fn has_invalid_adapter(&self) -> Option<Broken> {
+        match self.lora().validate_adapter() {
+            Err(Error::InvalidArgument { name, message }) => {
+                let key = key_of(name);
+                Some((key, format!("`{key}`: {message}")))
+            }
+            _ => None,
         }
-        Ok(())
+    }
+
+    fn makes_up_for_nothing(&self) -> Option<Broken> {
+        let message = "`init_lora_weights` is loftq, which makes up for the error of a quantization, but nothing is \
+                       quantized; set `quantize_base` to nf4 or int8 too";
+        let begins = self.init_lora_weights == Init::Loftq && self.adapter_checkpoint.is_none();
+        let is_broken = begins && self.quantize_base.is_none();
+        is_broken.then(|| ("init_lora_weights", message.into()))
+    }
+
+    fn packs_without_length(&self) -> Option<Broken> {
+        let message =
+            "`packed` needs the length of the rows that records share, set `max_seq_len` too";
+        let is_broken = self.packed && self.max_seq_len.is_none();
+        is_broken.then(|| ("packed", message.into()))
+    }
+
+    fn validates_on_nothing(&self) -> Option<Broken> {
+        let message = "`run_val_every_n_steps` needs records to validate on, \
+                       set `validation_dataset` or `validation_split` too";
+        let has_records = self.holds_out() || self.validation_dataset.is_some();
+        let is_broken = self.run_val_every_n_steps.is_some() && !has_records;
+        is_broken.then(|| ("run_val_every_n_steps", message.into()))
     }
 
     fn tree(&self) -> Value {

@@ -1,12 +1,14 @@
 //! A recipe that goes on with an adapter: its files say what the adapter is like.
 
+use std::path::Path;
+
 use serde_json::{Value, json};
 
 use super::yaml::{self, Setting};
 use super::{RecipeConfig, RecipeKey, keys};
-use crate::Result;
 use crate::checkpoint::{read_adapter_config, translated};
 use crate::lora::{Init, LoRAConfig, Targets};
+use crate::{Error, Result};
 
 /// Keys that say the same of an adapter, and the first one's value, in the words of Hugging Face's files.
 type Described = (&'static [&'static str], Value);
@@ -42,52 +44,78 @@ impl RecipeConfig {
     /// The values that the files of `adapter_checkpoint` have for keys that are not set. Keys that are must say the
     /// same.
     pub(super) fn with_keys_of_adapter(self, settings: &[Setting]) -> Result<Self> {
-        let Some(path) = &self.adapter_checkpoint else {
+        let Some(lora) = self.adapter_of_files()? else {
             return Ok(self);
-        };
-        let lora = match read_adapter_config(path) {
-            Ok(Some(lora)) => lora,
-            Ok(None) => return Ok(self),
-            // The run has its checkpoints.
-            Err(_) if self.resume_from_checkpoint => return Ok(self),
-            Err(error) => return Err(error),
-        };
-        let set_key = |keys: &[&'static str]| {
-            let mut settings = settings.iter().rev();
-            settings.find_map(|setting| keys.iter().copied().find(|key| setting.key == *key))
         };
         let mut tree = self.tree();
         let mut differing = Vec::new();
-        for ((names, own), (_, of_files)) in
-            described(&self.lora()).into_iter().zip(described(&lora))
-        {
-            if own == of_files {
-                continue;
-            }
-            match set_key(names) {
+        for (names, own, of_files) in unequal(&self.lora(), &lora) {
+            match set_key(settings, names) {
                 None => {
                     let key = RecipeKey::find(names[0]).expect("it is in the table");
                     *key.of_mut(&mut tree) = of_files;
                 }
-                Some(key) if FREE.contains(&key) => {}
-                Some(INIT) if !decides(self.init_lora_weights, lora.init) => {}
+                Some(key) if self.may_differ(key, &lora) => {}
                 Some(key) => {
                     let [own, of_files] = [&own, &of_files].map(keys::show);
                     differing.push((key, format!("`{key}` is {own}, the adapter's {of_files}")));
                 }
             }
         }
-        let Some((first, _)) = differing.first() else {
-            return Ok(serde_json::from_value(tree).expect("an adapter's values are those of keys"));
+        match differing.is_empty() {
+            true => {
+                Ok(serde_json::from_value(tree).expect("an adapter's values are those of keys"))
+            }
+            false => Err(self.contradiction(settings, &differing)),
+        }
+    }
+
+    /// The adapter to go on with, if there is one and its files describe it.
+    fn adapter_of_files(&self) -> Result<Option<LoRAConfig>> {
+        let Some(path) = &self.adapter_checkpoint else {
+            return Ok(None);
         };
+        match read_adapter_config(path) {
+            // The run has its checkpoints.
+            Err(_) if self.resume_from_checkpoint => Ok(None),
+            read => read,
+        }
+    }
+
+    /// Whether a key may say otherwise than the adapter's files.
+    fn may_differ(&self, key: &str, lora: &LoRAConfig) -> bool {
+        FREE.contains(&key) || key == INIT && !decides(self.init_lora_weights, lora.init)
+    }
+
+    /// The keys that say otherwise than the adapter's files, as an error at the first.
+    fn contradiction(&self, settings: &[Setting], differing: &[(&str, String)]) -> Error {
         let all: Vec<_> = differing.iter().map(|(_, text)| text.as_str()).collect();
+        let path = self.adapter_checkpoint.as_deref();
         let message = format!(
             "{}; leave such keys out to go on with the adapter in {} as it is, or set no `adapter_checkpoint`",
             all.join("; "),
-            path.display()
+            path.unwrap_or(Path::new("")).display()
         );
-        Err(yaml::conflict(settings, first, &message))
+        yaml::conflict(settings, differing[0].0, &message)
     }
+}
+
+/// The last of these keys that is set.
+fn set_key(settings: &[Setting], keys: &[&'static str]) -> Option<&'static str> {
+    let mut settings = settings.iter().rev();
+    settings.find_map(|setting| keys.iter().copied().find(|key| setting.key == *key))
+}
+
+/// The keys in which two adapters differ, with both values.
+fn unequal(
+    own: &LoRAConfig,
+    of_files: &LoRAConfig,
+) -> Vec<(&'static [&'static str], Value, Value)> {
+    let pairs = described(own).into_iter().zip(described(of_files));
+    pairs
+        .filter(|((_, own), (_, of_files))| own != of_files)
+        .map(|((names, own), (_, of_files))| (names, own, of_files))
+        .collect()
 }
 
 /// Whether it matters to an adapter that exists how it is said to begin: if a part of the base is its, or more than a seed
