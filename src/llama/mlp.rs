@@ -4,7 +4,7 @@ use burn::tensor::{Device, Tensor};
 use super::{Context, LlamaConfig};
 use crate::lora::{LoRALinear, MlpModule};
 use crate::ops::meta::MetaTensor;
-use crate::ops::{swiglu, swiglu_meta};
+use crate::ops::{Activation, glu, glu_meta};
 
 /// The gated feed-forward block, `w2(silu(w1 x) · w3 x)`. Shazeer,
 /// <https://arxiv.org/abs/2002.05202>.
@@ -43,14 +43,15 @@ impl FeedForward {
         let routes = context.routes.as_ref();
         let gate = self.w1.forward_routed(x.clone(), routes);
         let up = self.w3.forward_routed(x, routes);
-        self.w2.forward_routed(swiglu(gate, up), routes)
+        self.w2
+            .forward_routed(glu(gate, up, Activation::Silu), routes)
     }
 
     /// What [`Self::forward`] holds in a training.
     pub(super) fn meta(&self, x: MetaTensor) -> MetaTensor {
         let gate = self.w1.meta(x.clone());
         let up = self.w3.meta(x);
-        self.w2.meta(swiglu_meta(gate, up))
+        self.w2.meta(glu_meta(gate, up))
     }
 }
 

@@ -11,6 +11,7 @@ use burn::backend::{Autodiff, AutodiffBackend, Backend, TensorMetadata};
 use burn::tensor::Shape;
 
 use super::backend::{StepOps, Weight, lora_forward, maybe_dropped};
+use super::types::Activation;
 use super::types::DropoutMask;
 use super::types::KeyRanges;
 use crate::quantization::PackedLayout;
@@ -116,12 +117,16 @@ impl<B: StepOps, C: CheckpointStrategy> StepOps for Autodiff<B, C> {
         }
     }
 
-    fn swiglu(gate: FloatTensor<Self>, up: FloatTensor<Self>) -> FloatTensor<Self> {
-        let prep = SwigluBackward.prepare::<C>([gate.node(), up.node()]);
+    fn glu(
+        gate: FloatTensor<Self>,
+        up: FloatTensor<Self>,
+        activation: Activation,
+    ) -> FloatTensor<Self> {
+        let prep = GluBackward.prepare::<C>([gate.node(), up.node()]);
         let (gate, up) = (gate.into_primitive(), up.into_primitive());
-        let out = B::swiglu(gate.clone(), up.clone());
+        let out = B::glu(gate.clone(), up.clone(), activation);
         match prep.compute_bound().stateful() {
-            OpsKind::Tracked(prep) => prep.finish((gate, up), out),
+            OpsKind::Tracked(prep) => prep.finish((gate, up, activation), out),
             OpsKind::UnTracked(prep) => prep.finish(out),
         }
     }
@@ -403,11 +408,11 @@ impl<B: StepOps> Backward<B, 1> for DropoutBackward {
 }
 
 #[derive(Debug)]
-struct SwigluBackward;
+struct GluBackward;
 
-impl<B: StepOps> Backward<B, 2> for SwigluBackward {
-    /// gate and up.
-    type State = (FloatTensor<B>, FloatTensor<B>);
+impl<B: StepOps> Backward<B, 2> for GluBackward {
+    /// gate, up and the activation.
+    type State = (FloatTensor<B>, FloatTensor<B>, Activation);
 
     fn backward(
         self,
@@ -416,8 +421,8 @@ impl<B: StepOps> Backward<B, 2> for SwigluBackward {
         _checkpointer: &mut Checkpointer,
     ) {
         let grad = grads.consume::<B>(&ops.node);
-        let (gate, up) = ops.state;
-        let (gate_grad, up_grad) = B::swiglu_backward(grad, gate, up);
+        let (gate, up, activation) = ops.state;
+        let (gate_grad, up_grad) = B::glu_backward(grad, gate, up, activation);
         for (node, grad) in ops.parents.into_iter().zip([gate_grad, up_grad]) {
             if let Some(node) = node {
                 grads.register::<B>(node.id, grad);

@@ -40,8 +40,9 @@ use burn::backend::fusion::custom::TensorSpec;
 use burn::tensor::{DType, Shape};
 
 use super::portable::{
-    adamw, attention, cross_entropy, dropout, linear, packed, rms_norm, rotary, squares, swiglu,
+    adamw, attention, cross_entropy, dropout, glu, linear, packed, rms_norm, rotary, squares,
 };
+use super::types::Activation;
 use super::types::AdamWStep;
 use super::types::DropoutMask;
 use super::types::KeyRanges;
@@ -206,20 +207,25 @@ pub trait StepOps: Backend {
         out
     }
 
-    /// `silu(gate) · up`.
+    /// `activation(gate) · up`.
     #[fusion(dtype = gate, shape = gate)]
-    fn swiglu(gate: FloatTensor<Self>, up: FloatTensor<Self>) -> FloatTensor<Self> {
-        swiglu::forward::<Self>(gate, up)
+    fn glu(
+        gate: FloatTensor<Self>,
+        up: FloatTensor<Self>,
+        activation: Activation,
+    ) -> FloatTensor<Self> {
+        glu::forward::<Self>(gate, up, activation)
     }
 
     /// The gradients of gate and up.
-    #[fusion(meta = |_, gate, up| (gate.clone(), up.clone()))]
-    fn swiglu_backward(
+    #[fusion(meta = |_, gate, up, _| (gate.clone(), up.clone()))]
+    fn glu_backward(
         grad: FloatTensor<Self>,
         gate: FloatTensor<Self>,
         up: FloatTensor<Self>,
+        activation: Activation,
     ) -> (FloatTensor<Self>, FloatTensor<Self>) {
-        swiglu::backward::<Self>(grad, gate, up)
+        glu::backward::<Self>(grad, gate, up, activation)
     }
 
     /// The norm; `weight` is f32.

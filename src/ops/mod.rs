@@ -13,7 +13,7 @@
 //! | [`rms_norm`] | `w · x / sqrt(mean(x²) + eps)` | x |
 //! | [`rotary`] | pairs turned by their angles | the angles |
 //! | [`attention`] | `softmax(q kᵀ / sqrt(d)) v` | q, k, v; on GPUs in half precision the output and the softmaxes' totals too |
-//! | [`swiglu`] | `silu(gate) · up` | gate, up |
+//! | [`glu`] | `activation(gate) · up` | gate, up |
 //! | [`cross_entropy_sum`] | `-Σ log softmax(logits)[target]` | its gradient, fused in the logits' place |
 //!
 //! The same stands beside each operation as a function on tensors without numbers (`meta`), which
@@ -32,6 +32,7 @@ mod dispatch;
 mod dropout;
 #[cfg(feature = "flex")]
 mod flex;
+mod glu;
 mod kept;
 mod linear;
 pub(crate) mod meta;
@@ -39,7 +40,6 @@ mod portable;
 mod rms_norm;
 mod rotary;
 mod squares;
-mod swiglu;
 #[cfg(all(test, feature = "flex"))]
 mod tests;
 mod types;
@@ -57,6 +57,8 @@ pub use device::{
 };
 pub(crate) use device::{decoded_at_once, free_memory, is_fused_cpu, prepare_memory};
 pub use dropout::dropout;
+pub use glu::glu;
+pub(crate) use glu::glu_meta;
 pub use kept::Kept;
 pub use linear::{linear, lora_linear};
 pub(crate) use linear::{
@@ -68,7 +70,5 @@ pub(crate) use rms_norm::rms_norm_meta;
 pub use rotary::rotary;
 pub(crate) use rotary::rotary_meta;
 pub(crate) use squares::SumOfSquares;
-pub use swiglu::swiglu;
-pub(crate) use swiglu::swiglu_meta;
+pub use types::{Activation, AttentionMask, DropoutMask, seed_dropout};
 pub(crate) use types::{AdamWStep, PackedTensor, mix};
-pub use types::{AttentionMask, DropoutMask, seed_dropout};

@@ -85,6 +85,12 @@ fn assert_equals_plain<const D: usize, const N: usize, const E: usize>(
     assert_same(run(&inputs, &op), expected);
 }
 
+fn plain_gelu<const D: usize>(x: Tensor<D>) -> Tensor<D> {
+    let cubic = x.clone() + x.clone().powi_scalar(3) * 0.044715;
+    let tanh = (cubic * (2.0 / std::f64::consts::PI).sqrt()).tanh();
+    x * (tanh + 1.0) * 0.5
+}
+
 fn plain_rms_norm<const D: usize>(x: Tensor<D>, weight: Tensor<1>, eps: f64) -> Tensor<D> {
     let mean_square = x.clone().square().mean_dim(D - 1);
     x / (mean_square + eps).sqrt() * weight.unsqueeze()
@@ -137,8 +143,13 @@ fn bodies_equal_each_other() {
     for shape in [[1, 1, 1], [2, 3, 17], [3, 700, 33]] {
         assert_equals_plain(
             [random(shape), random(shape)],
-            |[gate, up]| swiglu(gate, up),
+            |[gate, up]| glu(gate, up, Activation::Silu),
             |[gate, up]| silu(gate) * up,
+        );
+        assert_equals_plain(
+            [random(shape), random(shape)],
+            |[gate, up]| glu(gate * 2.0, up, Activation::GeluTanh),
+            |[gate, up]| plain_gelu(gate * 2.0) * up,
         );
         let [_, _, dim] = shape;
         assert_equals_plain(
@@ -150,6 +161,8 @@ fn bodies_equal_each_other() {
             linear(x, weight.reshape([5, dim])) / dim as f32
         });
     }
+    gelu_is_its_formula();
+    portable(gelu_is_its_formula);
     views_are_as_good_as_whole_tensors();
     rotations_are_the_same();
     losses_are_the_same();
@@ -166,17 +179,57 @@ fn bodies_equal_each_other() {
     attention_in_half_precision_is_that_of_f32();
 }
 
+/// In value and both gradients, also where f32 cannot hold the cube of x.
+fn gelu_is_its_formula() {
+    const UP: f64 = 3.0;
+    let near = (-400..=400).map(|i| i as f32 * 0.05);
+    let gates: Vec<f32> = near.chain([-1e13, -1e4, 1e4, 1e13]).collect();
+    let gate = Tensor::<1>::from_floats(&gates[..], &device()).require_grad();
+    let up = Tensor::<1>::full([gates.len()], UP, &device()).require_grad();
+    let out = glu(gate.clone(), up.clone(), Activation::GeluTanh);
+    let grads = out.clone().sum().backward();
+    let [gate_grad, up_grad] = [gate, up].map(|input| input.grad(&grads).expect("it is tracked"));
+    let [out, gate_grad, up_grad] = [out.inner(), gate_grad, up_grad]
+        .map(|tensor| tensor.into_data().iter().collect::<Vec<f64>>());
+    for (i, x) in gates.into_iter().map(f64::from).enumerate() {
+        let [(value, allowed), (slope, allowed_of_slope)] = gelu_in_f64(x);
+        assert!((out[i] - UP * value).abs() <= UP * allowed, "{x}");
+        assert!((up_grad[i] - value).abs() <= allowed, "{x}");
+        let error = (gate_grad[i] - UP * slope).abs();
+        assert!(error <= UP * allowed_of_slope, "{x}");
+    }
+}
+
+/// The value and the slope, each with what it may be off by in f32. A rounding of w moves `sigmoid(w)` by `|w|`
+/// times as much of itself.
+fn gelu_in_f64(x: f64) -> [(f64, f64); 2] {
+    let factor = (2.0 / std::f64::consts::PI).sqrt();
+    let inner = factor * (x + 0.044715 * x.powi(3));
+    let inner_slope = factor * (1.0 + 3.0 * 0.044715 * x * x);
+    let (tanh, rounding) = (inner.tanh(), 1e-6 * (1.0 + inner.abs().min(100.0)));
+    let half = 0.5 * (1.0 + tanh);
+    let rest = 0.5 * x * (1.0 - tanh * tanh) * inner_slope;
+    // The last part is what f64 loses where tanh comes near to -1.
+    let allowed = |terms: f64| rounding * terms + 1e-14;
+    [
+        (x * half, allowed((x * half).abs())),
+        (half + rest, allowed(half + rest.abs())),
+    ]
+}
+
 /// What is not contiguous, or not all of its buffer.
 fn views_are_as_good_as_whole_tensors() {
-    assert_fused_equals_portable([random([4, 6]), random([4, 6])], |[gate, up]| {
-        swiglu(gate.narrow(0, 1, 2), up.narrow(0, 0, 2))
-    });
+    for activation in [Activation::Silu, Activation::GeluTanh] {
+        assert_fused_equals_portable([random([4, 6]), random([4, 6])], |[gate, up]| {
+            glu(gate.narrow(0, 1, 2), up.narrow(0, 0, 2), activation)
+        });
+        assert_fused_equals_portable([random([4, 6]), random([6, 4])], |[gate, up]| {
+            glu(gate.transpose(), up, activation)
+        });
+    }
     let target = Tensor::<1, Int>::from_ints([3, 0], &device());
     assert_fused_equals_portable([random([4, 6])], |[logits]| {
         cross_entropy_sum(logits.narrow(0, 1, 2), target.clone())
-    });
-    assert_fused_equals_portable([random([4, 6]), random([6, 4])], |[gate, up]| {
-        swiglu(gate.transpose(), up)
     });
     assert_fused_equals_portable([random([9, 4]), random([9, 3])], |[x, weight]| {
         linear(x.transpose(), weight.transpose())

@@ -16,13 +16,13 @@ mod cuda;
 mod decode;
 mod dropout;
 mod flash;
+mod glu;
 mod packed;
 mod product;
 mod rms_norm;
 mod rotary;
 mod row;
 mod squares;
-mod swiglu;
 
 use burn::backend::DispatchDevice;
 #[cfg(feature = "cuda")]
@@ -43,6 +43,7 @@ pub(super) use self::packed::largest_tile;
 use self::product::{add_rows_by, rows_by, transposed};
 use super::backend::StepOps;
 use super::portable;
+use super::types::Activation;
 use super::types::AdamWStep;
 use super::types::DropoutMask;
 use super::types::KeyRanges;
@@ -198,21 +199,22 @@ impl StepOps for CubeBackend {
         }
     }
 
-    fn swiglu(gate: CubeTensor, up: CubeTensor) -> CubeTensor {
+    fn glu(gate: CubeTensor, up: CubeTensor, activation: Activation) -> CubeTensor {
         match takes(&gate) {
-            true => swiglu::forward(gate, up),
-            false => portable::swiglu::forward::<Self>(gate, up),
+            true => glu::forward(gate, up, activation),
+            false => portable::glu::forward::<Self>(gate, up, activation),
         }
     }
 
-    fn swiglu_backward(
+    fn glu_backward(
         grad: CubeTensor,
         gate: CubeTensor,
         up: CubeTensor,
+        activation: Activation,
     ) -> (CubeTensor, CubeTensor) {
         match takes(&grad) {
-            true => swiglu::backward(grad, gate, up),
-            false => portable::swiglu::backward::<Self>(grad, gate, up),
+            true => glu::backward(grad, gate, up, activation),
+            false => portable::glu::backward::<Self>(grad, gate, up, activation),
         }
     }
 

@@ -4,12 +4,12 @@ mod attention;
 mod cross_entropy;
 mod dropout;
 mod gemm;
+mod glu;
 mod linear;
 mod packed;
 mod rms_norm;
 mod rotary;
 mod squares;
-mod swiglu;
 mod vector;
 
 use burn::backend::ops::{FloatTensorOps, IntTensorOps};
@@ -22,6 +22,7 @@ pub(super) use gemm::multiplies_bf16;
 
 use super::backend::StepOps;
 use super::portable;
+use super::types::Activation;
 use super::types::DropoutMask;
 use super::types::KeyRanges;
 use crate::quantization::PackedLayout;
@@ -117,17 +118,22 @@ impl StepOps for Flex {
         }
     }
 
-    fn swiglu(gate: Primitive, up: Primitive) -> Primitive {
+    fn glu(gate: Primitive, up: Primitive, activation: Activation) -> Primitive {
         match takes(&gate) {
-            true => swiglu::forward(&gate, &up),
-            false => portable::swiglu::forward::<Self>(gate, up),
+            true => glu::forward(&gate, &up, activation),
+            false => portable::glu::forward::<Self>(gate, up, activation),
         }
     }
 
-    fn swiglu_backward(grad: Primitive, gate: Primitive, up: Primitive) -> (Primitive, Primitive) {
+    fn glu_backward(
+        grad: Primitive,
+        gate: Primitive,
+        up: Primitive,
+        activation: Activation,
+    ) -> (Primitive, Primitive) {
         match takes(&grad) {
-            true => swiglu::backward(&grad, gate, up),
-            false => portable::swiglu::backward::<Self>(grad, gate, up),
+            true => glu::backward(&grad, gate, up, activation),
+            false => portable::glu::backward::<Self>(grad, gate, up, activation),
         }
     }
 

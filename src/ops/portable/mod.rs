@@ -5,12 +5,12 @@ pub mod adamw;
 pub mod attention;
 pub mod cross_entropy;
 pub mod dropout;
+pub mod glu;
 pub mod linear;
 pub mod packed;
 pub mod rms_norm;
 pub mod rotary;
 pub mod squares;
-pub mod swiglu;
 
 use burn::backend::tensor::FloatTensor;
 use burn::backend::{Backend, FloatDType, TensorMetadata};

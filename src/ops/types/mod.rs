@@ -1,10 +1,13 @@
 //! What operations are told beside tensors.
 
+mod activation;
 mod adamw;
 mod attention;
 mod dropout;
 mod packed;
 
+pub use activation::Activation;
+pub(super) use activation::gelu;
 pub(crate) use adamw::AdamWStep;
 pub use attention::AttentionMask;
 pub(super) use attention::{KeyRanges, Sizes};

@@ -4,22 +4,25 @@ use burn::tensor::Tensor;
 use super::backend::StepOps;
 use super::dispatch::dispatched;
 use super::meta::{MetaOp, MetaTensor};
+use super::types::Activation;
 
-/// `silu(gate) · up` with `silu(x) = x / (1 + e^-x)`. Shazeer, <https://arxiv.org/abs/2002.05202>.
+/// A gated linear unit, `activation(gate) · up`: SwiGLU with [`Activation::Silu`], GeGLU with
+/// [`Activation::GeluTanh`]. Shazeer, <https://arxiv.org/abs/2002.05202>.
 ///
 /// # Shapes
 /// - `gate`, `up` and output: `[..., intermediate_dim]`
 ///
 /// # Panics
 /// If the shapes or the types differ.
-pub fn swiglu<const D: usize>(gate: Tensor<D>, up: Tensor<D>) -> Tensor<D> {
+pub fn glu<const D: usize>(gate: Tensor<D>, up: Tensor<D>, activation: Activation) -> Tensor<D> {
     assert_eq!(gate.dims(), up.dims(), "gate and up differ in shape");
     assert_eq!(gate.dtype(), up.dtype(), "gate and up differ in type");
-    Tensor::from_dispatch(Dispatch::swiglu(dispatched(gate), up.into_dispatch()))
+    let (gate, up) = (dispatched(gate), up.into_dispatch());
+    Tensor::from_dispatch(Dispatch::glu(gate, up, activation))
 }
 
-/// What [`swiglu`] holds: it keeps both inputs, whose places the gradients take.
-pub(crate) fn swiglu_meta(gate: MetaTensor, up: MetaTensor) -> MetaTensor {
+/// What [`glu`] holds: it keeps both inputs, whose places the gradients take.
+pub(crate) fn glu_meta(gate: MetaTensor, up: MetaTensor) -> MetaTensor {
     let width = gate.width;
     let inputs = [gate.clone(), up.clone()];
     let op = MetaOp::of(inputs).keeps(&gate).keeps(&up);
