@@ -5,7 +5,7 @@ use super::backend::StepOps;
 use super::dispatch::dispatched;
 use super::meta::{F32, MetaOp, MetaTensor};
 use super::portable::attention::QUERY_BLOCK;
-use super::types::AttentionMask;
+use super::types::{AttentionMask, Scores};
 
 /// How a device runs the attention, see [`attention_body`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -19,14 +19,20 @@ pub enum AttentionBody {
     Flash,
 }
 
-/// How `device` runs the attention of heads of `head_dim` numbers of type `dtype`.
-pub fn attention_body(device: &Device, dtype: DType, head_dim: usize) -> AttentionBody {
+/// How `device` runs the attention of heads of `head_dim` numbers of type `dtype`, with capped scores
+/// ([`Scores::cap`]) or not: [`AttentionBody::Flash`] caps none.
+pub fn attention_body(
+    device: &Device,
+    dtype: DType,
+    head_dim: usize,
+    has_cap: bool,
+) -> AttentionBody {
     #[cfg(feature = "cube")]
-    if super::cube::has_flash_attention(device, dtype, head_dim) {
+    if !has_cap && super::cube::has_flash_attention(device, dtype, head_dim) {
         return AttentionBody::Flash;
     }
     #[cfg(not(feature = "cube"))]
-    let _ = (dtype, head_dim);
+    let _ = (dtype, head_dim, has_cap);
     match super::is_fused_cpu(device) {
         true => AttentionBody::Cache,
         false => AttentionBody::Blocks,
@@ -46,6 +52,26 @@ pub fn attention_body(device: &Device, dtype: DType, head_dim: usize) -> Attenti
 /// # Panics
 /// If the shapes do not fit each other and `mask`, or the types differ.
 pub fn attention(q: Tensor<4>, k: Tensor<4>, v: Tensor<4>, mask: &AttentionMask) -> Tensor<4> {
+    let [_, _, _, head_dim] = q.dims();
+    attention_scored(q, k, v, mask, Scores::of_head(head_dim))
+}
+
+/// [`attention`] with scores of another scale, or capped: `softmax(cap · tanh(scale · q kᵀ / cap)) v`.
+///
+/// # Shapes
+/// - `q`: `[batch, seq, heads, head_dim]`, output the same
+/// - `k`, `v`: `[batch, keys, kv_heads, head_dim]`
+///
+/// # Panics
+/// If the shapes do not fit each other and `mask`, the types differ, or the scale or the cap is not above zero.
+pub fn attention_scored(
+    q: Tensor<4>,
+    k: Tensor<4>,
+    v: Tensor<4>,
+    mask: &AttentionMask,
+    scores: Scores,
+) -> Tensor<4> {
+    scores.assert_valid();
     let [batch, seq, heads, head_dim] = q.dims();
     let [_, keys, kv_heads, _] = k.dims();
     let fits = k.dims() == [batch, keys, kv_heads, head_dim] && k.dims() == v.dims();
@@ -60,12 +86,12 @@ pub fn attention(q: Tensor<4>, k: Tensor<4>, v: Tensor<4>, mask: &AttentionMask)
         "the mask does not fit the heads"
     );
     let device = q.device();
-    let body = attention_body(&device, q.dtype(), head_dim);
+    let body = attention_body(&device, q.dtype(), head_dim, scores.cap.is_some());
     let visible = mask.visible_tensor(&device).into_dispatch();
     let [q, k, v] = [q, k, v].map(dispatched);
     Tensor::from_dispatch(match body {
-        AttentionBody::Flash => Dispatch::flash_attention(q, k, v, visible).0,
-        _ => Dispatch::attention(q, k, v, visible, mask.ranges().clone()),
+        AttentionBody::Flash => Dispatch::flash_attention(q, k, v, visible, scores.scale).0,
+        _ => Dispatch::attention(q, k, v, visible, mask.ranges().clone(), scores),
     })
 }
 

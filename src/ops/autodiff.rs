@@ -14,6 +14,7 @@ use super::backend::{StepOps, Weight, lora_forward, maybe_dropped};
 use super::types::Activation;
 use super::types::DropoutMask;
 use super::types::KeyRanges;
+use super::types::Scores;
 use crate::quantization::PackedLayout;
 
 impl<B: StepOps, C: CheckpointStrategy> StepOps for Autodiff<B, C> {
@@ -161,13 +162,14 @@ impl<B: StepOps, C: CheckpointStrategy> StepOps for Autodiff<B, C> {
         v: FloatTensor<Self>,
         visible: IntTensor<Self>,
         mask: KeyRanges,
+        scores: Scores,
     ) -> FloatTensor<Self> {
         let prep = AttentionBackward.prepare::<C>([q.node(), k.node(), v.node()]);
         let inputs @ [q, k, v] = &[q, k, v].map(|input| input.into_primitive());
         let (q, k, v) = (q.clone(), k.clone(), v.clone());
-        let out = <B as StepOps>::attention(q, k, v, visible.clone(), mask.clone());
+        let out = <B as StepOps>::attention(q, k, v, visible.clone(), mask.clone(), scores);
         match prep.compute_bound().stateful() {
-            OpsKind::Tracked(prep) => prep.finish((inputs.clone(), visible, mask), out),
+            OpsKind::Tracked(prep) => prep.finish((inputs.clone(), visible, mask, scores), out),
             OpsKind::UnTracked(prep) => prep.finish(out),
         }
     }
@@ -178,15 +180,16 @@ impl<B: StepOps, C: CheckpointStrategy> StepOps for Autodiff<B, C> {
         k: FloatTensor<Self>,
         v: FloatTensor<Self>,
         visible: IntTensor<Self>,
+        scale: f64,
     ) -> (FloatTensor<Self>, FloatTensor<Self>) {
         let prep = FlashAttentionBackward.prepare::<C>([q.node(), k.node(), v.node()]);
         let inputs @ [q, k, v] = &[q, k, v].map(|input| input.into_primitive());
         let (q, k, v) = (q.clone(), k.clone(), v.clone());
-        let (out, totals) = B::flash_attention(q, k, v, visible.clone());
+        let (out, totals) = B::flash_attention(q, k, v, visible.clone(), scale);
         let untracked = Self::from_inner(totals.clone());
         let out = match prep.compute_bound().stateful() {
             OpsKind::Tracked(prep) => {
-                prep.finish((inputs.clone(), [out.clone(), totals], visible), out)
+                prep.finish((inputs.clone(), [out.clone(), totals], visible, scale), out)
             }
             OpsKind::UnTracked(prep) => prep.finish(out),
         };
@@ -481,8 +484,8 @@ impl<B: StepOps> Backward<B, 1> for RotaryBackward {
 struct AttentionBackward;
 
 impl<B: StepOps> Backward<B, 3> for AttentionBackward {
-    /// q, k, v, and the mask as a tensor and as ranges.
-    type State = ([FloatTensor<B>; 3], IntTensor<B>, KeyRanges);
+    /// q, k, v; the mask as a tensor and as ranges; what becomes of scores.
+    type State = ([FloatTensor<B>; 3], IntTensor<B>, KeyRanges, Scores);
 
     fn backward(
         self,
@@ -491,8 +494,8 @@ impl<B: StepOps> Backward<B, 3> for AttentionBackward {
         _checkpointer: &mut Checkpointer,
     ) {
         let grad = grads.consume::<B>(&ops.node);
-        let ([q, k, v], visible, mask) = ops.state;
-        let (q_grad, k_grad, v_grad) = B::attention_backward(grad, q, k, v, visible, mask);
+        let ([q, k, v], visible, mask, scores) = ops.state;
+        let (q_grad, k_grad, v_grad) = B::attention_backward(grad, q, k, v, visible, mask, scores);
         for (node, grad) in ops.parents.into_iter().zip([q_grad, k_grad, v_grad]) {
             if let Some(node) = node {
                 grads.register::<B>(node.id, grad);
@@ -505,8 +508,8 @@ impl<B: StepOps> Backward<B, 3> for AttentionBackward {
 struct FlashAttentionBackward;
 
 impl<B: StepOps> Backward<B, 3> for FlashAttentionBackward {
-    /// q, k, v; the output and the softmaxes' totals; the mask.
-    type State = ([FloatTensor<B>; 3], [FloatTensor<B>; 2], IntTensor<B>);
+    /// q, k, v; the output and the softmaxes' totals; the mask; the scale of scores.
+    type State = ([FloatTensor<B>; 3], [FloatTensor<B>; 2], IntTensor<B>, f64);
 
     fn backward(
         self,
@@ -515,9 +518,9 @@ impl<B: StepOps> Backward<B, 3> for FlashAttentionBackward {
         _checkpointer: &mut Checkpointer,
     ) {
         let grad = grads.consume::<B>(&ops.node);
-        let ([q, k, v], [out, totals], visible) = ops.state;
+        let ([q, k, v], [out, totals], visible, scale) = ops.state;
         let (q_grad, k_grad, v_grad) =
-            B::flash_attention_backward(grad, out, totals, q, k, v, visible);
+            B::flash_attention_backward(grad, out, totals, q, k, v, visible, scale);
         for (node, grad) in ops.parents.into_iter().zip([q_grad, k_grad, v_grad]) {
             if let Some(node) = node {
                 grads.register::<B>(node.id, grad);

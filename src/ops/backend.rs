@@ -46,6 +46,7 @@ use super::types::Activation;
 use super::types::AdamWStep;
 use super::types::DropoutMask;
 use super::types::KeyRanges;
+use super::types::Scores;
 use crate::quantization::PackedLayout;
 
 /// The operations, whose equations are in `super`, and their backward passes. The bodies here are the
@@ -274,12 +275,13 @@ pub trait StepOps: Backend {
         v: FloatTensor<Self>,
         visible: IntTensor<Self>,
         mask: KeyRanges,
+        scores: Scores,
     ) -> FloatTensor<Self> {
-        attention::forward::<Self>(q, k, v, visible, &mask)
+        attention::forward::<Self>(q, k, v, visible, &mask, scores)
     }
 
     /// The gradients of q, k and v.
-    #[fusion(meta = |_, q, k, v, _, _| (q.clone(), k.clone(), v.clone()))]
+    #[fusion(meta = |_, q, k, v, _, _, _| (q.clone(), k.clone(), v.clone()))]
     fn attention_backward(
         grad: FloatTensor<Self>,
         q: FloatTensor<Self>,
@@ -287,27 +289,30 @@ pub trait StepOps: Backend {
         v: FloatTensor<Self>,
         visible: IntTensor<Self>,
         mask: KeyRanges,
+        scores: Scores,
     ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>) {
-        attention::backward::<Self>(grad, [q, k, v], visible, &mask)
+        attention::backward::<Self>(grad, [q, k, v], visible, &mask, scores)
     }
 
-    /// The attention where it forms no scores in memory, and the logarithm of each query's softmax total,
-    /// `[batch, heads, seq]`, f32. Of backends that have it on some devices, see
+    /// The attention where it forms no scores in memory and caps none, and the logarithm of each query's softmax
+    /// total, `[batch, heads, seq]`, f32. Of backends that have it on some devices, see
     /// [`super::attention_body`].
-    #[fusion(meta = |q, _, _, _| (q.clone(), totals_spec(q)))]
+    #[fusion(meta = |q, _, _, _, _| (q.clone(), totals_spec(q)))]
     #[allow(unused_variables, reason = "a backend without it")]
     fn flash_attention(
         q: FloatTensor<Self>,
         k: FloatTensor<Self>,
         v: FloatTensor<Self>,
         visible: IntTensor<Self>,
+        scale: f64,
     ) -> (FloatTensor<Self>, FloatTensor<Self>) {
         unreachable!("this backend forms scores")
     }
 
     /// The gradients of q, k and v, from what [`StepOps::flash_attention`] gave.
-    #[fusion(meta = |_, _, _, q, k, v, _| (q.clone(), k.clone(), v.clone()))]
+    #[fusion(meta = |_, _, _, q, k, v, _, _| (q.clone(), k.clone(), v.clone()))]
     #[allow(unused_variables, reason = "a backend without it")]
+    #[allow(clippy::too_many_arguments, reason = "Burn takes each tensor alone")]
     fn flash_attention_backward(
         grad: FloatTensor<Self>,
         out: FloatTensor<Self>,
@@ -316,6 +321,7 @@ pub trait StepOps: Backend {
         k: FloatTensor<Self>,
         v: FloatTensor<Self>,
         visible: IntTensor<Self>,
+        scale: f64,
     ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>) {
         unreachable!("this backend forms scores")
     }

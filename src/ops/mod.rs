@@ -13,6 +13,7 @@
 //! | [`rms_norm`] | `w · x / sqrt(mean(x²) + eps)` | x |
 //! | [`rotary`] | pairs turned by their angles | the angles |
 //! | [`attention`] | `softmax(q kᵀ / sqrt(d)) v` | q, k, v; on GPUs in half precision the output and the softmaxes' totals too |
+//! | [`attention_scored`] | `softmax(cap · tanh(scale · q kᵀ / cap)) v` | the same; with a cap q, k and v alone |
 //! | [`glu`] | `activation(gate) · up` | gate, up |
 //! | [`cross_entropy_sum`] | `-Σ log softmax(logits)[target]` | its gradient, fused in the logits' place |
 //!
@@ -46,7 +47,7 @@ mod types;
 
 pub(crate) use adamw::adamw;
 pub(crate) use attention::attention_meta;
-pub use attention::{AttentionBody, attention, attention_body};
+pub use attention::{AttentionBody, attention, attention_body, attention_scored};
 pub(crate) use backward::{GraphState, backward_from};
 pub(crate) use cross_entropy::cross_entropy_meta;
 pub use cross_entropy::cross_entropy_sum;
@@ -70,5 +71,5 @@ pub(crate) use rms_norm::rms_norm_meta;
 pub use rotary::rotary;
 pub(crate) use rotary::rotary_meta;
 pub(crate) use squares::SumOfSquares;
-pub use types::{Activation, AttentionMask, DropoutMask, seed_dropout};
+pub use types::{Activation, AttentionMask, DropoutMask, Scores, seed_dropout};
 pub(crate) use types::{AdamWStep, PackedTensor, mix};

@@ -3,6 +3,7 @@
 mod packed;
 
 use std::cell::Cell;
+use std::ops::Range;
 
 #[cfg(feature = "cube")]
 use burn::backend::DispatchDevice;
@@ -97,7 +98,11 @@ fn plain_rms_norm<const D: usize>(x: Tensor<D>, weight: Tensor<1>, eps: f64) -> 
 }
 
 /// With keys and values repeated for the heads that share them, and all scores at once.
-fn plain_attention(q: Tensor<4>, k: Tensor<4>, v: Tensor<4>, mask: &AttentionMask) -> Tensor<4> {
+fn plain_attention(
+    [q, k, v]: [Tensor<4>; 3],
+    mask: &AttentionMask,
+    Scores { scale, cap }: Scores,
+) -> Tensor<4> {
     let [_, _, heads, head_dim] = q.dims();
     let [batch, keys, kv_heads, _] = k.dims();
     let repeated = |x: Tensor<4>| {
@@ -105,7 +110,10 @@ fn plain_attention(q: Tensor<4>, k: Tensor<4>, v: Tensor<4>, mask: &AttentionMas
         x.reshape([batch, keys, heads, head_dim]).swap_dims(1, 2)
     };
     let scores = sums_of_products(q.swap_dims(1, 2), repeated(k).swap_dims(2, 3));
-    let scores = scores / (head_dim as f64).sqrt();
+    let scores = match cap {
+        None => scores * scale,
+        Some(cap) => (scores * (scale / cap)).tanh() * cap,
+    };
     let hidden = hidden(mask, &v.device());
     let weights = softmax(scores.mask_fill(hidden.clone(), f32::MIN), 3);
     // Or the weights of a query that sees nothing would be alike.
@@ -277,6 +285,26 @@ fn a_mask_serves_several_devices() {
     }
 }
 
+/// The scores of these tests: the usual ones, of another scale, capped slightly and so that many are flat.
+fn kinds_of_scores(head_dim: usize) -> [Scores; 4] {
+    let usual = Scores::of_head(head_dim);
+    [
+        usual,
+        usual.with_scale(0.1),
+        usual.with_cap(Some(50.0)),
+        usual.with_scale(0.4).with_cap(Some(1.5)),
+    ]
+}
+
+/// The last `width` keys up to each query's own position, in its own sample.
+fn windows(width: usize, segments: &[Vec<usize>], seq: usize) -> AttentionMask {
+    let samples = AttentionMask::within_segments(segments, seq);
+    let rows = 0..segments.len();
+    let seen = rows.flat_map(|row| samples.ranges().visible(row, 0..seq));
+    let last = |seen: &Range<usize>| seen.start.max(seen.end.saturating_sub(width))..seen.end;
+    AttentionMask::new(seq, seq, seen.map(last).collect())
+}
+
 fn attention_is_the_same() {
     let causal = |seq: usize| AttentionMask::causal(0, seq);
     let packed = AttentionMask::within_segments(&[vec![70, 1, 60], vec![3, 100]], 140);
@@ -289,23 +317,69 @@ fn attention_is_the_same() {
         (1, 2, 1, 4, AttentionMask::causal(0, 600)),
         // Queries after keys that a cache holds.
         (1, 4, 2, 8, AttentionMask::causal(9, 3)),
+        // Windows: of oneself, shorter and longer than samples and blocks.
+        (1, 2, 1, 4, windows(1, &[vec![9]], 9)),
+        (1, 4, 2, 8, windows(50, &[vec![300]], 300)),
+        (2, 4, 2, 8, windows(7, &[vec![70, 1, 60], vec![140]], 140)),
+        (2, 2, 2, 4, windows(100, &[vec![90, 50], vec![3, 130]], 140)),
     ];
     a_query_that_sees_nothing_gives_zero();
+    keys_outside_of_a_window_are_not_read();
+    portable(keys_outside_of_a_window_are_not_read);
     for (batch, heads, kv_heads, head_dim, mask) in cases {
-        // One input of one shape each: queries, keys and values side by side.
         let q = random([batch, mask.ranges().seq(), heads, head_dim]);
-        let k = random([batch, mask.ranges().keys(), kv_heads, head_dim]);
-        let v = random([batch, mask.ranges().keys(), kv_heads, head_dim]);
-        assert_equals_plain(
-            [k.clone(), v.clone()],
-            |[k, v]| attention(q.clone(), k, v, &mask),
-            |[k, v]| plain_attention(q.clone(), k, v, &mask),
-        );
-        assert_equals_plain(
-            [q],
-            |[q]| attention(q, k.clone(), v.clone(), &mask),
-            |[q]| plain_attention(q, k.clone(), v.clone(), &mask),
-        );
+        let [k, v] = [(); 2].map(|()| random([batch, mask.ranges().keys(), kv_heads, head_dim]));
+        for scores in kinds_of_scores(head_dim) {
+            assert_attention_equals_plain([&q, &k, &v], &mask, scores);
+        }
+    }
+}
+
+/// Inputs of one shape at a time: queries, then keys and values.
+fn assert_attention_equals_plain([q, k, v]: [&Tensor<4>; 3], mask: &AttentionMask, scores: Scores) {
+    assert_equals_plain(
+        [k.clone(), v.clone()],
+        |[k, v]| attention_scored(q.clone(), k, v, mask, scores),
+        |[k, v]| plain_attention([q.clone(), k, v], mask, scores),
+    );
+    assert_equals_plain(
+        [q.clone()],
+        |[q]| attention_scored(q, k.clone(), v.clone(), mask, scores),
+        |[q]| plain_attention([q, k.clone(), v.clone()], mask, scores),
+    );
+}
+
+/// A number times NaN would be NaN, also where the weight is zero. Queries 0 to 511 see the key 300 or nothing, those
+/// after it the last 16 keys: what lies before, between and after is in no block of queries.
+fn keys_outside_of_a_window_are_not_read() {
+    const SEQ: usize = 600;
+    let visible = (0..SEQ).map(|query| match query {
+        _ if query % 7 == 3 => 0..0,
+        0..512 => 300..301,
+        _ => query - 15..query + 1,
+    });
+    let mask = AttentionMask::new(SEQ, SEQ, visible.collect());
+    let is_seen = |key: usize| key == 300 || key >= 512 - 15;
+    let unseen: Vec<f32> = (0..SEQ)
+        .map(|key| if is_seen(key) { 0.0 } else { f32::NAN })
+        .collect();
+    let unseen = Tensor::<1>::from_floats(&unseen[..], &device()).reshape([1, SEQ, 1, 1]);
+    let q = random([1, SEQ, 2, 4]);
+    let [k, v] = [(); 2].map(|()| {
+        (random([1, SEQ, 1, 4]) + unseen.clone())
+            .detach()
+            .require_grad()
+    });
+    let inputs = [q, k, v];
+    for scores in kinds_of_scores(4) {
+        let [q, k, v] = inputs.clone();
+        let found = output_and_grads(&inputs, attention_scored(q, k, v, &mask, scores));
+        for (index, found) in found.into_iter().enumerate() {
+            assert!(
+                !found.contains_nan().into_scalar::<bool>(),
+                "{index}: {scores:?}"
+            );
+        }
     }
 }
 
@@ -334,6 +408,7 @@ fn attention_in_half_precision_is_that_of_f32() {
         (1, 2, 2, 64, AttentionMask::causal(9, 70)),
         (1, 2, 1, 128, AttentionMask::causal(0, 65)),
         (1, 2, 1, 24, AttentionMask::causal(0, 20)),
+        (2, 4, 2, 64, windows(40, &[vec![70, 1, 60], vec![140]], 140)),
     ];
     let types = [(DType::BF16, 2f32.powi(-8)), (DType::F16, 2f32.powi(-11))].into_iter();
     for (dtype, step) in types.filter(|(dtype, _)| device().supports_dtype(*dtype)) {
@@ -343,25 +418,32 @@ fn attention_in_half_precision_is_that_of_f32() {
             let v = random([*batch, mask.ranges().keys(), *kv_heads, *head_dim]);
             let rounded = |x: Tensor<4>| x.inner().cast(dtype).cast(DType::F32);
             let inputs = [q, k, v].map(|input| Tensor::from_inner(rounded(input)).require_grad());
-            let in_half = || {
-                let [q, k, v] = inputs.clone().map(|input| input.cast(dtype));
-                attention(q, k, v, mask).cast(DType::F32)
-            };
-            let in_f32 = || {
-                let [q, k, v] = inputs.clone();
-                plain_attention(q, k, v, mask)
-            };
-            let found = output_and_grads(&inputs, in_half());
-            let expected = output_and_grads(&inputs, in_f32());
-            for (index, (found, expected)) in found.into_iter().zip(expected).enumerate() {
-                let size = expected.clone().abs().max().into_scalar::<f32>().max(1.0);
-                let difference = (found - expected).abs().max().into_scalar::<f32>();
-                assert!(
-                    difference < 4.0 * step * size,
-                    "{dtype:?}, {head_dim}, {index}: {difference} of {size}"
-                );
+            for scores in kinds_of_scores(*head_dim) {
+                let in_half = inputs.clone().map(|input| input.cast(dtype));
+                assert_half_equals_f32(&inputs, in_half, mask, scores, step);
             }
         }
+    }
+}
+
+fn assert_half_equals_f32(
+    inputs: &[Tensor<4>; 3],
+    [q, k, v]: [Tensor<4>; 3],
+    mask: &AttentionMask,
+    scores: Scores,
+    step: f32,
+) {
+    let dtype = q.dtype();
+    let out = attention_scored(q, k, v, mask, scores).cast(DType::F32);
+    let found = output_and_grads(inputs, out);
+    let expected = output_and_grads(inputs, plain_attention(inputs.clone(), mask, scores));
+    for (index, (found, expected)) in found.into_iter().zip(expected).enumerate() {
+        let size = expected.clone().abs().max().into_scalar::<f32>().max(1.0);
+        let difference = (found - expected).abs().max().into_scalar::<f32>();
+        assert!(
+            difference < 4.0 * step * size,
+            "{dtype:?}, {scores:?}, {index}: {difference} of {size}"
+        );
     }
 }
 
@@ -498,6 +580,20 @@ fn a_query_that_sees_nothing_gives_zero() {
 #[should_panic = "the input's width is not the weight's"]
 fn a_weight_of_another_width_panics() {
     linear(random([4, 6]), random([3, 8]));
+}
+
+#[test]
+#[should_panic = "must be above zero"]
+fn a_cap_of_zero_panics() {
+    let x = random([1, 3, 1, 2]);
+    let scores = Scores::of_head(2).with_cap(Some(0.0));
+    attention_scored(
+        x.clone(),
+        x.clone(),
+        x,
+        &AttentionMask::causal(0, 3),
+        scores,
+    );
 }
 
 #[test]

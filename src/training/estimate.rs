@@ -95,7 +95,7 @@ impl EstimateConfig {
             true => packed_compute_dtype(device),
             false => compute_dtype(device, self.dtype),
         };
-        self.attention = attention_body(device, self.compute_dtype, self.model.head_dim);
+        self.attention = attention_body(device, self.compute_dtype, self.model.head_dim, false);
         self
     }
 }

@@ -9,7 +9,7 @@ use cubecl::prelude::*;
 use super::product::product;
 use super::{elem, empty, row};
 use crate::ops::portable::attention::{Block, backward_by_block, forward_by_block};
-use crate::ops::types::KeyRanges;
+use crate::ops::types::{KeyRanges, Scores};
 
 /// Where the scores of a block lie: row after row, `[batch, heads, queries, keys]`.
 #[derive(CubeType, CubeLaunch, Clone, Copy)]
@@ -64,14 +64,50 @@ fn largest_score(
     row::max(largest, shared)
 }
 
-/// `softmax(scale · scores)` over the keys in sight, zero elsewhere.
+/// [`Scores`] in a kernel.
+#[derive(CubeType, CubeLaunch, Clone, Copy)]
+struct Scaling {
+    scale: f32,
+    cap: f32,
+    #[cube(comptime)]
+    has_cap: bool,
+}
+
+/// `tanh(scale · product / cap)`.
+#[cube]
+fn capped(product: f32, scaling: &Scaling) -> f32 {
+    (product * scaling.scale / scaling.cap).tanh()
+}
+
+/// `exp(score - largest score)`, from products.
+#[cube]
+fn exponential(product: f32, largest: f32, scaling: &Scaling) -> f32 {
+    match comptime!(scaling.has_cap) {
+        true => ((capped(product, scaling) - capped(largest, scaling)) * scaling.cap).exp(),
+        false => ((product - largest) * scaling.scale).exp(),
+    }
+}
+
+/// How much a score moves with its product.
+#[cube]
+fn slope(product: f32, scaling: &Scaling) -> f32 {
+    match comptime!(scaling.has_cap) {
+        true => {
+            let tanh = capped(product, scaling);
+            scaling.scale * (1.0f32 - tanh * tanh)
+        }
+        false => scaling.scale,
+    }
+}
+
+/// The softmax of scores over the keys in sight, zero elsewhere, from the products of queries and keys.
 #[cube(launch, address_type = "dynamic")]
 fn weights_kernel<F: Float, I: Int>(
     scores: &Tensor<f32>,
     visible: &Tensor<I>,
     weights: &mut Tensor<F>,
     layout: Layout,
-    scale: f32,
+    scaling: Scaling,
     #[define(F, I)] _dtypes: [ElemType; 2],
 ) {
     let start = CUBE_POS * layout.keys;
@@ -84,7 +120,7 @@ fn weights_kernel<F: Float, I: Int>(
     let mut total = 0.0f32;
     let mut key = first + UNIT_POS_X as usize;
     while key < end {
-        total += ((scores[start + key] - largest) * scale).exp();
+        total += exponential(scores[start + key], largest, &scaling);
         key += row::UNITS;
     }
     let total = row::sum(total, &mut shared);
@@ -92,14 +128,14 @@ fn weights_kernel<F: Float, I: Int>(
     while key < layout.keys {
         let mut weight = 0.0f32;
         if key >= first && key < end {
-            weight = ((scores[start + key] - largest) * scale).exp() / total;
+            weight = exponential(scores[start + key], largest, &scaling) / total;
         }
         weights[start + key] = F::cast_from(weight);
         key += row::UNITS;
     }
 }
 
-/// The weights w again, and the gradients of the scores, `scale · w · (∂w - Σ w ∂w)`.
+/// The weights w again, and the gradients of the products, `slope · w · (∂w - Σ w ∂w)`.
 #[cube(launch, address_type = "dynamic")]
 fn weights_backward_kernel<F: Float, I: Int>(
     scores: &Tensor<f32>,
@@ -108,7 +144,7 @@ fn weights_backward_kernel<F: Float, I: Int>(
     weights: &mut Tensor<F>,
     score_grads: &mut Tensor<F>,
     layout: Layout,
-    scale: f32,
+    scaling: Scaling,
     #[define(F, I)] _dtypes: [ElemType; 2],
 ) {
     let start = CUBE_POS * layout.keys;
@@ -122,7 +158,7 @@ fn weights_backward_kernel<F: Float, I: Int>(
     let mut along = 0.0f32;
     let mut key = first + UNIT_POS_X as usize;
     while key < end {
-        let weight = ((scores[start + key] - largest) * scale).exp();
+        let weight = exponential(scores[start + key], largest, &scaling);
         total += weight;
         along += weight * weight_grads[start + key];
         key += row::UNITS;
@@ -134,8 +170,9 @@ fn weights_backward_kernel<F: Float, I: Int>(
         let mut weight = 0.0f32;
         let mut score_grad = 0.0f32;
         if key >= first && key < end {
-            weight = ((scores[start + key] - largest) * scale).exp() / total;
-            score_grad = scale * weight * (weight_grads[start + key] - along);
+            weight = exponential(scores[start + key], largest, &scaling) / total;
+            let slope = slope(scores[start + key], &scaling);
+            score_grad = slope * weight * (weight_grads[start + key] - along);
         }
         weights[start + key] = F::cast_from(weight);
         score_grads[start + key] = F::cast_from(score_grad);
@@ -149,6 +186,7 @@ pub fn forward(
     v: CubeTensor,
     visible: CubeTensor,
     mask: &KeyRanges,
+    kind: Scores,
 ) -> CubeTensor {
     let visible = into_contiguous(visible);
     forward_by_block::<CubeBackend>([q, k, v], mask, |block, q, k| {
@@ -166,7 +204,7 @@ pub fn forward(
             visible.clone().into_tensor_arg(),
             weights.clone().into_tensor_arg(),
             layout(block),
-            block.scale() as f32,
+            scaling(kind),
             [elem(dtype), elem(visible.dtype)],
         );
         weights
@@ -179,6 +217,7 @@ pub fn backward(
     qkv: [CubeTensor; 3],
     visible: CubeTensor,
     mask: &KeyRanges,
+    kind: Scores,
 ) -> (CubeTensor, CubeTensor, CubeTensor) {
     let visible = into_contiguous(visible);
     backward_by_block::<CubeBackend>(grad, qkv, mask, |block, [q, k, v, grad]| {
@@ -198,11 +237,15 @@ pub fn backward(
             weights.clone().into_tensor_arg(),
             score_grads.clone().into_tensor_arg(),
             layout(block),
-            block.scale() as f32,
+            scaling(kind),
             [elem(dtype), elem(visible.dtype)],
         );
         (weights, score_grads)
     })
+}
+
+fn scaling(Scores { scale, cap }: Scores) -> ScalingLaunch {
+    ScalingLaunch::new(scale as f32, cap.unwrap_or(1.0) as f32, cap.is_some())
 }
 
 /// `a bᵀ` in f32, without a rounding to the type of `a` and `b` between.

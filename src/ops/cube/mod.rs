@@ -47,6 +47,7 @@ use super::types::Activation;
 use super::types::AdamWStep;
 use super::types::DropoutMask;
 use super::types::KeyRanges;
+use super::types::Scores;
 use crate::quantization::PackedLayout;
 
 /// Whether operations on `tensor` have a kernel here.
@@ -250,10 +251,11 @@ impl StepOps for CubeBackend {
         v: CubeTensor,
         visible: IntTensor<Self>,
         mask: KeyRanges,
+        scores: Scores,
     ) -> CubeTensor {
         match takes(&q) {
-            true => attention::forward(q, k, v, visible, &mask),
-            false => portable::attention::forward::<Self>(q, k, v, visible, &mask),
+            true => attention::forward(q, k, v, visible, &mask, scores),
+            false => portable::attention::forward::<Self>(q, k, v, visible, &mask, scores),
         }
     }
 
@@ -264,10 +266,11 @@ impl StepOps for CubeBackend {
         v: CubeTensor,
         visible: IntTensor<Self>,
         mask: KeyRanges,
+        scores: Scores,
     ) -> (CubeTensor, CubeTensor, CubeTensor) {
         match takes(&grad) {
-            true => attention::backward(grad, [q, k, v], visible, &mask),
-            false => portable::attention::backward::<Self>(grad, [q, k, v], visible, &mask),
+            true => attention::backward(grad, [q, k, v], visible, &mask, scores),
+            false => portable::attention::backward::<Self>(grad, [q, k, v], visible, &mask, scores),
         }
     }
 
@@ -276,8 +279,9 @@ impl StepOps for CubeBackend {
         k: CubeTensor,
         v: CubeTensor,
         visible: IntTensor<Self>,
+        scale: f64,
     ) -> (CubeTensor, CubeTensor) {
-        flash::forward(q, k, v, visible)
+        flash::forward(q, k, v, visible, scale)
     }
 
     fn flash_attention_backward(
@@ -288,8 +292,9 @@ impl StepOps for CubeBackend {
         k: CubeTensor,
         v: CubeTensor,
         visible: IntTensor<Self>,
+        scale: f64,
     ) -> (CubeTensor, CubeTensor, CubeTensor) {
-        flash::backward(grad, [out, totals], [q, k, v], visible)
+        flash::backward(grad, [out, totals], [q, k, v], visible, scale)
     }
 
     fn cross_entropy_sum(logits: CubeTensor, targets: IntTensor<Self>) -> CubeTensor {

@@ -5,10 +5,9 @@ use burn::backend::TensorMetadata;
 use rayon::prelude::*;
 
 use super::gemm::{Mat, MatMut, Output, Scratch};
-use super::vector::{dot, exp, max, new_buffer, sum, vectorized};
+use super::vector::{dot, exp, max, new_buffer, sum, tanh, vectorized};
 use super::{Primitive, contiguous, primitive};
-use crate::ops::types::KeyRanges;
-use crate::ops::types::Sizes;
+use crate::ops::types::{KeyRanges, Scores, Sizes};
 
 /// Queries whose scores exist at a time, in each thread.
 const QUERY_BLOCK: usize = 64;
@@ -88,6 +87,8 @@ struct Buffers {
     /// Scores or weights of a block of queries, `[rows, keys in sight]`.
     weights: Vec<f32>,
     grads: Vec<f32>,
+    /// Those of the cap, of one query.
+    slopes: Vec<f32>,
 }
 
 impl Buffers {
@@ -104,7 +105,13 @@ impl Buffers {
     }
 }
 
-pub fn forward(q: &Primitive, k: &Primitive, v: &Primitive, mask: &KeyRanges) -> Primitive {
+pub fn forward(
+    q: &Primitive,
+    k: &Primitive,
+    v: &Primitive,
+    mask: &KeyRanges,
+    scores: Scores,
+) -> Primitive {
     let (q, k, v) = (contiguous(q), contiguous(k), contiguous(v));
     let sizes = Sizes::new(&q.shape(), &k.shape());
     let Sizes { batch, heads, .. } = sizes;
@@ -112,6 +119,7 @@ pub fn forward(q: &Primitive, k: &Primitive, v: &Primitive, mask: &KeyRanges) ->
         let pass = ForwardPass {
             sizes,
             mask,
+            scores,
             q: q.storage(),
             k: k.storage(),
             v: v.storage(),
@@ -132,6 +140,7 @@ pub fn forward(q: &Primitive, k: &Primitive, v: &Primitive, mask: &KeyRanges) ->
 struct ForwardPass<'a> {
     sizes: Sizes,
     mask: &'a KeyRanges,
+    scores: Scores,
     q: &'a [f32],
     k: &'a [f32],
     v: &'a [f32],
@@ -150,13 +159,32 @@ impl ForwardPass<'_> {
         let weights = Buffers::scores(&mut buffers.scratch, &mut buffers.weights, q, k);
         let by_row = weights.chunks_exact_mut(keys.len().max(1)).zip(seen);
         for (weights, seen) in by_row {
-            softmax(weights, within(seen, &keys), sizes.scale() as f32);
+            let seen = within(seen, &keys);
+            let scale = capped(&mut weights[seen.clone()], self.scores);
+            softmax(weights, seen, scale);
         }
         let weights = Mat::row_major(weights, [rows.len(), keys.len()]);
         // SAFETY: `out` has the shape of q; this task alone has this head.
         let out = unsafe { self.out.queries(sizes, batch, head, &rows) };
         buffers.scratch.matmul(out, Output::Write, weights, v);
     }
+}
+
+/// Caps the products of a query and keys, if their scores are capped. What is left to multiply them by.
+fn capped(products: &mut [f32], Scores { scale, cap }: Scores) -> f32 {
+    let Some(cap) = cap else {
+        return scale as f32;
+    };
+    let (inner_scale, cap) = ((scale / cap) as f32, cap as f32);
+    vectorized(
+        #[inline(always)]
+        || {
+            for score in products.iter_mut() {
+                *score = cap * tanh(*score * inner_scale);
+            }
+        },
+    );
+    1.0
 }
 
 /// Replaces scores by `softmax(scale · scores)` within `seen` and by zero elsewhere.
@@ -181,11 +209,13 @@ fn softmax(scores: &mut [f32], seen: Range<usize>, scale: f32) {
 
 /// The gradients of q, k and v. The weights P are formed again from the scores, a block of queries
 /// at a time: `dP = dO Vᵀ`, `dV = Pᵀ dO`, `dS = P ∘ (dP - rowsum(P ∘ dP))`, `dQ = dS K`,
-/// `dK = dSᵀ Q`. All keys of a query are at hand, so its output need not be kept.
+/// `dK = dSᵀ Q`; where scores are capped, dS is multiplied by the slopes of the cap. All keys of a query are at
+/// hand, so its output need not be kept.
 pub fn backward(
     grad: &Primitive,
     [q, k, v]: [&Primitive; 3],
     mask: &KeyRanges,
+    scores: Scores,
 ) -> (Primitive, Primitive, Primitive) {
     let [grad, q, k, v] = [grad, q, k, v].map(contiguous);
     let sizes = Sizes::new(&q.shape(), &k.shape());
@@ -196,6 +226,7 @@ pub fn backward(
         let pass = BackwardPass {
             sizes,
             mask,
+            scores,
             grad,
             q,
             k,
@@ -222,6 +253,7 @@ pub fn backward(
 struct BackwardPass<'a> {
     sizes: Sizes,
     mask: &'a KeyRanges,
+    scores: Scores,
     grad: &'a [f32],
     q: &'a [f32],
     k: &'a [f32],
@@ -255,6 +287,7 @@ impl BackwardPass<'_> {
             scratch,
             weights,
             grads,
+            slopes,
         } = buffers;
         let seen = mask.visible(batch, rows.clone());
         let keys = union(seen);
@@ -270,7 +303,7 @@ impl BackwardPass<'_> {
             .zip(grads.chunks_exact_mut(row_len));
         for ((weights, grads), seen) in by_row.zip(seen) {
             let seen = within(seen, &keys);
-            softmax_backward(weights, grads, seen, sizes.scale() as f32);
+            capped_softmax_backward(weights, grads, slopes, seen, self.scores);
         }
         let weights = Mat::row_major(weights, [rows.len(), keys.len()]);
         let grads = Mat::row_major(grads, [rows.len(), keys.len()]);
@@ -287,6 +320,50 @@ impl BackwardPass<'_> {
         scratch.matmul(k_grad, Output::Add, grads.transpose(), q);
         scratch.matmul(v_grad, Output::Add, weights.transpose(), grad);
     }
+}
+
+/// Replaces a row of products of a query and keys by the weights, and that of the weights' gradients by the
+/// products'.
+fn capped_softmax_backward(
+    products: &mut [f32],
+    grads: &mut [f32],
+    slopes: &mut Vec<f32>,
+    seen: Range<usize>,
+    scores: Scores,
+) {
+    let scale = capped(&mut products[seen.clone()], scores);
+    let Some(cap) = scores.cap else {
+        return softmax_backward(products, grads, seen, scale);
+    };
+    slopes_of_cap(
+        &products[seen.clone()],
+        slopes,
+        scores.scale as f32,
+        cap as f32,
+    );
+    softmax_backward(products, grads, seen.clone(), scale);
+    vectorized(
+        #[inline(always)]
+        || {
+            for (grad, slope) in grads[seen].iter_mut().zip(slopes) {
+                *grad *= *slope;
+            }
+        },
+    );
+}
+
+/// The slopes of `cap · tanh(scale · x / cap)`, from what it gave: `scale · (1 - tanh²)`.
+fn slopes_of_cap(capped: &[f32], slopes: &mut Vec<f32>, scale: f32, cap: f32) {
+    slopes.resize(capped.len(), 0.0);
+    vectorized(
+        #[inline(always)]
+        || {
+            for (slope, score) in slopes.iter_mut().zip(capped) {
+                let tanh = score * (1.0 / cap);
+                *slope = scale * (1.0 - tanh * tanh);
+            }
+        },
+    );
 }
 
 /// Replaces a row of scores by the weights, and that of the weights' gradients by the scores'.

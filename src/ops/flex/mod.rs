@@ -25,6 +25,7 @@ use super::portable;
 use super::types::Activation;
 use super::types::DropoutMask;
 use super::types::KeyRanges;
+use super::types::Scores;
 use crate::quantization::PackedLayout;
 
 /// Whether operations on f32 tensors of `device` are fused.
@@ -176,10 +177,11 @@ impl StepOps for Flex {
         v: Primitive,
         visible: IntTensor<Self>,
         mask: KeyRanges,
+        scores: Scores,
     ) -> Primitive {
         match takes(&q) {
-            true => attention::forward(&q, &k, &v, &mask),
-            false => portable::attention::forward::<Self>(q, k, v, visible, &mask),
+            true => attention::forward(&q, &k, &v, &mask, scores),
+            false => portable::attention::forward::<Self>(q, k, v, visible, &mask, scores),
         }
     }
 
@@ -190,10 +192,11 @@ impl StepOps for Flex {
         v: Primitive,
         visible: IntTensor<Self>,
         mask: KeyRanges,
+        scores: Scores,
     ) -> (Primitive, Primitive, Primitive) {
         match takes(&grad) {
-            true => attention::backward(&grad, [&q, &k, &v], &mask),
-            false => portable::attention::backward::<Self>(grad, [q, k, v], visible, &mask),
+            true => attention::backward(&grad, [&q, &k, &v], &mask, scores),
+            false => portable::attention::backward::<Self>(grad, [q, k, v], visible, &mask, scores),
         }
     }
 

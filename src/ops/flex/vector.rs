@@ -161,6 +161,22 @@ pub fn sigmoid(x: f32) -> f32 {
 /// Below -87 and above 88 it stays at their values, so the result is never zero or infinite.
 #[inline(always)]
 pub fn exp(x: f32) -> f32 {
+    let (rest, power) = exp_parts(x);
+    (rest + 1.0) * power
+}
+
+/// `tanh x` with a relative error below 2e-7, also where it is small, without branches:
+/// `y / (y + 2)` with `y = e^2|x| - 1`.
+#[inline(always)]
+pub fn tanh(x: f32) -> f32 {
+    let (rest, power) = exp_parts(2.0 * x.abs());
+    let y = rest * power + (power - 1.0);
+    (y / (y + 2.0)).copysign(x)
+}
+
+/// `e^r - 1`, accurate where it is small, and `2^n`, see [`exp`].
+#[inline(always)]
+fn exp_parts(x: f32) -> (f32, f32) {
     /// Adding it leaves an integer in the low bits of the sum.
     const SHIFT: f32 = 12_582_912.0;
     /// ln 2 in two parts, the first with few digits.
@@ -180,8 +196,8 @@ pub fn exp(x: f32) -> f32 {
     ] {
         polynomial = polynomial * r + coefficient;
     }
-    let power = polynomial * (r * r) + r + 1.0;
-    power * f32::from_bits((shifted.to_bits() << 23).wrapping_add(127 << 23))
+    let power = f32::from_bits((shifted.to_bits() << 23).wrapping_add(127 << 23));
+    (polynomial * (r * r) + r, power)
 }
 
 #[cfg(test)]
@@ -199,6 +215,21 @@ mod tests {
         assert_eq!(exp(-1e30), exp(-87.0));
         assert_eq!(exp(1e30), exp(88.0));
         assert!(exp(f32::NAN).is_nan());
+    }
+
+    #[test]
+    fn tanh_is_accurate_near_zero_and_far_from_it() {
+        let exponents = (-120..5).flat_map(|n| (0..1000).map(move |i| (n, i)));
+        for x in exponents.map(|(n, i)| (1.0 + i as f32 * 1e-3) * 2f32.powi(n)) {
+            let expected = f64::from(x).tanh();
+            let error = (f64::from(tanh(x)) - expected).abs() / expected;
+            assert!(error < 2e-7, "{x}: {error}");
+            assert_eq!(tanh(-x), -tanh(x));
+        }
+        for (x, expected) in [(0.0, 0.0), (1e30, 1.0), (f32::INFINITY, 1.0)] {
+            assert_eq!([tanh(x), tanh(-x)], [expected, -expected]);
+        }
+        assert!(tanh(f32::NAN).is_nan());
     }
 
     #[test]

@@ -5,8 +5,7 @@ use burn::backend::{Backend, FloatDType, IntDType, TensorMetadata};
 use burn::tensor::{Shape, Slice};
 
 use super::{cast, to_f32};
-use crate::ops::types::KeyRanges;
-use crate::ops::types::Sizes;
+use crate::ops::types::{KeyRanges, Scores, Sizes};
 
 /// What a backend brings along.
 pub trait MatrixProduct: Backend {
@@ -32,18 +31,14 @@ fn blocks(sizes: Sizes, mask: &KeyRanges) -> impl DoubleEndedIterator<Item = Blo
         let queries = start..(start + QUERY_BLOCK).min(sizes.seq);
         let rows = (0..sizes.batch).flat_map(|row| mask.visible(row, queries.clone()));
         let has_blind = rows.clone().any(|range| range.is_empty());
-        let first = rows.clone().map(|range| range.start).min().unwrap_or(0);
-        let end = rows.map(|range| range.end).max().unwrap_or(0);
-        // Queries that see nothing have a range to be masked all the same.
-        let keys = if first < end {
-            first..end
-        } else {
-            0..sizes.keys
-        };
+        let seen = rows.filter(|range| !range.is_empty());
+        let first = seen.clone().map(|range| range.start).min().unwrap_or(0);
+        // Queries that see nothing have a key to be masked all the same.
+        let end = seen.map(|range| range.end).max();
         Block {
             sizes,
             queries,
-            keys,
+            keys: first..end.unwrap_or(sizes.keys.min(1)),
             has_blind,
         }
     })
@@ -79,26 +74,17 @@ impl Block {
         self.sizes.heads / self.sizes.kv_heads * self.queries.len()
     }
 
-    /// What scores are multiplied by.
-    pub fn scale(&self) -> f64 {
-        self.sizes.scale()
-    }
-
     /// The keys of a tensor `[batch, kv_heads, keys, head_dim]`.
     fn seen<B: MatrixProduct>(&self, k: &FloatTensor<B>) -> FloatTensor<B> {
         part::<B>(k.clone(), 2, &self.keys)
     }
 
-    /// The softmax of the scores in f32, `[batch, kv_heads, group · queries, keys]`.
+    /// The softmax of scores in f32, `[batch, kv_heads, group · queries, keys]`.
     fn weights<B: MatrixProduct>(
         &self,
-        q: FloatTensor<B>,
-        k: FloatTensor<B>,
+        scores: FloatTensor<B>,
         visible: IntTensor<B>,
     ) -> FloatTensor<B> {
-        // Scaling the queries instead of the scores touches fewer numbers.
-        let q = B::float_mul_scalar(q, self.sizes.scale().into());
-        let scores = to_f32::<B>(B::matrix_product(q, B::float_swap_dims(k, 2, 3)));
         let Sizes {
             batch,
             heads,
@@ -152,6 +138,24 @@ impl Block {
     }
 }
 
+/// The scores in f32, and where they are capped the tanh of them.
+fn scores<B: MatrixProduct>(
+    q: FloatTensor<B>,
+    k: FloatTensor<B>,
+    Scores { scale, cap }: Scores,
+) -> (FloatTensor<B>, Option<FloatTensor<B>>) {
+    // Scaling the queries instead of the scores touches fewer numbers.
+    let q = B::float_mul_scalar(q, scale.into());
+    let scores = to_f32::<B>(B::matrix_product(q, B::float_swap_dims(k, 2, 3)));
+    match cap {
+        None => (scores, None),
+        Some(cap) => {
+            let tanh = B::float_tanh(B::float_mul_scalar(scores, (1.0 / cap).into()));
+            (B::float_mul_scalar(tanh.clone(), cap.into()), Some(tanh))
+        }
+    }
+}
+
 /// `[batch, length, heads, head_dim]` as `[batch, heads, length, head_dim]`, one head after the other
 /// in memory: else every block's products might copy it.
 fn by_head<B: MatrixProduct>(x: FloatTensor<B>) -> FloatTensor<B> {
@@ -183,10 +187,12 @@ pub fn forward<B: MatrixProduct>(
     v: FloatTensor<B>,
     visible: IntTensor<B>,
     mask: &KeyRanges,
+    kind: Scores,
 ) -> FloatTensor<B> {
     let dtype = q.dtype().into();
     forward_by_block::<B>([q, k, v], mask, |block, q, k| {
-        cast::<B>(block.weights::<B>(q, k, visible.clone()), dtype)
+        let (scores, _tanh) = scores::<B>(q, k, kind);
+        cast::<B>(block.weights::<B>(scores, visible.clone()), dtype)
     })
 }
 
@@ -254,23 +260,35 @@ pub fn backward<B: MatrixProduct>(
     qkv: [FloatTensor<B>; 3],
     visible: IntTensor<B>,
     mask: &KeyRanges,
+    kind: Scores,
 ) -> (FloatTensor<B>, FloatTensor<B>, FloatTensor<B>) {
     let dtype = grad.dtype().into();
     backward_by_block::<B>(grad, qkv, mask, |block, [q, k, v, grad]| {
-        let weights = block.weights::<B>(q, k, visible.clone());
+        let (scores, tanh) = scores::<B>(q, k, kind);
+        let weights = block.weights::<B>(scores, visible.clone());
         let weight_grads = to_f32::<B>(B::matrix_product(grad, B::float_swap_dims(v, 2, 3)));
         let along = B::float_sum_dim(B::float_mul(weights.clone(), weight_grads.clone()), 3);
         let score_grads = B::float_mul(weights.clone(), B::float_sub(weight_grads, along));
-        let score_grads = B::float_mul_scalar(score_grads, block.scale().into());
+        let score_grads = B::float_mul_scalar(score_grads, kind.scale.into());
+        let score_grads = match tanh {
+            None => score_grads,
+            Some(tanh) => B::float_mul(score_grads, tanh_slope::<B>(tanh)),
+        };
         (cast::<B>(weights, dtype), cast::<B>(score_grads, dtype))
     })
 }
 
-/// The gradients of q, k and v, with the weights w of a block formed again:
+/// `1 - tanh²`, from the tanh.
+fn tanh_slope<B: Backend>(tanh: FloatTensor<B>) -> FloatTensor<B> {
+    let squares = B::float_mul(tanh.clone(), tanh);
+    B::float_add_scalar(B::float_neg(squares), 1.0.into())
+}
+
+/// The gradients of q, k and v, with the weights w of a block formed again; ∂scores are those of `q kᵀ`:
 ///
 /// ```text
-/// ∂v = wᵀ ∂out      ∂w = ∂out vᵀ      ∂scores = scale · w · (∂w - Σ w ∂w)
-/// ∂q = ∂scores k    ∂k = ∂scoresᵀ q
+/// ∂v = wᵀ ∂out      ∂w = ∂out vᵀ      ∂scores = scale · w · (∂w - Σ w ∂w) · slope
+/// ∂q = ∂scores k    ∂k = ∂scoresᵀ q   slope = 1 - tanh²(scale · q kᵀ / cap), one without a cap
 /// ```
 ///
 /// `weights` gives w and ∂scores of a block from its queries, keys, values and ∂out, in their type.

@@ -3,6 +3,44 @@ use std::sync::{Arc, OnceLock};
 
 use burn::tensor::{Device, Int, Shape, Tensor};
 
+use crate::settings::setters;
+
+/// What the attention makes of the products of queries and keys before the softmax:
+/// `softmax(cap · tanh(scale · q kᵀ / cap)) v`, without a cap `softmax(scale · q kᵀ) v`.
+///
+/// A cap keeps all scores between `-cap` and `cap`, as Gemma 2 does. <https://arxiv.org/abs/2408.00118>, section 2.
+#[derive(Debug, Clone, Copy, PartialEq)]
+#[non_exhaustive]
+pub struct Scores {
+    /// What the products are multiplied by, above zero.
+    pub scale: f64,
+    /// What no score exceeds, above zero.
+    pub cap: Option<f64>,
+}
+
+impl Scores {
+    /// Those of most models, `q kᵀ / sqrt(head_dim)`.
+    pub fn of_head(head_dim: usize) -> Self {
+        Self {
+            scale: 1.0 / (head_dim as f64).sqrt(),
+            cap: None,
+        }
+    }
+
+    setters! {
+        with_scale => scale: f64,
+        with_cap => cap: Option<f64>,
+    }
+
+    pub(crate) fn assert_valid(&self) {
+        let is_valid = |number: f64| number > 0.0 && number.is_finite();
+        assert!(
+            is_valid(self.scale) && self.cap.is_none_or(is_valid),
+            "the scale of scores and their cap must be above zero"
+        );
+    }
+}
+
 /// Which keys each query sees: a range of them.
 #[derive(Debug, Clone)]
 pub struct AttentionMask {
@@ -118,10 +156,5 @@ impl Sizes {
             keys,
             kv_heads,
         }
-    }
-
-    /// What scores are multiplied by.
-    pub fn scale(&self) -> f64 {
-        1.0 / (self.head_dim as f64).sqrt()
     }
 }

@@ -9,7 +9,7 @@ mod packed;
 pub use activation::Activation;
 pub(super) use activation::gelu;
 pub(crate) use adamw::AdamWStep;
-pub use attention::AttentionMask;
+pub use attention::{AttentionMask, Scores};
 pub(super) use attention::{KeyRanges, Sizes};
 #[cfg(feature = "cube")]
 pub(super) use dropout::MULTIPLIERS;

@@ -70,6 +70,7 @@ pub fn forward(
     k: CubeTensor,
     v: CubeTensor,
     visible: CubeTensor,
+    scale: f64,
 ) -> (CubeTensor, CubeTensor) {
     let [q, k, v, visible] = [q, k, v, visible].map(into_contiguous);
     let sizes = Sizes::new(&q.shape(), &k.shape());
@@ -87,7 +88,7 @@ pub fn forward(
         out.clone().into_tensor_arg(),
         totals.clone().into_tensor_arg(),
         layout(&sizes),
-        sizes.scale() as f32,
+        scale as f32,
         sizes.head_dim,
         dtypes,
     );
@@ -100,12 +101,13 @@ pub fn backward(
     [out, totals]: [CubeTensor; 2],
     qkv: [CubeTensor; 3],
     visible: CubeTensor,
+    scale: f64,
 ) -> (CubeTensor, CubeTensor, CubeTensor) {
     let [q, k, v] = qkv.map(into_contiguous);
     let [grad, visible] = [grad, visible].map(into_contiguous);
     let sizes = Sizes::new(&q.shape(), &k.shape());
     let (client, dtypes) = (q.client.clone(), [elem(q.dtype), elem(visible.dtype)]);
-    let scale = sizes.scale() as f32;
+    let scale = scale as f32;
     let means = means(&grad, out, &sizes);
     let seeing = seeing(&visible, &sizes);
     let [q_grad, k_grad, v_grad] = [&q, &k, &v].map(|like| empty(like, like.shape(), like.dtype));
