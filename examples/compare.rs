@@ -10,8 +10,9 @@
 //! they have it packed.
 //!
 //! `inputs` holds `input_ids` and perhaps `labels`, `[batch, seq]`, -100 where there is no label;
-//! `expected` holds `logits`, `[batch, seq, vocab]`, and perhaps `loss`. Prints one JSON line with
-//! `max_abs_logits` and, if both files have what it takes, `abs_loss`.
+//! `expected` holds `logits`, `[batch, seq, vocab]`, and perhaps `loss` and `generated_ids`, the greedy tokens that follow
+//! each row, `[batch, new]`. Prints one JSON line with `max_abs_logits` and, if the files have what it takes, `abs_loss`
+//! and `same_generated_ids`.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -21,6 +22,7 @@ use burn_peft::checkpoint::{
     SafetensorsFile, load_any_base, load_any_base_as, load_peft, read_base_config, read_peft_config,
 };
 use burn_peft::data::Batch;
+use burn_peft::generate::{GenerateOptions, generate};
 use burn_peft::llama::TransformerDecoder;
 use burn_peft::training::cross_entropy_sum;
 use burn_peft::{Error, Result};
@@ -66,6 +68,7 @@ fn compare(args: &Args) -> Result<serde_json::Value> {
     let (ids, shape) = read_ids(&inputs, "input_ids")?;
     check_vocab(&ids, model.config.vocab_size)?;
     let device = model.norm.weight.lazy_device();
+    let rows: Vec<_> = ids.chunks(shape[1]).map(<[_]>::to_vec).collect();
     let ids = Tensor::<2, Int>::from_data(TensorData::new(ids, shape.clone()), &device);
     let logits = model.forward(ids, None);
 
@@ -85,7 +88,23 @@ fn compare(args: &Args) -> Result<serde_json::Value> {
         let loss = mean_loss(logits, labels)?;
         line["abs_loss"] = (loss - read_scalar(&expected, "loss")?).abs().into();
     }
+    if has(&expected, "generated_ids") {
+        let (generated, shape) = read_ids(&expected, "generated_ids")?;
+        line["same_generated_ids"] = (greedy(&model, &rows, shape[1])? == generated).into();
+    }
     Ok(line)
+}
+
+/// The tokens that follow each row, row by row.
+fn greedy(model: &TransformerDecoder, rows: &[Vec<i32>], count: usize) -> Result<Vec<i32>> {
+    let options = GenerateOptions::greedy(count).with_stop_tokens([]);
+    let mut all = Vec::new();
+    for row in rows {
+        let prompt: Vec<u32> = row.iter().map(|id| *id as u32).collect();
+        let generated = generate(model, &prompt, &options)?;
+        all.extend(generated.into_iter().map(|id| id as i32));
+    }
+    Ok(all)
 }
 
 fn load(args: &Args) -> Result<TransformerDecoder> {

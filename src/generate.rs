@@ -106,9 +106,15 @@ pub fn generate(
     let mut cache = KvCache::new(model.config.num_layers);
     let mut rng = ChaCha8Rng::seed_from_u64(options.seed);
     let room = model.config.context_len() - prompt.len();
+    let rope = model.config.rope();
     let mut generated = Vec::new();
     let mut input = prompt.to_vec();
     for _ in 0..options.max_new_tokens.min(room) {
+        if rope.changes_at(cache.len() + input.len()) {
+            // Keys in the cache are rotated as those of a shorter sequence.
+            cache = KvCache::new(model.config.num_layers);
+            input = [prompt, &generated].concat();
+        }
         let logits = next_logits(&model, &input, &mut cache);
         let token = choose(&logits, options, &mut rng);
         if stop_tokens.contains(&token) {

@@ -1,6 +1,8 @@
 """Makes the models, adapters and tokens that the programs train on. Called by run.sh.
 
     case/       a Llama of 168 M parameters with random weights, random tokens, Alpaca records in Llama 2's tokens
+    qwen3/, mistral/, gemma3/
+                models of these families of the same sizes, the latter two with windows
     smollm2/    SmolLM2-135M-Instruct and Alpaca records in its tokens
 """
 
@@ -14,7 +16,15 @@ import torch
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import save_file
 from tokenizers import Tokenizer
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import (
+    AutoModelForCausalLM,
+    Gemma3TextConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralConfig,
+    PreTrainedConfig,
+    Qwen3Config,
+)
 
 from gguf_base import KINDS, find_smollm2, write_gguf
 
@@ -22,6 +32,25 @@ HERE = pathlib.Path(__file__).parent
 TOKENS = 2 * 1024 * 16
 LONGEST_SAMPLE = 512
 IGNORE_INDEX = -100
+SIZES = {
+    "vocab_size": 32000,
+    "hidden_size": 1024,
+    "intermediate_size": 2816,
+    "num_hidden_layers": 8,
+    "num_attention_heads": 16,
+    "num_key_value_heads": 16,
+    "head_dim": 64,
+    "max_position_embeddings": 2048,
+    "rms_norm_eps": 1e-5,
+}
+# A quarter of the longest rows.
+WINDOW = 256
+MODELS: dict[str, PreTrainedConfig] = {
+    "case": LlamaConfig(**SIZES),
+    "qwen3": Qwen3Config(**SIZES),
+    "mistral": MistralConfig(**SIZES, sliding_window=WINDOW),
+    "gemma3": Gemma3TextConfig(**SIZES, sliding_window=WINDOW, query_pre_attn_scalar=64),
+}
 
 INTRODUCTION = "Below is an instruction that describes a task"
 INPUT_INTRODUCTION = ", paired with an input that provides further context"
@@ -68,18 +97,9 @@ def make_other_adapters(case: pathlib.Path) -> None:
 def make_model(case: pathlib.Path) -> None:
     if (case / "tokens.safetensors").exists():
         return
+    case.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=32000,
-        hidden_size=1024,
-        intermediate_size=2816,
-        num_hidden_layers=8,
-        num_attention_heads=16,
-        num_key_value_heads=16,
-        max_position_embeddings=2048,
-        rms_norm_eps=1e-5,
-    )
-    model = LlamaForCausalLM(config)
+    model = AutoModelForCausalLM.from_config(MODELS[case.name])
     model.save_pretrained(case / "model")
     make_adapter(model, case / "adapter", 8, SOME_MODULES)
     save_file({"tokens": torch.randint(0, 32000, (TOKENS,))}, case / "tokens.safetensors")
@@ -148,8 +168,8 @@ def make_smollm2(case: pathlib.Path) -> None:
 
 def main(args: argparse.Namespace) -> None:
     case, smollm2 = args.cases / "case", args.cases / "smollm2"
-    case.mkdir(parents=True, exist_ok=True)
-    make_model(case)
+    for name in MODELS:
+        make_model(args.cases / name)
     make_other_adapters(case)
     for kind in KINDS:
         make_gguf(case, kind)

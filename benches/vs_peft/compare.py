@@ -70,6 +70,9 @@ WORK = [
     Work("f32, Alpaca rows, packed against padded", ALPACA),
     Work("f32, 2 x 1024", LONG),
     Work("f32, 2 x 1024, recomputed", [*LONG, "--recompute"]),
+    Work("f32, 2 x 256, Qwen3", case="qwen3"),
+    Work("f32, 2 x 1024, Mistral, window of 256", LONG, case="mistral"),
+    Work("f32, 2 x 1024, Gemma 3, windows of 256", LONG, case="gemma3"),
 ]
 # Bases of four bits have other numbers: their losses tell no more than that the work is the same.
 OTHER_NUMBERS = 0.5

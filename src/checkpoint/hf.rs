@@ -47,7 +47,7 @@ pub(super) struct IndexMetadata {
 ///
 /// # Errors
 /// [`Error::Io`] if a file cannot be read; [`Error::Format`] if one is malformed or describes a
-/// model that is not Llama-like.
+/// model of no family that is known.
 pub fn read_hf_config(dir: impl AsRef<Path>) -> Result<LlamaConfig> {
     let config = read_model_config(dir.as_ref())?;
     let path = dir.as_ref().join(GENERATION_FILE);
@@ -113,7 +113,7 @@ fn load(
     dir: &Path,
     format: Option<BaseFormat>,
 ) -> Result<LoadReport> {
-    let folder = HfFolder::open(dir, model.config.tie_embeddings)?;
+    let folder = HfFolder::open(dir, &model.config)?;
     load_base(model, &folder, format)
 }
 
@@ -123,7 +123,9 @@ fn load(
 /// Those of [`load_hf`] that are the folder's.
 pub(super) fn hf_packing(dir: &Path) -> Result<HashMap<String, PackedLayout>> {
     let is_tied = false; // which only the numbers would tell
-    let weights = Weights::open(weight_files(dir)?, keys::from_hf, is_tied)?;
+    let norms = read_model_config(dir)?.block.norms;
+    let key_of = |name: &str| keys::from_hf(name, norms);
+    let weights = Weights::open(weight_files(dir)?, key_of, is_tied)?;
     Ok(weights.layouts())
 }
 
@@ -136,11 +138,13 @@ pub(super) struct HfFolder {
 
 impl HfFolder {
     /// Opens every file and checks every header.
-    pub(super) fn open(dir: &Path, tied: bool) -> Result<Self> {
+    pub(super) fn open(dir: &Path, config: &LlamaConfig) -> Result<Self> {
         let files = weight_files(dir)?;
+        let norms = config.block.norms;
+        let key_of = |name: &str| keys::from_hf(name, norms);
         Ok(Self {
             dir: dir.to_owned(),
-            weights: Weights::open(files.clone(), keys::from_hf, tied)?,
+            weights: Weights::open(files.clone(), key_of, config.tie_embeddings)?,
             files,
         })
     }
@@ -243,9 +247,10 @@ fn shard_path(dir: &Path, index: &Path, shard: &str) -> Result<PathBuf> {
 ///
 /// # Errors
 /// [`Error::Io`] if the folder cannot be written, [`Error::Format`] if its `generation_config.json` is malformed,
-/// [`Error::InvalidArgument`] if a merged adapter has brought a bias that the files of such a model have no place for, if
-/// an adapter lies in the folder, or if a weight holds NaN or infinite numbers. A model that stood in the folder stays
-/// if weights cannot be written; until all are, the disk has both.
+/// [`Error::InvalidArgument`] if no family of Hugging Face's models has such layers, if a merged adapter has brought a
+/// bias that the files of such a model have no place for, if an adapter lies in the folder, or if a weight holds NaN or
+/// infinite numbers. A model that stood in the folder stays if weights cannot be written; until all are, the disk has
+/// both.
 ///
 /// # Panics
 /// If the model holds an adapter.
@@ -261,22 +266,16 @@ fn save_hf_in_shards(model: &TransformerDecoder, dir: &Path, max_bytes: u64) -> 
     );
     require_places(model, &readers)?;
     require_no_adapter(dir)?;
+    let dtype = readers.first().map_or(DType::F32, StateReader::dtype);
+    let config = hf_config::to_json(&model.config, dtype)?;
     create_dir(dir)?;
-    let dtype = readers
-        .iter()
-        .map(StateReader::dtype)
-        .next()
-        .unwrap_or(DType::F32);
     let metadata = IndexMetadata {
         total_parameters: readers.iter().map(num_elements).sum(),
         total_size: readers.iter().map(num_bytes).sum(),
     };
     let (written, index) = write_shards(split(readers, max_bytes), dir)?;
     publish_weights(dir, written, &metadata, index)?;
-    write_text(
-        &dir.join(CONFIG_FILE),
-        &hf_config::to_json(&model.config, dtype),
-    )?;
+    write_text(&dir.join(CONFIG_FILE), &config)?;
     let generation = dir.join(GENERATION_FILE);
     match generation.exists() {
         true => write_generation(&generation, &generation, &model.config.eos_token_ids),

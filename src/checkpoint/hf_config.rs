@@ -1,56 +1,19 @@
 //! Hugging Face's `config.json`, in the style of transformers 4 (`rope_theta`, `rope_scaling`,
-//! `torch_dtype`) and of transformers 5 (`rope_parameters`, `dtype`).
+//! `torch_dtype`) and of transformers 5 (`rope_parameters`, `dtype`). What a family of models has there is told by
+//! [`crate::llama::families`].
 
 use std::path::Path;
 
 use burn::tensor::DType;
-use serde::{Deserialize, Deserializer, Serialize};
+use serde::Deserialize;
+use serde_json::{Map, Value, json};
 
-use crate::llama::{LlamaConfig, ModelType, RopeScaling};
+use crate::error::nearest;
+use crate::llama::LlamaConfig;
+use crate::llama::families::{FAMILIES, Family, Fields, OneOrMany, saved_family};
 use crate::{Error, Result};
 
-/// What decides how the rest is read.
-#[derive(Debug, Deserialize)]
-struct ModelTypeField {
-    model_type: String,
-}
-
-#[derive(Debug, Deserialize)]
-struct HfConfig {
-    vocab_size: usize,
-    hidden_size: usize,
-    intermediate_size: usize,
-    num_hidden_layers: usize,
-    num_attention_heads: usize,
-    #[serde(default, deserialize_with = "given")]
-    num_key_value_heads: Option<Option<usize>>,
-    head_dim: Option<usize>,
-    max_position_embeddings: Option<usize>,
-    #[serde(default, deserialize_with = "given")]
-    sliding_window: Option<Option<usize>>,
-    #[serde(default)]
-    use_sliding_window: bool,
-    max_window_layers: Option<usize>,
-    layer_types: Option<Vec<String>>,
-    rms_norm_eps: Option<f64>,
-    hidden_act: Option<String>,
-    rope_theta: Option<f64>,
-    rope_scaling: Option<HfRope>,
-    rope_parameters: Option<HfRope>,
-    original_max_position_embeddings: Option<usize>,
-    #[serde(default)]
-    tie_word_embeddings: bool,
-    #[serde(default)]
-    attention_bias: bool,
-    #[serde(default)]
-    mlp_bias: bool,
-    #[serde(default, deserialize_with = "given")]
-    bos_token_id: Option<Option<TokenId>>,
-    #[serde(default, deserialize_with = "given")]
-    eos_token_id: Option<Option<OneOrMany>>,
-    pad_token_id: Option<TokenId>,
-    quantization_config: Option<HfQuantization>,
-}
+pub(super) use crate::llama::families::ends_to_json;
 
 /// By what the weights of linear layers were packed. How is told by the tensors of each.
 #[derive(Debug, Deserialize)]
@@ -78,99 +41,8 @@ impl HfQuantization {
     }
 }
 
-/// What is read of `generation_config.json`.
-#[derive(Debug, Deserialize)]
-struct HfGeneration {
-    eos_token_id: Option<OneOrMany>,
-}
-
-/// The id of a token; -1 in some files, for none.
-#[derive(Debug, Clone, Copy, Deserialize)]
-struct TokenId(i64);
-
-impl TokenId {
-    fn known(self) -> Option<u32> {
-        u32::try_from(self.0).ok()
-    }
-}
-
-/// A value of a key that is there, which may be null. Without the key there is none, and the model type's
-/// default holds.
-fn given<'de, D: Deserializer<'de>, T: Deserialize<'de>>(
-    value: D,
-) -> Result<Option<Option<T>>, D::Error> {
-    Option::deserialize(value).map(Some)
-}
-
-#[derive(Debug, Default, PartialEq, Deserialize)]
-struct HfRope {
-    rope_type: Option<String>,
-    /// The older name of `rope_type`; some files have both.
-    #[serde(rename = "type")]
-    old_rope_type: Option<String>,
-    rope_theta: Option<f64>,
-    factor: Option<f64>,
-    low_freq_factor: Option<f64>,
-    high_freq_factor: Option<f64>,
-    original_max_position_embeddings: Option<usize>,
-}
-
-#[derive(Debug, Deserialize)]
-#[serde(untagged, expecting = "expected the id of a token or a list of them")]
-enum OneOrMany {
-    One(TokenId),
-    Many(Vec<TokenId>),
-}
-
-/// A model type, with what transformers 5 takes for keys that a file does not have.
-struct Kind {
-    model_type: ModelType,
-    name: &'static str,
-    architecture: &'static str,
-    max_position_embeddings: usize,
-    /// None: as many as query heads.
-    num_key_value_heads: Option<usize>,
-    /// The ids of BOS and EOS.
-    special_ids: Option<[TokenId; 2]>,
-}
-
-static LLAMA: Kind = Kind {
-    model_type: ModelType::Llama,
-    name: "llama",
-    architecture: "LlamaForCausalLM",
-    max_position_embeddings: 2048,
-    num_key_value_heads: None,
-    special_ids: Some([TokenId(1), TokenId(2)]),
-};
-static MISTRAL: Kind = Kind {
-    model_type: ModelType::Mistral,
-    name: "mistral",
-    architecture: "MistralForCausalLM",
-    max_position_embeddings: 131_072,
-    num_key_value_heads: Some(8),
-    special_ids: Some([TokenId(1), TokenId(2)]),
-};
-static QWEN2: Kind = Kind {
-    model_type: ModelType::Qwen2,
-    name: "qwen2",
-    architecture: "Qwen2ForCausalLM",
-    max_position_embeddings: 32_768,
-    num_key_value_heads: Some(32),
-    special_ids: None,
-};
-static KINDS: [&Kind; 3] = [&LLAMA, &MISTRAL, &QWEN2];
-
 /// The method of quantization whose folders are read.
 const BITSANDBYTES: &str = "bitsandbytes";
-const SLIDING_WINDOW: usize = 4096;
-/// How many layers of a Qwen2 have no window.
-const MAX_WINDOW_LAYERS: usize = 28;
-/// What `layer_types` calls a layer that has one.
-const SLIDING: &str = "sliding_attention";
-/// The activation's names.
-const SILU: [&str; 2] = ["silu", "swish"];
-const RMS_NORM_EPS: f64 = 1e-6;
-const ROPE_THETA: f64 = 1e4;
 
 /// What the fields are called here and in `config.json`.
 const KEYS: [(&str, &str); 12] = [
@@ -194,14 +66,11 @@ pub(crate) fn hf_config_key(field: &str) -> &str {
     row.map_or(field, |(_, theirs)| theirs)
 }
 
-/// Reads the sizes of a model from the text of its `config.json`.
+/// Reads the sizes and switches of a model from the text of its `config.json`.
 pub(super) fn parse(text: &str, path: &Path) -> Result<LlamaConfig> {
-    let malformed = |error| Error::format(path, error);
-    let field: ModelTypeField = serde_json::from_str(text).map_err(malformed)?;
-    let unreadable = |message| Error::format(path, message);
-    let kind = field.kind().map_err(unreadable)?;
-    let hf: HfConfig = serde_json::from_str(text).map_err(malformed)?;
-    let config = hf.into_llama(kind).map_err(unreadable)?;
+    let fields = parse_object(text, path)?;
+    let fields = text_model(fields).map_err(|message| Error::format(path, message))?;
+    let config = read(Fields(&fields)).map_err(|message| Error::format(path, message))?;
     config.validate().map_err(|error| match error {
         Error::InvalidArgument { name, message } => {
             Error::format(path, format!("{}: {message}", hf_config_key(name)))
@@ -211,257 +80,118 @@ pub(super) fn parse(text: &str, path: &Path) -> Result<LlamaConfig> {
     Ok(config)
 }
 
+fn parse_object(text: &str, path: &Path) -> Result<Map<String, Value>> {
+    let value = serde_json::from_str(text).map_err(|error| Error::format(path, error))?;
+    match value {
+        Value::Object(fields) => Ok(fields),
+        _ => Err(Error::format(path, "is no JSON object")),
+    }
+}
+
+fn read(fields: Fields) -> Result<LlamaConfig, String> {
+    let model_type: String = fields.need("model_type")?;
+    let family = Family::of(&model_type).ok_or_else(|| unknown(&model_type, fields))?;
+    let quantization: Option<HfQuantization> = fields.get("quantization_config")?;
+    quantization.map_or(Ok(()), |packed| packed.require_known())?;
+    family.read(fields)
+}
+
+/// The fields of the text model in those of one that reads images too; those of a text model as they are.
+fn text_model(mut fields: Map<String, Value>) -> Result<Map<String, Value>, String> {
+    let Some(text) = fields.shift_remove("text_config") else {
+        return Ok(fields);
+    };
+    let Value::Object(mut text) = text else {
+        return Err(format!("text_config: {text} is no object"));
+    };
+    let outer = fields.get("model_type").and_then(Value::as_str);
+    let (_, inner) = TEXT_MODELS
+        .into_iter()
+        .find(|(model, _)| Some(*model) == outer)
+        .unwrap_or_default();
+    text.entry("model_type").or_insert_with(|| inner.into());
+    // Of the whole model, whose head it is.
+    let is_tied = fields
+        .get("tie_word_embeddings")
+        .cloned()
+        .filter(|value| !value.is_null());
+    text.insert(
+        "tie_word_embeddings".to_owned(),
+        is_tied.unwrap_or(true.into()),
+    );
+    for key in [
+        "quantization_config",
+        "bos_token_id",
+        "eos_token_id",
+        "pad_token_id",
+    ] {
+        if let Some(value) = fields.get(key).filter(|_| !text.contains_key(key)) {
+            text.insert(key.to_owned(), value.clone());
+        }
+    }
+    Ok(text)
+}
+
+/// Models that read images too, and what their text model is where they do not say.
+const TEXT_MODELS: [(&str, &str); 2] = [("gemma3", "gemma3_text"), ("mistral3", "mistral")];
+
+/// A family that is not known, with the one that is most like it, and the first field that this one does not have.
+fn unknown(model_type: &str, fields: Fields) -> String {
+    let names = FAMILIES.map(|family| family.model_type);
+    let mut message = format!(
+        "model_type `{model_type}` is not one of {}",
+        names.join(", ")
+    );
+    let most_alike = nearest(model_type, names, 1);
+    let most_alike = most_alike.first().and_then(|name| Family::of(name));
+    if let Some(family) = most_alike {
+        let known = family.fields();
+        let mut others = fields.0.keys().filter(|key| !known.contains(key));
+        message += &format!("; the nearest is {}", family.model_type);
+        message += &others
+            .next()
+            .map_or_else(String::new, |key| format!(", which has no `{key}`"));
+    }
+    message
+}
+
 /// Reads the tokens that end a text from the text of a `generation_config.json`.
 pub(super) fn parse_ends(text: &str, path: &Path) -> Result<Vec<u32>> {
-    let generation = serde_json::from_str(text);
-    let generation: HfGeneration = generation.map_err(|error| Error::format(path, error))?;
-    let ends = generation.eos_token_id;
+    let fields = parse_object(text, path)?;
+    let ends = Fields(&fields).get::<OneOrMany>("eos_token_id");
+    let ends = ends.map_err(|message| Error::format(path, message))?;
     Ok(ends.map_or_else(Vec::new, OneOrMany::into_vec))
 }
 
-/// How a file names the tokens that end a text; none if there are none.
-pub(super) fn ends_to_json(ids: &[u32]) -> Option<serde_json::Value> {
-    match ids {
-        [] => None,
-        [id] => Some((*id).into()),
-        ids => Some(ids.into()),
-    }
-}
-
-impl ModelTypeField {
-    /// The kind of model, if it is one that can be read.
-    fn kind(&self) -> Result<&'static Kind, String> {
-        let kind = KINDS.into_iter().find(|kind| kind.name == self.model_type);
-        kind.ok_or_else(|| {
-            let names = KINDS.map(|kind| kind.name).join(", ");
-            format!("model_type `{}` is not one of {names}", self.model_type)
-        })
-    }
-}
-
-impl HfConfig {
-    fn require_llama_like(&self) -> Result<(), String> {
-        let other = |act: &&String| !SILU.contains(&act.as_str());
-        if let Some(act) = self.hidden_act.as_ref().filter(other) {
-            return Err(format!("hidden_act `{act}` is not supported; only silu is"));
-        }
-        if self.mlp_bias {
-            return Err("mlp_bias: a bias in the feed-forward block is not supported".into());
-        }
-        if self.num_attention_heads == 0 {
-            return Err("num_attention_heads is 0".into());
-        }
-        Ok(())
-    }
-
-    fn into_llama(self, kind: &Kind) -> Result<LlamaConfig, String> {
-        self.require_llama_like()?;
-        let quantization = self.quantization_config.as_ref();
-        quantization.map_or(Ok(()), HfQuantization::require_known)?;
-        let heads = self.num_attention_heads;
-        let max = self.max_position_embeddings;
-        let max = max.unwrap_or(kind.max_position_embeddings);
-        let sliding_window = self.window(kind.model_type);
-        let kv_heads = self.num_key_value_heads;
-        let [bos, eos] = [0, 1].map(|i| kind.special_ids.map(|ids| ids[i]));
-        let eos = self.eos_token_id.unwrap_or(eos.map(OneOrMany::One));
-        let has_bias = self.attention_bias && kind.model_type == ModelType::Llama;
-        // transformers 5 takes the older setting where a file has both, unless it is empty.
-        let older = self.rope_scaling.filter(|rope| *rope != HfRope::default());
-        let rope = older.or(self.rope_parameters).unwrap_or_default();
-        let rope_base = rope.rope_theta.or(self.rope_theta);
-        // Beside the scaling it has precedence over the one in it.
-        let outer = self.original_max_position_embeddings;
-        let original_max = outer.or(rope.original_max_position_embeddings);
-        Ok(LlamaConfig {
-            model_type: kind.model_type,
-            vocab_size: self.vocab_size,
-            num_layers: self.num_hidden_layers,
-            num_heads: heads,
-            num_kv_heads: kv_heads
-                .unwrap_or(kind.num_key_value_heads)
-                .unwrap_or(heads),
-            head_dim: self.head_dim.unwrap_or(self.hidden_size / heads),
-            embed_dim: self.hidden_size,
-            intermediate_dim: self.intermediate_size,
-            max_seq_len: max,
-            sliding_window,
-            norm_eps: self.rms_norm_eps.unwrap_or(RMS_NORM_EPS),
-            rope_base: rope_base.unwrap_or(ROPE_THETA),
-            rope_scaling: rope.scaling(original_max.unwrap_or(max))?,
-            tie_embeddings: self.tie_word_embeddings,
-            qkv_bias: has_bias || kind.model_type == ModelType::Qwen2,
-            output_proj_bias: has_bias,
-            bos_token_id: self.bos_token_id.unwrap_or(bos).and_then(TokenId::known),
-            eos_token_ids: eos.map_or_else(Vec::new, OneOrMany::into_vec),
-            pad_token_id: self.pad_token_id.and_then(TokenId::known),
-        })
-    }
-
-    /// How far attention looks back, where that is bounded.
-    fn window(&self, model_type: ModelType) -> Option<usize> {
-        let is_used = match model_type {
-            ModelType::Mistral => true,
-            ModelType::Qwen2 => self.use_sliding_window && self.has_sliding_layer(),
-            ModelType::Llama => false,
-        };
-        let window = self.sliding_window.unwrap_or(Some(SLIDING_WINDOW));
-        window.filter(|_| is_used)
-    }
-
-    /// Whether a Qwen2 has a layer with a window: by `layer_types`, else those from `max_window_layers` on.
-    fn has_sliding_layer(&self) -> bool {
-        let full = self.max_window_layers.unwrap_or(MAX_WINDOW_LAYERS);
-        match &self.layer_types {
-            Some(types) => types.iter().any(|layer| layer == SLIDING),
-            None => full < self.num_hidden_layers,
-        }
-    }
-}
-
-impl OneOrMany {
-    fn into_vec(self) -> Vec<u32> {
-        let ids = match self {
-            Self::One(id) => vec![id],
-            Self::Many(ids) => ids,
-        };
-        ids.into_iter().filter_map(TokenId::known).collect()
-    }
-}
-
-impl HfRope {
-    /// The scaling of a model that was first trained for `original_max` positions.
-    fn scaling(&self, original_max: usize) -> Result<Option<RopeScaling>, String> {
-        let need = |value: Option<f64>, name: &str| {
-            value.ok_or_else(|| format!("the rope scaling has no {name}"))
-        };
-        let rope_type = self.rope_type.as_ref().or(self.old_rope_type.as_ref());
-        match rope_type.map(String::as_str) {
-            None | Some("default") => Ok(None),
-            Some("linear") => Ok(Some(RopeScaling::Linear {
-                factor: need(self.factor, "factor")?,
-            })),
-            Some("llama3") => Ok(Some(RopeScaling::Llama3 {
-                factor: need(self.factor, "factor")?,
-                low_freq_factor: need(self.low_freq_factor, "low_freq_factor")?,
-                high_freq_factor: need(self.high_freq_factor, "high_freq_factor")?,
-                original_max_seq_len: original_max,
-            })),
-            Some(other) => Err(format!(
-                "rope type `{other}` is not one of default, linear, llama3"
-            )),
-        }
-    }
-}
-
-/// What is written: the style of transformers 4, which every reader of such folders knows.
-#[derive(Serialize)]
-struct HfConfigOut<'a> {
-    architectures: [&'a str; 1],
-    model_type: &'a str,
-    vocab_size: usize,
-    hidden_size: usize,
-    intermediate_size: usize,
-    num_hidden_layers: usize,
-    num_attention_heads: usize,
-    num_key_value_heads: usize,
-    head_dim: usize,
-    max_position_embeddings: usize,
-    /// Null is no window; a model type that has none has no such key.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    sliding_window: Option<Option<usize>>,
-    rms_norm_eps: f64,
-    hidden_act: &'a str,
-    rope_theta: f64,
-    rope_scaling: Option<serde_json::Value>,
-    tie_word_embeddings: bool,
-    attention_bias: bool,
-    mlp_bias: bool,
-    bos_token_id: Option<u32>,
-    eos_token_id: Option<serde_json::Value>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pad_token_id: Option<u32>,
-    torch_dtype: &'a str,
-}
-
 /// The text of `config.json` for a model whose weights are of `dtype`.
-pub(super) fn to_json(config: &LlamaConfig, dtype: DType) -> String {
-    let kind = kind_of(config);
-    let is_mistral = kind.model_type == ModelType::Mistral;
-    let out = HfConfigOut {
-        architectures: [kind.architecture],
-        model_type: kind.name,
-        vocab_size: config.vocab_size,
-        hidden_size: config.embed_dim,
-        intermediate_size: config.intermediate_dim,
-        num_hidden_layers: config.num_layers,
-        num_attention_heads: config.num_heads,
-        num_key_value_heads: config.num_kv_heads,
-        head_dim: config.head_dim,
-        // Qwen2's window is only some layers', a Llama has none.
-        max_position_embeddings: match is_mistral {
-            true => config.max_seq_len,
-            false => config.context_len(),
-        },
-        sliding_window: is_mistral.then_some(config.sliding_window),
-        rms_norm_eps: config.norm_eps,
-        hidden_act: SILU[0],
-        rope_theta: config.rope_base,
-        rope_scaling: config.rope_scaling.as_ref().map(scaling_to_json),
-        tie_word_embeddings: config.tie_embeddings,
-        attention_bias: config.output_proj_bias,
-        mlp_bias: false,
-        bos_token_id: config.bos_token_id,
-        eos_token_id: ends_to_json(&config.eos_token_ids),
-        pad_token_id: config.pad_token_id,
-        torch_dtype: match dtype {
-            DType::F16 => "float16",
-            DType::BF16 => "bfloat16",
-            _ => "float32",
-        },
+///
+/// # Errors
+/// [`Error::InvalidArgument`] if no family has such layers.
+pub(super) fn to_json(config: &LlamaConfig, dtype: DType) -> Result<String> {
+    let family = saved_family(config).ok_or_else(|| Error::InvalidArgument {
+        name: "model_type",
+        message: format!(
+            "no family of Hugging Face's models that is known has the layers of this `{}`",
+            config.model_type
+        ),
+    })?;
+    let mut fields = family.write(config);
+    let dtype = match dtype {
+        DType::F16 => "float16",
+        DType::BF16 => "bfloat16",
+        _ => "float32",
     };
-    serde_json::to_string_pretty(&out).expect("a struct of numbers and strings serialises")
-}
-
-/// The model type that a model is saved as, see [`kind_of`].
-pub(super) fn saved_model_type(config: &LlamaConfig) -> ModelType {
-    kind_of(config).model_type
-}
-
-/// The kind that a model is saved as: the one that it is, if that has the biases which the model has.
-fn kind_of(config: &LlamaConfig) -> &'static Kind {
-    match (config.qkv_bias, config.output_proj_bias) {
-        (true, false) => &QWEN2,
-        (false, false) if config.model_type == ModelType::Mistral => &MISTRAL,
-        _ => &LLAMA,
+    fields.insert("torch_dtype".to_owned(), json!(dtype));
+    for (key, value) in &config.other_fields.0 {
+        fields.entry(key).or_insert_with(|| value.clone());
     }
-}
-
-fn scaling_to_json(scaling: &RopeScaling) -> serde_json::Value {
-    match scaling {
-        RopeScaling::Linear { factor } => {
-            // Servers that are older than `rope_type` know this one by `type`.
-            serde_json::json!({ "rope_type": "linear", "type": "linear", "factor": factor })
-        }
-        RopeScaling::Llama3 {
-            factor,
-            low_freq_factor,
-            high_freq_factor,
-            original_max_seq_len,
-        } => serde_json::json!({
-            "rope_type": "llama3",
-            "factor": factor,
-            "low_freq_factor": low_freq_factor,
-            "high_freq_factor": high_freq_factor,
-            "original_max_position_embeddings": original_max_seq_len,
-        }),
-    }
+    Ok(serde_json::to_string_pretty(&fields).expect("JSON serialises"))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use serde_json::{Value, json};
+    use crate::llama::{LayerAttention, RopeScaling, Rotary, Span};
 
     #[test]
     fn written_config_reads_back() {
@@ -476,27 +206,63 @@ mod tests {
                 eos_token_ids: vec![3, 4],
                 pad_token_id: Some(0),
                 qkv_bias: true,
-                model_type: ModelType::Qwen2,
+                model_type: "qwen2".to_owned(),
                 ..LlamaConfig::llama2_7b()
             },
             LlamaConfig {
                 max_seq_len: 32_768,
-                sliding_window: Some(4096),
-                model_type: ModelType::Mistral,
+                layer_attention: vec![LayerAttention {
+                    span: Span::Window(4096),
+                    rotary: Rotary::Global,
+                }],
+                model_type: "mistral".to_owned(),
                 ..LlamaConfig::llama2_7b()
             },
             LlamaConfig {
-                model_type: ModelType::Mistral,
+                model_type: "mistral".to_owned(),
                 ..LlamaConfig::llama2_7b()
             },
         ] {
-            assert_eq!(parse(&to_json(&config, DType::BF16), path).unwrap(), config);
+            assert_eq!(
+                parse(&to_json(&config, DType::BF16).unwrap(), path).unwrap(),
+                config
+            );
+        }
+    }
+
+    #[test]
+    fn fields_of_other_programs_are_kept() {
+        let with = json!({"auto_map": {"x": 1}, "_name_or_path": "a/b", "rope_theta": 2e4, "dtype": "float16"});
+        let config = read("llama", with, &["rms_norm_eps"]);
+        assert_eq!(
+            config,
+            read("llama", json!({"rope_theta": 2e4}), &["rms_norm_eps"])
+        );
+        let written = to_json(&config, DType::F32).unwrap();
+        let written: Value = serde_json::from_str(&written).unwrap();
+        assert_eq!(
+            (&written["auto_map"]["x"], &written["_name_or_path"]),
+            (&json!(1), &json!("a/b"))
+        );
+        assert_eq!(
+            (written.get("dtype"), &written["torch_dtype"]),
+            (None, &json!("float32"))
+        );
+        assert_eq!(written["rope_theta"], 2e4);
+    }
+
+    #[test]
+    fn published_models_read_back_as_they_are_written() {
+        for (name, config) in crate::llama::PRESETS {
+            let written = to_json(&config(), DType::BF16).unwrap();
+            let again = parse(&written, Path::new("config.json")).unwrap();
+            assert_eq!(again, config(), "{name}");
         }
     }
 
     /// Llama 2 7B's `config.json`, of another model type, with and without some keys.
     fn read(model_type: &str, with: Value, without: &[&str]) -> LlamaConfig {
-        let text = to_json(&LlamaConfig::llama2_7b(), DType::F32);
+        let text = to_json(&LlamaConfig::llama2_7b(), DType::F32).unwrap();
         let mut config: Value = serde_json::from_str(&text).unwrap();
         let fields = config.as_object_mut().unwrap();
         fields.insert("model_type".into(), model_type.into());
@@ -522,70 +288,67 @@ mod tests {
             assert_eq!(found.pad_token_id, expected);
         }
         let without: Value =
-            serde_json::from_str(&to_json(&LlamaConfig::llama2_7b(), DType::F32)).unwrap();
+            serde_json::from_str(&to_json(&LlamaConfig::llama2_7b(), DType::F32).unwrap()).unwrap();
         assert!(without.get("pad_token_id").is_none());
     }
 
+    /// The windows of a model's layers, repeated.
+    fn windows(config: &LlamaConfig) -> Vec<Option<usize>> {
+        let layers = config.layer_attention.iter();
+        layers.map(|layer| layer.span.tokens()).collect()
+    }
+
     #[test]
-    fn a_sliding_window_that_is_used_bounds_the_sequence() {
-        let (default, max) = (json!({}), 4096);
+    fn which_models_have_a_sliding_window() {
+        let default = json!({});
         let (short, none) = (
             json!({"sliding_window": 1024}),
             json!({"sliding_window": null}),
         );
-        let used = json!({"sliding_window": 1024, "use_sliding_window": true});
+        let used =
+            json!({"sliding_window": 1024, "use_sliding_window": true, "max_window_layers": 0});
         for (model_type, with, expected) in [
-            ("mistral", &short, 1024),
-            ("mistral", &none, max),
-            ("qwen2", &used, 1024),
-            ("qwen2", &short, max),
-            ("qwen2", &default, max),
-            ("llama", &used, max),
+            ("mistral", &short, &[Some(1024)][..]),
+            ("mistral", &none, &[]),
+            ("mistral", &default, &[Some(4096)]),
+            ("qwen2", &used, &[Some(1024)]),
+            ("qwen2", &short, &[]),
+            ("qwen2", &default, &[]),
+            ("llama", &used, &[]),
         ] {
-            let found = read(model_type, with.clone(), &[]).context_len();
+            let found = windows(&read(model_type, with.clone(), &[]));
             assert_eq!(found, expected, "{model_type} {with}");
         }
-        let long = |with| read("mistral", with, &["max_position_embeddings"]).context_len();
-        assert_eq!((long(default), long(none)), (4096, 131_072));
     }
 
     /// As in transformers 5.
     #[test]
-    fn a_window_that_no_layer_has_bounds_nothing() {
+    fn which_layers_of_a_qwen_have_it() {
         let (full, sliding) = (json!("full_attention"), json!("sliding_attention"));
         for (with, expected) in [
-            (json!({"num_hidden_layers": 28}), 4096),
-            (json!({"num_hidden_layers": 29}), 1024),
-            (json!({"max_window_layers": 32}), 4096),
-            (json!({"max_window_layers": 31}), 1024),
+            (json!({"num_hidden_layers": 28}), &[][..]),
+            (json!({"max_window_layers": 32}), &[]),
             (
-                json!({"max_window_layers": 0, "layer_types": [full, full]}),
-                4096,
+                json!({"max_window_layers": 1, "num_hidden_layers": 2}),
+                &[None, Some(1024)],
             ),
             (
-                json!({"max_window_layers": 32, "layer_types": [full, sliding]}),
-                1024,
+                json!({"max_window_layers": 0, "num_hidden_layers": 2, "layer_types": [full, full]}),
+                &[],
             ),
-            (json!({"layer_types": null}), 1024),
+            (
+                json!({"num_hidden_layers": 2, "layer_types": [full, sliding]}),
+                &[None, Some(1024)],
+            ),
         ] {
             let mut used = json!({"sliding_window": 1024, "use_sliding_window": true});
             let fields = used.as_object_mut().unwrap();
             fields.extend(with.as_object().unwrap().clone());
-            let found = read("qwen2", used, &[]).context_len();
-            assert_eq!(found, expected, "{with}");
+            let config = read("qwen2", used, &[]);
+            assert_eq!(windows(&config), expected, "{with}");
+            let written = to_json(&config, DType::F32).unwrap();
+            assert_eq!(parse(&written, Path::new("config.json")).unwrap(), config);
         }
-    }
-
-    /// Only some layers of a Qwen2 have it.
-    #[test]
-    fn the_window_of_a_qwen2_bounds_what_is_written() {
-        let used = json!({"sliding_window": 1024, "use_sliding_window": true});
-        let written = to_json(&read("qwen2", used, &[]), DType::F32);
-        let again = parse(&written, Path::new("config.json")).unwrap();
-        assert_eq!(
-            (again.model_type, again.max_seq_len),
-            (ModelType::Qwen2, 1024)
-        );
     }
 
     #[test]
@@ -692,16 +455,19 @@ mod tests {
 
     #[test]
     fn linear_scaling_is_written_under_both_names() {
-        let scaling = scaling_to_json(&RopeScaling::Linear { factor: 2.0 });
+        let linear = RopeScaling::Linear { factor: 2.0 };
+        let config = LlamaConfig::llama2_7b().with_rope_scaling(Some(linear));
+        let written = to_json(&config, DType::F32).unwrap();
+        let written: Value = serde_json::from_str(&written).unwrap();
         assert_eq!(
-            scaling,
+            written["rope_scaling"],
             json!({"rope_type": "linear", "type": "linear", "factor": 2.0})
         );
     }
 
     #[test]
     fn the_kind_of_rope_scaling_has_an_old_name_a_new_one_or_both() {
-        let text = to_json(&LlamaConfig::llama2_7b(), DType::F32);
+        let text = to_json(&LlamaConfig::llama2_7b(), DType::F32).unwrap();
         for kind in [
             "\"type\": \"linear\"",
             "\"rope_type\": \"linear\"",
@@ -724,7 +490,7 @@ mod tests {
     #[test]
     fn what_is_not_supported_is_named() {
         let path = Path::new("config.json");
-        let text = to_json(&LlamaConfig::llama2_7b(), DType::F32);
+        let text = to_json(&LlamaConfig::llama2_7b(), DType::F32).unwrap();
         for (from, to, word) in [
             (
                 "\"model_type\": \"llama\"",
@@ -736,11 +502,10 @@ mod tests {
                 "\"gelu\"",
                 "hidden_act `gelu` is not supported; only silu is",
             ),
-            ("\"mlp_bias\": false", "\"mlp_bias\": true", "mlp_bias"),
             (
                 "\"rope_scaling\": null",
                 "\"rope_scaling\": {\"type\": \"yarn\"}",
-                "yarn",
+                "the rope scaling has no factor",
             ),
             (
                 "\"num_key_value_heads\": 32",

@@ -1,8 +1,10 @@
 //! What tensors and settings are called here and in Hugging Face's and PEFT's files.
 
+use std::borrow::Cow;
+
 use crate::Error;
-use crate::llama::names;
 pub(super) use crate::llama::names::to_hf as module_to_hf;
+use crate::llama::{NormPlacement, names};
 
 /// What stands before the modules of the model below its head.
 const MODEL_PREFIX: &str = "model.";
@@ -16,12 +18,22 @@ pub(super) fn to_hf(key: &str) -> Option<String> {
     Some(format!("{}.{parameter}", names::to_hf(module)?))
 }
 
-/// The reverse of [`to_hf`]; also for the model saved without its head, whose names have no `model.`.
-pub(super) fn from_hf(key: &str) -> Option<String> {
+/// The reverse of [`to_hf`] in a model whose norms stand so; also for the model saved without its head, whose names have
+/// no `model.`, and for the text model of one that reads images too.
+pub(super) fn from_hf(key: &str, norms: NormPlacement) -> Option<String> {
     let (module, parameter) = key.rsplit_once('.')?;
-    let ours =
-        names::from_hf(module).or_else(|| names::from_hf(&format!("{MODEL_PREFIX}{module}")));
+    let module = of_text_model(module);
+    let ours = names::from_hf(&module, norms);
+    let ours = ours.or_else(|| names::from_hf(&format!("{MODEL_PREFIX}{module}"), norms));
     Some(format!("{}.{parameter}", ours?))
+}
+
+/// The name of a module without what stands before it in a model that reads images too.
+fn of_text_model(module: &str) -> Cow<'_, str> {
+    if let Some(rest) = module.strip_prefix("model.language_model.") {
+        return Cow::Owned(format!("{MODEL_PREFIX}{rest}"));
+    }
+    Cow::Borrowed(module.strip_prefix("language_model.").unwrap_or(module))
 }
 
 /// An error about an argument in the words of a file, in which settings have these names: ours, theirs.
@@ -40,18 +52,26 @@ pub(super) fn in_words_of(error: Error, names: &[(&str, &str)]) -> String {
 mod tests {
     use super::*;
     use crate::adapter::get_params;
-    use crate::llama::LlamaConfig;
+    use crate::llama::{Block, LlamaConfig, QkNorm};
     use burn::tensor::Device;
 
     #[test]
     fn every_key_of_a_model_maps_there_and_back() {
-        let config = LlamaConfig {
-            qkv_bias: true,
-            ..LlamaConfig::llama2_7b()
-        };
-        let model = config.init(&Device::default());
-        for (key, _) in get_params(&model).iter() {
-            assert_eq!(from_hf(&to_hf(key).unwrap()).as_deref(), Some(key));
+        for norms in [
+            NormPlacement::Before,
+            NormPlacement::After,
+            NormPlacement::Both,
+        ] {
+            let block = Block::default()
+                .with_norms(norms)
+                .with_qk_norm(Some(QkNorm::Head));
+            let config = LlamaConfig::llama2_7b()
+                .with_qkv_bias(true)
+                .with_block(block);
+            let model = config.init(&Device::default());
+            for (key, _) in get_params(&model).iter() {
+                assert_eq!(from_hf(&to_hf(key).unwrap(), norms).as_deref(), Some(key));
+            }
         }
     }
 
@@ -62,16 +82,23 @@ mod tests {
             ("layers.3.mlp.up_proj.weight", "layers.3.mlp.w3.weight"),
             ("norm.weight", "norm.weight"),
             ("lm_head.weight", "output.weight"),
+            ("language_model.model.norm.weight", "norm.weight"),
+            ("model.language_model.norm.weight", "norm.weight"),
+            ("language_model.lm_head.weight", "output.weight"),
         ] {
-            assert_eq!(from_hf(theirs).as_deref(), Some(ours));
+            assert_eq!(
+                from_hf(theirs, NormPlacement::Before).as_deref(),
+                Some(ours)
+            );
         }
-        assert_eq!(from_hf("model.lm_head.weight"), None);
+        assert_eq!(from_hf("model.lm_head.weight", NormPlacement::Before), None);
     }
 
     #[test]
     fn foreign_names_have_no_counterpart() {
-        assert_eq!(from_hf("model.layers.0.self_attn.qkv_proj.weight"), None);
-        assert_eq!(from_hf("model.layers.0.self_attn.q_proj"), None);
+        let of = |key| from_hf(key, NormPlacement::Before);
+        assert_eq!(of("model.layers.0.self_attn.qkv_proj.weight"), None);
+        assert_eq!(of("model.layers.0.self_attn.q_proj"), None);
         assert_eq!(names::last_part_to_hf("w2"), Some("down_proj"));
     }
 }

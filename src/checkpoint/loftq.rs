@@ -45,7 +45,7 @@ pub fn initialize_loftq_from(
         let weights = GgufWeights::of(&file, &model.config)?;
         return begin(model, &weights, path, iterations, decomposition);
     }
-    let weights = HfFolder::open(path, model.config.tie_embeddings)?;
+    let weights = HfFolder::open(path, &model.config)?;
     begin(model, &weights, path, iterations, decomposition)
 }
 

@@ -10,6 +10,7 @@ use super::keys::in_words_of;
 use super::tensors::{load_state_dict_file, save_state_dict};
 use crate::adapter::{Adapter, StateDict};
 use crate::files::{create_dir, read_text, write_text};
+use crate::llama::NormPlacement;
 use crate::llama::names::{from_hf, to_hf};
 use crate::lora::{DORA, LORA, LoRAConfig, MethodRef};
 use crate::{Error, Result};
@@ -96,7 +97,10 @@ fn from_mlx(name: &str, value: TensorData) -> Option<(String, TensorData)> {
         true => transposed(value)?,
         false => value,
     };
-    Some((format!("{}.{ours}", from_hf(module)?), value))
+    Some((
+        format!("{}.{ours}", from_hf(module, NormPlacement::Before)?),
+        value,
+    ))
 }
 
 /// Writes an adapter as a folder of mlx-lm's.

@@ -57,7 +57,7 @@ impl Weights {
     ) -> Result<()> {
         let key_of = |name: &str| key_of(name).unwrap_or_else(|| name.to_owned());
         for (name, shape) in file.shapes() {
-            if is_rotary(&name) {
+            if is_beside(&name) {
                 continue;
             }
             let file = file.clone();
@@ -216,9 +216,12 @@ fn require_one(stored: &Stored, other: Option<&Stored>) -> Result<()> {
     Err(Error::format(stored.file.path(), message))
 }
 
-/// What old files carry of the rotary embedding, which follows from the configuration.
-pub(super) fn is_rotary(name: &str) -> bool {
+/// What files carry beside the weights of a text model: tables of the rotary embedding in old ones, which follow from the
+/// configuration, and what reads images.
+pub(super) fn is_beside(name: &str) -> bool {
     let tables = ["inv_freq", "cos_cached", "sin_cached"];
-    let is = |table| name.ends_with(&format!("rotary_emb.{table}"));
-    tables.into_iter().any(is)
+    let of_images = ["vision_tower.", "multi_modal_projector."];
+    let bare = name.strip_prefix("model.").unwrap_or(name);
+    let is_table = |table| name.ends_with(&format!("rotary_emb.{table}"));
+    tables.into_iter().any(is_table) || of_images.into_iter().any(|part| bare.starts_with(part))
 }

@@ -1,26 +1,14 @@
 use burn::tensor::Device;
 use serde::{Deserialize, Serialize};
 
-use super::TransformerDecoder;
+use super::{
+    Block, LayerAttention, QueryScaling, RMSNorm, Rope, RopeScaling, Rotary, TransformerDecoder,
+};
 use crate::lora::{AttnModule, LoRAConfig, MlpModule};
 use crate::settings::setters;
 use crate::{Error, Result};
 
-/// The families of models whose layers are alike. Other programs choose a tokenizer by them.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-#[non_exhaustive]
-pub enum ModelType {
-    /// Llama.
-    #[default]
-    Llama,
-    /// Mistral.
-    Mistral,
-    /// Qwen2 and Qwen2.5.
-    Qwen2,
-}
-
-/// The sizes of a Llama-like decoder: those of a published model, or one of them with other values.
+/// The sizes and switches of a decoder: those of a published model, or one of them with other values.
 ///
 /// ```
 /// use burn_peft::llama::LlamaConfig;
@@ -31,9 +19,10 @@ pub enum ModelType {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct LlamaConfig {
-    /// What a saved `config.json` calls the model, where the biases allow it.
-    #[serde(default)]
-    pub model_type: ModelType,
+    /// The family by its name in `config.json` (`llama`, `qwen3`): what a saved one calls the model, where that family
+    /// has such layers.
+    #[serde(default = "llama")]
+    pub model_type: String,
     /// The number of token ids.
     pub vocab_size: usize,
     /// The number of decoder layers.
@@ -50,22 +39,46 @@ pub struct LlamaConfig {
     pub intermediate_dim: usize,
     /// The longest sequence that the model was trained for.
     pub max_seq_len: usize,
-    /// How many tokens attention looks back, where that is bounded (Mistral). It is not applied: see
-    /// [`context_len`](Self::context_len).
+    /// The switches of a layer.
     #[serde(default)]
-    pub sliding_window: Option<usize>,
+    pub block: Block,
+    /// What the attention of each layer sees, and how it is told positions: this list, repeated. Empty is full
+    /// attention with the rotary embedding in all, see [`LayerAttention::pattern`].
+    #[serde(default)]
+    pub layer_attention: Vec<LayerAttention>,
     /// The epsilon of the RMS norms.
     pub norm_eps: f64,
     /// The base of the rotary embedding's frequencies.
     pub rope_base: f64,
     /// How the frequencies are stretched for a longer context.
     pub rope_scaling: Option<RopeScaling>,
+    /// The rotary embedding of layers that have another one ([`Rotary::Local`]).
+    #[serde(default)]
+    pub local_rope: Option<Rope>,
+    /// The numbers of each head that are rotated, the first ones; all if it is not given.
+    #[serde(default)]
+    pub rotary_dim: Option<usize>,
+    /// A factor of the queries that grows with the position.
+    #[serde(default)]
+    pub query_scaling: Option<QueryScaling>,
+    /// What embedded tokens are multiplied by.
+    #[serde(default)]
+    pub embedding_scale: Option<f64>,
+    /// What logits are divided by.
+    #[serde(default)]
+    pub logit_divisor: Option<f64>,
+    /// The soft cap c of the logits x, `c · tanh(x / c)`.
+    #[serde(default)]
+    pub logit_cap: Option<f64>,
     /// Whether the output projection is the embedding's weight.
     pub tie_embeddings: bool,
     /// Whether the query, key and value projections have a bias (Qwen2).
     pub qkv_bias: bool,
     /// Whether the attention's output projection has a bias.
     pub output_proj_bias: bool,
+    /// Whether the projections of the feed-forward block have a bias.
+    #[serde(default)]
+    pub mlp_bias: bool,
     /// The token that begins a sequence.
     pub bos_token_id: Option<u32>,
     /// The tokens that end one.
@@ -73,133 +86,85 @@ pub struct LlamaConfig {
     /// The token that fills up batches, for other programs: saved as it was read.
     #[serde(default)]
     pub pad_token_id: Option<u32>,
+    /// What a `config.json` holds beside this.
+    #[serde(default)]
+    pub(crate) other_fields: OtherFields,
 }
 
-/// A change of the rotary embedding's frequencies.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[non_exhaustive]
-pub enum RopeScaling {
-    /// All frequencies divided by a factor (position interpolation).
-    Linear {
-        /// The factor.
-        factor: f64,
-    },
-    /// Low frequencies divided by a factor, high ones kept, smoothly in between (Llama 3.1).
-    Llama3 {
-        /// The factor of the low frequencies.
-        factor: f64,
-        /// Wavelengths above `original_max_seq_len / low_freq_factor` are scaled in full.
-        low_freq_factor: f64,
-        /// Wavelengths below `original_max_seq_len / high_freq_factor` are kept.
-        high_freq_factor: f64,
-        /// The context that the model was first trained for, in tokens.
-        original_max_seq_len: usize,
-    },
+/// Fields of a file that say nothing of the model here, to be saved as they were read. Configurations that differ in
+/// them alone are equal.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub(crate) struct OtherFields(pub serde_json::Map<String, serde_json::Value>);
+
+impl PartialEq for OtherFields {
+    fn eq(&self, _: &Self) -> bool {
+        true
+    }
 }
 
 impl LlamaConfig {
-    /// Llama 2 7B.
-    pub fn llama2_7b() -> Self {
-        Self::llama2(32, 32, 32, 4096, 11008)
-    }
-
-    /// Llama 2 13B.
-    pub fn llama2_13b() -> Self {
-        Self::llama2(40, 40, 40, 5120, 13824)
-    }
-
-    /// Llama 2 70B.
-    pub fn llama2_70b() -> Self {
-        Self::llama2(80, 64, 8, 8192, 28672)
-    }
-
-    /// Llama 3 8B.
-    pub fn llama3_8b() -> Self {
-        Self {
-            vocab_size: 128_256,
-            num_kv_heads: 8,
-            intermediate_dim: 14336,
-            max_seq_len: 8192,
-            rope_base: 5e5,
-            bos_token_id: Some(128_000),
-            eos_token_ids: vec![128_001],
-            ..Self::llama2_7b()
-        }
-    }
-
-    /// Llama 3.1 8B.
-    pub fn llama3_1_8b() -> Self {
-        Self {
-            max_seq_len: 131_072,
-            rope_scaling: Some(RopeScaling::llama3(8.0)),
-            ..Self::llama3_8b()
-        }
-    }
-
-    /// Llama 3.1 70B.
-    pub fn llama3_1_70b() -> Self {
-        Self {
-            num_layers: 80,
-            num_heads: 64,
-            embed_dim: 8192,
-            intermediate_dim: 28672,
-            ..Self::llama3_1_8b()
-        }
-    }
-
-    /// Llama 3.2 1B.
-    pub fn llama3_2_1b() -> Self {
-        Self {
-            num_layers: 16,
-            head_dim: 64,
-            embed_dim: 2048,
-            intermediate_dim: 8192,
-            rope_scaling: Some(RopeScaling::llama3(32.0)),
-            tie_embeddings: true,
-            ..Self::llama3_1_8b()
-        }
-    }
-
-    /// Llama 3.2 3B.
-    pub fn llama3_2_3b() -> Self {
-        Self {
-            num_layers: 28,
-            num_heads: 24,
-            head_dim: 128,
-            embed_dim: 3072,
-            ..Self::llama3_2_1b()
-        }
-    }
-
-    fn llama2(layers: usize, heads: usize, kv_heads: usize, dim: usize, ffn: usize) -> Self {
-        Self {
-            model_type: ModelType::Llama,
-            vocab_size: 32000,
-            num_layers: layers,
-            num_heads: heads,
-            num_kv_heads: kv_heads,
-            head_dim: dim / heads,
-            embed_dim: dim,
-            intermediate_dim: ffn,
-            max_seq_len: 4096,
-            sliding_window: None,
-            norm_eps: 1e-5,
-            rope_base: 1e4,
-            rope_scaling: None,
-            tie_embeddings: false,
-            qkv_bias: false,
-            output_proj_bias: false,
-            bos_token_id: Some(1),
-            eos_token_ids: vec![2],
-            pad_token_id: None,
-        }
-    }
-
-    /// The longest sequence that the model is right for. Attention sees all of it, which equals a sliding
-    /// window up to the window's length.
+    /// The longest sequence that the model is made for: what it was trained for, times the factor of a rotary embedding
+    /// that grows with the sequence.
     pub fn context_len(&self) -> usize {
-        let window = self.sliding_window.unwrap_or(self.max_seq_len);
-        window.min(self.max_seq_len)
+        match self.rope_scaling {
+            Some(RopeScaling::Dynamic { factor, .. }) => {
+                (self.max_seq_len as f64 * factor) as usize
+            }
+            _ => self.max_seq_len,
+        }
+    }
+
+    /// The rotary embedding.
+    pub fn rope(&self) -> Rope {
+        Rope::new(self.rope_base).with_scaling(self.rope_scaling.clone())
+    }
+
+    /// The rotary embedding of some layers; none if they do not rotate.
+    pub(super) fn rope_of(&self, rotary: Rotary) -> Option<Rope> {
+        match rotary {
+            Rotary::Global => Some(self.rope()),
+            Rotary::Local => Some(self.local_rope.clone().unwrap_or_else(|| self.rope())),
+            Rotary::None => None,
+        }
+    }
+
+    /// The numbers of each head that are rotated.
+    pub(crate) fn rotary_dim(&self) -> usize {
+        self.rotary_dim.unwrap_or(self.head_dim)
+    }
+
+    /// What the attention of a layer sees, and how it is told positions.
+    pub fn attention_of(&self, layer: usize) -> LayerAttention {
+        match &self.layer_attention[..] {
+            [] => LayerAttention::default(),
+            pattern => pattern[layer % pattern.len()],
+        }
+    }
+
+    /// The kinds of attention that the layers have, each once.
+    pub fn attention_kinds(&self) -> Vec<LayerAttention> {
+        let mut kinds = Vec::new();
+        for attention in (0..self.num_layers).map(|layer| self.attention_of(layer)) {
+            if !kinds.contains(&attention) {
+                kinds.push(attention);
+            }
+        }
+        kinds
+    }
+
+    /// The kind of a layer, as its index in [`Self::attention_kinds`].
+    pub(super) fn attention_kind(&self, layer: usize) -> usize {
+        let (kinds, own) = (self.attention_kinds(), self.attention_of(layer));
+        let index = kinds.iter().position(|kind| *kind == own);
+        index.expect("the kinds of all layers")
+    }
+
+    /// A norm of the model's kind over vectors of width `dim`.
+    pub(super) fn norm(&self, dim: usize, device: &Device) -> RMSNorm {
+        match self.block.unit_offset {
+            true => RMSNorm::with_unit_offset(dim, self.norm_eps, device),
+            false => RMSNorm::new(dim, self.norm_eps, device),
+        }
     }
 
     /// The width of all key (or value) heads together.
@@ -229,8 +194,13 @@ impl LlamaConfig {
         }
     }
 
+    /// The same of another family, by its name in `config.json`.
+    pub fn with_model_type(mut self, model_type: impl Into<String>) -> Self {
+        self.model_type = model_type.into();
+        self
+    }
+
     setters! {
-        with_model_type => model_type: ModelType,
         with_vocab_size => vocab_size: usize,
         with_num_layers => num_layers: usize,
         with_num_heads => num_heads: usize,
@@ -239,13 +209,21 @@ impl LlamaConfig {
         with_embed_dim => embed_dim: usize,
         with_intermediate_dim => intermediate_dim: usize,
         with_max_seq_len => max_seq_len: usize,
-        with_sliding_window => sliding_window: Option<usize>,
+        with_block => block: Block,
+        with_layer_attention => layer_attention: Vec<LayerAttention>,
         with_norm_eps => norm_eps: f64,
         with_rope_base => rope_base: f64,
         with_rope_scaling => rope_scaling: Option<RopeScaling>,
+        with_local_rope => local_rope: Option<Rope>,
+        with_rotary_dim => rotary_dim: Option<usize>,
+        with_query_scaling => query_scaling: Option<QueryScaling>,
+        with_embedding_scale => embedding_scale: Option<f64>,
+        with_logit_divisor => logit_divisor: Option<f64>,
+        with_logit_cap => logit_cap: Option<f64>,
         with_tie_embeddings => tie_embeddings: bool,
         with_qkv_bias => qkv_bias: bool,
         with_output_proj_bias => output_proj_bias: bool,
+        with_mlp_bias => mlp_bias: bool,
         with_bos_token_id => bos_token_id: Option<u32>,
         with_eos_token_ids => eos_token_ids: Vec<u32>,
         with_pad_token_id => pad_token_id: Option<u32>,
@@ -265,7 +243,6 @@ impl LlamaConfig {
             ("embed_dim", self.embed_dim),
             ("intermediate_dim", self.intermediate_dim),
             ("max_seq_len", self.max_seq_len),
-            ("sliding_window", self.sliding_window.unwrap_or(1)),
         ];
         if let Some((name, _)) = sizes.into_iter().find(|(_, size)| *size == 0) {
             return invalid(name, "must be at least 1".into());
@@ -275,12 +252,21 @@ impl LlamaConfig {
             let message = format!("{heads} query heads cannot share {kv} key heads evenly");
             return invalid("num_kv_heads", message);
         }
-        if self.head_dim == 0 || !self.head_dim.is_multiple_of(2) {
+        let rotary_dim = self.rotary_dim();
+        if rotary_dim == 0 || !rotary_dim.is_multiple_of(2) || rotary_dim > self.head_dim {
             let message = format!(
-                "rotary embedding needs an even width, not {}",
-                self.head_dim
+                "rotary embedding needs an even width, at most that of a head, not {rotary_dim}"
             );
-            return invalid("head_dim", message);
+            let name = if self.rotary_dim.is_some() {
+                "rotary_dim"
+            } else {
+                "head_dim"
+            };
+            return invalid(name, message);
+        }
+        let mut spans = self.layer_attention.iter().map(|layer| layer.span);
+        if spans.any(|span| span.tokens() == Some(0)) {
+            return invalid("sliding_window", "must be at least 1".into());
         }
         Ok(())
     }
@@ -308,14 +294,7 @@ impl LlamaConfig {
     }
 }
 
-impl RopeScaling {
-    /// Llama 3.1's scaling with its own bounds.
-    pub fn llama3(factor: f64) -> Self {
-        Self::Llama3 {
-            factor,
-            low_freq_factor: 1.0,
-            high_freq_factor: 4.0,
-            original_max_seq_len: 8192,
-        }
-    }
+/// The family of configurations that name none.
+fn llama() -> String {
+    "llama".to_owned()
 }

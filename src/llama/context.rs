@@ -1,22 +1,34 @@
-use burn::tensor::{Bool, Device, Tensor};
+use burn::tensor::{Bool, DType, Device, Tensor, TensorData};
 
-use super::{AttentionMask, LlamaConfig, RotaryEmbedding};
+use super::mask::segment_starts;
+use super::{AttentionMask, LayerAttention, LlamaConfig, RotaryEmbedding, Span};
 use crate::lora::Routes;
 use crate::ops::{AttentionBody, mix, seed_dropout};
 
-/// What a forward pass is told beside the tokens: rotations and mask of their positions, which adapter each row
+/// What a forward pass is told beside the tokens: rotations and masks of their positions, which adapter each row
 /// takes, and what dropout follows from.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct Context {
-    /// The rotations of the positions.
-    pub rope: RotaryEmbedding,
-    /// Which keys each query sees.
-    pub mask: AttentionMask,
+    /// What each kind of attention is told, in the order of [`LlamaConfig::attention_kinds`].
+    attention: Vec<AttentionContext>,
     /// The adapter of each row; none is for all rows the adapter that acts.
     pub routes: Option<Routes>,
     /// What each layer's dropout follows from, with the layer's index; none goes on with what was drawn last.
     pub seed: Option<u64>,
+}
+
+/// What the attention of some layers is told of the tokens' positions.
+#[derive(Debug, Clone)]
+pub struct AttentionContext {
+    /// The rotations of the positions; none in layers that do not rotate.
+    pub rope: Option<RotaryEmbedding>,
+    /// What rotated queries are multiplied by, `[batch or 1, seq, 1, 1]`.
+    pub query_scale: Option<Tensor<4>>,
+    /// Which keys each query sees.
+    pub mask: AttentionMask,
+    /// The span that the mask is for.
+    pub(super) span: Span,
 }
 
 impl Context {
@@ -25,16 +37,13 @@ impl Context {
     /// # Panics
     /// If `seq` is 0.
     pub fn causal(config: &LlamaConfig, start: usize, seq: usize, device: &Device) -> Self {
-        Self {
-            rope: RotaryEmbedding::new(config, start, seq, device),
-            mask: AttentionMask::causal(start, seq),
-            routes: None,
-            seed: None,
-        }
+        let positions = Vec::from_iter(start..start + seq);
+        let mask = |span| AttentionMask::causal_within(span, start, seq);
+        Self::new(config, &positions, seq, mask, device)
     }
 
-    /// Rows of `seq` tokens in which several samples follow each other, without seeing each other. `segments` are
-    /// the samples' lengths, row by row.
+    /// Rows of `seq` tokens in which several samples follow each other, without seeing each other; positions begin anew
+    /// with each. `segments` are the samples' lengths, row by row.
     ///
     /// # Panics
     /// If `seq` is 0, or the samples of a row are longer than it together.
@@ -44,18 +53,44 @@ impl Context {
         seq: usize,
         device: &Device,
     ) -> Self {
+        let starts = segment_starts(segments, seq).into_iter().enumerate();
+        let positions: Vec<_> = starts.map(|(index, start)| index % seq - start).collect();
+        let mask = |span| AttentionMask::within_segments_and(span, segments, seq);
+        Self::new(config, &positions, seq, mask, device)
+    }
+
+    /// Rows of one sample each and padding on the right, which no token sees. `lengths` are those of the samples.
+    ///
+    /// # Panics
+    /// If `seq` is 0, or a sample is longer.
+    pub fn padded(config: &LlamaConfig, lengths: &[usize], seq: usize, device: &Device) -> Self {
+        let segments: Vec<_> = lengths.iter().map(|length| vec![*length]).collect();
+        let positions = Vec::from_iter(0..seq);
+        let mask = |span| AttentionMask::within_segments_and(span, &segments, seq);
+        Self::new(config, &positions, seq, mask, device)
+    }
+
+    fn new(
+        config: &LlamaConfig,
+        positions: &[usize],
+        seq: usize,
+        mask: impl Fn(Span) -> AttentionMask,
+        device: &Device,
+    ) -> Self {
+        let kinds = config.attention_kinds().into_iter();
+        let attention = kinds.map(|LayerAttention { span, rotary }| AttentionContext {
+            rope: config.rope_of(rotary).map(|rope| {
+                RotaryEmbedding::new(&rope, config.rotary_dim(), positions, seq, device)
+            }),
+            query_scale: query_scale(config, positions, seq, device),
+            mask: mask(span),
+            span,
+        });
         Self {
-            rope: RotaryEmbedding::within_segments(config, segments, seq, device),
-            mask: AttentionMask::within_segments(segments, seq),
+            attention: attention.collect(),
             routes: None,
             seed: None,
         }
-    }
-
-    /// The same with another mask.
-    pub fn with_mask(mut self, mask: AttentionMask) -> Self {
-        self.mask = mask;
-        self
     }
 
     /// The same with padding on the right hidden, see [`AttentionMask::with_padding`].
@@ -64,7 +99,9 @@ impl Context {
     /// If a token follows padding, or the numbers of keys differ.
     pub fn with_padding(mut self, is_token: Option<Tensor<2, Bool>>) -> Self {
         if let Some(is_token) = is_token {
-            self.mask = self.mask.with_padding(is_token);
+            for attention in &mut self.attention {
+                attention.mask = attention.mask.clone().with_padding(is_token.clone());
+            }
         }
         self
     }
@@ -81,12 +118,32 @@ impl Context {
         self
     }
 
+    /// What layers of a kind are told, by its index in [`LlamaConfig::attention_kinds`].
+    ///
+    /// # Panics
+    /// If the context is that of another model.
+    pub fn attention(&self, kind: usize) -> &AttentionContext {
+        &self.attention[kind]
+    }
+
     /// Lets the dropout of a layer follow from the seed and its index, however often it is computed.
     pub(crate) fn seed_layer(&self, index: usize) {
         if let Some(seed) = self.seed {
             seed_dropout(mix(seed, index as u64));
         }
     }
+}
+
+fn query_scale(
+    config: &LlamaConfig,
+    positions: &[usize],
+    seq: usize,
+    device: &Device,
+) -> Option<Tensor<4>> {
+    let scaling = config.query_scaling?;
+    let factors: Vec<f32> = positions.iter().map(|at| scaling.factor(*at)).collect();
+    let data = TensorData::new(factors, [positions.len() / seq, seq, 1, 1]);
+    Some(Tensor::from_data(data, (device, DType::F32)))
 }
 
 /// What a forward pass on tensors without numbers is told.

@@ -14,12 +14,12 @@ use crate::lora::{
     DEFAULT_ADAPTER, FULL, LayerKind, LoRAConfig, LoRAEmbedding, LoRALinear, MethodRef, Routes,
     TiedOutput,
 };
-use crate::ops::meta::MetaTensor;
+use crate::ops::meta::{MetaOp, MetaTensor};
 use crate::quantization::BlockFormat;
 use crate::weight::{BaseFormat, Quantization};
 use crate::{Error, Result};
 
-/// A Llama-like decoder, with or without adapters.
+/// A decoder, with or without adapters.
 #[derive(Module, Debug)]
 pub struct TransformerDecoder {
     /// The token vectors.
@@ -49,9 +49,9 @@ impl TransformerDecoder {
         Self {
             tok_embeddings: LoRAEmbedding::new(vocab, dim, device),
             layers: layers
-                .map(|_| TransformerDecoderLayer::new(config, device))
+                .map(|index| TransformerDecoderLayer::new(config, index, device))
                 .collect(),
-            norm: RMSNorm::new(dim, config.norm_eps, device),
+            norm: config.norm(dim, device),
             output: match config.tie_embeddings {
                 true => Output::Tied(TiedOutput::new(vocab, dim)),
                 false => Output::Own(LoRALinear::plain(dim, vocab, false, device)),
@@ -288,8 +288,13 @@ impl TransformerDecoder {
 
     /// The token vectors, `[batch, seq, embed_dim]`.
     pub(crate) fn embed(&self, ids: Tensor<2, Int>, context: &Context) -> Tensor<3> {
-        self.tok_embeddings
-            .forward_routed(ids, context.routes.as_ref())
+        let embedded = self
+            .tok_embeddings
+            .forward_routed(ids, context.routes.as_ref());
+        match self.config.embedding_scale {
+            Some(scale) => embedded.mul_scalar(scale),
+            None => embedded,
+        }
     }
 
     /// The hidden state after some layers, `[batch, seq, embed_dim]` as the one before them.
@@ -315,13 +320,34 @@ impl TransformerDecoder {
     /// The logits of hidden states after the last layer, `[batch, seq, embed_dim]`.
     pub(crate) fn head(&self, hidden: Tensor<3>, routes: Option<&Routes>) -> Tensor<3> {
         let normed = self.norm.forward_routed(hidden, routes);
-        self.output.forward(normed, &self.tok_embeddings, routes)
+        let logits = self.output.forward(normed, &self.tok_embeddings, routes);
+        let logits = match self.config.logit_divisor {
+            Some(divisor) => logits.div_scalar(divisor),
+            None => logits,
+        };
+        match self.config.logit_cap {
+            Some(cap) => logits.div_scalar(cap).tanh().mul_scalar(cap),
+            None => logits,
+        }
     }
 
     /// What [`Self::head`] holds in a training.
     pub(crate) fn head_meta(&self, hidden: MetaTensor) -> MetaTensor {
-        self.output
-            .meta(self.norm.meta(hidden), &self.tok_embeddings)
+        let logits = self
+            .output
+            .meta(self.norm.meta(hidden), &self.tok_embeddings);
+        let logits = match self.config.logit_divisor {
+            Some(_) => MetaOp::of([logits]).in_place(),
+            None => logits,
+        };
+        match self.config.logit_cap {
+            Some(_) => {
+                let width = logits.width;
+                let capped = MetaOp::of([logits]).keeps_output().output(width);
+                MetaOp::of([capped]).output(width)
+            }
+            None => logits,
+        }
     }
 }
 

@@ -1,32 +1,49 @@
-use burn::module::Module;
+use burn::module::{Content, DisplaySettings, Module, ModuleDisplay};
 use burn::tensor::{Device, Tensor};
 
 use super::{
-    CausalSelfAttention, Context, FeedForward, LayerCache, LlamaConfig, MetaContext, RMSNorm,
+    CausalSelfAttention, Context, FeedForward, LayerCache, LlamaConfig, MetaContext, NormPlacement,
+    RMSNorm,
 };
-use crate::ops::meta::MetaTensor;
+use crate::lora::Routes;
+use crate::ops::meta::{MetaOp, MetaTensor};
 
-/// One layer of the decoder: `h = x + attn(sa_norm(x))`, `y = h + mlp(mlp_norm(h))`.
+/// One layer of the decoder: `h = x + attn(norm(x))`, `y = h + mlp(norm(h))`; in some models with norms after attention
+/// and feed-forward block too, or only there, see [`NormPlacement`].
 #[derive(Module, Debug)]
+#[module(custom_display)]
 pub struct TransformerDecoderLayer {
     /// The norm before the attention.
-    pub sa_norm: RMSNorm,
+    pub sa_norm: Option<RMSNorm>,
     /// The attention.
     pub attn: CausalSelfAttention,
-    /// The norm before the feed-forward block.
-    pub mlp_norm: RMSNorm,
+    /// The norm after the attention.
+    pub post_sa_norm: Option<RMSNorm>,
+    /// The norm before the feed-forward block, in layers whose norms all stand before.
+    pub mlp_norm: Option<RMSNorm>,
+    /// The norm before the feed-forward block, in layers that have norms on both sides of it.
+    pub pre_mlp_norm: Option<RMSNorm>,
     /// The feed-forward block.
     pub mlp: FeedForward,
+    /// The norm after the feed-forward block.
+    pub post_mlp_norm: Option<RMSNorm>,
+    #[module(skip)]
+    residual_scale: Option<f64>,
 }
 
 impl TransformerDecoderLayer {
-    pub(super) fn new(config: &LlamaConfig, device: &Device) -> Self {
-        let norm = || RMSNorm::new(config.embed_dim, config.norm_eps, device);
+    pub(super) fn new(config: &LlamaConfig, index: usize, device: &Device) -> Self {
+        let norms = config.block.norms;
+        let norm = |exists: bool| exists.then(|| config.norm(config.embed_dim, device));
         Self {
-            sa_norm: norm(),
-            attn: CausalSelfAttention::new(config, device),
-            mlp_norm: norm(),
+            sa_norm: norm(norms.is_before()),
+            attn: CausalSelfAttention::new(config, index, device),
+            post_sa_norm: norm(norms.is_after()),
+            mlp_norm: norm(norms == NormPlacement::Before),
+            pre_mlp_norm: norm(norms == NormPlacement::Both),
             mlp: FeedForward::new(config, device),
+            post_mlp_norm: norm(norms.is_after()),
+            residual_scale: config.block.residual_scale,
         }
     }
 
@@ -45,17 +62,89 @@ impl TransformerDecoderLayer {
         cache: Option<&mut LayerCache>,
     ) -> Tensor<3> {
         let routes = context.routes.as_ref();
-        let normed = self.sa_norm.forward_routed(x.clone(), routes);
-        let h = x + self.attn.forward(normed, context, cache);
-        let normed = self.mlp_norm.forward_routed(h.clone(), routes);
-        h + self.mlp.forward(normed, context)
+        let normed = normed(&self.sa_norm, x.clone(), routes);
+        let out = self.attn.forward(normed, context, cache);
+        let h = self.add(x, &self.post_sa_norm, out, routes);
+        let out = self.mlp.forward(self.mlp_input(h.clone(), routes), context);
+        self.add(h, &self.post_mlp_norm, out, routes)
+    }
+
+    fn mlp_input(&self, h: Tensor<3>, routes: Option<&Routes>) -> Tensor<3> {
+        normed(self.norm_before_mlp(), h, routes)
+    }
+
+    fn norm_before_mlp(&self) -> &Option<RMSNorm> {
+        match &self.pre_mlp_norm {
+            Some(_) => &self.pre_mlp_norm,
+            None => &self.mlp_norm,
+        }
+    }
+
+    /// The hidden state with what attention or feed-forward block give.
+    fn add(
+        &self,
+        x: Tensor<3>,
+        norm: &Option<RMSNorm>,
+        out: Tensor<3>,
+        routes: Option<&Routes>,
+    ) -> Tensor<3> {
+        let out = normed(norm, out, routes);
+        match self.residual_scale {
+            Some(scale) => x + out.mul_scalar(scale),
+            None => x + out,
+        }
     }
 
     /// What [`Self::forward`] holds in a training.
     pub(crate) fn meta(&self, x: MetaTensor, context: MetaContext) -> MetaTensor {
-        let normed = self.sa_norm.meta(x.clone());
-        let h = x.add(self.attn.meta(normed, context));
-        let normed = self.mlp_norm.meta(h.clone());
-        h.add(self.mlp.meta(normed))
+        let out = self
+            .attn
+            .meta(normed_meta(&self.sa_norm, x.clone()), context);
+        let h = self.add_meta(x, &self.post_sa_norm, out);
+        let out = self
+            .mlp
+            .meta(normed_meta(self.norm_before_mlp(), h.clone()));
+        self.add_meta(h, &self.post_mlp_norm, out)
+    }
+
+    fn add_meta(&self, x: MetaTensor, norm: &Option<RMSNorm>, out: MetaTensor) -> MetaTensor {
+        let out = normed_meta(norm, out);
+        match self.residual_scale {
+            Some(_) => x.add(MetaOp::of([out]).in_place()),
+            None => x.add(out),
+        }
+    }
+}
+
+fn normed(norm: &Option<RMSNorm>, x: Tensor<3>, routes: Option<&Routes>) -> Tensor<3> {
+    match norm {
+        Some(norm) => norm.forward_routed(x, routes),
+        None => x,
+    }
+}
+
+pub(super) fn normed_meta(norm: &Option<RMSNorm>, x: MetaTensor) -> MetaTensor {
+    match norm {
+        Some(norm) => norm.meta(x),
+        None => x,
+    }
+}
+
+impl ModuleDisplay for TransformerDecoderLayer {
+    fn custom_settings(&self) -> Option<DisplaySettings> {
+        None
+    }
+
+    /// The norms that there are.
+    fn custom_content(&self, content: Content) -> Option<Content> {
+        let add = |content: Content, name: &str, norm: &Option<RMSNorm>| match norm {
+            Some(norm) => content.add(name, norm),
+            None => content,
+        };
+        let content = add(content, "sa_norm", &self.sa_norm).add("attn", &self.attn);
+        let content = add(content, "post_sa_norm", &self.post_sa_norm);
+        let content = add(content, "mlp_norm", &self.mlp_norm);
+        let content = add(content, "pre_mlp_norm", &self.pre_mlp_norm).add("mlp", &self.mlp);
+        add(content, "post_mlp_norm", &self.post_mlp_norm).optional()
     }
 }

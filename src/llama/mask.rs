@@ -2,14 +2,25 @@
 
 use burn::tensor::{Bool, Tensor};
 
+use super::Span;
 use crate::ops::AttentionMask;
 
 impl AttentionMask {
     /// Each of `seq_len` queries, the first at position `start`, sees the keys up to its own
     /// position.
     pub fn causal(start: usize, seq_len: usize) -> Self {
-        let visible = (0..seq_len).map(|query| 0..start + query + 1);
-        Self::new(seq_len, start + seq_len, visible.collect())
+        Self::causal_within(Span::Full, start, seq_len)
+    }
+
+    /// The same within a span. The keys are those that the span shows to the first query, then those of the queries.
+    pub fn causal_within(span: Span, start: usize, seq_len: usize) -> Self {
+        let kept = span.seen_before(start);
+        let dropped = start - kept;
+        let visible = (start..start + seq_len).map(|position| {
+            let first = span.first_seen(position).max(dropped);
+            first - dropped..position + 1 - dropped
+        });
+        Self::new(seq_len, kept + seq_len, visible.collect())
     }
 
     /// Each query sees the keys of its own sample up to its own position, in rows in which several
@@ -19,8 +30,19 @@ impl AttentionMask {
     /// # Panics
     /// If the samples of a row are longer than `seq_len` together.
     pub fn within_segments(segments: &[Vec<usize>], seq_len: usize) -> Self {
+        Self::within_segments_and(Span::Full, segments, seq_len)
+    }
+
+    /// The same within a span too, which begins anew with each sample.
+    ///
+    /// # Panics
+    /// As [`Self::within_segments`].
+    pub fn within_segments_and(span: Span, segments: &[Vec<usize>], seq_len: usize) -> Self {
         let starts = segment_starts(segments, seq_len).into_iter().enumerate();
-        let visible = starts.map(|(index, start)| start..index % seq_len + 1);
+        let visible = starts.map(|(index, start)| {
+            let position = index % seq_len;
+            start + span.first_seen(position - start)..position + 1
+        });
         Self::new(seq_len, seq_len, visible.collect())
     }
 
@@ -83,5 +105,31 @@ mod tests {
     fn starts_begin_anew_in_each_row() {
         let starts = segment_starts(&[vec![2, 1], vec![4]], 5);
         assert_eq!(starts, [0, 0, 2, 3, 3, 0, 0, 0, 0, 4]);
+    }
+
+    /// What each query sees.
+    fn visible(mask: &AttentionMask) -> Vec<std::ops::Range<usize>> {
+        let ranges = mask.ranges();
+        ranges.visible(0, 0..ranges.seq()).to_vec()
+    }
+
+    #[test]
+    fn a_span_hides_what_lies_before_it() {
+        let window = Span::Window(2);
+        let mask = AttentionMask::causal_within(window, 0, 4);
+        assert_eq!(visible(&mask), [0..1, 0..2, 1..3, 2..4]);
+        // One key is left of the five before.
+        let mask = AttentionMask::causal_within(window, 5, 3);
+        assert_eq!(
+            (mask.ranges().keys(), visible(&mask)),
+            (4, vec![0..2, 1..3, 2..4])
+        );
+        let mask = AttentionMask::causal_within(Span::Chunk(4), 5, 4);
+        assert_eq!(
+            (mask.ranges().keys(), visible(&mask)),
+            (5, vec![0..2, 0..3, 0..4, 4..5])
+        );
+        let mask = AttentionMask::within_segments_and(window, &[vec![3, 1]], 5);
+        assert_eq!(visible(&mask), [0..1, 0..2, 1..3, 3..4, 4..5]);
     }
 }

@@ -6,7 +6,7 @@ use crate::lora::{LoRALinear, MlpModule};
 use crate::ops::meta::MetaTensor;
 use crate::ops::{Activation, glu, glu_meta};
 
-/// The gated feed-forward block, `w2(silu(w1 x) · w3 x)`. Shazeer,
+/// The gated feed-forward block, `w2(act(w1 x) · w3 x)` with silu or another activation. Shazeer,
 /// <https://arxiv.org/abs/2002.05202>.
 #[derive(Module, Debug)]
 #[module(custom_display)]
@@ -17,18 +17,21 @@ pub struct FeedForward {
     pub w2: LoRALinear,
     /// The way up, `embed_dim -> intermediate_dim`.
     pub w3: LoRALinear,
+    #[module(skip)]
+    activation: Activation,
 }
 
 impl FeedForward {
     pub(super) fn new(config: &LlamaConfig, device: &Device) -> Self {
         let linear = |module| {
             let (in_dim, out_dim) = config.mlp_dims(module);
-            LoRALinear::plain(in_dim, out_dim, false, device)
+            LoRALinear::plain(in_dim, out_dim, config.mlp_bias, device)
         };
         Self {
             w1: linear(MlpModule::W1),
             w2: linear(MlpModule::W2),
             w3: linear(MlpModule::W3),
+            activation: config.block.activation,
         }
     }
 
@@ -44,7 +47,7 @@ impl FeedForward {
         let gate = self.w1.forward_routed(x.clone(), routes);
         let up = self.w3.forward_routed(x, routes);
         self.w2
-            .forward_routed(glu(gate, up, Activation::Silu), routes)
+            .forward_routed(glu(gate, up, self.activation), routes)
     }
 
     /// What [`Self::forward`] holds in a training.

@@ -6,32 +6,37 @@
 //! ```
 
 mod attention;
+mod block;
 mod builders;
 mod cache;
 mod config;
 mod context;
 mod decoder;
+pub(crate) mod families;
 mod layer;
+mod layer_attention;
 mod mask;
 mod mlp;
 pub(crate) mod names;
 mod norm;
 mod output;
 mod rope;
+mod rope_scaling;
 
 pub use attention::CausalSelfAttention;
-pub use builders::{
-    llama2_7b, llama2_13b, llama2_70b, lora_llama2_7b, lora_llama2_13b, lora_llama2_70b,
-};
+pub use block::{Block, NormPlacement, QkNorm};
+pub use builders::*;
 pub use cache::{KvCache, LayerCache};
-pub use config::{LlamaConfig, ModelType, RopeScaling};
-pub use context::Context;
+pub use config::LlamaConfig;
 pub(crate) use context::MetaContext;
+pub use context::{AttentionContext, Context};
 pub use decoder::TransformerDecoder;
 pub use layer::TransformerDecoderLayer;
+pub use layer_attention::{LayerAttention, Rotary, Span};
 pub use mlp::FeedForward;
 pub use norm::RMSNorm;
 pub use output::Output;
 pub use rope::RotaryEmbedding;
+pub use rope_scaling::{QueryScaling, Rope, RopeScaling};
 
 pub use crate::ops::AttentionMask;

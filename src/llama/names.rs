@@ -1,5 +1,6 @@
-//! What a module is called here and in Hugging Face's Llama, a row per module.
+//! What a module is called here and in Hugging Face's files, a row per module.
 
+use super::NormPlacement;
 use crate::lora::ModuleNames;
 
 /// Modules outside of the layers: ours, Hugging Face's.
@@ -9,17 +10,25 @@ const MODEL: [(&str, &str); 3] = [
     ("output", "lm_head"),
 ];
 
+/// The norm between attention and feed-forward block, wherever it stands.
+const POST_ATTENTION: &str = "post_attention_layernorm";
+
 /// Modules of a layer, below `layers.N` and `model.layers.N`.
-const LAYER: [(&str, &str); 9] = [
+const LAYER: [(&str, &str); 14] = [
     ("sa_norm", "input_layernorm"),
     ("attn.q_proj", "self_attn.q_proj"),
     ("attn.k_proj", "self_attn.k_proj"),
     ("attn.v_proj", "self_attn.v_proj"),
     ("attn.output_proj", "self_attn.o_proj"),
-    ("mlp_norm", "post_attention_layernorm"),
+    ("attn.q_norm", "self_attn.q_norm"),
+    ("attn.k_norm", "self_attn.k_norm"),
+    ("post_sa_norm", POST_ATTENTION),
+    ("mlp_norm", POST_ATTENTION),
+    ("pre_mlp_norm", "pre_feedforward_layernorm"),
     ("mlp.w1", "mlp.gate_proj"),
     ("mlp.w2", "mlp.down_proj"),
     ("mlp.w3", "mlp.up_proj"),
+    ("post_mlp_norm", "post_feedforward_layernorm"),
 ];
 
 /// All names of a module of a decoder.
@@ -47,12 +56,20 @@ pub(crate) fn to_hf(module: &str) -> Option<String> {
     }
 }
 
-/// The reverse of [`to_hf`].
-pub(crate) fn from_hf(module: &str) -> Option<String> {
+/// The reverse of [`to_hf`] in a model whose norms stand so.
+pub(crate) fn from_hf(module: &str, norms: NormPlacement) -> Option<String> {
     match module
         .strip_prefix("model.layers.")
         .and_then(|rest| rest.split_once('.'))
     {
+        Some((layer, POST_ATTENTION)) => {
+            let ours = if norms.is_after() {
+                "post_sa_norm"
+            } else {
+                "mlp_norm"
+            };
+            Some(format!("layers.{layer}.{ours}"))
+        }
         Some((layer, rest)) => {
             let (ours, _) = LAYER.iter().find(|(_, theirs)| *theirs == rest)?;
             Some(format!("layers.{layer}.{ours}"))

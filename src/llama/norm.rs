@@ -1,5 +1,5 @@
 use burn::module::{Content, DisplaySettings, Module, ModuleDisplay, Param};
-use burn::tensor::{Device, Tensor};
+use burn::tensor::{DType, Device, Tensor};
 
 use crate::lora::{
     AdaptedLayer, AdapterSlot, FULL_WEIGHT, LayerParams, LayerShape, Routes, adapted_module,
@@ -9,14 +9,16 @@ use crate::ops::meta::{MetaParam, MetaTensor};
 use crate::ops::{rms_norm, rms_norm_meta};
 use crate::weight::lazy_param;
 
-/// Root-mean-square normalisation, `y = w · x / sqrt(mean(x²) + eps)`, computed in f32.
-/// Zhang and Sennrich, <https://arxiv.org/abs/1910.07467>.
+/// Root-mean-square normalisation, `y = w · x / sqrt(mean(x²) + eps)`, computed in f32, in some models with `1 + w` in
+/// place of w. Zhang and Sennrich, <https://arxiv.org/abs/1910.07467>.
 #[derive(Debug, Clone)]
 pub struct RMSNorm {
     /// The weight w, `[dim]`.
     pub weight: Param<Tensor<1>>,
     /// The epsilon.
     pub eps: f64,
+    /// Whether `1 + w` stands in place of w.
+    pub unit_offset: bool,
     /// Copies of the weight that are trained.
     pub adapters: AdapterSlot,
 }
@@ -28,8 +30,25 @@ impl RMSNorm {
         Self {
             weight: lazy_param([dim], device, ones),
             eps,
+            unit_offset: false,
             adapters: AdapterSlot::new(),
         }
+    }
+
+    /// A norm that multiplies by `1 + w`, with weight 0, lazy.
+    pub fn with_unit_offset(dim: usize, eps: f64, device: &Device) -> Self {
+        let zeros = |shape, device: &Device| Tensor::zeros(shape, device);
+        Self {
+            weight: lazy_param([dim], device, zeros),
+            unit_offset: true,
+            ..Self::new(dim, eps, device)
+        }
+    }
+
+    /// The width of what is normalised.
+    pub(super) fn dim(&self) -> usize {
+        let [dim] = self.weight.lazy_shape().dims();
+        dim
     }
 
     /// Normalises the last dimension.
@@ -77,14 +96,18 @@ impl RMSNorm {
     }
 
     fn normed(&self, x: Tensor<3>, trained: Option<Tensor<1>>) -> Tensor<3> {
-        rms_norm(x, trained.unwrap_or_else(|| self.weight.val()), self.eps)
+        let weight = trained.unwrap_or_else(|| self.weight.val());
+        let weight = match self.unit_offset {
+            true => weight.cast(DType::F32).add_scalar(1.0),
+            false => weight,
+        };
+        rms_norm(x, weight, self.eps)
     }
 }
 
 impl AdaptedLayer for RMSNorm {
     fn shape(&self) -> LayerShape {
-        let [dim] = self.weight.lazy_shape().dims();
-        LayerShape::norm(dim)
+        LayerShape::norm(self.dim())
     }
 
     fn params(&self) -> LayerParams {
@@ -112,7 +135,12 @@ impl AdaptedLayer for RMSNorm {
     }
 }
 
-adapted_module!(RMSNorm, params(weight), inline(adapters), skip(eps));
+adapted_module!(
+    RMSNorm,
+    params(weight),
+    inline(adapters),
+    skip(eps, unit_offset)
+);
 
 impl ModuleDisplay for RMSNorm {
     fn custom_settings(&self) -> Option<DisplaySettings> {
@@ -120,10 +148,9 @@ impl ModuleDisplay for RMSNorm {
     }
 
     fn custom_content(&self, content: Content) -> Option<Content> {
-        let [dim] = self.weight.lazy_shape().dims();
         content
             .set_top_level_type("RMSNorm")
-            .add("dim", &dim)
+            .add("dim", &self.dim())
             .add("eps", &self.eps)
             .optional()
     }

@@ -16,7 +16,7 @@ use burn::tensor::{Device, Gradients, Int, Tensor};
 use super::options::{Activations, GradientOptions, LOSS_CHUNK_ROWS};
 use crate::adapter::{initialize_params, packed_layouts};
 use crate::data::{Batch, IGNORE_INDEX};
-use crate::llama::{AttentionMask, Context, TransformerDecoder};
+use crate::llama::{Context, TransformerDecoder};
 use crate::lora::Routes;
 use crate::ops::{self, backward_from, cross_entropy_sum};
 use crate::weight::is_trained;
@@ -149,8 +149,8 @@ fn context(model: &TransformerDecoder, batch: &Batch, device: &Device) -> Contex
         (true, _) => Context::packed(&model.config, segments, seq_len, device),
         (false, false) => Context::causal(&model.config, 0, seq_len, device),
         (false, true) => {
-            let mask = AttentionMask::within_segments(segments, seq_len);
-            Context::causal(&model.config, 0, seq_len, device).with_mask(mask)
+            let lengths: Vec<_> = segments.iter().map(|row| row.iter().sum()).collect();
+            Context::padded(&model.config, &lengths, seq_len, device)
         }
     };
     context.with_routes(batch.adapters.clone().map(Routes::new))

@@ -535,7 +535,8 @@ fn a_model_configuration_that_is_not_json() {
     for (text, place) in [
         ("{\n\"hidden_size\": 64,,\n}", "line 2 column"),
         ("", "line 1"),
-        ("{}", "missing field"),
+        ("{}", "there is no model_type"),
+        ("[]", "is no JSON object"),
     ] {
         fs::write(&path, text).unwrap();
         let error = read_hf_config(dir.path()).unwrap_err();

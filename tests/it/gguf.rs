@@ -6,7 +6,7 @@ use std::path::Path;
 use burn::tensor::TensorData;
 use burn_peft::adapter::adapter_state_dict;
 use burn_peft::checkpoint::save_gguf_adapter;
-use burn_peft::llama::{LlamaConfig, ModelType, TransformerDecoder};
+use burn_peft::llama::{LlamaConfig, TransformerDecoder};
 use burn_peft::lora::{DEFAULT_ADAPTER, Init, LoRAConfig, TrainedBias};
 
 use crate::adapters::{base, config, random, tied};
@@ -129,7 +129,7 @@ fn transposed(value: &TensorData) -> Vec<f32> {
 
 #[test]
 fn an_adapter_is_one_gguf_file() {
-    let mistral = llama().with_model_type(ModelType::Mistral);
+    let mistral = llama().with_model_type("mistral");
     for (config, architecture) in [(llama(), "llama"), (mistral, "llama"), (config(), "qwen2")] {
         let lora = LoRAConfig::new(EVERYWHERE.map(|(ours, _)| ours))
             .with_rank(4)

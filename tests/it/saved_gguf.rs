@@ -12,7 +12,9 @@ use burn_peft::checkpoint::{
     GgufFormat, MergedCheckpoint, load_gguf, load_gguf_as, read_gguf_config, save_gguf, save_hf,
     save_peft_adapter,
 };
-use burn_peft::llama::{LlamaConfig, ModelType, RopeScaling, TransformerDecoder};
+use burn_peft::llama::{
+    LayerAttention, LlamaConfig, RopeScaling, Rotary, Span, TransformerDecoder,
+};
 use burn_peft::lora::{DEFAULT_ADAPTER, LoRAConfig};
 use burn_peft::quantization::{BlockFormat, PackedLayout, dequantize, quantize};
 use burn_peft::tokenizer::Tokenizer;
@@ -45,7 +47,10 @@ fn configs() -> [LlamaConfig; 4] {
     };
     let linear = RopeScaling::Linear { factor: 2.5 };
     [
-        config().with_sliding_window(Some(32)),
+        config().with_layer_attention(vec![LayerAttention {
+            span: Span::Window(32),
+            rotary: Rotary::Global,
+        }]),
         config()
             .with_tie_embeddings(true)
             .with_rope_base(5e5)
@@ -53,9 +58,7 @@ fn configs() -> [LlamaConfig; 4] {
         config()
             .with_rope_scaling(Some(linear))
             .with_eos_token_ids(vec![2, 5, 7]),
-        config()
-            .with_model_type(ModelType::Qwen2)
-            .with_qkv_bias(true),
+        config().with_model_type("qwen2").with_qkv_bias(true),
     ]
 }
 

@@ -19,7 +19,7 @@ use burn_peft::checkpoint::{
     save_hf, save_peft, save_state_dict,
 };
 use burn_peft::generate::{GenerateOptions, generate};
-use burn_peft::llama::{LlamaConfig, ModelType, TransformerDecoder};
+use burn_peft::llama::{LlamaConfig, TransformerDecoder};
 use burn_peft::lora::{
     AttnModule, DEFAULT_ADAPTER, LoRAAdapter, LoRAConfig, LoRALinear, MlpModule, Targets,
 };
@@ -341,18 +341,22 @@ fn dora_merges_in_closed_form() {
 
 // Saving and loading.
 
+/// Hugging Face has no model with a bias on the output projection alone, and Qwen2 for one on the others.
+fn of_a_family(llama: LlamaConfig) -> LlamaConfig {
+    let qkv_bias = llama.qkv_bias || llama.output_proj_bias;
+    let model_type = match qkv_bias && !llama.output_proj_bias {
+        true => "qwen2",
+        false => "llama",
+    };
+    llama.with_model_type(model_type).with_qkv_bias(qkv_bias)
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(12))]
 
     #[test]
     fn hf_folders_give_back_the_model(llama in llama_config(), seed: u64) {
-        // Hugging Face has no model with a bias on the output projection alone, and Qwen2 for one on the others.
-        let qkv_bias = llama.qkv_bias || llama.output_proj_bias;
-        let model_type = match qkv_bias && !llama.output_proj_bias {
-            true => ModelType::Qwen2,
-            false => ModelType::Llama,
-        };
-        let llama = llama.with_model_type(model_type).with_qkv_bias(qkv_bias);
+        let llama = of_a_family(llama);
         let dir = tempfile::tempdir().unwrap();
         let model = random_base(&llama, seed);
         save_hf(&model, dir.path()).unwrap();
@@ -366,6 +370,7 @@ proptest! {
 
     #[test]
     fn half_precision_folders_give_back_the_model(llama in llama_config(), seed: u64) {
+        let llama = of_a_family(llama);
         let supported = [DType::BF16, DType::F16].into_iter();
         for dtype in supported.filter(|dtype| device().supports_dtype(*dtype)) {
             let dir = tempfile::tempdir().unwrap();

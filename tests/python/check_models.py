@@ -1,13 +1,15 @@
 #!/usr/bin/env python3
-"""Compares the logits of models of all kinds that are read, with and without adapters, of folders in several
-styles, and of folders that bitsandbytes quantized, with those of transformers and PEFT.
+"""Compares models of all kinds that are read, with and without adapters, of folders in several styles, and of
+folders that bitsandbytes quantized, with transformers and PEFT: logits, and for each configuration of each
+family also greedy tokens, an adapter's gradients, the merged model and a trained adapter.
 
-    python check_models.py path/to/compare
+    python check_models.py path/to/compare path/to/adapters [--only SUBSTRING]
 
-`compare` is this repository's example, built. Models and adapters are small and random, made and saved
-by transformers and PEFT. Exits with 1 and says which differs.
+`compare` and `adapters` are this repository's examples, built. Models and adapters are small and random, made
+and saved by transformers and PEFT. Exits with 1 and says which differs.
 """
 
+import argparse
 import json
 import os
 import subprocess
@@ -28,6 +30,9 @@ from transformers import (
     AutoModelForCausalLM, BitsAndBytesConfig, LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM,
     Qwen2Config, Qwen2ForCausalLM,
 )
+
+import family_cases
+from adapter_reference import gradients_of, load_base, logits_of, reload
 
 TOLERANCE = 1e-4  # between two programs' logits, of size 5
 SIZES = {
@@ -124,8 +129,9 @@ QUANTIZED_ADAPTERS = ["all linear layers", "lm_head", "DoRA"]
 
 def randomize(model):
     """Norms near 1, and matrices and biases large enough that each counts."""
+    adds_one = model.config.model_type.startswith("gemma")
     for name, p in model.named_parameters():
-        p.data = 0.2 * torch.randn_like(p) + float("norm" in name)
+        p.data = 0.2 * torch.randn_like(p) + float("norm" in name and not adds_one)
     return model.eval()
 
 
@@ -163,7 +169,10 @@ def compare(program, folder, adapter, expected, *flags):
     command = [program, "--model", folder, "--inputs", folder / "inputs.safetensors", *flags]
     command += ["--expected", expected] + (["--adapter", adapter] if adapter else [])
     run = subprocess.run(command, capture_output=True, text=True)
-    return json.loads(run.stdout)["max_abs_logits"] if run.returncode == 0 else run.stderr.strip()
+    if run.returncode:
+        return run.stderr.strip()
+    found = json.loads(run.stdout)
+    return found["max_abs_logits"] if found.get("same_generated_ids", True) else "other greedy tokens"
 
 
 def load(folder):
@@ -192,6 +201,89 @@ def check_model(program, folder, name):
         path = folder / adapter.replace(" ", "_")
         expected = save_expected(path, adapt(load(folder), path, adapter), ids)
         yield adapter, compare(program, folder, path, expected)
+
+
+def check_family(program, adapters, folder, name):
+    """A configuration of a family: short and long rows, tokens from the cache, and an adapter of all linear layers."""
+    cls, config, changed, is_left_out = family_cases.case(name)
+    torch.manual_seed(1)
+    save_model(folder, cls, config)
+    path = folder / "config.json"
+    fields = json.loads(path.read_text())
+    path.write_text(json.dumps({k: v for k, v in fields.items() if not is_left_out(k)} | changed))
+    model = load(folder)
+    ids = torch.randint(3, config.vocab_size, (2, 100))
+    for rows in (ids[:, :40], ids):
+        save_file({"input_ids": rows.int().contiguous()}, folder / "inputs.safetensors")
+        expected = save_expected(folder, model, rows)
+        yield f"{rows.shape[1]} tokens", compare(program, folder, None, expected)
+    yield "greedy tokens", check_greedy(program, folder, model, ids[:, :30])
+    yield from check_adapter_of(adapters, folder, ids[:, :40])
+
+
+def check_greedy(program, folder, model, ids):
+    """20 tokens, one after the other: as transformers has them without a cache. With one it forgets nothing of a
+    window of one token, and keeps keys that were rotated by other frequencies."""
+    save_file({"input_ids": ids.int().contiguous()}, folder / "inputs.safetensors")
+    settings = {"max_new_tokens": 20, "do_sample": False, "eos_token_id": None, "use_cache": False}
+    with torch.no_grad():
+        rows = [model.generate(row[None], **settings) for row in ids]
+    expected = save_expected(folder, model, ids)
+    tensors = load_file(expected) | {"generated_ids": torch.cat(rows)[:, ids.shape[1]:].int().contiguous()}
+    save_file(tensors, expected)
+    return compare(program, folder, None, expected)
+
+
+def check_adapter_of(program, folder, ids):
+    """An adapter of PEFT's on all linear layers, computed, differentiated, merged, and trained for PEFT."""
+    inputs = {"input_ids": ids, "labels": ids}
+    path = folder / "inputs.safetensors"
+    save_file({key: value.int().contiguous() for key, value in inputs.items()}, path)
+    adapter = folder / "adapter"
+    model = adapt(load(folder), adapter, "all linear layers")
+
+    def call(verb, out, **options):
+        command = [program, verb, "--model", folder, "--adapter", adapter, "--out", folder / out]
+        command += [part for key, value in options.items() for part in (f"--{key}", str(value))]
+        run = subprocess.run(command, capture_output=True, text=True)
+        if run.returncode:
+            raise RuntimeError(run.stderr.strip())
+        return folder / out
+
+    def largest(found, expected):
+        return (found - expected).abs().max().item()
+
+    def gradients():
+        loss, expected = gradients_of(model, inputs)
+        found = load_file(call("gradients", "gradients.safetensors", inputs=path))
+        assert abs(found.pop("loss").item() - loss) <= 1e-5, "the losses differ"
+        assert found.keys() == expected.keys(), "gradients of other tensors"
+        # Within 1e-5 where logits may differ by 1e-4.
+        return 10 * max(largest(found[key], expected[key]) for key in found)
+
+    def adapted():
+        return largest(load_file(call("logits", "logits.safetensors", inputs=path))["logits"], logits_of(model, inputs))
+
+    def merged():
+        return largest(logits_of(load_base(call("merge", "merged")), inputs), logits_of(model, inputs))
+
+    def trained():
+        out = call("train", "trained", inputs=path, steps=2)
+        found = load_file(call_of(out))["logits"]
+        moved = largest(found, logits_of(model, inputs))
+        assert moved > TOLERANCE, "the training changed nothing"
+        return largest(found, logits_of(reload(load(folder), out), inputs))
+
+    def call_of(other):
+        run = [program, "logits", "--model", folder, "--adapter", other, "--inputs", path, "--out", folder / "of_other"]
+        subprocess.run(run, check=True, capture_output=True)
+        return folder / "of_other"
+
+    for name, compute in [("adapter", adapted), ("gradients", gradients), ("merged", merged), ("trained", trained)]:
+        try:
+            yield name, compute()
+        except (AssertionError, RuntimeError, subprocess.CalledProcessError) as error:
+            yield name, str(error)
 
 
 def check_config(program, folder, name):
@@ -290,26 +382,34 @@ def is_right(model, adapter, result):
     return isinstance(result, float) and result <= TOLERANCE
 
 
-def main(program):
+def main(compare_program, adapters_program, only):
     torch.manual_seed(0)
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     warnings.filterwarnings("ignore", category=FutureWarning)  # transformers' own
     warnings.filterwarnings("ignore", category=UserWarning, module=r"peft\b")
     wrong = 0
+
+    def check_families(program, folder, name):
+        return check_family(program, adapters_program, folder, name)
     checks = [
         (check_model, MODELS), (check_config, CONFIGS), (check_output, OUTPUTS), (check_keys, KEYS),
-        (check_quantized, QUANTIZED)]
+        (check_families, family_cases.CASES), (check_quantized, QUANTIZED)]
     for check, names in checks:
-        for name in names:
+        for name in filter(lambda name: only in name, names):
             with tempfile.TemporaryDirectory() as folder:
-                for case, result in check(program, Path(folder), name):
+                for case, result in check(compare_program, Path(folder), name):
                     right = is_right(name, case, result)
-                    print("ok  " if right else "FAIL", f"{name}, {case}: {result}")
+                    print("ok  " if right else "FAIL", f"{name}, {case}: {result}", flush=True)
                     wrong += not right
     if wrong:
         sys.exit(f"{wrong} cases differ")
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("compare")
+    parser.add_argument("adapters")
+    parser.add_argument("--only", default="")
+    args = parser.parse_args()
+    main(args.compare, args.adapters, args.only)

@@ -2,16 +2,14 @@
 
 use super::kind::TensorKind;
 use super::metadata::Metadata;
+use super::names::{ARCHITECTURES, Architecture};
 use super::reader::GgufFile;
 use super::rope::llama3_scaling;
 use crate::checkpoint::tensors::decode;
-use crate::llama::{LlamaConfig, ModelType, RopeScaling};
+use crate::llama::{LayerAttention, LlamaConfig, RopeScaling, Rotary, Span};
 use crate::{Error, Result};
 use burn::tensor::DType;
 
-/// The architectures that are read: their names there, ours. A Mistral is a Llama there.
-const ARCHITECTURES: [(&str, ModelType); 2] =
-    [("llama", ModelType::Llama), ("qwen2", ModelType::Qwen2)];
 /// By what llama3's scaling divides each frequency.
 pub(super) const ROPE_FACTORS: &str = "rope_freqs.weight";
 const ROPE_BASE: f64 = 1e4;
@@ -64,7 +62,7 @@ impl GgufFile {
         }
         let rope_base = model.number("rope.freq_base")?.unwrap_or(ROPE_BASE);
         let config = LlamaConfig {
-            model_type: model.model_type,
+            model_type: model.architecture.families[0].to_owned(),
             vocab_size,
             num_layers: model.size("block_count")?,
             num_heads: heads,
@@ -73,7 +71,7 @@ impl GgufFile {
             embed_dim,
             intermediate_dim: model.size("feed_forward_length")?,
             max_seq_len: model.size("context_length")?,
-            sliding_window: Some(model.size_or("attention.sliding_window", 0)?).filter(|w| *w > 0),
+            layer_attention: model.layer_attention()?,
             norm_eps: model.need_number("attention.layer_norm_rms_epsilon")?,
             rope_base,
             rope_scaling: model.rope_scaling(head_dim, rope_base)?,
@@ -85,13 +83,14 @@ impl GgufFile {
             bos_token_id: known(bos?),
             eos_token_ids: ends,
             pad_token_id: known(pad?),
+            ..LlamaConfig::llama2_7b()
         };
         model.require_consistent(&config)?;
         Ok(config)
     }
 
-    /// The architecture: its name there, and which model type it is.
-    pub(super) fn architecture(&self) -> Result<(&str, ModelType)> {
+    /// The architecture.
+    pub(super) fn architecture(&self) -> Result<&'static Architecture> {
         let metadata = self.metadata();
         if metadata.text("general.type")? == Some("adapter") {
             let message = "an adapter, not a model; load the model that it was made for";
@@ -99,12 +98,11 @@ impl GgufFile {
         }
         let key = "general.architecture";
         let name = metadata.need(key, metadata.text(key)?)?;
-        let row = ARCHITECTURES.into_iter().find(|(known, _)| *known == name);
-        row.map(|(_, model_type)| (name, model_type))
-            .ok_or_else(|| {
-                let known = ARCHITECTURES.map(|(name, _)| name).join(", ");
-                metadata.error(key, format!("a `{name}` is not one of {known}"))
-            })
+        let found = ARCHITECTURES.iter().find(|known| known.name == name);
+        found.ok_or_else(|| {
+            let known = ARCHITECTURES.each_ref().map(|known| known.name).join(", ");
+            metadata.error(key, format!("a `{name}` is not one of {known}"))
+        })
     }
 
     /// The shape of a tensor.
@@ -122,23 +120,20 @@ impl GgufFile {
 struct Model<'a> {
     file: &'a GgufFile,
     metadata: Metadata<'a>,
-    architecture: &'a str,
-    model_type: ModelType,
+    architecture: &'static Architecture,
 }
 
 impl<'a> Model<'a> {
     fn of(file: &'a GgufFile) -> Result<Self> {
-        let (architecture, model_type) = file.architecture()?;
         Ok(Self {
             file,
             metadata: file.metadata(),
-            architecture,
-            model_type,
+            architecture: file.architecture()?,
         })
     }
 
     fn key(&self, key: &str) -> String {
-        format!("{}.{key}", self.architecture)
+        format!("{}.{key}", self.architecture.name)
     }
 
     /// A number of things. Products of two do not overflow.
@@ -202,6 +197,18 @@ impl<'a> Model<'a> {
             }
         }
         Ok(head_dim)
+    }
+
+    /// The window of all layers, if there is one.
+    fn layer_attention(&self) -> Result<Vec<LayerAttention>> {
+        let window = self.size_or("attention.sliding_window", 0)?;
+        let span = if window > 0 {
+            Span::Window(window)
+        } else {
+            Span::Full
+        };
+        let rotary = Rotary::Global;
+        Ok(LayerAttention::pattern([LayerAttention { span, rotary }]))
     }
 
     fn rope_scaling(&self, head_dim: usize, base: f64) -> Result<Option<RopeScaling>> {

@@ -23,7 +23,7 @@ use self::container::{Tensor, write_gguf};
 pub(super) use self::load::{GgufWeights, gguf_packing};
 pub use self::load::{load_gguf, load_gguf_as};
 pub(crate) use self::metadata::{Metadata, SENTENCEPIECE, TOKENIZER};
-use self::names::{architecture, rotates_neighbours, to_gguf};
+use self::names::{Architecture, architecture, to_gguf};
 pub(crate) use self::reader::GgufFile;
 pub use self::save::{GgufFormat, save_gguf};
 use super::peft::{Plain, Serving, served_layers};
@@ -41,8 +41,8 @@ use crate::{Error, Result};
 /// have are none.
 ///
 /// # Errors
-/// [`Error::Io`] if a file cannot be read; [`Error::Format`] if it is truncated or damaged, or describes a model that is
-/// not Llama-like.
+/// [`Error::Io`] if a file cannot be read; [`Error::Format`] if it is truncated or damaged, or describes a model that
+/// is not read.
 pub fn read_gguf_config(path: impl AsRef<Path>) -> Result<LlamaConfig> {
     GgufFile::open(path)?.config()
 }
@@ -73,18 +73,19 @@ pub fn save_gguf_adapter(
             "the model has no adapter `{adapter}` to save"
         )));
     }
+    let architecture = architecture(&model.config).map_err(refused)?;
     let layers = served_layers(Serving::LlamaCpp, model, adapter).map_err(refused)?;
     let alpha = shared_alpha(&layers);
     let mut tensors = Vec::new();
     for layer in layers {
         let name = to_gguf(&layer.path).expect("an adapted layer has a name");
-        let [a, b] = factors(layer, alpha, &model.config);
+        let [a, b] = factors(layer, alpha, &model.config, architecture);
         tensors.push((format!("{name}.weight.lora_a"), a));
         tensors.push((format!("{name}.weight.lora_b"), b));
     }
     let metadata = [
         ("general.type", "adapter".into()),
-        ("general.architecture", architecture(&model.config).into()),
+        ("general.architecture", architecture.name.into()),
         ("adapter.type", "lora".into()),
         ("adapter.lora.alpha", Value::F32(alpha)),
     ];
@@ -112,7 +113,12 @@ fn alpha_of(layer: &Plain) -> f64 {
 ///
 /// # Shapes
 /// - `[r, in]` and `[out, r]`; of an embedding `[vocab_size, r]`, whose rows are looked up, and `[dim, r]`
-fn factors(layer: Plain, alpha: f32, model: &LlamaConfig) -> [TensorData; 2] {
+fn factors(
+    layer: Plain,
+    alpha: f32,
+    model: &LlamaConfig,
+    architecture: &Architecture,
+) -> [TensorData; 2] {
     let own_alpha = alpha_of(&layer);
     let (a, b) = (layer.a.cast(DType::F32), layer.b.cast(DType::F32));
     let b = to_host(match own_alpha as f32 == alpha {
@@ -120,7 +126,7 @@ fn factors(layer: Plain, alpha: f32, model: &LlamaConfig) -> [TensorData; 2] {
         false => b * (own_alpha / f64::from(alpha)),
     });
     let key = format!("{}.{LORA_B}", layer.path);
-    let is_turned = rotates_neighbours(model) && rotated_rows(&key, model).is_some();
+    let is_turned = architecture.rotates_neighbours && rotated_rows(&key, model).is_some();
     let b = match is_turned {
         true => permuted(b, model.head_dim, interleaved_row),
         false => b,

@@ -1,7 +1,7 @@
 //! What llama.cpp calls a model and its tensors, and how it lays out the rows of q and k.
 
-use crate::checkpoint::hf_config::saved_model_type;
-use crate::llama::{LlamaConfig, ModelType};
+use crate::llama::families::saved_family;
+use crate::llama::{LlamaConfig, RopeScaling};
 
 /// Modules outside of the layers: ours, llama.cpp's.
 const MODEL: [(&str, &str); 3] = [
@@ -62,17 +62,51 @@ pub(super) fn is_rotated(key: &str) -> bool {
         .any(|module| key.contains(&format!(".attn.{module}.")))
 }
 
-/// The name of a model's architecture. A Mistral is a Llama there.
-pub(super) fn architecture(config: &LlamaConfig) -> &'static str {
-    match saved_model_type(config) {
-        ModelType::Llama | ModelType::Mistral => "llama",
-        ModelType::Qwen2 => "qwen2",
-    }
+/// A kind of model in GGUF files.
+#[derive(Debug)]
+pub(super) struct Architecture {
+    pub name: &'static str,
+    /// The families of such models, by their names in `config.json`. A file of it is read as the first.
+    pub families: &'static [&'static str],
+    /// Whether neighbouring rows of q and k are rotated, not those half a head apart.
+    pub rotates_neighbours: bool,
 }
 
-/// Whether neighbouring rows of q and k are rotated, not those half a head apart.
-pub(super) fn rotates_neighbours(config: &LlamaConfig) -> bool {
-    saved_model_type(config) != ModelType::Qwen2
+/// The architectures that are read and written. A Mistral is a Llama there.
+pub(super) static ARCHITECTURES: [Architecture; 2] = [
+    Architecture {
+        name: "llama",
+        families: &["llama", "mistral"],
+        rotates_neighbours: true,
+    },
+    Architecture {
+        name: "qwen2",
+        families: &["qwen2"],
+        rotates_neighbours: false,
+    },
+];
+
+/// The architecture of a model; what it lacks, if there is none.
+pub(super) fn architecture(config: &LlamaConfig) -> Result<&'static Architecture, String> {
+    let model_type = saved_family(config).map_or(&*config.model_type, |family| family.model_type);
+    let mut all = ARCHITECTURES.iter();
+    let found = all.find(|architecture| architecture.families.contains(&model_type));
+    let found = found.ok_or_else(|| {
+        let names = ARCHITECTURES
+            .iter()
+            .flat_map(|architecture| architecture.families);
+        let names = names.copied().collect::<Vec<_>>().join(", ");
+        format!("a `{model_type}` is not one of the models that are written as GGUF: {names}")
+    })?;
+    if config.layer_attention.len() > 1 {
+        return Err("windows of only some layers have no place in a GGUF file".to_owned());
+    }
+    match &config.rope_scaling {
+        None | Some(RopeScaling::Linear { .. } | RopeScaling::Llama3 { .. }) => Ok(found),
+        Some(_) => {
+            Err("of scaled rotary embeddings GGUF files get linear and Llama 3.1's".to_owned())
+        }
+    }
 }
 
 #[cfg(test)]

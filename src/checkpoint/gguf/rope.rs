@@ -30,7 +30,7 @@ pub(super) fn llama3_scaling(
     let explains = |scaling: &RopeScaling| {
         (0..).zip(factors).all(|(pair, factor)| {
             let frequency = frequency(pair);
-            let expected = frequency / scaling.scale(frequency);
+            let expected = frequency / scaling.llama3_scaled(frequency);
             (factor - expected).abs() <= TOLERANCE * expected
         })
     };
@@ -55,7 +55,7 @@ pub(super) fn llama3_scaling(
 pub(super) fn factors_of(scaling: &RopeScaling, head_dim: usize, base: f64) -> Vec<f32> {
     let factor = |pair: usize| {
         let frequency = (base as f32).powf(-((2 * pair) as f32) / head_dim as f32);
-        frequency / scaling.scale(frequency)
+        frequency / scaling.llama3_scaled(frequency)
     };
     (0..head_dim / 2).map(factor).collect()
 }

@@ -8,7 +8,7 @@ use super::config::ROPE_FACTORS;
 use super::container::{Tensor, Value, write_gguf};
 use super::kind::TensorKind;
 use super::load::{block_format, kind_of};
-use super::names::{architecture, is_rotated, rotates_neighbours, to_gguf};
+use super::names::{Architecture, architecture, is_rotated, to_gguf};
 use super::rope::factors_of;
 use crate::adapter::{StateReader, state_readers};
 use crate::checkpoint::keys::{EMBEDDING, OUTPUT};
@@ -184,10 +184,15 @@ impl<'a> Weight<'a> {
     }
 
     /// As it stands in a file.
-    fn to_tensor(&'a self, format: GgufFormat, config: &LlamaConfig) -> Tensor<'a> {
+    fn to_tensor(
+        &'a self,
+        format: GgufFormat,
+        config: &LlamaConfig,
+        architecture: &Architecture,
+    ) -> Tensor<'a> {
         let own = self.own_kind();
         let kind = own.unwrap_or_else(|| format.kind(self.key, self.shape));
-        let is_turned = rotates_neighbours(config) && is_rotated(self.key);
+        let is_turned = architecture.rotates_neighbours && is_rotated(self.key);
         let (rows, head_dim) = (self.shape[0], config.head_dim);
         let bytes = move || {
             let mut bytes = match self.packed {
@@ -240,7 +245,8 @@ fn save(
     format: GgufFormat,
     path: &Path,
 ) -> Result<()> {
-    let mut metadata = metadata(config, format);
+    let architecture = architecture(config).map_err(|message| invalid("model", message))?;
+    let mut metadata = metadata(architecture.name, config, format);
     metadata.extend(gguf_vocabulary(tokenizer, config)?);
     let scaling = config.rope_scaling.as_ref();
     let factors = scaling.filter(|scaling| matches!(scaling, RopeScaling::Llama3 { .. }));
@@ -252,14 +258,13 @@ fn save(
     let factors = factors.map(|factors| Tensor::of_f32(ROPE_FACTORS.to_owned(), factors));
     let weights = weights
         .iter()
-        .map(|weight| weight.to_tensor(format, config));
+        .map(|weight| weight.to_tensor(format, config, architecture));
     let tensors: Vec<_> = factors.chain(weights).collect();
     write_gguf(path, &metadata, &tensors)
 }
 
 /// What is said of a model beside its tokenizer.
-fn metadata(config: &LlamaConfig, format: GgufFormat) -> Vec<(String, Value)> {
-    let name = architecture(config);
+fn metadata(name: &str, config: &LlamaConfig, format: GgufFormat) -> Vec<(String, Value)> {
     let of_model = |(key, value): (&str, Value)| (format!("{name}.{key}"), value);
     let size = |size: usize| Value::U32(size.try_into().expect("a size of a model"));
     let number = |number: f64| Value::F32(number as f32);
@@ -283,7 +288,7 @@ fn metadata(config: &LlamaConfig, format: GgufFormat) -> Vec<(String, Value)> {
         ("rope.dimension_count", size(config.head_dim)),
         ("rope.freq_base", number(config.rope_base)),
     ];
-    let window = config.sliding_window;
+    let window = config.attention_of(0).span.tokens();
     let window = window.map(|window| ("attention.sliding_window", size(window)));
     let scaling = match config.rope_scaling {
         Some(RopeScaling::Linear { factor }) => vec![

@@ -10,6 +10,7 @@ use tempfile::TempDir;
 
 use super::kind::TensorKind;
 use super::reader::GgufFile;
+use crate::llama::Span;
 use crate::tokenizer::Tokenizer;
 use crate::{Error, Result};
 
@@ -736,10 +737,8 @@ fn settings_that_a_file_may_leave_out_or_name() {
     let ones = [1f32; 2].map(f32::to_le_bytes).concat();
     let unscaled = config(Builder::llama().with_tensor("rope_freqs.weight", &[2], 0, ones));
     assert_eq!(unscaled, config(Builder::llama()));
-    assert_eq!(
-        llama("llama.attention.sliding_window", u32_(16)).context_len(),
-        16
-    );
+    let windowed = llama("llama.attention.sliding_window", u32_(16));
+    assert_eq!(windowed.attention_of(0).span, Span::Window(16));
     for (id, known) in [(4, Some(4)), (5, None), (u32::MAX, None)] {
         assert_eq!(
             llama("tokenizer.ggml.padding_token_id", u32_(id)).pad_token_id,

@@ -10,7 +10,7 @@ use super::names::{from_gguf, is_rotated};
 use super::reader::{Entry, GgufFile};
 use crate::checkpoint::rotary::half_split;
 use crate::checkpoint::tensors::decode;
-use crate::llama::{LlamaConfig, ModelType};
+use crate::llama::LlamaConfig;
 use crate::{Error, Result};
 
 /// A weight of a model, as it is in a file.
@@ -31,9 +31,8 @@ impl GgufFile {
     /// [`Error::Keys`] if the file has a tensor that no such model has, [`Error::Format`] if rows of q or k are no whole
     /// number of heads.
     pub(crate) fn tensors<'a>(&'a self, config: &LlamaConfig) -> Result<Vec<GgufTensor<'a>>> {
-        let (_, model_type) = self.architecture()?;
         // Those of other architectures lie as in Hugging Face's files.
-        let neighbours_rotate = model_type == ModelType::Llama;
+        let neighbours_rotate = self.architecture()?.rotates_neighbours;
         let weights = self
             .entries()
             .iter()

@@ -17,7 +17,7 @@ use crate::checkpoint::hf::{
 };
 use crate::checkpoint::keys::{from_hf, to_hf};
 use crate::checkpoint::tensors::{SafetensorsFile, WritableTensor, write_weights};
-use crate::checkpoint::weights::is_rotary;
+use crate::checkpoint::weights::is_beside;
 use crate::files::{create_dir, read_text, write_atomic, write_text};
 use crate::{Error, Result};
 
@@ -134,12 +134,26 @@ impl MergedCheckpoint {
         let mut fields: Map<String, Value> = fields.map_err(|error| Error::format(path, error))?;
         let was_packed = fields.shift_remove("quantization_config").is_some();
         let vocab_size = Value::from(after.vocab_size);
-        let is_resized = fields.get("vocab_size") != Some(&vocab_size);
+        // Of a model that reads images too, the sizes are those of its text model.
+        let has_text_model = fields.contains_key("text_config");
+        let sizes = match fields.get("text_config") {
+            Some(Value::Object(sizes)) => sizes,
+            _ => &fields,
+        };
+        let is_resized = sizes
+            .get("vocab_size")
+            .is_some_and(|size| *size != vocab_size);
         let is_parted = before.tie_embeddings != after.tie_embeddings;
         if !(was_packed || is_resized || is_parted) {
             return Ok(None);
         }
-        fields.insert("vocab_size".to_owned(), vocab_size);
+        if is_resized {
+            let sizes = match has_text_model {
+                true => fields["text_config"].as_object_mut().expect("an object"),
+                false => &mut fields,
+            };
+            sizes.insert("vocab_size".to_owned(), vocab_size);
+        }
         fields.insert(
             "tie_word_embeddings".to_owned(),
             after.tie_embeddings.into(),
@@ -180,12 +194,13 @@ impl<'a> Shard<'a> {
     ) -> Result<Self> {
         let file = Rc::new(SafetensorsFile::open(path)?);
         let (mut tensors, mut keys) = (Vec::new(), Vec::new());
+        let norms = checkpoint.model.config.block.norms;
         for (name, shape) in file.shapes() {
-            let of_merged = from_hf(&name).map(|key| checkpoint.key_of(&key));
+            let of_merged = from_hf(&name, norms).map(|key| checkpoint.key_of(&key));
             let of_merged = of_merged.and_then(|key| merged.iter().find(|other| other.key == key));
             let tensor = match of_merged {
                 Some(merged) if merged.is_changed() => Tensor::Merged(merged.clone(), failed),
-                None if part_of(&name).is_some() && !is_rotary(&name) => continue,
+                None if part_of(&name).is_some() && !is_beside(&name) => continue,
                 _ => Tensor::Copied {
                     dtype: file.dtype(&name)?,
                     shape,

@@ -71,8 +71,7 @@ impl MergedCheckpoint {
     /// model's, [`Error::InvalidArgument`](crate::Error::InvalidArgument) if an adapter has brought a bias that the files
     /// of such a model have no place for, and those of [`load_hf`](super::load_hf).
     pub fn new(model: &TransformerDecoder, base: impl AsRef<Path>) -> Result<Self> {
-        let is_tied = matches!(model.output, Output::Tied(_));
-        let folder = HfFolder::open(base.as_ref(), is_tied)?;
+        let folder = HfFolder::open(base.as_ref(), &model.config)?;
         compare_base(model, &folder)?;
         let layers = layers::of(model);
         match layers.iter().find(|layer| layer.brings_bias()) {
@@ -176,7 +175,7 @@ impl MergedTensor<'_> {
 /// Loads the embedding and the output, as they are stored.
 fn load_vocabulary(model: &mut TransformerDecoder, base: &Path) -> Result<()> {
     let is_tied = matches!(model.output, Output::Tied(_));
-    let folder = HfFolder::open(base, is_tied)?;
+    let folder = HfFolder::open(base, &model.config)?;
     compare_base(model, &folder)?;
     let keys = [EMBEDDING, OUTPUT]
         .into_iter()

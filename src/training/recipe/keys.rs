@@ -82,7 +82,7 @@ pub(super) const KEYS: &[RecipeKey] = &[
     key(
         "model",
         Word(&["auto", "llama2_7b", "llama2_13b", "llama2_70b"]),
-        "What the checkpoint must be; `auto` takes any Llama, Mistral or Qwen2.",
+        "What the checkpoint must be; `auto` takes any family that is read.",
     ),
     key(
         "lora_attn_modules",

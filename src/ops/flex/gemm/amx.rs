@@ -23,9 +23,9 @@ const ROW: usize = 32;
 /// Rows and columns of the product whose sums are in registers: 2 x 2 tiles.
 const BLOCK: usize = 2 * TILE;
 /// Numbers of a row of `a` that are split at a time, and rows of a panel of `b` that are in cache.
-const DEPTH: usize = 1024;
-/// Rows of pieces that stay in the second cache: 512 x 1024 bf16 are 1 MiB.
-const CACHED_ROWS: usize = 512;
+const DEPTH: usize = 512;
+/// Rows of pieces that stay in the second cache: 1024 x 512 bf16 are 1 MiB.
+const CACHED_ROWS: usize = 1024;
 
 /// What a number of `a` becomes.
 #[derive(Clone, Copy)]
