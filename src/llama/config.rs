@@ -129,7 +129,7 @@ impl LlamaConfig {
     }
 
     /// The numbers of each head that are rotated.
-    pub(crate) fn rotary_dim(&self) -> usize {
+    pub(crate) fn rotated_dim(&self) -> usize {
         self.rotary_dim.unwrap_or(self.head_dim)
     }
 
@@ -252,7 +252,7 @@ impl LlamaConfig {
             let message = format!("{heads} query heads cannot share {kv} key heads evenly");
             return invalid("num_kv_heads", message);
         }
-        let rotary_dim = self.rotary_dim();
+        let rotary_dim = self.rotated_dim();
         if rotary_dim == 0 || !rotary_dim.is_multiple_of(2) || rotary_dim > self.head_dim {
             let message = format!(
                 "rotary embedding needs an even width, at most that of a head, not {rotary_dim}"

@@ -80,7 +80,7 @@ impl Context {
         let kinds = config.attention_kinds().into_iter();
         let attention = kinds.map(|LayerAttention { span, rotary }| AttentionContext {
             rope: config.rope_of(rotary).map(|rope| {
-                RotaryEmbedding::new(&rope, config.rotary_dim(), positions, seq, device)
+                RotaryEmbedding::new(&rope, config.rotated_dim(), positions, seq, device)
             }),
             query_scale: query_scale(config, positions, seq, device),
             mask: mask(span),
