@@ -488,6 +488,14 @@ mod tests {
     }
 
     #[test]
+    fn an_unknown_family_is_told_with_the_nearest_and_what_it_lacks() {
+        let config = json!({"model_type": "qwen3_next", "hidden_size": 64, "use_cache": true, "linear_num_value_heads": 4});
+        let error = parse(&config.to_string(), Path::new("config.json")).unwrap_err();
+        let told = "the nearest is qwen3, which has no `linear_num_value_heads`";
+        assert!(error.to_string().ends_with(told), "{error}");
+    }
+
+    #[test]
     fn what_is_not_supported_is_named() {
         let path = Path::new("config.json");
         let text = to_json(&LlamaConfig::llama2_7b(), DType::F32).unwrap();

@@ -221,6 +221,17 @@ def check_family(program, adapters, folder, name):
     yield from check_adapter_of(adapters, folder, ids[:, :40])
 
 
+def check_with_images(program, folder, name):
+    """The text model of one that reads images too."""
+    cls, config = family_cases.case_with_images(name)
+    torch.manual_seed(1)
+    save_model(folder, cls, config)
+    ids = torch.randint(3, 120, (2, 40))
+    save_file({"input_ids": ids.int().contiguous()}, folder / "inputs.safetensors")
+    model = cls.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
+    yield "base", compare(program, folder, None, save_expected(folder, model, ids))
+
+
 def check_greedy(program, folder, model, ids):
     """20 tokens, one after the other: as transformers has them without a cache. With one it forgets nothing of a
     window of one token, and keeps keys that were rotated by other frequencies."""
@@ -394,7 +405,7 @@ def main(compare_program, adapters_program, only):
         return check_family(program, adapters_program, folder, name)
     checks = [
         (check_model, MODELS), (check_config, CONFIGS), (check_output, OUTPUTS), (check_keys, KEYS),
-        (check_families, family_cases.CASES), (check_quantized, QUANTIZED)]
+        (check_families, family_cases.CASES), (check_with_images, family_cases.WITH_IMAGES), (check_quantized, QUANTIZED)]
     for check, names in checks:
         for name in filter(lambda name: only in name, names):
             with tempfile.TemporaryDirectory() as folder:

@@ -1,7 +1,7 @@
 """Tiny random models of every family: how transformers makes one, and what its config.json leaves out."""
 
 from transformers import (
-    Gemma2Config, Gemma2ForCausalLM, Gemma3ForCausalLM, Gemma3TextConfig, GraniteConfig, GraniteForCausalLM,
+    Gemma3Config, Gemma3ForConditionalGeneration, Mistral3Config, Mistral3ForConditionalGeneration, Gemma2Config, Gemma2ForCausalLM, Gemma3ForCausalLM, Gemma3TextConfig, GraniteConfig, GraniteForCausalLM,
     LlamaConfig, LlamaForCausalLM, Ministral3Config, Ministral3ForCausalLM, MistralConfig, MistralForCausalLM,
     Olmo2Config, Olmo2ForCausalLM, Olmo3Config, Olmo3ForCausalLM, Qwen2Config, Qwen2ForCausalLM, Qwen3Config,
     Qwen3ForCausalLM, SmolLM3Config, SmolLM3ForCausalLM,
@@ -160,3 +160,27 @@ def case(name):
     (cls, config), settings, changed, left_out = (*CASES[name], {}, [])[:4]
     is_left_out = left_out if callable(left_out) else lambda key: key in left_out
     return cls, config(**SIZES | settings), changed, is_left_out
+
+
+# Models that read images too: their class and configuration, how they see, and the settings of their text model.
+VISION = {
+    "hidden_size": 32, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 28,
+    "patch_size": 14}
+WITH_IMAGES = {
+    "Gemma 3 that reads images": (
+        Gemma3ForConditionalGeneration, Gemma3Config, {"model_type": "siglip_vision_model"},
+        GEMMA3 | {"model_type": "gemma3_text"}, {"mm_tokens_per_image": 4, "image_token_index": 127}),
+    "Ministral 3 that reads images": (
+        Mistral3ForConditionalGeneration, Mistral3Config, {"model_type": "pixtral", "head_dim": 16},
+        {"head_dim": 16, "model_type": "ministral3"} | rope("yarn", **YARN, llama_4_scaling_beta=0.1),
+        {"tie_word_embeddings": False, "image_token_index": 127}),
+    "Mistral Small that reads images, tied": (
+        Mistral3ForConditionalGeneration, Mistral3Config, {"model_type": "pixtral", "head_dim": 16},
+        {"model_type": "mistral", "sliding_window": WINDOW}, {"image_token_index": 127}),
+}
+
+
+def case_with_images(name):
+    """The class of a model and its configuration."""
+    cls, config, vision, text, settings = WITH_IMAGES[name]
+    return cls, config(vision_config=VISION | vision, text_config=SIZES | text, **settings)
