@@ -95,7 +95,8 @@ impl EstimateConfig {
             true => packed_compute_dtype(device),
             false => compute_dtype(device, self.dtype),
         };
-        self.attention = attention_body(device, self.compute_dtype, self.model.head_dim, false);
+        let (head_dim, has_cap) = (self.model.head_dim, self.model.block.score_cap.is_some());
+        self.attention = attention_body(device, self.compute_dtype, head_dim, has_cap);
         self
     }
 }
