@@ -520,6 +520,16 @@ mod tests {
                 "\"num_key_value_heads\": 5",
                 "num_key_value_heads: ",
             ),
+            (
+                "\"num_hidden_layers\": 32",
+                "\"num_hidden_layers\": 1000000000000",
+                "num_hidden_layers 1000000000000 is above 10000",
+            ),
+            (
+                "\"rope_scaling\": null",
+                "\"rope_scaling\": {\"type\": \"longrope\", \"short_factor\": [1], \"long_factor\": [1, 2]}",
+                "longrope needs 64 factors of each kind, not 1 and 2",
+            ),
             ("{", "[", "line 2"),
         ] {
             let bad = text.replacen(from, to, 1);

@@ -252,6 +252,16 @@ impl LlamaConfig {
             let message = format!("{heads} query heads cannot share {kv} key heads evenly");
             return invalid("num_kv_heads", message);
         }
+        self.validate_rotary()?;
+        let mut spans = self.layer_attention.iter().map(|layer| layer.span);
+        if spans.any(|span| span.tokens() == Some(0)) {
+            return invalid("sliding_window", "must be at least 1".into());
+        }
+        Ok(())
+    }
+
+    fn validate_rotary(&self) -> Result<()> {
+        let invalid = |name, message: String| Err(Error::InvalidArgument { name, message });
         let rotary_dim = self.rotated_dim();
         if rotary_dim == 0 || !rotary_dim.is_multiple_of(2) || rotary_dim > self.head_dim {
             let message = format!(
@@ -264,9 +274,24 @@ impl LlamaConfig {
             };
             return invalid(name, message);
         }
-        let mut spans = self.layer_attention.iter().map(|layer| layer.span);
-        if spans.any(|span| span.tokens() == Some(0)) {
-            return invalid("sliding_window", "must be at least 1".into());
+        let pairs = rotary_dim / 2;
+        let scalings = [
+            self.rope(),
+            self.local_rope.clone().unwrap_or_else(|| self.rope()),
+        ];
+        for scaling in scalings.iter().filter_map(|rope| rope.scaling.as_ref()) {
+            if let RopeScaling::LongRope {
+                short_factor,
+                long_factor,
+                ..
+            } = scaling
+                && [short_factor.len(), long_factor.len()] != [pairs; 2]
+            {
+                let [short, long] = [short_factor, long_factor].map(Vec::len);
+                let message =
+                    format!("longrope needs {pairs} factors of each kind, not {short} and {long}");
+                return invalid("rope_scaling", message);
+            }
         }
         Ok(())
     }

@@ -66,6 +66,9 @@ const DEFAULTS: Defaults = Defaults {
     activation: ("hidden_act", Activation::Silu, &["silu", "swish"]),
 };
 
+/// What a file may say at most, since something is kept for each layer before its weights are looked at.
+const MAX_LAYERS: usize = 10_000;
+
 /// Fields that families read, and write under other names or only where they say something.
 const READ_OTHERWISE: [&str; 11] = [
     "dtype",
@@ -146,6 +149,12 @@ impl Family {
         if num_heads == 0 {
             return Err("num_attention_heads is 0".into());
         }
+        let num_layers = size("num_hidden_layers")?;
+        if num_layers > MAX_LAYERS {
+            return Err(format!(
+                "num_hidden_layers {num_layers} is above {MAX_LAYERS}"
+            ));
+        }
         let embed_dim = size("hidden_size")?;
         let head_dim = fields.get("head_dim")?.or(defaults.head_dim);
         let num_kv_heads = fields.given("num_key_value_heads")?;
@@ -161,7 +170,7 @@ impl Family {
         Ok(LlamaConfig {
             model_type: self.model_type.to_owned(),
             vocab_size: size("vocab_size")?,
-            num_layers: size("num_hidden_layers")?,
+            num_layers,
             num_heads,
             num_kv_heads: num_kv_heads
                 .unwrap_or(defaults.num_kv_heads)
