@@ -13,6 +13,7 @@
 #[path = "support/allocator.rs"]
 mod allocator;
 
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -25,7 +26,7 @@ use burn_peft::adapter::{
 use burn_peft::checkpoint::{
     GgufFormat, MergedCheckpoint, SafetensorsFile, attach_peft, attach_peft_as,
     copy_generation_config, initialize_loftq_from, load_any_base, load_any_base_as, load_peft,
-    peft_names, read_base_config, read_hf_config, read_peft_config, save_gguf, save_gguf_adapter,
+    peft_tensors, read_base_config, read_hf_config, read_peft_config, save_gguf, save_gguf_adapter,
     save_hf, save_peft_adapter, save_peft_unconverted, save_state_dict,
 };
 use burn_peft::data::Batch;
@@ -413,15 +414,12 @@ fn gradients(Gradients { files, inputs }: &Gradients) -> Result<()> {
     };
     model.visit(&mut reader);
     let params = get_params(&model);
-    let names = peft_names(&model, DEFAULT_ADAPTER);
-    let mut values = StateDict::new();
-    for (key, info) in params.iter() {
-        let of_param = |(id, _): &&(_, TensorData)| *id == info.id;
-        let gradient = reader.ids.iter().find(of_param);
-        if let (Some((_, gradient)), Some(name)) = (gradient, names.get(key)) {
-            values.insert(name.clone(), gradient.clone());
-        }
-    }
+    let gradients: HashMap<ParamId, TensorData> = reader.ids.into_iter().collect();
+    let found = params.iter().filter_map(|(key, info)| {
+        let gradient = gradients.get(&info.id)?;
+        Some((key.to_owned(), gradient.clone()))
+    });
+    let mut values = peft_tensors(&model, DEFAULT_ADAPTER, found.collect());
     values.insert("loss".into(), TensorData::new(vec![loss as f32], [1]));
     save_state_dict(&values, &files.out)
 }

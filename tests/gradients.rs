@@ -68,7 +68,7 @@ fn with_adapters(config: &LlamaConfig, lora: &LoRAConfig) -> TransformerDecoder 
         for linear in [
             &mut layer.attn.q_proj,
             &mut layer.attn.v_proj,
-            &mut layer.mlp.w2,
+            &mut layer.mlp.as_mut().unwrap().w2,
         ] {
             if let Some(adapter) = linear.adapters.get_mut(DEFAULT_ADAPTER) {
                 adapter.map_matrix("lora_b.weight", noise);

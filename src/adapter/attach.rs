@@ -87,9 +87,10 @@ pub(crate) fn with_found_adapters<M: Module>(
 }
 
 fn attach_all<M: Module>(model: M, plan: Plan, name: &str) -> M {
-    let (targets, attached) = (plan.adapters, name.to_owned());
+    let attached = name.to_owned();
+    let targets: HashMap<String, LoRAAdapter> = plan.adapters.into_iter().collect();
     let model = edit_layers(model, move |place, layer| {
-        let Some((_, adapter)) = targets.iter().find(|(path, _)| path == place.path) else {
+        let Some(adapter) = targets.get(place.path) else {
             layer.slot_mut().remove(&attached);
             return layer.slot_mut().set_active(&[]);
         };

@@ -31,6 +31,9 @@ impl<M: Module> Layers<'_, M> {
         for targets in one_by_one(&config.targets) {
             self.require("targets", Entry::Targets(&targets, Some(config.method)))?;
         }
+        for end in &config.target_parameters {
+            self.require("target_parameters", Entry::Parameter(end))?;
+        }
         for exclude in config.exclude.iter().flat_map(one_by_one) {
             self.require("exclude", Entry::Targets(&exclude, None))?;
         }
@@ -85,6 +88,7 @@ impl<M: Module> Layers<'_, M> {
             ),
             (None, Entry::Targets(Targets::Names(names), _)) => self.not_found(&names[0]),
             (None, Entry::Pattern(_, key)) => self.not_found(key),
+            (None, Entry::Parameter(end)) => self.no_parameter(end),
             (None, Entry::Whole(end)) => self.not_found(end) + self.beside(end),
             (None, Entry::Rows(end)) => self.not_found(end),
         };
@@ -170,6 +174,16 @@ impl<M: Module> Layers<'_, M> {
         format!("no module is called `{name}`; {hint}")
     }
 
+    fn no_parameter(&self, name: &str) -> String {
+        let names = self.known.iter();
+        let names = names.filter_map(|(names, _)| names.parameter.as_deref());
+        let hint = match nearest(name, names, 1).pop() {
+            Some(near) => format!("; did you mean `{near}`?"),
+            None => String::new(),
+        };
+        format!("no weight is called `{name}`{hint}")
+    }
+
     /// Whether the model has a module of this name that is no layer of this crate's, or holds some.
     fn is_foreign(&self, name: &str) -> bool {
         let params = get_params(self.model);
@@ -219,6 +233,7 @@ fn unsuited_message(entry: Entry<'_>, path: &str, kind: LayerKind) -> String {
         LayerKind::Norm => "a norm, which `modules_to_save` trains as a whole",
     };
     match entry {
+        Entry::Parameter(_) => format!("`{path}` is no linear layer: it is {what}"),
         Entry::Targets(_, Some(method)) => {
             format!("`{method:?}` does not adapt `{path}`, {what}")
         }

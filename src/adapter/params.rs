@@ -1,4 +1,4 @@
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 use std::fmt;
 
 use burn::module::{Flag, Module, ModuleMapper, ModuleVisitor, Param, ParamId};
@@ -122,9 +122,11 @@ pub fn set_trainable_params<M: Module>(model: M, params: &ParamSet) -> M {
     if let Some(name) = params.names().find(|name| !known.contains(name)) {
         panic!("the model has no parameter `{name}`");
     }
+    let adapters = params.iter().filter(|(_, info)| info.is_adapter());
     model.map(&mut Freezer {
         path: Path::default(),
         trainable: params,
+        of_adapters: adapters.map(|(name, _)| name).collect(),
     })
 }
 
@@ -178,6 +180,8 @@ impl ModuleVisitor for Lister {
 struct Freezer<'a> {
     path: Path,
     trainable: &'a ParamSet,
+    /// The names of those that are adapters'.
+    of_adapters: BTreeSet<&'a str>,
 }
 
 impl ModuleMapper for Freezer<'_> {
@@ -194,10 +198,8 @@ impl ModuleMapper for Freezer<'_> {
         }
         let key = self.path.key();
         let adapter = key.strip_suffix("training").unwrap_or(&key);
-        let mut trainable = self.trainable.iter();
-        let is_trained =
-            trainable.any(|(name, info)| info.is_adapter() && name.starts_with(adapter));
-        flag.with_value(is_trained)
+        let next = self.of_adapters.range(adapter..).next();
+        flag.with_value(next.is_some_and(|name| name.starts_with(adapter)))
     }
 }
 

@@ -1,17 +1,21 @@
 //! Hugging Face folders: `config.json` and one or more safetensors files.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::io::ErrorKind;
 use std::path::{Component, Path, PathBuf};
+use std::rc::Rc;
 
 use burn::tensor::{DType, Device, TensorData};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::base::{BaseWeights, load_base};
+use super::composed::rows;
+use super::experts::{self, HfTensor, hf_tensors};
 use super::hf_config;
 use super::keys;
-use super::tensors::write_weights;
+use super::tensors::{WritableTensor, write_weights};
 use super::weights::Weights;
 use crate::adapter::{LoadReport, StateReader, get_params, state_readers};
 use crate::files::{WrittenFile, create_dir, read_text, write_text};
@@ -123,10 +127,16 @@ fn load(
 /// Those of [`load_hf`] that are the folder's.
 pub(super) fn hf_packing(dir: &Path) -> Result<HashMap<String, PackedLayout>> {
     let is_tied = false; // which only the numbers would tell
-    let norms = read_model_config(dir)?.block.norms;
-    let key_of = |name: &str| keys::from_hf(name, norms);
-    let weights = Weights::open(weight_files(dir)?, key_of, is_tied)?;
-    Ok(weights.layouts())
+    let config = read_model_config(dir)?;
+    Ok(open(weight_files(dir)?, &config, is_tied)?.layouts())
+}
+
+/// Opens the files of a model.
+fn open(files: Vec<PathBuf>, config: &LlamaConfig, is_tied: bool) -> Result<Weights> {
+    let key_of = |name: &str| keys::from_hf(name, config.block.norms);
+    let mut weights = Weights::open(files, key_of, is_tied)?;
+    experts::compose(&mut weights, config);
+    Ok(weights)
 }
 
 /// The weights of a folder.
@@ -140,11 +150,9 @@ impl HfFolder {
     /// Opens every file and checks every header.
     pub(super) fn open(dir: &Path, config: &LlamaConfig) -> Result<Self> {
         let files = weight_files(dir)?;
-        let norms = config.block.norms;
-        let key_of = |name: &str| keys::from_hf(name, norms);
         Ok(Self {
             dir: dir.to_owned(),
-            weights: Weights::open(files.clone(), key_of, config.tie_embeddings)?,
+            weights: open(files.clone(), config, config.tie_embeddings)?,
             files,
         })
     }
@@ -177,7 +185,9 @@ impl BaseWeights for HfFolder {
     }
 
     fn own_name(&self, key: &str) -> Option<String> {
-        keys::to_hf(key)
+        let names = hf_tensors(key).into_iter().map(|tensor| tensor.name);
+        let names: Vec<String> = names.collect();
+        (!names.is_empty()).then(|| names.join(" and "))
     }
 
     fn locate(&self, error: Error) -> Error {
@@ -296,7 +306,7 @@ fn write_shards(
             1 => SINGLE_FILE.to_owned(),
             _ => shard_name(number + 1, count),
         };
-        let named: Vec<_> = shard.into_iter().map(|r| (hf_name(&r.key), r)).collect();
+        let named: Vec<_> = shard.into_iter().flat_map(hf_weights).collect();
         index.extend(named.iter().map(|(name, _)| (name.clone(), file.clone())));
         written.push(write_weights(named, &dir.join(file))?);
     }
@@ -470,8 +480,47 @@ fn num_bytes(reader: &StateReader) -> usize {
     num_elements(reader) * reader.dtype().size()
 }
 
-fn hf_name(key: &str) -> String {
-    keys::to_hf(key).unwrap_or_else(|| panic!("`{key}` has no name in a Hugging Face folder"))
+/// A weight, or a part of one, as a tensor of the files.
+struct HfWeight {
+    reader: Rc<StateReader>,
+    tensor: HfTensor,
+}
+
+/// What a weight is in the files, by name.
+fn hf_weights(reader: StateReader) -> Vec<(String, HfWeight)> {
+    let tensors = hf_tensors(&reader.key);
+    let key = &reader.key;
+    assert!(
+        !tensors.is_empty(),
+        "`{key}` has no name in a Hugging Face folder"
+    );
+    let reader = Rc::new(reader);
+    let weight = |tensor: HfTensor| {
+        let reader = reader.clone();
+        (tensor.name.clone(), HfWeight { reader, tensor })
+    };
+    tensors.into_iter().map(weight).collect()
+}
+
+impl WritableTensor for HfWeight {
+    fn dtype(&self) -> DType {
+        self.reader.dtype()
+    }
+
+    fn shape(&self) -> Vec<usize> {
+        let mut shape = self.reader.shape.clone();
+        shape[0] = self.tensor.rows(shape[0]).len();
+        shape
+    }
+
+    fn bytes(&self) -> Cow<'_, [u8]> {
+        let value = self.reader.read();
+        let value = match self.tensor.half {
+            None => value,
+            Some(_) => rows(&value, self.tensor.rows(value.shape()[0])),
+        };
+        Cow::Owned(value.as_bytes().to_vec())
+    }
 }
 
 #[cfg(test)]

@@ -45,7 +45,7 @@ impl HfQuantization {
 const BITSANDBYTES: &str = "bitsandbytes";
 
 /// What the fields are called here and in `config.json`.
-const KEYS: [(&str, &str); 12] = [
+const KEYS: [(&str, &str); 13] = [
     ("num_layers", "num_hidden_layers"),
     ("num_heads", "num_attention_heads"),
     ("num_kv_heads", "num_key_value_heads"),
@@ -58,6 +58,7 @@ const KEYS: [(&str, &str); 12] = [
     ("qkv_bias", "attention_bias"),
     ("output_proj_bias", "attention_bias"),
     ("eos_token_ids", "eos_token_id"),
+    ("experts", "num_experts"),
 ];
 
 /// The key of `config.json` that a field of [`LlamaConfig`] comes from.

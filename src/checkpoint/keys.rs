@@ -2,6 +2,7 @@
 
 use std::borrow::Cow;
 
+use super::experts::is_stacked;
 use crate::Error;
 pub(super) use crate::llama::names::to_hf as module_to_hf;
 use crate::llama::{NormPlacement, names};
@@ -21,11 +22,19 @@ pub(super) fn to_hf(key: &str) -> Option<String> {
 /// The reverse of [`to_hf`] in a model whose norms stand so; also for the model saved without its head, whose names have
 /// no `model.`, and for the text model of one that reads images too.
 pub(super) fn from_hf(key: &str, norms: NormPlacement) -> Option<String> {
+    // The weights of all experts, which are no module's.
+    if let Some(ours) = module_from_hf(key, norms).filter(|ours| is_stacked(ours)) {
+        return Some(ours);
+    }
     let (module, parameter) = key.rsplit_once('.')?;
+    let ours = module_from_hf(module, norms)?;
+    Some(format!("{ours}.{parameter}"))
+}
+
+fn module_from_hf(module: &str, norms: NormPlacement) -> Option<String> {
     let module = of_text_model(module);
     let ours = names::from_hf(&module, norms);
-    let ours = ours.or_else(|| names::from_hf(&format!("{MODEL_PREFIX}{module}"), norms));
-    Some(format!("{}.{parameter}", ours?))
+    ours.or_else(|| names::from_hf(&format!("{MODEL_PREFIX}{module}"), norms))
 }
 
 /// The name of a module without what stands before it in a model that reads images too.
@@ -52,7 +61,7 @@ pub(super) fn in_words_of(error: Error, names: &[(&str, &str)]) -> String {
 mod tests {
     use super::*;
     use crate::adapter::get_params;
-    use crate::llama::{Block, LlamaConfig, QkNorm};
+    use crate::llama::{Block, Experts, LlamaConfig, QkNorm};
     use burn::tensor::Device;
 
     #[test]
@@ -65,8 +74,10 @@ mod tests {
             let block = Block::default()
                 .with_norms(norms)
                 .with_qk_norm(Some(QkNorm::Head));
+            let experts = Experts::new(3, 2, 8).with_layer_step(2);
             let config = LlamaConfig::llama2_7b()
                 .with_qkv_bias(true)
+                .with_experts(Some(experts))
                 .with_block(block);
             let model = config.init(&Device::default());
             for (key, _) in get_params(&model).iter() {
@@ -85,6 +96,14 @@ mod tests {
             ("language_model.model.norm.weight", "norm.weight"),
             ("model.language_model.norm.weight", "norm.weight"),
             ("language_model.lm_head.weight", "output.weight"),
+            (
+                "model.layers.3.mlp.experts.gate_up_proj",
+                "layers.3.moe.experts.gate_up",
+            ),
+            (
+                "layers.3.mlp.experts.7.up_proj.weight",
+                "layers.3.moe.experts.7.up.weight",
+            ),
         ] {
             assert_eq!(
                 from_hf(theirs, NormPlacement::Before).as_deref(),

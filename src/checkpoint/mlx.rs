@@ -11,7 +11,7 @@ use super::tensors::{load_state_dict_file, save_state_dict};
 use crate::adapter::{Adapter, StateDict};
 use crate::files::{create_dir, read_text, write_text};
 use crate::llama::NormPlacement;
-use crate::llama::names::{from_hf, to_hf};
+use crate::llama::names::{from_hf, is_in_mixture, to_hf};
 use crate::lora::{DORA, LORA, LoRAConfig, MethodRef};
 use crate::{Error, Result};
 
@@ -162,6 +162,9 @@ fn module_names(tensors: &StateDict) -> Vec<String> {
 fn to_mlx(key: &str, value: TensorData) -> Option<(String, TensorData)> {
     PARAMS.iter().find_map(|(ours, theirs, is_transposed)| {
         let module = key.strip_suffix(ours)?.strip_suffix('.')?;
+        if is_in_mixture(module) {
+            return None;
+        }
         let value = match is_transposed {
             true => transposed(value.clone())?,
             false => value.clone(),

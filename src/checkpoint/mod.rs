@@ -10,6 +10,8 @@ mod any_adapter;
 mod any_base;
 mod base;
 mod bitsandbytes;
+mod composed;
+mod experts;
 mod gguf;
 mod hf;
 mod hf_config;
@@ -39,8 +41,8 @@ pub use merged::MergedCheckpoint;
 pub use mlx::{read_mlx, save_mlx};
 pub(crate) use peft::translated;
 pub use peft::{
-    Serving, attach_peft, attach_peft_as, load_peft, peft_names, read_peft_config, save_peft,
-    save_peft_adapter, save_peft_for, save_peft_unconverted, save_peft_with_base,
+    Serving, attach_peft, attach_peft_as, load_peft, peft_names, peft_tensors, read_peft_config,
+    save_peft, save_peft_adapter, save_peft_for, save_peft_unconverted, save_peft_with_base,
 };
 pub use tensors::{
     SafetensorsFile, WritableTensor, load_state_dict_file, save_state_dict, write_tensors,

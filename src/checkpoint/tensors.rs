@@ -104,6 +104,27 @@ impl SafetensorsFile {
         Ok(data)
     }
 
+    /// Reads so many numbers of a weight from one on, as those of a shape.
+    ///
+    /// # Errors
+    /// As [`Self::read`].
+    ///
+    /// # Panics
+    /// If there are no such numbers, or as [`Self::read`].
+    pub(super) fn read_stretch(
+        &self,
+        key: &str,
+        stretch: Range<usize>,
+        shape: Vec<usize>,
+        dtype: DType,
+    ) -> Result<TensorData> {
+        let stored = self.dtype(key)?;
+        let size = stored.size();
+        let bytes = self.bytes(self.info(key)?);
+        let bytes = &bytes[stretch.start * size..stretch.end * size];
+        Ok(decode(bytes, stored, shape, dtype))
+    }
+
     /// Whether a tensor has the type, shape and bytes of another, perhaps in another file.
     pub(super) fn holds_same(&self, key: &str, other: &Self, other_key: &str) -> Result<bool> {
         let (a, b) = (self.info(key)?, other.info(other_key)?);

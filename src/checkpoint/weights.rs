@@ -7,16 +7,19 @@ use std::rc::Rc;
 use burn::tensor::{DType, TensorData};
 
 use super::bitsandbytes::{PackedTensors, Parts, bare_weight, part_of};
+use super::composed::{Form, columns, joined};
 use super::keys::{EMBEDDING, OUTPUT};
 use super::stored::Stored;
-use super::tensors::{SafetensorsFile, encode};
-use crate::quantization::{PackedLayout, dequantize};
+use super::tensors::{SafetensorsFile, decode, encode};
+use crate::quantization::{PackedLayout, dequantize, join_rows};
 use crate::weight::packed_words;
 use crate::{Error, Result};
 
 /// Open files and where each of our keys is in them.
 pub(super) struct Weights {
     entries: BTreeMap<String, Entry>,
+    /// Weights that are several tensors, or a part of one.
+    composed: BTreeMap<String, Composed>,
     /// What stands beside packed weights, by the weights' keys.
     parts: BTreeMap<String, Parts>,
 }
@@ -26,6 +29,14 @@ struct Entry {
     shape: Vec<usize>,
     /// What makes the weight up, if it is packed.
     packed: Option<PackedTensors>,
+}
+
+/// A weight that is several tensors together, or a part of one.
+struct Composed {
+    form: Form,
+    /// One at least.
+    of: Vec<Rc<Entry>>,
+    shape: Vec<usize>,
 }
 
 impl Weights {
@@ -38,6 +49,7 @@ impl Weights {
     ) -> Result<Self> {
         let mut weights = Self {
             entries: BTreeMap::new(),
+            composed: BTreeMap::new(),
             parts: BTreeMap::new(),
         };
         for path in paths {
@@ -124,36 +136,86 @@ impl Weights {
         )))
     }
 
+    /// Makes one weight of several, if the files have all of them and they go together; others stay what they are.
+    pub(super) fn join<const N: usize>(&mut self, key: &str, of: [String; N], form: Form) {
+        let shapes = of.iter().map(|key| Some(&self.entries.get(key)?.shape[..]));
+        let shape = shapes
+            .collect::<Option<Vec<_>>>()
+            .and_then(|shapes| form.shape_of(&shapes));
+        let Some(shape) = shape else { return };
+        let of = of.map(|key| Rc::new(self.entries.remove(&key).expect("it is there")));
+        let composed = Composed {
+            form,
+            of: of.into(),
+            shape: shape.to_vec(),
+        };
+        self.composed.insert(key.to_owned(), composed);
+    }
+
+    /// Makes several weights of one that is not packed: for each key a part of this shape, in the form that its index
+    /// has.
+    pub(super) fn split(
+        &mut self,
+        key: &str,
+        of_keys: Vec<String>,
+        shape: &[usize],
+        form: impl Fn(usize) -> Form,
+    ) {
+        let Some(entry) = self.entries.remove(key) else {
+            return;
+        };
+        let entry = Rc::new(entry);
+        for (index, key) in of_keys.into_iter().enumerate() {
+            let composed = Composed {
+                form: form(index),
+                of: vec![entry.clone()],
+                shape: shape.to_vec(),
+            };
+            self.composed.insert(key, composed);
+        }
+    }
+
+    /// The shape of a tensor that is no part of another weight and not packed.
+    pub(super) fn dense_shape(&self, key: &str) -> Option<&[usize]> {
+        let entry = self.entries.get(key)?;
+        entry.packed.is_none().then_some(&entry.shape[..])
+    }
+
+    /// The tensor of a weight, the first of several.
+    fn first(&self, key: &str) -> &Entry {
+        let composed = self.composed.get(key).map(|composed| &*composed.of[0]);
+        composed.unwrap_or_else(|| &self.entries[key])
+    }
+
     /// Whether a weight is packed.
     pub(super) fn is_packed(&self, key: &str) -> bool {
-        self.entries[key].packed.is_some()
+        self.first(key).packed.is_some()
     }
 
     /// The type that a tensor is stored in, f32 for a packed weight.
     pub(super) fn dtype(&self, key: &str) -> Result<DType> {
-        let Entry { stored, packed, .. } = &self.entries[key];
-        match packed {
-            Some(_) => Ok(DType::F32),
-            None => stored.file.dtype(&stored.name),
-        }
+        self.first(key).dtype()
     }
 
     /// The file that a tensor lies in.
     pub(super) fn file(&self, key: &str) -> &Path {
-        self.entries[key].stored.file.path()
+        self.first(key).stored.file.path()
     }
 
     pub(super) fn shapes(&self) -> impl Iterator<Item = (&str, &[usize])> {
-        self.entries.iter().map(|(k, e)| (k.as_str(), &e.shape[..]))
+        let entries = self.entries.iter().map(|(k, e)| (k.as_str(), &e.shape[..]));
+        let composed = self.composed.iter();
+        entries.chain(composed.map(|(k, c)| (k.as_str(), &c.shape[..])))
     }
 
     /// The layouts of the packed weights.
     pub(super) fn layouts(&self) -> HashMap<String, PackedLayout> {
-        let layout = |entry: &Entry| entry.packed.as_ref().map(|packed| packed.layout);
         let entries = self.entries.iter();
-        entries
-            .filter_map(|(key, entry)| Some((key.clone(), layout(entry)?)))
-            .collect()
+        let entries = entries.filter_map(|(key, entry)| Some((key.clone(), entry.layout()?)));
+        let composed = self.composed.iter();
+        let composed =
+            composed.filter_map(|(key, composed)| Some((key.clone(), composed.layout()?)));
+        entries.chain(composed).collect()
     }
 
     /// An error about a tensor's shape, with the file and the name that the tensor has there.
@@ -161,32 +223,21 @@ impl Weights {
         let Error::Shape { key, .. } = &error else {
             return error;
         };
-        let stored = &self.entries[key].stored;
+        let stored = &self.first(key).stored;
         error.with_key(&stored.name).in_file(stored.file.path())
     }
 
     /// An error about a tensor, with its file.
     pub(super) fn refuse(&self, key: &str, message: String) -> Error {
-        Error::format(self.entries[key].stored.file.path(), message)
+        Error::format(self.first(key).stored.file.path(), message)
     }
 
     /// Reads a tensor in the type that `target` gives for the stored one, which is f32 for a packed weight.
     pub(super) fn read(&self, key: &str, target: impl Fn(DType) -> DType) -> Result<TensorData> {
-        let Entry {
-            stored,
-            shape,
-            packed,
-        } = &self.entries[key];
-        let Some(packed) = packed else {
-            let Stored { file, name } = stored;
-            return file.read(name, target(file.dtype(name)?));
-        };
-        let values = dequantize(packed.layout, &packed.bytes()?);
-        Ok(encode(
-            values.into_iter(),
-            shape.clone(),
-            target(DType::F32),
-        ))
+        match self.composed.get(key) {
+            None => self.entries[key].read(target),
+            Some(composed) => composed.read(target),
+        }
     }
 
     /// The words of a packed weight, as its layout has them.
@@ -194,9 +245,83 @@ impl Weights {
     /// # Panics
     /// If the weight is not packed.
     pub(super) fn read_words(&self, key: &str) -> Result<TensorData> {
-        let packed = self.entries[key].packed.as_ref();
-        let bytes = packed.expect("a packed weight").bytes()?;
+        let bytes = match self.composed.get(key) {
+            None => self.entries[key].packed_bytes()?.1,
+            Some(composed) => {
+                let parts = composed.of.iter().map(|entry| entry.packed_bytes());
+                join_rows(&parts.collect::<Result<Vec<_>>>()?)
+            }
+        };
         Ok(packed_words(&bytes))
+    }
+}
+
+impl Entry {
+    fn layout(&self) -> Option<PackedLayout> {
+        self.packed.as_ref().map(|packed| packed.layout)
+    }
+
+    fn dtype(&self) -> Result<DType> {
+        match self.packed {
+            Some(_) => Ok(DType::F32),
+            None => self.stored.file.dtype(&self.stored.name),
+        }
+    }
+
+    fn read(&self, target: impl Fn(DType) -> DType) -> Result<TensorData> {
+        let Some(packed) = &self.packed else {
+            let Stored { file, name } = &self.stored;
+            return file.read(name, target(file.dtype(name)?));
+        };
+        let values = dequantize(packed.layout, &packed.bytes()?);
+        Ok(encode(
+            values.into_iter(),
+            self.shape.clone(),
+            target(DType::F32),
+        ))
+    }
+
+    /// # Panics
+    /// If the weight is not packed.
+    fn packed_bytes(&self) -> Result<(PackedLayout, Vec<u8>)> {
+        let packed = self.packed.as_ref().expect("a packed weight");
+        Ok((packed.layout, packed.bytes()?))
+    }
+}
+
+impl Composed {
+    /// None unless all parts are packed, and alike.
+    fn layout(&self) -> Option<PackedLayout> {
+        let layouts = self.of.iter().map(|entry| entry.layout());
+        let layouts = layouts.collect::<Option<Vec<_>>>()?;
+        match self.form {
+            Form::Below => PackedLayout::below(&layouts),
+            _ => None,
+        }
+    }
+
+    fn read(&self, target: impl Fn(DType) -> DType) -> Result<TensorData> {
+        let first = &self.of[0];
+        let (stored, dtype) = (&first.stored, target(first.dtype()?));
+        let (file, name) = (&stored.file, &stored.name);
+        match &self.form {
+            Form::Below | Form::Diagonal => {
+                let parts = self.of.iter().map(|entry| entry.read(|_| dtype));
+                Ok(joined(&self.form, parts.collect::<Result<_>>()?))
+            }
+            Form::Stretch(stretch) => {
+                file.read_stretch(name, stretch.clone(), self.shape.clone(), dtype)
+            }
+            Form::Columns {
+                first: column,
+                step,
+            } => {
+                let (stored, width) = (file.dtype(name)?, first.shape[1]);
+                let cut = |bytes: &[u8]| columns(bytes, stored.size(), width, *column, *step);
+                let bytes = file.with_bytes(name, cut)?;
+                Ok(decode(&bytes, stored, self.shape.clone(), dtype))
+            }
+        }
     }
 }
 

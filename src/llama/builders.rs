@@ -54,6 +54,8 @@ builders! {
     qwen3_8b, lora_qwen3_8b: "Qwen3 8B";
     qwen3_14b, lora_qwen3_14b: "Qwen3 14B";
     qwen3_32b, lora_qwen3_32b: "Qwen3 32B";
+    qwen3_30b_a3b, lora_qwen3_30b_a3b: "Qwen3 30B-A3B";
+    qwen3_235b_a22b, lora_qwen3_235b_a22b: "Qwen3 235B-A22B";
     smollm2_135m, lora_smollm2_135m: "SmolLM2 135M";
     smollm2_360m, lora_smollm2_360m: "SmolLM2 360M";
     smollm2_1_7b, lora_smollm2_1_7b: "SmolLM2 1.7B";

@@ -2,7 +2,8 @@ use burn::tensor::Device;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Block, LayerAttention, QueryScaling, RMSNorm, Rope, RopeScaling, Rotary, TransformerDecoder,
+    Block, Experts, LayerAttention, QueryScaling, RMSNorm, Rope, RopeScaling, Rotary,
+    TransformerDecoder,
 };
 use crate::lora::{AttnModule, LoRAConfig, MlpModule};
 use crate::settings::setters;
@@ -42,6 +43,9 @@ pub struct LlamaConfig {
     /// The switches of a layer.
     #[serde(default)]
     pub block: Block,
+    /// The experts that some layers have in the place of their feed-forward block.
+    #[serde(default)]
+    pub experts: Option<Experts>,
     /// What the attention of each layer sees, and how it is told positions: this list, repeated. Empty is full
     /// attention with the rotary embedding in all, see [`LayerAttention::pattern`].
     #[serde(default)]
@@ -159,6 +163,13 @@ impl LlamaConfig {
         index.expect("the kinds of all layers")
     }
 
+    /// The experts of a layer that has some.
+    pub fn experts_of(&self, layer: usize) -> Option<&Experts> {
+        self.experts
+            .as_ref()
+            .filter(|experts| experts.are_in(layer))
+    }
+
     /// A norm of the model's kind over vectors of width `dim`.
     pub(super) fn norm(&self, dim: usize, device: &Device) -> RMSNorm {
         match self.block.unit_offset {
@@ -210,6 +221,7 @@ impl LlamaConfig {
         with_intermediate_dim => intermediate_dim: usize,
         with_max_seq_len => max_seq_len: usize,
         with_block => block: Block,
+        with_experts => experts: Option<Experts>,
         with_layer_attention => layer_attention: Vec<LayerAttention>,
         with_norm_eps => norm_eps: f64,
         with_rope_base => rope_base: f64,
@@ -253,6 +265,9 @@ impl LlamaConfig {
             return invalid("num_kv_heads", message);
         }
         self.validate_rotary()?;
+        if let Some(experts) = &self.experts {
+            experts.validate()?;
+        }
         let mut spans = self.layer_attention.iter().map(|layer| layer.span);
         if spans.any(|span| span.tokens() == Some(0)) {
             return invalid("sliding_window", "must be at least 1".into());

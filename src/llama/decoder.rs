@@ -1,11 +1,14 @@
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 
 use burn::module::Module;
 use burn::tensor::{Bool, Device, Int, Tensor};
 
-use super::names::module_names;
-use super::{Context, KvCache, LayerCache, LlamaConfig, Output, RMSNorm, TransformerDecoderLayer};
+use super::names::{is_in_mixture, module_names};
+use super::{
+    Context, KvCache, LayerCache, LlamaConfig, Output, RMSNorm, TransformerDecoderLayer, for_model,
+};
 use crate::adapter::{
     Adapter, RequantizationLoss, merge_adapters, merge_requantized, weight_key,
     with_found_adapters, with_lazy_packed, with_new_adapters, without_adapters,
@@ -82,7 +85,8 @@ impl TransformerDecoder {
                 message: "must be at least 1".into(),
             });
         }
-        with_new_adapters(self.resized_for(lora)?, lora, name, module_names)
+        let lora = for_model(lora, &self.config)?;
+        with_new_adapters(self.resized_for(&lora)?, &lora, name, module_names)
     }
 
     /// The same without a check that `lora` can be used: where a module that it names is missing, nothing is put.
@@ -90,7 +94,8 @@ impl TransformerDecoder {
     /// # Errors
     /// [`Error::InvalidArgument`] if a pattern is no regular expression, or a layer has no such rank or rows.
     pub(crate) fn with_found_adapters(self, lora: &LoRAConfig) -> Result<Self> {
-        with_found_adapters(self.resized_for(lora)?, lora, module_names)
+        let lora = for_model(lora, &self.config)?;
+        with_found_adapters(self.resized_for(&lora)?, &lora, module_names)
     }
 
     /// With the vocabulary that adapters ask for, where they do not bring an embedding and an output of their own.
@@ -135,8 +140,15 @@ impl TransformerDecoder {
     /// # Errors
     /// As [`Adapter::attach`].
     pub fn attach(self, adapter: &Adapter, name: &str) -> Result<Self> {
-        let model = self.resized_for(&adapter.config)?;
-        adapter.attach_by(model, name, module_names)
+        let lora = for_model(&adapter.config, &self.config)?;
+        let model = self.resized_for(&lora)?;
+        match lora {
+            Cow::Borrowed(_) => adapter.attach_by(model, name, module_names),
+            Cow::Owned(lora) => {
+                let adapter = Adapter::new(lora, adapter.tensors.clone());
+                adapter.attach_by(model, name, module_names)
+            }
+        }
     }
 
     /// The model with the adapters that act added to its weights: a plain model with the same outputs, see
@@ -202,7 +214,7 @@ impl TransformerDecoder {
         with_lazy_packed(self, move |path, kind| {
             let packs = match is_vocabulary(path) {
                 true => format.packs_vocabulary,
-                false => kind == LayerKind::Linear,
+                false => kind == LayerKind::Linear && !is_router(path),
             };
             let asked = format.quantization.filter(|_| packs);
             let own = stored.get(&weight_key(path)).copied();
@@ -349,6 +361,11 @@ impl TransformerDecoder {
             None => logits,
         }
     }
+}
+
+/// Whether a layer is the router of a mixture of experts: small, and a slight error of it is another expert.
+fn is_router(path: &str) -> bool {
+    is_in_mixture(path) && path.ends_with(".gate")
 }
 
 /// Whether a layer is the embedding or the projection to the vocabulary.

@@ -2,8 +2,8 @@ use burn::module::{Content, DisplaySettings, Module, ModuleDisplay};
 use burn::tensor::{Device, Tensor};
 
 use super::{
-    CausalSelfAttention, Context, FeedForward, LayerCache, LlamaConfig, MetaContext, NormPlacement,
-    RMSNorm,
+    CausalSelfAttention, Context, FeedForward, LayerCache, LlamaConfig, MetaContext,
+    MixtureOfExperts, NormPlacement, RMSNorm,
 };
 use crate::lora::Routes;
 use crate::ops::meta::{MetaOp, MetaTensor};
@@ -23,8 +23,10 @@ pub struct TransformerDecoderLayer {
     pub mlp_norm: Option<RMSNorm>,
     /// The norm before the feed-forward block, in layers that have norms on both sides of it.
     pub pre_mlp_norm: Option<RMSNorm>,
-    /// The feed-forward block.
-    pub mlp: FeedForward,
+    /// The feed-forward block, in layers without experts.
+    pub mlp: Option<FeedForward>,
+    /// The experts in its place, in layers that have some.
+    pub moe: Option<MixtureOfExperts>,
     /// The norm after the feed-forward block.
     pub post_mlp_norm: Option<RMSNorm>,
     #[module(skip)]
@@ -35,13 +37,15 @@ impl TransformerDecoderLayer {
     pub(super) fn new(config: &LlamaConfig, index: usize, device: &Device) -> Self {
         let norms = config.block.norms;
         let norm = |exists: bool| exists.then(|| config.norm(config.embed_dim, device));
+        let experts = config.experts_of(index);
         Self {
             sa_norm: norm(norms.is_before()),
             attn: CausalSelfAttention::new(config, index, device),
             post_sa_norm: norm(norms.is_after()),
             mlp_norm: norm(norms == NormPlacement::Before),
             pre_mlp_norm: norm(norms == NormPlacement::Both),
-            mlp: FeedForward::new(config, device),
+            mlp: experts.is_none().then(|| FeedForward::new(config, device)),
+            moe: experts.map(|experts| MixtureOfExperts::new(config, experts, device)),
             post_mlp_norm: norm(norms.is_after()),
             residual_scale: config.block.residual_scale,
         }
@@ -65,8 +69,16 @@ impl TransformerDecoderLayer {
         let normed = normed(&self.sa_norm, x.clone(), routes);
         let out = self.attn.forward(normed, context, cache);
         let h = self.add(x, &self.post_sa_norm, out, routes);
-        let out = self.mlp.forward(self.mlp_input(h.clone(), routes), context);
+        let out = self.feed_forward(self.mlp_input(h.clone(), routes), context);
         self.add(h, &self.post_mlp_norm, out, routes)
+    }
+
+    fn feed_forward(&self, x: Tensor<3>, context: &Context) -> Tensor<3> {
+        match (&self.mlp, &self.moe) {
+            (Some(mlp), _) => mlp.forward(x, context),
+            (None, Some(moe)) => moe.forward(x, context),
+            (None, None) => panic!("{NEITHER}"),
+        }
     }
 
     fn mlp_input(&self, h: Tensor<3>, routes: Option<&Routes>) -> Tensor<3> {
@@ -101,10 +113,16 @@ impl TransformerDecoderLayer {
             .attn
             .meta(normed_meta(&self.sa_norm, x.clone()), context);
         let h = self.add_meta(x, &self.post_sa_norm, out);
-        let out = self
-            .mlp
-            .meta(normed_meta(self.norm_before_mlp(), h.clone()));
+        let out = self.feed_forward_meta(normed_meta(self.norm_before_mlp(), h.clone()));
         self.add_meta(h, &self.post_mlp_norm, out)
+    }
+
+    fn feed_forward_meta(&self, x: MetaTensor) -> MetaTensor {
+        match (&self.mlp, &self.moe) {
+            (Some(mlp), _) => mlp.meta(x),
+            (None, Some(moe)) => moe.meta(x),
+            (None, None) => panic!("{NEITHER}"),
+        }
     }
 
     fn add_meta(&self, x: MetaTensor, norm: &Option<RMSNorm>, out: MetaTensor) -> MetaTensor {
@@ -115,6 +133,8 @@ impl TransformerDecoderLayer {
         }
     }
 }
+
+const NEITHER: &str = "a layer has a feed-forward block or experts";
 
 fn normed(norm: &Option<RMSNorm>, x: Tensor<3>, routes: Option<&Routes>) -> Tensor<3> {
     match norm {
@@ -144,7 +164,12 @@ impl ModuleDisplay for TransformerDecoderLayer {
         let content = add(content, "sa_norm", &self.sa_norm).add("attn", &self.attn);
         let content = add(content, "post_sa_norm", &self.post_sa_norm);
         let content = add(content, "mlp_norm", &self.mlp_norm);
-        let content = add(content, "pre_mlp_norm", &self.pre_mlp_norm).add("mlp", &self.mlp);
+        let content = add(content, "pre_mlp_norm", &self.pre_mlp_norm);
+        let content = match (&self.mlp, &self.moe) {
+            (Some(mlp), _) => content.add("mlp", mlp),
+            (None, Some(moe)) => content.add("moe", moe),
+            (None, None) => content,
+        };
         add(content, "post_mlp_norm", &self.post_mlp_norm).optional()
     }
 }

@@ -13,8 +13,9 @@ const MODEL: [(&str, &str); 3] = [
 /// The norm between attention and feed-forward block, wherever it stands.
 const POST_ATTENTION: &str = "post_attention_layernorm";
 
-/// Modules of a layer, below `layers.N` and `model.layers.N`.
-const LAYER: [(&str, &str); 14] = [
+/// Modules of a layer, below `layers.N` and `model.layers.N`. What all experts together have of a weight is a parameter of
+/// Hugging Face's modules, and no module here.
+const LAYER: [(&str, &str); 17] = [
     ("sa_norm", "input_layernorm"),
     ("attn.q_proj", "self_attn.q_proj"),
     ("attn.k_proj", "self_attn.k_proj"),
@@ -28,15 +29,52 @@ const LAYER: [(&str, &str); 14] = [
     ("mlp.w1", "mlp.gate_proj"),
     ("mlp.w2", "mlp.down_proj"),
     ("mlp.w3", "mlp.up_proj"),
+    ("moe.gate", "mlp.gate"),
+    ("moe.experts.gate_up", "mlp.experts.gate_up_proj"),
+    ("moe.experts.down", "mlp.experts.down_proj"),
     ("post_mlp_norm", "post_feedforward_layernorm"),
 ];
 
-/// All names of a module of a decoder.
+/// Modules of an expert, below `moe.experts.N` and `mlp.experts.N`. Files have the rows of `gate_up` as two modules.
+const EXPERT: [(&str, &str); 4] = [
+    ("gate_up", "gate_up_proj"),
+    ("gate", "gate_proj"),
+    ("up", "up_proj"),
+    ("down", "down_proj"),
+];
+
+/// Where the experts of a layer are, here and in Hugging Face's files.
+const EXPERTS: [&str; 2] = ["moe.experts.", "mlp.experts."];
+
+/// All names of a module of a decoder. Of a mixture of experts Hugging Face has no modules of linear layers, but
+/// parameters.
 pub(crate) fn module_names(path: &str) -> ModuleNames {
     let mut names = ModuleNames::new(path);
-    names.hf = to_hf(path);
+    let hf = to_hf(path);
+    let weight = hf.as_ref().map(|module| format!("{module}.weight"));
+    match expert_of(path) {
+        Some((all, _)) => names.parameter = to_hf(&all),
+        None => names.parameter = weight,
+    }
+    names.hf = hf.filter(|_| !is_in_mixture(path));
     names.is_vocabulary = ["tok_embeddings", "output"].contains(&path);
     names
+}
+
+/// Whether a module, by its path here, is part of a mixture of experts.
+pub(crate) fn is_in_mixture(path: &str) -> bool {
+    path.strip_prefix("layers.")
+        .and_then(|rest| rest.split_once('.'))
+        .is_some_and(|(_, inside)| inside.starts_with("moe."))
+}
+
+/// The path of what all experts have of a module, and which expert's this one is: `layers.0.moe.experts.3.down` is
+/// `layers.0.moe.experts.down` of 3.
+pub(crate) fn expert_of(path: &str) -> Option<(String, usize)> {
+    let (before, rest) = path.split_once(EXPERTS[0])?;
+    let (index, module) = rest.split_once('.')?;
+    let all = format!("{before}{}{module}", EXPERTS[0]);
+    Some((all, index.parse().ok()?))
 }
 
 /// `layers.0.attn.q_proj` to `model.layers.0.self_attn.q_proj`.
@@ -46,7 +84,7 @@ pub(crate) fn to_hf(module: &str) -> Option<String> {
         .and_then(|rest| rest.split_once('.'))
     {
         Some((layer, rest)) => {
-            let (_, theirs) = LAYER.iter().find(|(ours, _)| *ours == rest)?;
+            let theirs = find(rest, true)?;
             Some(format!("model.layers.{layer}.{theirs}"))
         }
         None => {
@@ -71,13 +109,33 @@ pub(crate) fn from_hf(module: &str, norms: NormPlacement) -> Option<String> {
             Some(format!("layers.{layer}.{ours}"))
         }
         Some((layer, rest)) => {
-            let (ours, _) = LAYER.iter().find(|(_, theirs)| *theirs == rest)?;
+            let ours = find(rest, false)?;
             Some(format!("layers.{layer}.{ours}"))
         }
         None => {
             let (ours, _) = MODEL.iter().find(|(_, theirs)| *theirs == module)?;
             Some(ours.to_string())
         }
+    }
+}
+
+/// The other name of a module of a layer, by ours or theirs.
+fn find(name: &str, is_ours: bool) -> Option<String> {
+    let in_order = |[ours, theirs]: [&'static str; 2]| match is_ours {
+        true => [ours, theirs],
+        false => [theirs, ours],
+    };
+    let other = |rows: &[(&'static str, &'static str)], name: &str| {
+        let mut rows = rows.iter().map(|(ours, theirs)| in_order([ours, theirs]));
+        rows.find_map(|[from, to]| (from == name).then_some(to))
+    };
+    let [from, to] = in_order(EXPERTS);
+    match name
+        .strip_prefix(from)
+        .and_then(|rest| rest.split_once('.'))
+    {
+        Some((index, module)) => Some(format!("{to}{index}.{}", other(&EXPERT, module)?)),
+        None => other(&LAYER, name).map(str::to_owned),
     }
 }
 

@@ -30,6 +30,10 @@ use crate::{Error, Result};
 pub struct LoRAConfig {
     /// The modules with an adapter.
     pub targets: Targets,
+    /// Weights with an adapter beside the modules', by the end of their names in Hugging Face's modules: such as
+    /// `experts.gate_up_proj`, where the weights of all experts are one. They are in every layer, whatever
+    /// [`exclude`](Self::exclude) and [`layers`](Self::layers) say, as in PEFT.
+    pub target_parameters: Vec<String>,
     /// Modules among them without one.
     pub exclude: Option<Targets>,
     /// The indices of the layers whose modules have one, where [`Targets::Names`] names them by the end of their
@@ -96,6 +100,7 @@ impl Default for LoRAConfig {
     fn default() -> Self {
         Self {
             targets: Targets::Names(Vec::new()),
+            target_parameters: Vec::new(),
             exclude: None,
             layers: None,
             layers_pattern: Vec::new(),
@@ -132,6 +137,15 @@ impl LoRAConfig {
     /// Adapters on other modules.
     pub fn with_targets(mut self, targets: Targets) -> Self {
         self.targets = targets;
+        self
+    }
+
+    /// Adapters on weights of these names too, see [`target_parameters`](Self::target_parameters).
+    pub fn with_target_parameters(
+        mut self,
+        names: impl IntoIterator<Item = impl Into<String>>,
+    ) -> Self {
+        self.target_parameters = names.into_iter().map(Into::into).collect();
         self
     }
 
@@ -295,6 +309,7 @@ impl LoRAConfig {
     /// Whether this says that no module is trained.
     pub fn is_empty(&self) -> bool {
         self.targets.is_empty()
+            && self.target_parameters.is_empty()
             && self.modules_to_save.is_empty()
             && self.modules_to_keep.is_empty()
             && self.trainable_token_indices.is_empty()

@@ -169,7 +169,9 @@ fn is_target(config: &LoRAConfig, names: &ModuleNames, layer: &LayerShape) -> Re
         _ => Place::Elsewhere,
     };
     let adapts = config.method.0.adapts(layer.kind);
-    Ok(adapts && config.selection().selects(names, place)?)
+    let is_named =
+        layer.kind == LayerKind::Linear && names.is_parameter_in(&config.target_parameters);
+    Ok(adapts && (is_named || config.selection().selects(names, place)?))
 }
 
 /// By the end of the name, whole part or not: `norm` is `sa_norm` too.

@@ -12,6 +12,8 @@ use crate::Result;
 pub(crate) enum Entry<'a> {
     /// A name or a pattern of targets, of the method that adapts them or of what is excluded.
     Targets(&'a Targets, Option<MethodRef>),
+    /// The end of a weight's name.
+    Parameter(&'a String),
     /// A key of ranks or alphas, of the setting of this name.
     Pattern(&'static str, &'a String),
     /// A module that is trained as a whole.
@@ -29,6 +31,7 @@ impl Entry<'_> {
             Self::Targets(targets, _) => {
                 default.with_targets((*targets).clone()).names_module(names)
             }
+            Self::Parameter(end) => names.is_parameter_in(std::slice::from_ref(*end)),
             Self::Pattern(setting, key) => {
                 first_match([(*key, ())], names, Naming::Any, setting)?.is_some()
             }
@@ -45,6 +48,7 @@ impl Entry<'_> {
         match self {
             Self::Targets(_, Some(method)) => method.0.adapts(kind),
             Self::Rows(_) => TOKEN_ROWS.adapts(kind),
+            Self::Parameter(_) => kind == LayerKind::Linear,
             Self::Targets(_, None) | Self::Pattern(..) | Self::Whole(_) => true,
         }
     }

@@ -251,6 +251,9 @@ pub(crate) struct ModuleNames {
     pub path: String,
     /// The name in Hugging Face's files: `model.layers.0.self_attn.q_proj`.
     pub hf: Option<String>,
+    /// The name of its weight in Hugging Face's modules: `model.layers.0.self_attn.q_proj.weight`. Where those have the
+    /// weights of several layers in one, it is that of all these, and none of them has a name as a module.
+    pub parameter: Option<String>,
     /// Whether it stands at the vocabulary: the embedding, or the projection to the logits.
     pub is_vocabulary: bool,
 }
@@ -260,13 +263,24 @@ impl ModuleNames {
         Self {
             path: path.to_owned(),
             hf: None,
+            parameter: None,
             is_vocabulary: false,
         }
     }
 
     pub fn by_naming(&self, naming: Naming) -> impl Iterator<Item = &str> {
         let own = Some(self.path.as_str()).filter(|_| naming == Naming::Any);
-        own.into_iter().chain(self.hf.as_deref())
+        let theirs = self.hf.as_deref().or(self.parameter.as_deref());
+        own.into_iter().chain(theirs)
+    }
+
+    /// Whether one of these ends of names names its weight.
+    pub fn is_parameter_in(&self, ends: &[String]) -> bool {
+        let is_named = |name: &str| {
+            ends.iter()
+                .any(|end| name == end || ends_with_name(name, end))
+        };
+        self.parameter.as_deref().is_some_and(is_named)
     }
 }
 

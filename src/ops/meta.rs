@@ -338,11 +338,16 @@ pub(crate) struct MetaOp {
 impl MetaOp {
     /// An operation on these.
     pub fn of<const N: usize>(inputs: [MetaTensor; N]) -> Self {
+        Self::of_all(inputs.into())
+    }
+
+    /// The same of any number, of one at least.
+    pub fn of_all(inputs: Vec<MetaTensor>) -> Self {
         let first = &inputs[0];
         Self {
             ledger: first.ledger().clone(),
             rows: first.rows,
-            inputs: inputs.into(),
+            inputs,
             params: Vec::new(),
             kept: Vec::new(),
             kept_for_params: Vec::new(),
@@ -351,6 +356,12 @@ impl MetaOp {
             formed_first: 0,
             formed_in_backward: 0,
         }
+    }
+
+    /// With so many rows, where they are not those of the inputs.
+    pub fn rows(mut self, rows: usize) -> Self {
+        self.rows = rows;
+        self
     }
 
     /// With a parameter; beside its gradient the backward pass forms so many bytes.

@@ -22,6 +22,7 @@ mod four_bit;
 mod gguf;
 mod instructions;
 mod int8;
+mod join;
 mod layout;
 mod matrix;
 #[cfg(test)]
@@ -34,6 +35,7 @@ pub use decoder::{Decoder, DecoderVisitor};
 pub use four_bit::{Absmax, NESTED_BLOCK_LEN, assemble_four_bit, nested_table};
 pub use gguf::assemble_gguf;
 pub use int8::assemble_int8;
+pub(crate) use join::join_rows;
 pub use layout::{BlockFormat, FourBit, FourBitTable, PackedLayout};
 pub use matrix::PackedMatrix;
 

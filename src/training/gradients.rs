@@ -60,7 +60,9 @@ pub(super) fn prepare_memory(
         .intermediate_dim
         .max(config.num_heads * config.head_dim);
     let dtype = model.tok_embeddings.weight.compute_dtype();
-    let activations = tokens * widest.max(config.embed_dim) * dtype.size();
+    let chosen = config.experts.as_ref().map_or(1, |e| e.per_token);
+    let widest = widest.max(chosen * config.embed_dim);
+    let activations = tokens * widest * dtype.size();
     let logits = tokens.min(loss_chunk_rows) * config.vocab_size * size_of::<f32>();
     let tiles = packed_layouts(model).into_values();
     let tile = tiles.map(|layout| ops::decoded_at_once(&layout)).max();

@@ -4,6 +4,7 @@
 mod adamw;
 mod clip;
 mod estimate;
+mod experts;
 mod gradients;
 mod metrics;
 mod options;

@@ -2,6 +2,7 @@ use burn::optim::{GradientsAccumulator, GradientsParams};
 use burn::tensor::{DType, Tensor};
 
 use super::clip::{clip_factor, scale_gradients, squared_norm};
+use super::experts::add_zeros;
 use super::gradients::{lm_loss_sum, micro_batch_gradients, prepare_memory, read_sum};
 use super::options::{Activations, GradientOptions, LossNormalization};
 use super::{AdamW, AdamWConfig, LrSchedule};
@@ -118,6 +119,7 @@ fn gradients_of(
     });
     let mut losses: Vec<_> = losses.collect();
     let mut grads = accumulator.grads();
+    add_zeros(model, &mut grads);
     if scale != 1.0 {
         losses = losses.into_iter().map(|loss| loss / scale).collect();
         scale_gradients(model, &mut grads, 1.0 / scale);

@@ -745,7 +745,8 @@ fn adapters_that_begin_with_a_part_of_the_base_are_saved_both_ways() {
 /// Other factors, but what the adapter began with is still that.
 fn random_trained(mut model: TransformerDecoder) -> TransformerDecoder {
     for layer in &mut model.layers {
-        for linear in [&mut layer.attn.q_proj, &mut layer.mlp.w2] {
+        let mlp = layer.mlp.as_mut().unwrap();
+        for linear in [&mut layer.attn.q_proj, &mut mlp.w2] {
             let adapter = linear.adapters.get_mut(DEFAULT_ADAPTER).unwrap();
             adapter.map_matrix("lora_a.weight", |a| a * 1.1);
             adapter.map_matrix("lora_b.weight", |b| b * 0.7 + 0.01);

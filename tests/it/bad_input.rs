@@ -874,7 +874,6 @@ fn error_of_setting(key: &str, value: Value) -> Error {
 fn adapter_settings_that_are_not_supported() {
     for (key, value) in [
         ("layer_replication", json!([[0, 2]])),
-        ("target_parameters", json!(["experts.gate_up_proj"])),
         ("arrow_config", json!({"top_k": 2})),
         ("a_setting_of_tomorrow", json!(0.5)),
     ] {

@@ -8,7 +8,7 @@ use std::path::Path;
 use burn::tensor::{DType, TensorData};
 use burn_peft::adapter::{LoadReport, StateDict, load_state_dict, state_dict};
 use burn_peft::checkpoint::{load_hf, load_hf_as, read_base_packing, read_hf_config, save_hf};
-use burn_peft::llama::TransformerDecoder;
+use burn_peft::llama::{FeedForward, TransformerDecoder};
 use burn_peft::lora::LoRALinear;
 use burn_peft::quantization::{
     BlockFormat, FourBit, FourBitTable, PackedLayout, dequantize, nested_table, quantize,
@@ -204,6 +204,10 @@ fn loaded(
     model
 }
 
+fn mlp(model: &TransformerDecoder, layer: usize) -> &FeedForward {
+    model.layers[layer].mlp.as_ref().unwrap()
+}
+
 fn format_of(layer: &LoRALinear) -> Option<BlockFormat> {
     match &layer.base.weight {
         FrozenWeight::Packed(packed) => Some(packed.layout().format()),
@@ -248,7 +252,7 @@ fn packed_weights_stay_as_they_are() {
             let (packs_dense, packs_all) = (what.ends_with("Nf4"), what.ends_with("all"));
             let nf4 = Quantization::Nf4.block_format();
             let expected = (packs_dense || packs_all).then_some(nf4);
-            assert_eq!(format_of(&model.layers[1].mlp.w2), expected, "{what}");
+            assert_eq!(format_of(&mlp(&model, 1).w2), expected, "{what}");
             let embedding = &model.tok_embeddings.weight;
             let is_packed = matches!(embedding, FrozenWeight::Packed(_));
             assert_eq!(is_packed, packs_all, "{what}");
@@ -284,7 +288,7 @@ fn they_become_numbers_of_a_type() {
         let (tensors, values) = quantized(format);
         let dir = folder(&tensors);
         let model = loaded(dir.path(), |model, dir| load_hf_as(model, dir, DType::F32));
-        assert_eq!(format_of(&model.layers[0].mlp.w1), None);
+        assert_eq!(format_of(&mlp(&model, 0).w1), None);
         assert_eq!(state_dict(&model), values, "{format:?}");
         if device().supports_dtype(DType::BF16) {
             let model = loaded(dir.path(), |model, dir| load_hf_as(model, dir, DType::BF16));

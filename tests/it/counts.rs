@@ -53,6 +53,8 @@ fn other_families() {
         (LlamaConfig::qwen3_8b(), 8_190_735_360),
         (LlamaConfig::qwen3_14b(), 14_768_307_200),
         (LlamaConfig::qwen3_32b(), 32_762_123_264),
+        (LlamaConfig::qwen3_30b_a3b(), 30_532_122_624),
+        (LlamaConfig::qwen3_235b_a22b(), 235_093_634_560),
         (LlamaConfig::smollm2_135m(), 134_515_008),
         (LlamaConfig::smollm2_360m(), 361_821_120),
         (LlamaConfig::smollm2_1_7b(), 1_711_376_384),

@@ -130,7 +130,10 @@ fn headers_tell_how_weights_are_packed() {
                 "layers.0.attn.v_proj.weight",
                 &layer.attn.v_proj.base.weight,
             ),
-            ("layers.0.mlp.w2.weight", &layer.mlp.w2.base.weight),
+            (
+                "layers.0.mlp.w2.weight",
+                &layer.mlp.as_ref().unwrap().w2.base.weight,
+            ),
         ] {
             let found = match weight {
                 FrozenWeight::Packed(packed) => Some(packed.layout().format()),

@@ -124,6 +124,22 @@ ADAPTERS = {
     "a rank above the width": {"target_modules": ["k_proj", "v_proj"], "r": 48},
     EMBEDDED: {"target_modules": ["v_proj"]},
 }
+# Of a model with experts, whose weights are parameters of PEFT's.
+EXPERTS = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]
+EXPERT_ADAPTERS = {
+    "experts, gate and up": {"target_modules": [], "target_parameters": EXPERTS[:1]},
+    "experts, down": {"target_modules": ["q_proj"], "target_parameters": EXPERTS[1:]},
+    "experts, both": {"target_modules": [], "target_parameters": EXPERTS[::-1]},
+    "experts, router, rsLoRA": {
+        "target_modules": ["v_proj"], "target_parameters": [*EXPERTS, "gate.weight"], "use_rslora": True},
+    "experts, ranks by pattern": {
+        "target_modules": ["o_proj"], "target_parameters": EXPERTS, "rank_pattern": {"experts.down_proj": 3},
+        "alpha_pattern": {r"model\.layers\.1\.mlp\.experts\.gate_up_proj": 5}},
+    "experts, a dense layer": {
+        "target_modules": [], "target_parameters": [*EXPERTS, "layers.0.mlp.up_proj.weight"]},
+    "experts, names of transformers 4": {"target_modules": ["k_proj", "gate_proj", "up_proj", "down_proj", "gate"]},
+}
+ONE_BY_ONE = "experts, one by one"
 QUANTIZED_ADAPTERS = ["all linear layers", "lm_head", "DoRA"]
 
 
@@ -143,7 +159,8 @@ def save_model(folder, cls, config):
 
 def adapt(base, folder, name):
     """The model with a random adapter, which is saved to `folder`."""
-    config = LoraConfig(**{"task_type": "CAUSAL_LM", "r": 4, "lora_alpha": 8, **ADAPTERS[name]})
+    settings = (ADAPTERS | EXPERT_ADAPTERS)[name]
+    config = LoraConfig(**{"task_type": "CAUSAL_LM", "r": 4, "lora_alpha": 8, **settings})
     model = get_peft_model(base, config).eval()
     for key, p in model.named_parameters():
         if "lora_B" in key:
@@ -218,7 +235,43 @@ def check_family(program, adapters, folder, name):
         expected = save_expected(folder, model, rows)
         yield f"{rows.shape[1]} tokens", compare(program, folder, None, expected)
     yield "greedy tokens", check_greedy(program, folder, model, ids[:, :30])
-    yield from check_adapter_of(adapters, folder, ids[:, :40])
+    yield from check_adapter_of(adapters, folder, ids[:, :40], "all linear layers")
+
+
+def check_experts(adapters, folder, name):
+    """An adapter of a model in which some layers have experts. In a row of 12 tokens some experts have none."""
+    cls, config, *_ = family_cases.case("Qwen3 MoE, dense layers")
+    torch.manual_seed(2)
+    save_model(folder, cls, config)
+    ids = torch.randint(3, config.vocab_size, (1, 12))
+    if name != ONE_BY_ONE:
+        yield from check_adapter_of(adapters, folder, ids, name)
+        return
+    save_one_by_one(folder / "adapter", config)
+    path = folder / "inputs.safetensors"
+    save_file({"input_ids": ids.int()}, path)
+    run = [adapters, "logits", "--model", folder, "--adapter", folder / "adapter", "--inputs", path, "--out", folder / "out"]
+    subprocess.run(run, check=True)
+    expected = logits_of(reload(load(folder), folder / "adapter"), {"input_ids": ids})
+    yield "adapter", (load_file(folder / "out")["logits"] - expected).abs().max().item()
+
+
+def save_one_by_one(folder, config):
+    """An adapter as PEFT wrote it when experts were modules."""
+    folder.mkdir()
+    modules = ["gate_proj", "up_proj", "down_proj"]
+    fields = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "r": 2, "lora_alpha": 6, "target_modules": modules}
+    (folder / "adapter_config.json").write_text(json.dumps(fields))
+    dim, inside = config.hidden_size, config.moe_intermediate_size
+    sizes = {"gate_proj": (dim, inside), "up_proj": (dim, inside), "down_proj": (inside, dim)}
+    tensors = {}
+    for layer in (1, 3):
+        for expert in range(config.num_experts):
+            for module, (columns, rows) in sizes.items():
+                name = f"base_model.model.model.layers.{layer}.mlp.experts.{expert}.{module}"
+                tensors[f"{name}.lora_A.weight"] = 0.2 * torch.randn(2, columns)
+                tensors[f"{name}.lora_B.weight"] = 0.2 * torch.randn(rows, 2)
+    save_file(tensors, folder / "adapter_model.safetensors")
 
 
 def check_with_images(program, folder, name):
@@ -245,13 +298,13 @@ def check_greedy(program, folder, model, ids):
     return compare(program, folder, None, expected)
 
 
-def check_adapter_of(program, folder, ids):
-    """An adapter of PEFT's on all linear layers, computed, differentiated, merged, and trained for PEFT."""
+def check_adapter_of(program, folder, ids, name):
+    """An adapter of PEFT's, computed, differentiated, merged, and trained for PEFT."""
     inputs = {"input_ids": ids, "labels": ids}
     path = folder / "inputs.safetensors"
     save_file({key: value.int().contiguous() for key, value in inputs.items()}, path)
     adapter = folder / "adapter"
-    model = adapt(load(folder), adapter, "all linear layers")
+    model = adapt(load(folder), adapter, name)
 
     def call(verb, out, **options):
         command = [program, verb, "--model", folder, "--adapter", adapter, "--out", folder / out]
@@ -399,13 +452,18 @@ def main(compare_program, adapters_program, only):
     transformers.logging.disable_progress_bar()
     warnings.filterwarnings("ignore", category=FutureWarning)  # transformers' own
     warnings.filterwarnings("ignore", category=UserWarning, module=r"peft\b")
+    # Of patterns that do match.
+    warnings.filterwarnings("ignore", category=RuntimeWarning, module=r"peft\b")
     wrong = 0
 
     def check_families(program, folder, name):
         return check_family(program, adapters_program, folder, name)
+
+    def check_expert_adapters(_, folder, name):
+        return check_experts(adapters_program, folder, name)
     checks = [
         (check_model, MODELS), (check_config, CONFIGS), (check_output, OUTPUTS), (check_keys, KEYS),
-        (check_families, family_cases.CASES), (check_with_images, family_cases.WITH_IMAGES), (check_quantized, QUANTIZED)]
+        (check_families, family_cases.CASES), (check_expert_adapters, [*EXPERT_ADAPTERS, ONE_BY_ONE]), (check_with_images, family_cases.WITH_IMAGES), (check_quantized, QUANTIZED)]
     for check, names in checks:
         for name in filter(lambda name: only in name, names):
             with tempfile.TemporaryDirectory() as folder:

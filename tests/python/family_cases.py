@@ -4,7 +4,7 @@ from transformers import (
     Gemma3Config, Gemma3ForConditionalGeneration, Mistral3Config, Mistral3ForConditionalGeneration, Gemma2Config, Gemma2ForCausalLM, Gemma3ForCausalLM, Gemma3TextConfig, GraniteConfig, GraniteForCausalLM,
     LlamaConfig, LlamaForCausalLM, Ministral3Config, Ministral3ForCausalLM, MistralConfig, MistralForCausalLM,
     Olmo2Config, Olmo2ForCausalLM, Olmo3Config, Olmo3ForCausalLM, Qwen2Config, Qwen2ForCausalLM, Qwen3Config,
-    Qwen3ForCausalLM, SmolLM3Config, SmolLM3ForCausalLM,
+    Qwen3ForCausalLM, Qwen3MoeConfig, Qwen3MoeForCausalLM, SmolLM3Config, SmolLM3ForCausalLM,
 )
 
 # Rows of 100 tokens are longer than every window and original context here.
@@ -54,6 +54,8 @@ def by_layer(full, sliding):
 
 
 QWEN_WINDOW = {"use_sliding_window": True, "sliding_window": WINDOW}
+# Few tokens of many experts: some get none.
+MOE = {"head_dim": 16, "num_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 24}
 GRANITE = {
     "embedding_multiplier": 3.0, "attention_multiplier": 0.2, "residual_multiplier": 0.6, "logits_scaling": 1.5}
 # Where the scores are not divided by anything: large ones would leave nothing of f32's precision.
@@ -66,6 +68,7 @@ MISTRAL = (MistralForCausalLM, MistralConfig)
 MINISTRAL3 = (Ministral3ForCausalLM, Ministral3Config)
 QWEN2 = (Qwen2ForCausalLM, Qwen2Config)
 QWEN3 = (Qwen3ForCausalLM, Qwen3Config)
+QWEN3_MOE = (Qwen3MoeForCausalLM, Qwen3MoeConfig)
 SMOLLM3 = (SmolLM3ForCausalLM, SmolLM3Config)
 OLMO2 = (Olmo2ForCausalLM, Olmo2Config)
 OLMO3 = (Olmo3ForCausalLM, Olmo3Config)
@@ -99,6 +102,18 @@ CASES = {
     "Qwen3, default head_dim": (QWEN3, {"head_dim": 128}, {}, ["head_dim"]),
     "Qwen3, default heads": (QWEN3, {"num_attention_heads": 32, "num_key_value_heads": 32, "head_dim": 4}, {}, [
         "num_key_value_heads"]),
+    "Qwen3 MoE": (QWEN3_MOE, MOE | {"norm_topk_prob": True}),
+    "Qwen3 MoE, weights as they are": (QWEN3_MOE, MOE | {"norm_topk_prob": False}),
+    "Qwen3 MoE, one expert a token": (QWEN3_MOE, MOE | {"num_experts_per_tok": 1}),
+    "Qwen3 MoE, dense layers": (QWEN3_MOE, MOE | {"norm_topk_prob": True, "mlp_only_layers": [0, 2]}),
+    "Qwen3 MoE, every second layer": (QWEN3_MOE, MOE | {"decoder_sparse_step": 2, "tie_word_embeddings": True}),
+    "Qwen3 MoE, biases, window": (QWEN3_MOE, MOE | QWEN_WINDOW | {"attention_bias": True}),
+    "Qwen3 MoE, no experts": (QWEN3_MOE, MOE | {"num_experts": 0}),
+    "Qwen3 MoE, default experts": (
+        QWEN3_MOE, MOE | {"num_experts": 128, "num_experts_per_tok": 8}, {}, [
+            "num_experts", "num_local_experts", "num_experts_per_tok"]),
+    "Qwen3 MoE, default width": (QWEN3_MOE, MOE | {"num_experts": 4, "moe_intermediate_size": 768}, {}, [
+        "moe_intermediate_size"]),
     "SmolLM3": (SMOLLM3, {}),
     "SmolLM3, every second layer": (SMOLLM3, {"no_rope_layer_interval": 2}, {}, ["no_rope_layers"]),
     "SmolLM3, named layers": (SMOLLM3, {"no_rope_layers": [0, 1, 1, 0], "tie_word_embeddings": False}),
@@ -143,12 +158,14 @@ CASES |= {f"Llama, {name}": (LLAMA, settings) for name, settings in ROPES.items(
 # Everything that has a default, left out.
 KEPT = [
     "model_type", "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
-    "num_key_value_heads", "head_dim", "sliding_window", "pad_token_id", "architectures", "dtype"]
+    "num_key_value_heads", "head_dim", "sliding_window", "pad_token_id", "architectures", "dtype", "num_local_experts",
+    "num_experts_per_tok", "moe_intermediate_size"]
 CASES |= {
     f"{name}, defaults": (model, settings, {}, lambda key: key not in KEPT)
     for name, model, settings in [
         ("Llama", LLAMA, {}), ("Mistral", MISTRAL, {"sliding_window": WINDOW}),
         ("Ministral 3", MINISTRAL3, {"head_dim": 16}), ("Qwen2", QWEN2, {}), ("Qwen3", QWEN3, {"head_dim": 16}),
+        ("Qwen3 MoE", QWEN3_MOE, MOE),
         ("SmolLM3", SMOLLM3, {"num_key_value_heads": 4}), ("OLMo 2", OLMO2, {}),
         ("OLMo 3", OLMO3, {"sliding_window": WINDOW}), ("Granite", GRANITE3, SMALL_SCORES), ("Gemma 2", GEMMA2_MODEL, GEMMA2),
         ("Gemma 3", GEMMA3_MODEL, GEMMA3)]

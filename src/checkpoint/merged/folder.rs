@@ -2,7 +2,7 @@
 
 use std::borrow::Cow;
 use std::cell::RefCell;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs;
 use std::path::Path;
 use std::rc::Rc;
@@ -12,10 +12,12 @@ use serde_json::{Map, Value};
 
 use super::{MergedCheckpoint, MergedTensor};
 use crate::checkpoint::bitsandbytes::part_of;
+use crate::checkpoint::composed::rows;
+use crate::checkpoint::experts::{HfTensor, hf_tensors, is_stacked, whole_of};
 use crate::checkpoint::hf::{
     CONFIG_FILE, INDEX_FILE, IndexMetadata, publish_weights, require_no_adapter,
 };
-use crate::checkpoint::keys::{from_hf, to_hf};
+use crate::checkpoint::keys::from_hf;
 use crate::checkpoint::tensors::{SafetensorsFile, WritableTensor, write_weights};
 use crate::checkpoint::weights::is_beside;
 use crate::files::{create_dir, read_text, write_atomic, write_text};
@@ -82,23 +84,26 @@ impl MergedCheckpoint {
         failed: &'a RefCell<Option<Error>>,
     ) -> Result<Vec<(String, Tensors<'a>)>> {
         let merged = self.tensors();
+        let by_key = merged.iter().map(|tensor| (tensor.key.as_str(), tensor));
+        let by_key: HashMap<&str, &MergedTensor<'a>> = by_key.collect();
         let mut shards = Vec::new();
         let mut done = BTreeSet::new();
         for path in self.folder.files() {
-            let shard = Shard::open(self, path, &merged, failed)?;
+            let shard = Shard::open(self, path, &by_key, failed)?;
             done.extend(shard.keys);
             shards.push((file_name(path), shard.tensors));
         }
-        // An output that was the embedding stands beside it.
-        for tensor in merged
-            .into_iter()
-            .filter(|tensor| !done.contains(&tensor.key))
-        {
+        // An output that was the embedding stands beside it, and experts that were one tensor are several.
+        let rest = merged.iter().filter(|tensor| !done.contains(&tensor.key));
+        for tensor in rest {
             let file = file_name(tensor.file());
             let shard = shards.iter_mut().find(|(name, _)| *name == file);
-            let name = to_hf(&tensor.key).expect("a weight of the model has a name");
             let (_, tensors) = shard.expect("the base's weight is in one of the files");
-            tensors.push((name, Tensor::Merged(tensor, failed)));
+            let parts = hf_tensors(&tensor.key).into_iter();
+            tensors.extend(parts.map(|part| {
+                let name = part.name.clone();
+                (name, Tensor::Merged(tensor.clone(), part, failed))
+            }));
         }
         Ok(shards)
     }
@@ -189,17 +194,29 @@ impl<'a> Shard<'a> {
     fn open(
         checkpoint: &'a MergedCheckpoint,
         path: &Path,
-        merged: &[MergedTensor<'a>],
+        merged: &HashMap<&str, &MergedTensor<'a>>,
         failed: &'a RefCell<Option<Error>>,
     ) -> Result<Self> {
         let file = Rc::new(SafetensorsFile::open(path)?);
         let (mut tensors, mut keys) = (Vec::new(), Vec::new());
         let norms = checkpoint.model.config.block.norms;
         for (name, shape) in file.shapes() {
-            let of_merged = from_hf(&name, norms).map(|key| checkpoint.key_of(&key));
-            let of_merged = of_merged.and_then(|key| merged.iter().find(|other| other.key == key));
+            let key = from_hf(&name, norms);
+            if key.as_deref().is_some_and(is_stacked) {
+                continue;
+            }
+            let whole = key.map(whole_of);
+            let half = whole.as_ref().and_then(|(_, half)| *half);
+            let of_merged = whole.map(|(key, _)| checkpoint.key_of(&key));
+            let of_merged = of_merged.and_then(|key| merged.get(key.as_str()).copied());
             let tensor = match of_merged {
-                Some(merged) if merged.is_changed() => Tensor::Merged(merged.clone(), failed),
+                Some(merged) if merged.is_changed() => {
+                    let part = HfTensor {
+                        name: name.clone(),
+                        half,
+                    };
+                    Tensor::Merged(merged.clone(), part, failed)
+                }
                 None if part_of(&name).is_some() && !is_beside(&name) => continue,
                 _ => Tensor::Copied {
                     dtype: file.dtype(&name)?,
@@ -224,34 +241,42 @@ enum Tensor<'a> {
         dtype: DType,
         shape: Vec<usize>,
     },
-    /// With an adapter's update; what went wrong when it was read is put beside it.
-    Merged(MergedTensor<'a>, &'a RefCell<Option<Error>>),
+    /// With an adapter's update, all of it or a half; what went wrong when it was read is put beside it.
+    Merged(MergedTensor<'a>, HfTensor, &'a RefCell<Option<Error>>),
 }
 
 impl WritableTensor for Tensor<'_> {
     fn dtype(&self) -> DType {
         match self {
             Self::Copied { dtype, .. } => *dtype,
-            Self::Merged(tensor, _) => tensor.dtype,
+            Self::Merged(tensor, ..) => tensor.dtype,
         }
     }
 
     fn shape(&self) -> Vec<usize> {
         match self {
             Self::Copied { shape, .. } => shape.clone(),
-            Self::Merged(tensor, _) => tensor.shape.clone(),
+            Self::Merged(tensor, part, _) => {
+                let mut shape = tensor.shape.clone();
+                shape[0] = part.rows(shape[0]).len();
+                shape
+            }
         }
     }
 
     fn bytes(&self) -> Cow<'_, [u8]> {
-        let (bytes, failed) = match self {
+        let (value, part, failed) = match self {
             Self::Copied { file, name, .. } => {
                 return Cow::Owned(file.copy_bytes(name).unwrap_or_default());
             }
-            Self::Merged(tensor, failed) => (tensor.read(), failed),
+            Self::Merged(tensor, part, failed) => (tensor.read(), part, failed),
         };
-        match bytes {
-            Ok(data) => Cow::Owned(data.as_bytes().to_vec()),
+        match value {
+            Ok(value) if part.half.is_some() => {
+                let half = rows(&value, part.rows(value.shape()[0]));
+                Cow::Owned(half.as_bytes().to_vec())
+            }
+            Ok(value) => Cow::Owned(value.as_bytes().to_vec()),
             Err(error) => {
                 failed.borrow_mut().get_or_insert(error);
                 Cow::Owned(Vec::new())

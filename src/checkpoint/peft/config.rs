@@ -9,7 +9,7 @@ const ALL_LINEAR: &str = "all-linear";
 
 /// Settings of PEFT that are read here, or that say nothing about what a trained adapter computes. Any
 /// other must be absent, null, false or empty.
-const KNOWN: [&str; 36] = [
+const KNOWN: [&str; 37] = [
     "alpha_pattern",
     "auto_mapping",
     "base_model_name_or_path",
@@ -42,6 +42,7 @@ const KNOWN: [&str; 36] = [
     "revision",
     "runtime_config",
     "target_modules",
+    "target_parameters",
     "task_type",
     "trainable_token_indices",
     "use_dora",
@@ -51,13 +52,12 @@ const KNOWN: [&str; 36] = [
 ];
 
 /// Settings of PEFT 0.21 that are not read here and change what an adapter computes.
-const CHANGE_OUTPUTS: [&str; 8] = [
+const CHANGE_OUTPUTS: [&str; 7] = [
     "alora_invocation_tokens",
     "arrow_config",
     "kasa_config",
     "layer_replication",
     "monteclora_config",
-    "target_parameters",
     "use_bdlora",
     "use_qalora",
 ];
@@ -92,6 +92,7 @@ pub(super) fn parse(fields: &Map<String, Value>) -> Result<LoRAConfig, String> {
         .with_rank_pattern(fields.pattern("rank_pattern", whole)?)
         .with_alpha_pattern(fields.pattern("alpha_pattern", Value::as_f64)?);
     config.naming = Naming::HuggingFace;
+    config.target_parameters = fields.names("target_parameters")?;
     config.ensure_weight_tying = fields.flag("ensure_weight_tying")?;
     let exclude = fields.set("exclude_modules");
     config.exclude = exclude.map(|value| targets(Some(value))).transpose()?;
@@ -212,9 +213,12 @@ fn init(value: Option<&Value>) -> Result<Init, String> {
 }
 
 /// Whoever loads an adapter that has begun by LoftQ is not to begin it again, which PEFT would do with the base too.
-fn init_to_json(init: Init) -> Value {
-    match init {
+/// So it is of parameters that are no modules' weights, which PEFT begins in few ways.
+fn init_to_json(config: &LoRAConfig) -> Value {
+    match config.init {
         Init::Kaiming | Init::Loftq => json!(true),
+        Init::Gaussian => json!(Init::Gaussian),
+        _ if !config.target_parameters.is_empty() => json!(true),
         other => json!(other),
     }
 }
@@ -294,13 +298,16 @@ pub(super) fn to_json(config: &LoRAConfig, base_model: Option<&str>) -> Value {
     let alphas: Map<String, Value> = whole_alphas
         .map(|(name, alpha)| (name.clone(), as_whole(*alpha)))
         .collect();
-    json!({
+    let parameters = Some(&config.target_parameters).filter(|names| !names.is_empty());
+    // PEFT has none of parameters, and a trained adapter computes without it.
+    let dropout = parameters.map_or(config.dropout, |_| 0.0);
+    let mut fields = json!({
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
         "base_model_name_or_path": base_model,
         "r": config.rank,
         "lora_alpha": as_whole(config.alpha),
-        "lora_dropout": config.dropout,
+        "lora_dropout": dropout,
         "target_modules": targets_to_json(&config.targets),
         "exclude_modules": config.exclude.as_ref().map(targets_to_json),
         "use_dora": config.uses_dora(),
@@ -314,7 +321,7 @@ pub(super) fn to_json(config: &LoRAConfig, base_model: Option<&str>) -> Value {
         "ensure_weight_tying": config.ensure_weight_tying,
         "fan_in_fan_out": false,
         "inference_mode": true,
-        "init_lora_weights": init_to_json(config.init),
+        "init_lora_weights": init_to_json(config),
         "layers_to_transform": config.layers,
         "layers_pattern": Some(&config.layers_pattern).filter(|names| !names.is_empty()),
         "modules_to_save": Some(&config.modules_to_save).filter(|names| !names.is_empty()),
@@ -323,7 +330,11 @@ pub(super) fn to_json(config: &LoRAConfig, base_model: Option<&str>) -> Value {
         "rank_pattern": config.rank_pattern,
         "alpha_pattern": alphas,
         "revision": null,
-    })
+    });
+    if let Some(names) = parameters {
+        fields["target_parameters"] = json!(names);
+    }
+    fields
 }
 
 fn targets_to_json(targets: &Targets) -> Value {
@@ -368,6 +379,7 @@ mod tests {
             .with_rslora(true)
             .with_bias(TrainedBias::All)
             .with_modules_to_save(["lm_head"])
+            .with_target_parameters(["experts.down_proj"])
             .with_trainable_tokens("embed_tokens", [3, 1]);
         config.naming = Naming::HuggingFace;
         config.layers_pattern = vec!["layers".into()];

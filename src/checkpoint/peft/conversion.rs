@@ -1,10 +1,11 @@
 //! Adapters that begin with a part of their base (PiSSA, OLoRA) as plain ones, for the base as it was.
 
+use std::collections::HashMap;
+
 use burn::tensor::{Tensor, TensorData};
 use indexmap::IndexMap;
 
 use super::LayerConfigs;
-use super::keys::PeftKeys;
 use crate::adapter::{adapter_layers, to_host};
 use crate::llama::TransformerDecoder;
 use crate::llama::names::to_hf;
@@ -42,21 +43,16 @@ pub(super) fn config(config: &LoRAConfig, layers: &LayerConfigs) -> LoRAConfig {
     new
 }
 
-/// `[A; A₀]` and `[B, -B₀]` of every layer that has them, by their names in PEFT's files.
-pub(super) fn factors(
-    model: &TransformerDecoder,
-    adapter: &str,
-    keys: &PeftKeys,
-) -> Vec<(String, TensorData)> {
-    let mut factors = Vec::new();
+/// `[A; A₀]` and `[B, -B₀]` of every layer that has them, by the keys of A and B.
+pub(super) fn factors(model: &TransformerDecoder, adapter: &str) -> HashMap<String, TensorData> {
+    let mut factors = HashMap::new();
     for (path, layer) in adapter_layers(model, adapter) {
         let Some([a, b]) = converted(&layer) else {
             continue;
         };
         for (name, value) in [(LORA_A, a), (LORA_B, b)] {
             let key = format!("{}{name}", key_prefix(&path, adapter));
-            let name = keys.theirs(&key).expect("a factor has a name");
-            factors.push((name, to_host(value)));
+            factors.insert(key, to_host(value));
         }
     }
     factors

@@ -5,12 +5,14 @@ use std::collections::{BTreeMap, HashMap};
 use burn::tensor::TensorData;
 
 use super::super::keys::module_to_hf;
-use crate::adapter::{StateReader, adapter_layers, transposed};
+use super::super::weights::Weights;
+use super::experts::{AdaptedParameters, Stack, Stacks};
+use crate::adapter::{StateDict, StateReader, adapter_layers, transposed};
 use crate::llama::{Output, TransformerDecoder};
 use crate::lora::{FULL, LayerKind, MethodRef, key_prefix};
 
 /// Prefix of PEFT's keys in front of Hugging Face's module names.
-const PREFIX: &str = "base_model.model.";
+pub(super) const PREFIX: &str = "base_model.model.";
 /// Hugging Face's name of the output.
 const HEAD: &str = "lm_head";
 
@@ -22,6 +24,7 @@ pub(super) struct PeftKeys {
     of_output: Vec<OfOutput>,
     /// Hugging Face's names of the modules that are trained or kept as a whole.
     whole: Vec<String>,
+    stacks: Stacks,
 }
 
 /// A name of an embedding's parameter as a tied output's.
@@ -48,9 +51,12 @@ impl PeftKeys {
             theirs: HashMap::new(),
             of_output: Vec::new(),
             whole: Vec::new(),
+            stacks: Stacks::default(),
         };
         let is_tied = matches!(model.output, Output::Tied(_));
-        for (path, layer) in adapter_layers(model, adapter) {
+        let layers = adapter_layers(model, adapter);
+        let adapted = AdaptedParameters::of(layers.iter().map(|(path, _)| path.as_str()));
+        for (path, layer) in layers {
             let module = module_to_hf(&path)
                 .unwrap_or_else(|| panic!("`{path}` has no name in a PEFT folder"));
             if layer.method() == MethodRef(&FULL) {
@@ -63,6 +69,12 @@ impl PeftKeys {
             }
             for spec in layer.params().filter(|spec| !spec.peft_name.is_empty()) {
                 let ours = format!("{}{}", key_prefix(&path, adapter), spec.name);
+                let factor = [spec.name, spec.peft_name];
+                if let Some((name, named)) = keys.stacks.add(&path, factor, &ours, &adapted) {
+                    keys.ours.extend(named);
+                    keys.theirs.insert(ours, name);
+                    continue;
+                }
                 let theirs = format!("{PREFIX}{module}.{}", spec.peft_name);
                 let tied = TIED
                     .into_iter()
@@ -78,6 +90,27 @@ impl PeftKeys {
             }
         }
         keys
+    }
+
+    /// Makes the factors of experts of the tensors that a file has.
+    pub(super) fn compose(&self, weights: &mut Weights) {
+        self.stacks.compose(weights);
+    }
+
+    /// What a tensor is that has the factors of all experts, by its name in PEFT's files.
+    pub(super) fn stack(&self, name: &str) -> Option<&Stack> {
+        self.stacks.get(name)
+    }
+
+    /// Values of parameters by their names in PEFT's files.
+    pub(super) fn tensors(&self, values: StateDict) -> StateDict {
+        let mut tensors = StateDict::from_iter(self.stacks.tensors(&values));
+        let own = values.into_iter().filter_map(|(key, value)| {
+            let name = self.theirs(&key)?;
+            self.stack(&name).is_none().then_some((name, value))
+        });
+        tensors.extend(own);
+        tensors
     }
 
     pub(super) fn into_theirs(self) -> BTreeMap<String, String> {

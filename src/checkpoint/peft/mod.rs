@@ -3,6 +3,7 @@
 mod base;
 mod config;
 mod conversion;
+mod experts;
 mod keys;
 mod serving;
 
@@ -10,7 +11,7 @@ pub(super) use serving::{Plain, served_layers};
 pub use serving::{Serving, save_peft_for};
 
 use std::borrow::Cow;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
 
 use burn::tensor::{DType, TensorData};
@@ -18,17 +19,19 @@ use indexmap::IndexMap;
 use serde_json::{Map, Value};
 
 use self::base::BaseWeights;
+use self::experts::{is_parameter, require_representable};
 use self::keys::PeftKeys;
+use super::composed::stacked;
 use super::keys::{OUTPUT, in_words_of, module_to_hf};
 use super::tensors::{SafetensorsFile, WritableTensor, write_tensors};
 use super::weights::Weights;
 use crate::adapter::{
-    LoadReport, StateReader, adapter_config, adapter_layers, compare_keys, load_tensors,
+    LoadReport, StateDict, StateReader, adapter_config, adapter_layers, compare_keys, load_tensors,
     state_readers, transposed,
 };
 use crate::files::{create_dir, read_text, write_text};
-use crate::llama::TransformerDecoder;
 use crate::llama::names::{last_part_to_hf, module_names};
+use crate::llama::{TransformerDecoder, for_model};
 use crate::lora::{
     AdapterSettings, DEFAULT_ADAPTER, DORA, FULL, Init, LORA, LayerConfig, LoRAConfig, MethodRef,
     Naming, Targets,
@@ -171,7 +174,8 @@ fn load_named(model: &mut TransformerDecoder, dir: &Path, name: &str) -> Result<
         let own = keys.ours(name).or_else(|| base.ours(name));
         own.or_else(|| keys.of_tied_output(name))
     };
-    let weights = Weights::open([path], own, model.config.tie_embeddings)?;
+    let mut weights = Weights::open([path], own, model.config.tie_embeddings)?;
+    keys.compose(&mut weights);
     let mut report =
         compare_keys(model, &origin, weights.shapes()).map_err(|error| weights.locate(error))?;
     report.missing.retain(|key| keys.theirs(key).is_some());
@@ -237,7 +241,8 @@ fn settings_of_model(model: &TransformerDecoder, adapter: &str) -> LayerConfigs 
 
 /// What a configuration would put on the model.
 fn settings_by(model: &TransformerDecoder, config: &LoRAConfig) -> Result<LayerConfigs> {
-    let plan = crate::adapter::plan(model, config, module_names)?;
+    let config = for_model(config, &model.config)?;
+    let plan = crate::adapter::plan(model, &config, module_names)?;
     Ok(plan.into_iter().collect())
 }
 
@@ -348,9 +353,15 @@ pub fn save_peft_with_base(
     )
 }
 
-/// The names in PEFT's files of a model's adapter parameters, by state-dict key.
+/// The names in PEFT's files of a model's adapter parameters, by state-dict key. Those of all experts of a layer are one
+/// tensor there: [`peft_tensors`] makes it.
 pub fn peft_names(model: &TransformerDecoder, adapter: &str) -> BTreeMap<String, String> {
     PeftKeys::of(model, adapter).into_theirs()
+}
+
+/// Values of a model's adapter parameters, or their gradients, by state-dict key, as the tensors of PEFT's files.
+pub fn peft_tensors(model: &TransformerDecoder, adapter: &str, values: StateDict) -> StateDict {
+    PeftKeys::of(model, adapter).tensors(values)
 }
 
 /// Writes the adapter of a name as a folder that PEFT loads, by the configuration that it was made with.
@@ -400,6 +411,21 @@ const RANDOM_SHIFT: &str = "the adapter begins with a part of its base that rand
 enum PeftTensor {
     Parameter(StateReader),
     Value(TensorData),
+    /// A factor of all experts of a layer, `B` or `A`.
+    Stack {
+        is_b: bool,
+        parts: Vec<Self>,
+    },
+}
+
+impl PeftTensor {
+    fn read(&self) -> TensorData {
+        match self {
+            Self::Parameter(reader) => reader.read(),
+            Self::Value(value) => value.clone(),
+            Self::Stack { is_b, parts } => stacked(*is_b, parts.iter().map(Self::read).collect()),
+        }
+    }
 }
 
 impl WritableTensor for PeftTensor {
@@ -407,6 +433,7 @@ impl WritableTensor for PeftTensor {
         match self {
             Self::Parameter(reader) => reader.dtype(),
             Self::Value(value) => value.dtype(),
+            Self::Stack { parts, .. } => parts[0].dtype(),
         }
     }
 
@@ -414,6 +441,11 @@ impl WritableTensor for PeftTensor {
         match self {
             Self::Parameter(reader) => reader.shape.clone(),
             Self::Value(value) => value.shape().to_vec(),
+            Self::Stack { is_b, parts } => {
+                let mut shape = parts[0].shape();
+                shape[usize::from(*is_b)] *= parts.len();
+                shape
+            }
         }
     }
 
@@ -421,6 +453,7 @@ impl WritableTensor for PeftTensor {
         match self {
             Self::Parameter(reader) => WritableTensor::bytes(reader),
             Self::Value(value) => Cow::Borrowed(value.as_bytes()),
+            Self::Stack { .. } => Cow::Owned(self.read().as_bytes().to_vec()),
         }
     }
 }
@@ -452,6 +485,7 @@ fn save(
         );
         return Err(refused(message));
     }
+    require_representable(model, name).map_err(refused)?;
     let mut config = in_hf_names(model, name, &config)?;
     let is_converted = base_shift == BaseShift::Converted && config.init.shifts_base();
     if is_converted {
@@ -469,6 +503,10 @@ fn save(
         return Err(refused(SHIFTED_EMBEDDING.into()));
     }
     let keys = PeftKeys::of(model, name);
+    let mut converted = match is_converted {
+        true => conversion::factors(model, name),
+        false => HashMap::new(),
+    };
     let mut named = IndexMap::new();
     for reader in state_readers(model) {
         let beside = || base.theirs(&reader.key);
@@ -480,20 +518,35 @@ fn save(
             named.insert(other, PeftTensor::Value(value));
         }
         let shifted = (reader.key == OUTPUT && !is_converted).then(|| base.shifted_output());
-        let value = match shifted.flatten() {
-            Some(shifted) => PeftTensor::Value(shifted),
+        let new = converted.remove(&reader.key).or(shifted.flatten());
+        let value = match new {
+            Some(value) => PeftTensor::Value(value),
             None => PeftTensor::Parameter(reader),
         };
-        named.insert(name, value);
-    }
-    if is_converted {
-        let factors = conversion::factors(model, name, &keys).into_iter();
-        named.extend(factors.map(|(name, value)| (name, PeftTensor::Value(value))));
+        insert(&mut named, &keys, name, value);
     }
     require_no_model(dir)?;
     create_dir(dir)?;
     write_tensors(named, &dir.join(WEIGHTS_FILE))?;
     write_text(&dir.join(CONFIG_FILE), &text)
+}
+
+/// Adds a tensor of a folder, or to one that has those of all experts.
+fn insert(
+    named: &mut IndexMap<String, PeftTensor>,
+    keys: &PeftKeys,
+    name: String,
+    value: PeftTensor,
+) {
+    let Some(is_b) = keys.stack(&name).map(|stack| stack.is_b) else {
+        named.insert(name, value);
+        return;
+    };
+    let parts = Vec::new();
+    let stack = named.entry(name);
+    if let PeftTensor::Stack { parts, .. } = stack.or_insert(PeftTensor::Stack { is_b, parts }) {
+        parts.push(value);
+    }
 }
 
 /// transformers takes a folder with both for an adapter, and a model that is merged is not saved beside one.
@@ -520,10 +573,14 @@ fn in_hf_names(model: &TransformerDecoder, name: &str, config: &LoRAConfig) -> R
     }
     let found = settings_of_model(model, name);
     let translated = translated(config);
-    let is_right = settings_by(model, &translated).is_ok_and(|by| is_alike(&found, &by));
-    Ok(match is_right {
-        true => translated,
-        false => by_paths(config, &found),
+    // None if that would name gate without up.
+    let translated = for_model(&translated, &model.config).ok();
+    let is_right = |translated: &LoRAConfig| {
+        settings_by(model, translated).is_ok_and(|by| is_alike(&found, &by))
+    };
+    Ok(match translated.filter(|translated| is_right(translated)) {
+        Some(translated) => translated.into_owned(),
+        None => by_paths(model, config, &found),
     })
 }
 
@@ -562,13 +619,24 @@ pub(crate) fn translated(config: &LoRAConfig) -> LoRAConfig {
     new
 }
 
-fn by_paths(config: &LoRAConfig, found: &LayerConfigs) -> LoRAConfig {
-    let path = |ours: &str| module_to_hf(ours).expect("an adapted layer has a name");
+fn by_paths(model: &TransformerDecoder, config: &LoRAConfig, found: &LayerConfigs) -> LoRAConfig {
+    let path = |ours: &str| {
+        let name = match is_parameter(model, ours) {
+            true => module_names(ours).parameter,
+            false => module_to_hf(ours),
+        };
+        name.expect("an adapted layer has a name")
+    };
     let of_method = found.iter().filter(|(_, own)| own.method == config.method);
     let own = || of_method.clone().map(|(path, own)| (path, &own.settings));
     let mut new = translated(config);
-    let paths: BTreeSet<String> = own().map(|(ours, _)| path(ours)).collect();
-    new.targets = Targets::Names(paths.into_iter().collect());
+    let paths = |of_parameters: bool| {
+        let paths = own().filter(|(ours, _)| is_parameter(model, ours) == of_parameters);
+        let paths: BTreeSet<String> = paths.map(|(ours, _)| path(ours)).collect();
+        paths.into_iter().collect()
+    };
+    new.targets = Targets::Names(paths(false));
+    new.target_parameters = paths(true);
     (new.exclude, new.layers) = (None, None);
     let ranks = own().filter(|(_, settings)| settings.rank != config.rank);
     new.rank_pattern = ranks.map(|(ours, s)| (path(ours), s.rank)).collect();

@@ -11,7 +11,7 @@ use super::{CONFIG_FILE, WEIGHTS_FILE, config, conversion, in_hf_names, require_
 use crate::adapter::{adapter_config, adapter_layers, to_host};
 use crate::checkpoint::tensors::write_tensors;
 use crate::files::{create_dir, write_text};
-use crate::llama::names::module_names;
+use crate::llama::names::{is_in_mixture, module_names};
 use crate::llama::{Output, TransformerDecoder};
 use crate::lora::{
     Init, LORA_A, LORA_B, LayerKind, LoRAAdapter, LoRAConfig, SHIFT_A, SHIFT_B, key_prefix,
@@ -122,6 +122,7 @@ fn require_served(
         ));
     }
     let is_taken = match layer.layer().kind {
+        _ if is_in_mixture(path) => false,
         LayerKind::Linear => true,
         LayerKind::Embedding => serving == Serving::LlamaCpp,
         _ => false,

@@ -124,6 +124,7 @@ impl LlamaConfig {
             embedding_scale: None,
             logit_divisor: None,
             logit_cap: None,
+            experts: None,
             tie_embeddings: false,
             qkv_bias: false,
             output_proj_bias: false,

@@ -9,6 +9,7 @@ mod llama;
 mod mistral;
 mod olmo;
 mod qwen;
+mod qwen3_moe;
 mod rope;
 mod smollm3;
 
@@ -70,11 +71,12 @@ const DEFAULTS: Defaults = Defaults {
 const MAX_LAYERS: usize = 10_000;
 
 /// Fields that families read, and write under other names or only where they say something.
-const READ_OTHERWISE: [&str; 11] = [
+const READ_OTHERWISE: [&str; 12] = [
     "dtype",
     "layer_types",
     "max_window_layers",
     "no_rope_layer_interval",
+    "num_local_experts",
     "original_max_position_embeddings",
     "pad_token_id",
     "quantization_config",
@@ -102,12 +104,13 @@ const WITHOUT_EFFECT: [&str; 13] = [
 ];
 
 /// All families, in the order in which one is looked for that a model can be saved as.
-pub(crate) static FAMILIES: [&Family; 11] = [
+pub(crate) static FAMILIES: [&Family; 12] = [
     &llama::LLAMA,
     &mistral::MISTRAL,
     &mistral::MINISTRAL3,
     &qwen::QWEN2,
     &qwen::QWEN3,
+    &qwen3_moe::QWEN3_MOE,
     &smollm3::SMOLLM3,
     &olmo::OLMO2,
     &olmo::OLMO3,

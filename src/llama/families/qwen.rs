@@ -137,7 +137,7 @@ impl LlamaConfig {
         Self::qwen2_5(80, 8192, 29_568, 64, 8)
     }
 
-    fn qwen3(layers: usize, dim: usize, ffn: usize, heads: usize) -> Self {
+    pub(super) fn qwen3(layers: usize, dim: usize, ffn: usize, heads: usize) -> Self {
         Self {
             model_type: QWEN3.model_type.to_owned(),
             vocab_size: 151_936,

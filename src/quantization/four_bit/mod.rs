@@ -5,7 +5,7 @@ mod mean;
 mod quantize;
 mod tables;
 
-pub use blocks::{FourBitBlocks, NestedAbsmax, PlainAbsmax, Planes};
+pub use blocks::{FourBitBlocks, NestedAbsmax, PlainAbsmax, Planes, ReadAbsmax};
 pub use quantize::quantize;
 pub use tables::nested_table;
 

@@ -96,12 +96,16 @@ impl Change {
 fn can_be_nf4(config: &EstimateConfig) -> bool {
     let is_dense = config.quantization.is_none() && config.packed.is_empty();
     let model = &config.model;
+    let experts = model
+        .experts
+        .as_ref()
+        .map(|experts| experts.intermediate_dim);
     let inputs = [model.embed_dim, model.q_dim(), model.intermediate_dim];
     let is_divided = |columns| {
         let nf4 = Quantization::Nf4.block_format();
         PackedLayout::new(nf4, [1, columns]).is_ok()
     };
-    is_dense && config.lora.is_some() && inputs.into_iter().all(is_divided)
+    is_dense && config.lora.is_some() && inputs.into_iter().chain(experts).all(is_divided)
 }
 
 /// Half of `value`, half of that, and so on, down to `least`.
