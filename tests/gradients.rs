@@ -13,7 +13,7 @@ use burn_peft::adapter::{
 use burn_peft::data::{Batch, IGNORE_INDEX, Padding, Sample, pack};
 use burn_peft::distributed::SingleProcess;
 use burn_peft::generate::{GenerateOptions, generate};
-use burn_peft::llama::{LlamaConfig, TransformerDecoder};
+use burn_peft::llama::{Experts, LlamaConfig, TransformerDecoder};
 use burn_peft::lora::{AttnModule, DEFAULT_ADAPTER, LoRAConfig};
 use burn_peft::training::{
     Activations, AdamWConfig, GradientOptions, LrSchedule, ScheduleKind, Trainer,
@@ -65,11 +65,11 @@ fn with_adapters(config: &LlamaConfig, lora: &LoRAConfig) -> TransformerDecoder 
     initialize_params(&model);
     let noise = |b: Tensor<2>| Tensor::random(b.shape(), Distribution::Normal(0.0, 0.3), &device());
     for layer in &mut model.layers {
-        for linear in [
-            &mut layer.attn.q_proj,
-            &mut layer.attn.v_proj,
-            &mut layer.mlp.as_mut().unwrap().w2,
-        ] {
+        let experts = layer.moe.iter_mut().flat_map(|moe| &mut moe.experts);
+        let blocks = layer.mlp.iter_mut().chain(experts);
+        let w2 = blocks.map(|block| &mut block.w2);
+        let own = [&mut layer.attn.q_proj, &mut layer.attn.v_proj];
+        for linear in own.into_iter().flatten().chain(w2) {
             if let Some(adapter) = linear.adapters.get_mut(DEFAULT_ADAPTER) {
                 adapter.map_matrix("lora_b.weight", noise);
             }
@@ -101,6 +101,13 @@ fn models() -> Vec<(&'static str, TransformerDecoder)> {
         (
             "dora with dropout",
             with_adapters(&tied, &qv().with_dora(true).with_dropout(0.1)),
+        ),
+        (
+            "experts with dropout",
+            with_adapters(
+                &config().with_experts(Some(Experts::new(6, 2, 24).with_layer_step(2))),
+                &qv().with_mlp(true).with_dropout(0.1),
+            ),
         ),
         ("one layer", set_trainable_params(top, &only_top)),
         ("everything", full),

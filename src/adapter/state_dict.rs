@@ -2,6 +2,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 
 use burn::module::{Module, ModuleMapper, ModuleVisitor, Param};
 use burn::tensor::{AllocationProperty, DType, Device, Int, Tensor, TensorData};
+use indexmap::IndexSet;
 use replace_with::replace_with_or_abort;
 
 use super::layout::{is_transposed, saved_shape, transposed};
@@ -62,10 +63,13 @@ impl LoadReport {
     }
 
     /// The same report with other names, for errors in the words of the source; a key without
-    /// another name keeps its own.
+    /// another name keeps its own. A name that several keys have is there once.
     pub(crate) fn renamed(&self, name: impl Fn(&str) -> Option<String>) -> Self {
         let rename = |key: &String| name(key).unwrap_or_else(|| key.clone());
-        let all = |keys: &[String]| keys.iter().map(rename).collect();
+        let all = |keys: &[String]| {
+            let names: IndexSet<String> = keys.iter().map(rename).collect();
+            names.into_iter().collect()
+        };
         Self {
             origin: self.origin.clone(),
             loaded: all(&self.loaded),

@@ -11,8 +11,8 @@ use crate::llama::names::{expert_of, is_in_mixture};
 
 /// The end of the key of a weight whose rows are two tensors of files, and what those end with, by the names that such
 /// modules would have here.
-const GATE_UP: &str = ".gate_up.weight";
-const HALVES: [&str; 2] = [".gate.weight", ".up.weight"];
+const GATE_UP: &str = ".gate_up_proj.weight";
+const HALVES: [&str; 2] = [".w1.weight", ".w3.weight"];
 
 /// Makes the weights of experts of the tensors that the files have, by the keys that those would have here.
 pub(super) fn compose(weights: &mut Weights, config: &LlamaConfig) {
@@ -22,7 +22,7 @@ pub(super) fn compose(weights: &mut Weights, config: &LlamaConfig) {
         };
         let all = format!("layers.{layer}.moe.experts");
         let (dim, inside) = (config.embed_dim, experts.intermediate_dim);
-        for (module, shape) in [("gate_up", [2 * inside, dim]), ("down", [dim, inside])] {
+        for (module, shape) in [("gate_up_proj", [2 * inside, dim]), ("w2", [dim, inside])] {
             let stacked = [experts.count, shape[0], shape[1]];
             let key = format!("{all}.{module}");
             if weights.dense_shape(&key) == Some(&stacked) {
@@ -98,14 +98,14 @@ mod tests {
 
     #[test]
     fn gate_and_up_of_an_expert_are_two_tensors() {
-        let key = "layers.2.moe.experts.5.gate_up.weight";
+        let key = "layers.2.moe.experts.5.gate_up_proj.weight";
         let tensors = hf_tensors(key);
         let names: Vec<&str> = tensors.iter().map(|tensor| &*tensor.name).collect();
         let expert = "model.layers.2.mlp.experts.5";
         let [gate, up] = ["gate", "up"].map(|module| format!("{expert}.{module}_proj.weight"));
         assert_eq!(names, [&gate, &up]);
         assert_eq!([0, 1].map(|half| tensors[half].rows(6)), [0..3, 3..6]);
-        for (half, ours) in ["gate", "up"].into_iter().enumerate() {
+        for (half, ours) in ["w1", "w3"].into_iter().enumerate() {
             let ours = format!("layers.2.moe.experts.5.{ours}.weight");
             assert_eq!(whole_of(ours), (key.to_owned(), Some(half)));
         }
@@ -114,7 +114,7 @@ mod tests {
     #[test]
     fn other_weights_are_one() {
         for key in [
-            "layers.2.moe.experts.5.down.weight",
+            "layers.2.moe.experts.5.w2.weight",
             "layers.2.moe.gate.weight",
             "layers.2.mlp.w1.weight",
         ] {
@@ -123,7 +123,7 @@ mod tests {
             assert_eq!(whole_of(key.to_owned()), (key.to_owned(), None));
             assert!(!is_stacked(key));
         }
-        assert!(is_stacked("layers.2.moe.experts.gate_up"));
+        assert!(is_stacked("layers.2.moe.experts.gate_up_proj"));
         assert_eq!(hf_tensors("head.weight"), []);
     }
 }

@@ -66,13 +66,15 @@ mod tests {
 
     #[test]
     fn every_key_of_a_model_maps_there_and_back() {
-        for norms in [
-            NormPlacement::Before,
-            NormPlacement::After,
-            NormPlacement::Both,
+        for (norms, is_joint) in [
+            (NormPlacement::Before, false),
+            (NormPlacement::Before, true),
+            (NormPlacement::After, false),
+            (NormPlacement::Both, false),
         ] {
             let block = Block::default()
                 .with_norms(norms)
+                .with_joint_projections(is_joint)
                 .with_qk_norm(Some(QkNorm::Head));
             let experts = Experts::new(3, 2, 8).with_layer_step(2);
             let config = LlamaConfig::llama2_7b()
@@ -98,11 +100,11 @@ mod tests {
             ("language_model.lm_head.weight", "output.weight"),
             (
                 "model.layers.3.mlp.experts.gate_up_proj",
-                "layers.3.moe.experts.gate_up",
+                "layers.3.moe.experts.gate_up_proj",
             ),
             (
                 "layers.3.mlp.experts.7.up_proj.weight",
-                "layers.3.moe.experts.7.up.weight",
+                "layers.3.moe.experts.7.w3.weight",
             ),
         ] {
             assert_eq!(
@@ -116,7 +118,7 @@ mod tests {
     #[test]
     fn foreign_names_have_no_counterpart() {
         let of = |key| from_hf(key, NormPlacement::Before);
-        assert_eq!(of("model.layers.0.self_attn.qkv_proj.weight"), None);
+        assert_eq!(of("model.layers.0.self_attn.query_key_value.weight"), None);
         assert_eq!(of("model.layers.0.self_attn.q_proj"), None);
         assert_eq!(names::last_part_to_hf("w2"), Some("down_proj"));
     }

@@ -2,10 +2,9 @@ use burn::module::{Content, DisplaySettings, Module, ModuleDisplay};
 use burn::tensor::activation::softmax;
 use burn::tensor::{DType, Device, Int, Tensor};
 
-use super::{Context, Experts, LlamaConfig};
+use super::{Context, Experts, FeedForward, LlamaConfig};
 use crate::lora::{LoRALinear, Routes};
 use crate::ops::meta::{F32, MetaOp, MetaTensor};
-use crate::ops::{Activation, glu, glu_meta};
 
 /// A mixture of experts in the place of the feed-forward block: a router gives each token weights, and the token is the
 /// weighted sum of what the likeliest experts make of it. No expert has a capacity: no token is dropped.
@@ -24,31 +23,21 @@ use crate::ops::{Activation, glu, glu_meta};
 pub struct MixtureOfExperts {
     /// The router, `embed_dim -> count`.
     pub gate: LoRALinear,
-    /// The experts.
-    pub experts: Vec<Expert>,
+    /// The experts, whose gate and up are one layer.
+    pub experts: Vec<FeedForward>,
     #[module(skip)]
     per_token: usize,
     #[module(skip)]
     is_normalized: bool,
 }
 
-/// One of the experts: a gated feed-forward block, `down(act(gate x) · up x)`, with one layer for gate and up.
-#[derive(Module, Debug)]
-#[module(custom_display)]
-pub struct Expert {
-    /// The gate and below it the way up, `embed_dim -> 2 · intermediate_dim`.
-    pub gate_up: LoRALinear,
-    /// The way down, `intermediate_dim -> embed_dim`.
-    pub down: LoRALinear,
-    #[module(skip)]
-    activation: Activation,
-}
-
 impl MixtureOfExperts {
     pub(super) fn new(config: &LlamaConfig, experts: &Experts, device: &Device) -> Self {
-        let expert = |_| Expert::new(config, experts, device);
+        let (dim, inside) = (config.embed_dim, experts.intermediate_dim);
+        let activation = config.block.activation;
+        let expert = |_| FeedForward::joint(dim, inside, activation, device);
         Self {
-            gate: LoRALinear::plain(config.embed_dim, experts.count, false, device),
+            gate: LoRALinear::plain(dim, experts.count, false, device),
             experts: (0..experts.count).map(expert).collect(),
             per_token: experts.per_token,
             is_normalized: experts.is_normalized,
@@ -64,27 +53,44 @@ impl MixtureOfExperts {
     /// If the last dimension of `x` is not `embed_dim`.
     pub fn forward(&self, x: Tensor<3>, context: &Context) -> Tensor<3> {
         let routes = context.routes.as_ref();
-        let (shape @ [_, seq, dim], device) = (x.dims(), x.device());
+        let shape @ [_, _, dim] = x.dims();
         let probabilities = self.probabilities(x.clone(), routes);
         let choice = Choice::of(&probabilities, self.per_token);
         let weights = self.weights(probabilities, &choice).cast(x.dtype());
-        let rows = x.flatten::<2>(0, 1);
-        let of_experts = choice.tokens.iter().zip(&self.experts);
-        let outputs =
-            of_experts
-                .filter(|(tokens, _)| !tokens.is_empty())
-                .map(|(tokens, expert)| {
-                    let row_of = |token: &i32| *token as usize / seq;
-                    let routes = routes.map(|routes| routes.of_rows(tokens.iter().map(row_of)));
-                    let tokens = Tensor::from_ints(&tokens[..], &device);
-                    expert.forward(rows.clone().select(0, tokens), routes.as_ref())
-                });
-        // Each token's experts beside each other: their sum adds nothing to places that others add to.
-        let places = Tensor::from_ints(&choice.places[..], &device);
-        let outputs = Tensor::cat(outputs.collect(), 0).select(0, places);
+        let outputs = self.of_experts(x, &choice, routes);
+        // Each token's experts beside each other: no two rows are added to one place.
+        let places = Tensor::from_ints(&choice.places[..], &outputs.device());
+        let outputs = outputs.select(0, places);
         let outputs = outputs.reshape([-1, self.per_token as i32, dim as i32]);
         let weighted: Tensor<3> = outputs * weights.unsqueeze_dim::<3>(2);
         weighted.sum_dim(1).reshape(shape)
+    }
+
+    /// What the experts make of their tokens, one after the other.
+    ///
+    /// # Shapes
+    /// - output: `[batch · seq · per_token, embed_dim]`
+    fn of_experts(&self, x: Tensor<3>, choice: &Choice, routes: Option<&Routes>) -> Tensor<2> {
+        let ([_, seq, _], device) = (x.dims(), x.device());
+        let rows = x.flatten::<2>(0, 1);
+        let experts = choice.tokens.iter().zip(&self.experts);
+        let outputs = experts
+            .filter(|(tokens, _)| !tokens.is_empty())
+            .map(|(tokens, expert)| {
+                let own = Tensor::from_ints(&tokens[..], &device);
+                let rows = rows.clone().select(0, own);
+                let output = match routes {
+                    None => expert.apply(rows.unsqueeze::<3>(), None),
+                    // Each token with its own adapter is a row of its own.
+                    Some(routes) => {
+                        let row_of = |token: &i32| *token as usize / seq;
+                        let routes = routes.of_rows(tokens.iter().map(row_of));
+                        expert.apply(rows.unsqueeze_dim::<3>(1), Some(&routes))
+                    }
+                };
+                output.flatten::<2>(0, 1)
+            });
+        Tensor::cat(outputs.collect(), 0)
     }
 
     /// The router's probabilities, f32.
@@ -134,39 +140,6 @@ impl MixtureOfExperts {
         MetaOp::of([probabilities])
             .rows(tokens * self.per_token)
             .output(1)
-    }
-}
-
-impl Expert {
-    fn new(config: &LlamaConfig, experts: &Experts, device: &Device) -> Self {
-        let (dim, inside) = (config.embed_dim, experts.intermediate_dim);
-        Self {
-            gate_up: LoRALinear::plain(dim, 2 * inside, false, device),
-            down: LoRALinear::plain(inside, dim, false, device),
-            activation: config.block.activation,
-        }
-    }
-
-    /// Applies the expert to some tokens, each with its own adapter if there are routes.
-    fn forward(&self, x: Tensor<2>, routes: Option<&Routes>) -> Tensor<2> {
-        let x = match routes {
-            None => x.unsqueeze::<3>(),
-            Some(_) => x.unsqueeze_dim::<3>(1),
-        };
-        let gate_up = self.gate_up.forward_routed(x, routes);
-        let [_, _, width] = gate_up.dims();
-        let gate = gate_up.clone().narrow(2, 0, width / 2);
-        let up = gate_up.narrow(2, width / 2, width / 2);
-        let inside = glu(gate, up, self.activation);
-        self.down.forward_routed(inside, routes).flatten(0, 1)
-    }
-
-    fn meta(&self, x: MetaTensor) -> MetaTensor {
-        let gate_up = self.gate_up.meta(x);
-        let width = gate_up.width / 2;
-        let [gate, up] = [(); 2].map(|()| MetaOp::of([gate_up.clone()]).output(width));
-        drop(gate_up);
-        self.down.meta(glu_meta(gate, up))
     }
 }
 
@@ -245,21 +218,6 @@ impl ModuleDisplay for MixtureOfExperts {
             .add("count", &self.experts.len())
             .add("per_token", &self.per_token)
             .add("expert", &self.experts[0])
-            .optional()
-    }
-}
-
-impl ModuleDisplay for Expert {
-    fn custom_settings(&self) -> Option<DisplaySettings> {
-        DisplaySettings::new()
-            .with_show_num_parameters(false)
-            .optional()
-    }
-
-    fn custom_content(&self, content: Content) -> Option<Content> {
-        content
-            .add("gate_up", &self.gate_up)
-            .add("down", &self.down)
             .optional()
     }
 }

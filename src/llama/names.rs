@@ -15,11 +15,12 @@ const POST_ATTENTION: &str = "post_attention_layernorm";
 
 /// Modules of a layer, below `layers.N` and `model.layers.N`. What all experts together have of a weight is a parameter of
 /// Hugging Face's modules, and no module here.
-const LAYER: [(&str, &str); 17] = [
+const LAYER: [(&str, &str); 19] = [
     ("sa_norm", "input_layernorm"),
     ("attn.q_proj", "self_attn.q_proj"),
     ("attn.k_proj", "self_attn.k_proj"),
     ("attn.v_proj", "self_attn.v_proj"),
+    ("attn.qkv_proj", "self_attn.qkv_proj"),
     ("attn.output_proj", "self_attn.o_proj"),
     ("attn.q_norm", "self_attn.q_norm"),
     ("attn.k_norm", "self_attn.k_norm"),
@@ -29,18 +30,20 @@ const LAYER: [(&str, &str); 17] = [
     ("mlp.w1", "mlp.gate_proj"),
     ("mlp.w2", "mlp.down_proj"),
     ("mlp.w3", "mlp.up_proj"),
+    ("mlp.gate_up_proj", "mlp.gate_up_proj"),
     ("moe.gate", "mlp.gate"),
-    ("moe.experts.gate_up", "mlp.experts.gate_up_proj"),
-    ("moe.experts.down", "mlp.experts.down_proj"),
+    ("moe.experts.gate_up_proj", "mlp.experts.gate_up_proj"),
+    ("moe.experts.w2", "mlp.experts.down_proj"),
     ("post_mlp_norm", "post_feedforward_layernorm"),
 ];
 
-/// Modules of an expert, below `moe.experts.N` and `mlp.experts.N`. Files have the rows of `gate_up` as two modules.
+/// Modules of an expert, below `moe.experts.N` and `mlp.experts.N`. Files have the rows of `gate_up_proj` as two
+/// modules.
 const EXPERT: [(&str, &str); 4] = [
-    ("gate_up", "gate_up_proj"),
-    ("gate", "gate_proj"),
-    ("up", "up_proj"),
-    ("down", "down_proj"),
+    ("gate_up_proj", "gate_up_proj"),
+    ("w1", "gate_proj"),
+    ("w2", "down_proj"),
+    ("w3", "up_proj"),
 ];
 
 /// Where the experts of a layer are, here and in Hugging Face's files.
@@ -58,6 +61,8 @@ pub(crate) fn module_names(path: &str) -> ModuleNames {
     }
     names.hf = hf.filter(|_| !is_in_mixture(path));
     names.is_vocabulary = ["tok_embeddings", "output"].contains(&path);
+    let joint = JOINT.iter().find(|(joint, _)| path.ends_with(*joint));
+    names.parts = joint.map(|(_, parts)| *parts).unwrap_or_default();
     names
 }
 
@@ -68,14 +73,20 @@ pub(crate) fn is_in_mixture(path: &str) -> bool {
         .is_some_and(|(_, inside)| inside.starts_with("moe."))
 }
 
-/// The path of what all experts have of a module, and which expert's this one is: `layers.0.moe.experts.3.down` is
-/// `layers.0.moe.experts.down` of 3.
+/// The path of what all experts have of a module, and which expert's this one is: `layers.0.moe.experts.3.w2` is
+/// `layers.0.moe.experts.w2` of 3.
 pub(crate) fn expert_of(path: &str) -> Option<(String, usize)> {
     let (before, rest) = path.split_once(EXPERTS[0])?;
     let (index, module) = rest.split_once('.')?;
     let all = format!("{before}{}{module}", EXPERTS[0]);
     Some((all, index.parse().ok()?))
 }
+
+/// Joint projections, and what their parts are called in other models, here and in Hugging Face's files.
+const JOINT: [(&str, &[&str]); 2] = [
+    ("attn.qkv_proj", &["q_proj", "k_proj", "v_proj"]),
+    (".gate_up_proj", &["w1", "w3", "gate_proj", "up_proj"]),
+];
 
 /// `layers.0.attn.q_proj` to `model.layers.0.self_attn.q_proj`.
 pub(crate) fn to_hf(module: &str) -> Option<String> {

@@ -82,22 +82,23 @@ fn all_linear() -> Vec<String> {
     attention.chain(others).map(str::to_owned).collect()
 }
 
-/// With the experts' layers where all three of a feed-forward block are named, or the last.
+/// With the experts' gate and up, which are one layer, where both of a feed-forward block are named.
 fn with_feed_forward(lora: &LoRAConfig, model: &LlamaConfig) -> LoRAConfig {
     let mut new = lora.clone();
     let Targets::Names(names) = &mut new.targets else {
         return new;
     };
-    let has = |names: &[String], module: MlpModule| names.iter().any(|name| name == module.name());
-    let [gate, down, up] = MlpModule::ALL.map(|module| has(names, module));
-    for (is_named, module) in [(gate && up, "gate_up"), (down, "down")] {
-        if is_named && !names.iter().any(|name| name == module) {
-            names.push(module.to_owned());
-        }
+    let parts = [MlpModule::W1, MlpModule::W3].map(MlpModule::name);
+    let has = |module: &str| names.iter().any(|name| name == module);
+    if !parts.into_iter().all(has) {
+        return new;
     }
-    let has_dense = (0..model.num_layers).any(|layer| model.experts_of(layer).is_none());
-    if gate == up && !has_dense {
-        names.retain(|name| MlpModule::ALL.iter().all(|module| module.name() != name));
+    if !has(GATE_UP) {
+        names.push(GATE_UP.to_owned());
+    }
+    let mut layers = 0..model.num_layers;
+    if layers.all(|layer| model.experts_of(layer).is_some()) {
+        names.retain(|name| !parts.contains(&name.as_str()));
     }
     new
 }

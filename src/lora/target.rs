@@ -256,6 +256,8 @@ pub(crate) struct ModuleNames {
     pub parameter: Option<String>,
     /// Whether it stands at the vocabulary: the embedding, or the projection to the logits.
     pub is_vocabulary: bool,
+    /// The modules of other models that are one in it.
+    pub parts: &'static [&'static str],
 }
 
 impl ModuleNames {
@@ -265,6 +267,7 @@ impl ModuleNames {
             hf: None,
             parameter: None,
             is_vocabulary: false,
+            parts: &[],
         }
     }
 

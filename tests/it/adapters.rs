@@ -18,7 +18,7 @@ use burn_peft::checkpoint::{
     save_peft_adapter, save_peft_for, save_peft_unconverted, save_state_dict, save_torchtune,
 };
 use burn_peft::data::Batch;
-use burn_peft::llama::{Context, LlamaConfig, Output, TransformerDecoder};
+use burn_peft::llama::{Context, Experts, LlamaConfig, Output, TransformerDecoder};
 use burn_peft::lora::{
     AttnModule, BIAS, Combination, CombineOptions, DEFAULT_ADAPTER, FULL, Init, LoRAConfig,
     LoRALinear, MethodRef, Routes, Targets, TrainedBias,
@@ -42,6 +42,12 @@ pub fn config() -> LlamaConfig {
 
 pub fn tied() -> LlamaConfig {
     config().with_tie_embeddings(true)
+}
+
+/// Some of the experts of the second layer get no token.
+fn experts() -> LlamaConfig {
+    let experts = Experts::new(8, 2, 24).with_normalized(true);
+    config().with_experts(Some(experts.with_dense_layers(vec![0])))
 }
 
 pub fn base(config: &LlamaConfig) -> TransformerDecoder {
@@ -100,7 +106,7 @@ pub fn kinds() -> Vec<LoRAConfig> {
 
 #[test]
 fn attaching_and_detaching_is_the_identity() {
-    for config in [config(), tied()] {
+    for config in [config(), tied(), experts()] {
         for lora in kinds() {
             let model = base(&config);
             let (before, expected) = (state_dict(&model), logits(&model));
@@ -145,7 +151,7 @@ fn a_new_adapter_changes_nothing() {
 
 #[test]
 fn merging_equals_the_forward_pass() {
-    for config in [config(), tied()] {
+    for config in [config(), tied(), experts()] {
         for lora in kinds() {
             let model = random(base(&config).with_adapters(&lora).unwrap(), 2);
             let expected = logits(&model);
@@ -158,7 +164,7 @@ fn merging_equals_the_forward_pass() {
 
 #[test]
 fn everything_that_is_trained_gets_a_gradient() {
-    for config in [config(), tied()] {
+    for config in [config(), tied(), experts()] {
         for lora in kinds() {
             let model = random(base(&config).with_adapters(&lora).unwrap(), 1);
             let (_, grads) =
@@ -175,7 +181,7 @@ fn everything_that_is_trained_gets_a_gradient() {
 
 #[test]
 fn folders_give_back_every_kind() {
-    for config in [config(), tied()] {
+    for config in [config(), tied(), experts()] {
         for lora in kinds() {
             let dir = tempfile::tempdir().unwrap();
             let model = random(base(&config).with_adapters(&lora).unwrap(), 1);
@@ -283,7 +289,7 @@ fn with_two(config: &LlamaConfig) -> TransformerDecoder {
 
 #[test]
 fn rows_of_a_batch_take_adapters_of_their_own() {
-    for config in [config(), tied()] {
+    for config in [config(), tied(), experts()] {
         let model = with_two(&config);
         for names in [
             [Some("a"), Some("b")],
@@ -309,7 +315,7 @@ fn rows_of_a_batch_take_adapters_of_their_own() {
 #[test]
 fn gradients_of_mixed_rows_are_those_of_the_rows_alone() {
     let names = [Some("a"), Some("b"), None, Some("a")];
-    for config in [config(), tied()] {
+    for config in [config(), tied(), experts()] {
         let model = with_two(&config);
         let model = burn_peft::adapter::train_adapters(model);
         let gradients = |model: &TransformerDecoder, batch: Batch| {
@@ -520,12 +526,16 @@ fn an_untouched_part_has_no_adapter() {
     let model = base(&config()).with_adapters(&lora).unwrap();
     let method = |layer: &LoRALinear| layer.adapter().map(|a| a.method());
     let attn = &model.layers[0].attn;
-    assert_eq!(method(&attn.k_proj), Some(MethodRef(&BIAS)));
+    assert_eq!(
+        attn.k_proj.as_ref().and_then(method),
+        Some(MethodRef(&BIAS))
+    );
     assert_eq!(method(&attn.output_proj), None);
     let lora = LoRAConfig::new(AttnModule::ALL).with_modules_to_save(["k_proj"]);
     let model = base(&config()).with_adapters(&lora).unwrap();
-    assert_eq!(method(&model.layers[1].attn.k_proj), Some(MethodRef(&FULL)));
-    let weight = model.layers[1].attn.k_proj.base.weight.val();
+    let k_proj = model.layers[1].attn.k_proj.as_ref().unwrap();
+    assert_eq!(method(k_proj), Some(MethodRef(&FULL)));
+    let weight = k_proj.base.weight.val();
     assert!(!weight.is_require_grad());
 }
 
@@ -746,7 +756,8 @@ fn adapters_that_begin_with_a_part_of_the_base_are_saved_both_ways() {
 fn random_trained(mut model: TransformerDecoder) -> TransformerDecoder {
     for layer in &mut model.layers {
         let mlp = layer.mlp.as_mut().unwrap();
-        for linear in [&mut layer.attn.q_proj, &mut mlp.w2] {
+        let q_proj = layer.attn.q_proj.as_mut().unwrap();
+        for linear in [q_proj, &mut mlp.w2] {
             let adapter = linear.adapters.get_mut(DEFAULT_ADAPTER).unwrap();
             adapter.map_matrix("lora_a.weight", |a| a * 1.1);
             adapter.map_matrix("lora_b.weight", |b| b * 0.7 + 0.01);

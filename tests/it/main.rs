@@ -8,6 +8,7 @@ mod burns_layers;
 mod common;
 mod counts;
 mod distributed;
+mod experts;
 mod gguf;
 mod gguf_models;
 mod golden;
