@@ -19,18 +19,15 @@ pub(super) enum Form {
 }
 
 impl Form {
-    /// The shape of what matrices make; none if they do not go together.
+    /// The shape of what matrices make; none if they are no matrices of one shape.
     pub fn shape_of(&self, shapes: &[&[usize]]) -> Option<[usize; 2]> {
-        let matrices = shapes.iter().map(|shape| (*shape).try_into().ok());
-        let matrices: Vec<[usize; 2]> = matrices.collect::<Option<_>>()?;
-        let sum = |side: usize| matrices.iter().map(|shape| shape[side]).sum();
-        let [_, columns] = *matrices.first()?;
+        let [rows, columns] = (*shapes.first()?).try_into().ok()?;
+        let count = shapes.len();
         match self {
-            Self::Below if matrices.iter().all(|shape| shape[1] == columns) => {
-                Some([sum(0), columns])
-            }
-            Self::Diagonal => Some([sum(0), sum(1)]),
-            _ => None,
+            _ if shapes.iter().any(|shape| *shape != shapes[0]) => None,
+            Self::Below => Some([count * rows, columns]),
+            Self::Diagonal => Some([count * rows, count * columns]),
+            Self::Stretch(_) | Self::Columns { .. } => None,
         }
     }
 }
@@ -38,27 +35,24 @@ impl Form {
 /// Matrices together.
 ///
 /// # Panics
-/// If they are none of one type that go together so.
+/// If they are no matrices of one shape and type.
 pub(super) fn joined(form: &Form, values: Vec<TensorData>) -> TensorData {
-    let shapes: Vec<Vec<usize>> = values.iter().map(|value| value.shape().to_vec()).collect();
-    let shapes: Vec<&[usize]> = shapes.iter().map(Vec::as_slice).collect();
-    let shape = form.shape_of(&shapes).expect("matrices that go together");
-    let (dtype, size) = (values[0].dtype(), values[0].dtype().size());
+    let shapes: Vec<&[usize]> = values.iter().map(|value| &value.shape()[..]).collect();
+    let shape = form.shape_of(&shapes).expect("matrices of one shape");
+    let dtype = values[0].dtype();
     assert!(values.iter().all(|value| value.dtype() == dtype));
-    let mut bytes = Vec::with_capacity(shape[0] * shape[1] * size);
-    let mut before = 0;
-    for (value, shape_of_part) in values.iter().zip(&shapes) {
-        let columns = shape_of_part[1];
+    let row = shapes[0][1] * dtype.size();
+    let mut bytes = Vec::with_capacity(shape[0] * shape[1] * dtype.size());
+    for (index, value) in values.iter().enumerate() {
         let [left, right] = match form {
-            Form::Diagonal => [before, shape[1] - before - columns],
+            Form::Diagonal => [index * row, (values.len() - 1 - index) * row],
             _ => [0, 0],
         };
-        for row in value.as_bytes().chunks_exact(columns * size) {
-            bytes.extend(std::iter::repeat_n(0, left * size));
-            bytes.extend_from_slice(row);
-            bytes.extend(std::iter::repeat_n(0, right * size));
+        for numbers in value.as_bytes().chunks_exact(row) {
+            bytes.extend(std::iter::repeat_n(0, left));
+            bytes.extend_from_slice(numbers);
+            bytes.extend(std::iter::repeat_n(0, right));
         }
-        before += columns;
     }
     TensorData::from_bytes(Bytes::from_bytes_vec(bytes), shape, dtype)
 }
@@ -119,18 +113,16 @@ mod tests {
 
     #[test]
     fn matrices_are_joined() {
-        let (a, b) = (matrix(&[1.0, 2.0], 2), matrix(&[3.0, 4.0, 5.0, 6.0], 2));
-        let below = joined(&Form::Below, vec![a.clone(), b.clone()]);
-        assert_eq!(below, matrix(&[1.0, 2.0, 3.0, 4.0, 5.0, 6.0], 2));
-        let diagonal = joined(&Form::Diagonal, vec![a, b]);
-        let rows = [
-            [1.0, 2.0, 0.0, 0.0],
-            [0.0, 0.0, 3.0, 4.0],
-            [0.0, 0.0, 5.0, 6.0],
-        ];
-        assert_eq!(diagonal, matrix(&rows.concat(), 4));
-        assert_eq!(Form::Below.shape_of(&[&[1, 2], &[1, 3]]), None);
-        assert_eq!(Form::Diagonal.shape_of(&[&[1, 2], &[1]]), None);
+        let parts = || vec![matrix(&[1.0, 2.0], 1), matrix(&[3.0, 4.0], 1)];
+        let below = joined(&Form::Below, parts());
+        assert_eq!(below, matrix(&[1.0, 2.0, 3.0, 4.0], 1));
+        let diagonal = joined(&Form::Diagonal, parts());
+        let rows = [[1.0, 0.0], [2.0, 0.0], [0.0, 3.0], [0.0, 4.0]];
+        assert_eq!(diagonal, matrix(&rows.concat(), 2));
+        for form in [Form::Below, Form::Diagonal] {
+            assert_eq!(form.shape_of(&[&[1, 2], &[2, 2]]), None);
+            assert_eq!(form.shape_of(&[&[2], &[2]]), None);
+        }
     }
 
     /// Two experts of rank 2: `A` has one after the other, `B` one beside the other.

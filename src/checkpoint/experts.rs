@@ -6,6 +6,7 @@ use std::ops::Range;
 use super::composed::Form;
 use super::keys::to_hf;
 use super::weights::Weights;
+use crate::Result;
 use crate::llama::LlamaConfig;
 use crate::llama::names::{expert_of, is_in_mixture};
 
@@ -15,7 +16,10 @@ const GATE_UP: &str = ".gate_up_proj.weight";
 const HALVES: [&str; 2] = [".w1.weight", ".w3.weight"];
 
 /// Makes the weights of experts of the tensors that the files have, by the keys that those would have here.
-pub(super) fn compose(weights: &mut Weights, config: &LlamaConfig) {
+///
+/// # Errors
+/// [`Error::Shape`](crate::Error::Shape) if gate or up of an expert has another shape than the model's.
+pub(super) fn compose(weights: &mut Weights, config: &LlamaConfig) -> Result<()> {
     for layer in 0..config.num_layers {
         let Some(experts) = config.experts_of(layer) else {
             continue;
@@ -35,9 +39,13 @@ pub(super) fn compose(weights: &mut Weights, config: &LlamaConfig) {
         }
         for expert in 0..experts.count {
             let of = HALVES.map(|half| format!("{all}.{expert}{half}"));
+            for half in &of {
+                weights.require_shape(half, &[inside, dim])?;
+            }
             weights.join(&format!("{all}.{expert}{GATE_UP}"), of, Form::Below);
         }
     }
+    Ok(())
 }
 
 /// The name of a weight, or a part of one, in Hugging Face's files.

@@ -135,7 +135,7 @@ pub(super) fn hf_packing(dir: &Path) -> Result<HashMap<String, PackedLayout>> {
 fn open(files: Vec<PathBuf>, config: &LlamaConfig, is_tied: bool) -> Result<Weights> {
     let key_of = |name: &str| keys::from_hf(name, config.block.norms);
     let mut weights = Weights::open(files, key_of, is_tied)?;
-    experts::compose(&mut weights, config);
+    experts::compose(&mut weights, config)?;
     Ok(weights)
 }
 

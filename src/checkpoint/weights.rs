@@ -175,6 +175,23 @@ impl Weights {
         }
     }
 
+    /// Checks a tensor's shape, if the files have it.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] with the file and the name that the tensor has there.
+    pub(super) fn require_shape(&self, key: &str, expected: &[usize]) -> Result<()> {
+        let found = self.entries.get(key).map(|entry| &entry.shape[..]);
+        match found.filter(|found| *found != expected) {
+            None => Ok(()),
+            Some(found) => Err(self.locate(Error::Shape {
+                origin: String::new(),
+                key: key.to_owned(),
+                expected: expected.to_vec(),
+                found: found.to_vec(),
+            })),
+        }
+    }
+
     /// The shape of a tensor that is no part of another weight and not packed.
     pub(super) fn dense_shape(&self, key: &str) -> Option<&[usize]> {
         let entry = self.entries.get(key)?;

@@ -12,7 +12,8 @@ use burn_peft::adapter::{
 };
 use burn_peft::checkpoint::{
     MergedCheckpoint, SafetensorsFile, Serving, attach_peft, load_hf, load_hf_as, read_hf_config,
-    read_peft_config, save_hf, save_mlx, save_peft_adapter, save_peft_for, save_state_dict,
+    read_peft_config, save_hf, save_mlx, save_peft_adapter, save_peft_for, save_peft_unconverted,
+    save_state_dict,
 };
 use burn_peft::llama::{Block, Experts, LlamaConfig, QkNorm, TransformerDecoder};
 use burn_peft::lora::{DEFAULT_ADAPTER, Init, LoRAConfig, Targets};
@@ -160,6 +161,26 @@ fn an_expert_that_files_lack_is_told() {
     assert!(error.to_string().contains(name), "{error}");
 }
 
+#[test]
+fn an_expert_of_another_shape_is_told() {
+    let dir = saved(&base(&config()));
+    let path = dir.path().join("model.safetensors");
+    let whole = tensors(&path);
+    let name = |module: &str| format!("model.layers.1.mlp.experts.2.{module}_proj.weight");
+    // As many rows together.
+    let mut files = whole.clone();
+    for (module, rows) in [("gate", 20), ("up", 28)] {
+        files.insert(
+            name(module),
+            TensorData::new(vec![0f32; rows * 32], [rows, 32]),
+        );
+    }
+    save_state_dict(&files, &path).unwrap();
+    let error = load_hf(&mut config().init(&device()), dir.path()).unwrap_err();
+    assert!(matches!(error, Error::Shape { .. }), "{error:?}");
+    assert!(error.to_string().contains(&name("gate")), "{error}");
+}
+
 /// The router stays dense.
 #[test]
 fn experts_are_packed() {
@@ -242,57 +263,51 @@ fn the_factors_of_experts_lie_as_in_peft() {
     }
 }
 
-/// What files of transformers 4 have of each expert.
-#[test]
-fn adapters_of_single_experts_are_joined() {
-    let dir = tempfile::tempdir().unwrap();
+/// The factors of single experts, as files of transformers 4 have them.
+fn of_single_experts() -> StateDict {
     let numbers = |count: usize, salt: usize| {
         let numbers = (0..count).map(|i| ((i * 37 + salt * 11) % 101) as f32 / 200.0 - 0.25);
         numbers.collect::<Vec<f32>>()
     };
+    let modules = [
+        ("gate_proj", [24, 32]),
+        ("up_proj", [24, 32]),
+        ("down_proj", [32, 24]),
+    ];
     let mut files = StateDict::new();
-    for expert in 0..EXPERTS {
-        for (index, (module, [rows, columns])) in [
-            ("gate_proj", [24, 32]),
-            ("up_proj", [24, 32]),
-            ("down_proj", [32, 24]),
-        ]
-        .into_iter()
-        .enumerate()
-        {
-            let salt = 3 * expert + index;
-            let name = |factor| format!("{PREFIX}.experts.{expert}.{module}.lora_{factor}.weight");
-            files.insert(
-                name("A"),
-                TensorData::new(numbers(2 * columns, salt), [2, columns]),
-            );
-            files.insert(
-                name("B"),
-                TensorData::new(numbers(2 * rows, salt + 50), [rows, 2]),
-            );
-        }
+    for (salt, (module, [rows, columns])) in (0..EXPERTS).flat_map(|_| modules).enumerate() {
+        let name = |factor| single(salt / 3, module, factor);
+        let [a, b] = [numbers(2 * columns, salt), numbers(2 * rows, salt + 50)];
+        files.insert(name("A"), TensorData::new(a, [2, columns]));
+        files.insert(name("B"), TensorData::new(b, [rows, 2]));
     }
+    files
+}
+
+fn single(expert: usize, module: &str, factor: &str) -> String {
+    format!("{PREFIX}.experts.{expert}.{module}.lora_{factor}.weight")
+}
+
+#[test]
+fn adapters_of_single_experts_are_joined() {
+    let (dir, files) = (tempfile::tempdir().unwrap(), of_single_experts());
     save_state_dict(&files, dir.path().join("adapter_model.safetensors")).unwrap();
-    let config = json!({
-        "peft_type": "LORA", "r": 2, "lora_alpha": 6, "target_modules": ["gate_proj", "up_proj", "down_proj"],
-    });
-    fs::write(dir.path().join("adapter_config.json"), config.to_string()).unwrap();
-    let before = base(&self::config());
+    let modules = ["gate_proj", "up_proj", "down_proj"];
+    let fields = json!({ "peft_type": "LORA", "r": 2, "lora_alpha": 6, "target_modules": modules });
+    fs::write(dir.path().join("adapter_config.json"), fields.to_string()).unwrap();
+    let before = base(&config());
     let mut model = before.clone();
     attach_peft(&mut model, dir.path()).unwrap();
-    let merged = state_dict(&model.merge_lora());
-    let before = state_dict(&before);
+    let (merged, before) = (state_dict(&model.merge_lora()), state_dict(&before));
     for expert in 0..EXPERTS {
         let key = format!("layers.1.moe.experts.{expert}.gate_up_proj.weight");
-        let factor = |module: &str, factor: &str| {
-            floats(&files[&format!("{PREFIX}.experts.{expert}.{module}.lora_{factor}.weight")])
-        };
         let mut expected = floats(&before[&key]);
-        for (half, module) in ["gate_proj", "up_proj"].into_iter().enumerate() {
-            let (a, b) = (factor(module, "A"), factor(module, "B"));
-            for (row, column) in (0..24).flat_map(|row| (0..32).map(move |column| (row, column))) {
+        for (half, module) in modules[..2].iter().enumerate() {
+            let [a, b] = ["A", "B"].map(|factor| floats(&files[&single(expert, module, factor)]));
+            for place in 0..24 * 32 {
+                let (row, column) = (place / 32, place % 32);
                 let update = b[2 * row] * a[column] + b[2 * row + 1] * a[32 + column];
-                expected[(24 * half + row) * 32 + column] += 3.0 * update;
+                expected[half * 24 * 32 + place] += 3.0 * update;
             }
         }
         assert_floats_close(&key, &floats(&merged[&key]), &expected, 1e-5);
@@ -359,6 +374,8 @@ fn experts_that_begin_with_a_part_of_the_base_are_saved_as_plain_ones() {
     let mut again = model.clone().without_adapters();
     attach_peft(&mut again, dir.path()).unwrap();
     assert_floats_close("converted", &logits(&again), &logits(&model), 1e-4);
+    let error = save_peft_unconverted(&model, DEFAULT_ADAPTER, None, dir.path()).unwrap_err();
+    assert!(error.to_string().contains("weights of experts"), "{error}");
 }
 
 /// Names of a feed-forward block mean the experts in its place too.
@@ -387,54 +404,54 @@ fn the_feed_forward_block_of_a_layer_may_be_experts() {
     assert!(error.to_string().contains("experts.down_proj"), "{error}");
 }
 
-/// As in PyTorch, where the parameter is that of all experts: its gradient is zero for one that no token took.
+const LR: f64 = 0.01;
+const DECAY: f64 = 0.1;
+
+/// A parameter after the second step, in which it had no gradient, by what it and its moments were before.
+fn decayed(value: f32, exp_avg: f32, exp_avg_sq: f32) -> f32 {
+    let m = 0.9 * f64::from(exp_avg) / (1.0 - 0.9f64.powi(2));
+    let v = 0.999 * f64::from(exp_avg_sq) / (1.0 - 0.999f64.powi(2));
+    (f64::from(value) * (1.0 - LR * DECAY) - LR * m / (v.sqrt() + 1e-8)) as f32
+}
+
+/// As in PyTorch, where the parameter is that of all experts: the gradient is zero of one that no token took.
 #[test]
 fn an_expert_without_tokens_decays() {
     let experts = Experts::new(8, 1, 24);
     let config = config().with_num_layers(1).with_experts(Some(experts));
     let lora = LoRAConfig::default().with_targets(Targets::pattern(r".*experts\.\d+\.w2"));
     let mut model = random(base(&config).with_adapters(&lora).unwrap(), 3);
-    let (lr, decay) = (0.01, 0.1);
     let schedule = LrSchedule {
         kind: ScheduleKind::Constant,
-        lr,
+        lr: LR,
         warmup_steps: 0,
         total_steps: 2,
     };
-    let mut trainer = Trainer::new(AdamWConfig::default().with_weight_decay(decay), schedule);
-    let mut values = vec![adapter_state_dict(&model)];
-    let mut moments = Vec::new();
+    let mut trainer = Trainer::new(AdamWConfig::default().with_weight_decay(DECAY), schedule);
+    let (mut values, mut states) = (Vec::new(), Vec::new());
     for ids in [vec![1, 5, 9], vec![40, 22, 13]] {
         (model, _) = trainer.step(model, &[batch(ids.clone(), ids, 1, 3)]);
         values.push(adapter_state_dict(&model));
-        moments.push(trainer.optimizer.state_dict(&model));
+        states.push(trainer.optimizer.state_dict(&model));
     }
-    assert_eq!(
-        trainer.optimizer.num_states(),
-        get_adapter_params(&model).len()
-    );
-    let [mut never, mut only_first] = [0; 2];
-    for key in values[0].keys() {
-        let moment = |step: usize, name: &str| floats(&moments[step][&format!("{key}.{name}")]);
+    let params = get_adapter_params(&model).len();
+    assert_eq!(trainer.optimizer.num_states(), params);
+    let (mut never, mut only_first) = (0, 0);
+    for (key, value) in &values[0] {
+        let moment = |step: usize, name: &str| floats(&states[step][&format!("{key}.{name}")]);
         let [first, second] = [0, 1].map(|step| moment(step, "exp_avg"));
         let decays = |(m, next): (&f32, &f32)| (next - 0.9 * m).abs() <= 1e-6 * m.abs();
         if !first.iter().zip(&second).all(decays) {
-            continue;
+            continue; // It had tokens in the second step.
         }
-        // No token in the second step.
-        let was_used = first.iter().any(|m| *m != 0.0);
-        never += usize::from(!was_used);
-        only_first += usize::from(was_used);
-        let (before, after) = (floats(&values[1][key]), floats(&values[2][key]));
-        let (m, v) = (second, moment(1, "exp_avg_sq"));
-        let expected = before.iter().zip(m).zip(v).map(|((p, m), v)| {
-            let (m, v) = (
-                f64::from(m) / (1.0 - 0.9f64.powi(2)),
-                f64::from(v) / (1.0 - 0.999f64.powi(2)),
-            );
-            (f64::from(*p) * (1.0 - lr * decay) - lr * m / (v.sqrt() + 1e-8)) as f32
-        });
-        assert_floats_close(key, &after, &expected.collect::<Vec<_>>(), 1e-6);
+        match first.iter().any(|m| *m != 0.0) {
+            true => only_first += 1,
+            false => never += 1,
+        }
+        let squares = moment(0, "exp_avg_sq");
+        let before = floats(value).into_iter().zip(first).zip(squares);
+        let expected: Vec<f32> = before.map(|((p, m), v)| decayed(p, m, v)).collect();
+        assert_floats_close(key, &floats(&values[1][key]), &expected, 1e-6);
     }
     assert!(never > 0 && only_first > 0, "{never} {only_first}");
 }

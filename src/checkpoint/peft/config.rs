@@ -294,10 +294,8 @@ fn says_something(value: &Value) -> bool {
 
 /// The fields of the `adapter_config.json` of a configuration that speaks of Hugging Face's names.
 pub(super) fn to_json(config: &LoRAConfig, base_model: Option<&str>) -> Value {
-    let whole_alphas = config.alpha_pattern.iter();
-    let alphas: Map<String, Value> = whole_alphas
-        .map(|(name, alpha)| (name.clone(), as_whole(*alpha)))
-        .collect();
+    let alphas = config.alpha_pattern.iter();
+    let alphas = alphas.map(|(name, alpha)| (name.clone(), as_whole(*alpha)));
     let parameters = Some(&config.target_parameters).filter(|names| !names.is_empty());
     // PEFT has none of parameters, and a trained adapter computes without it.
     let dropout = parameters.map_or(config.dropout, |_| 0.0);
@@ -313,11 +311,7 @@ pub(super) fn to_json(config: &LoRAConfig, base_model: Option<&str>) -> Value {
         "use_dora": config.uses_dora(),
         "use_rslora": config.use_rslora,
         "lora_bias": config.lora_bias,
-        "bias": match config.bias {
-            TrainedBias::None => "none",
-            TrainedBias::LoraOnly => "lora_only",
-            TrainedBias::All => "all",
-        },
+        "bias": bias_to_json(config.bias),
         "ensure_weight_tying": config.ensure_weight_tying,
         "fan_in_fan_out": false,
         "inference_mode": true,
@@ -328,13 +322,21 @@ pub(super) fn to_json(config: &LoRAConfig, base_model: Option<&str>) -> Value {
         "trainable_token_indices":
             Some(&config.trainable_token_indices).filter(|rows| !rows.is_empty()),
         "rank_pattern": config.rank_pattern,
-        "alpha_pattern": alphas,
+        "alpha_pattern": alphas.collect::<Map<_, _>>(),
         "revision": null,
     });
     if let Some(names) = parameters {
         fields["target_parameters"] = json!(names);
     }
     fields
+}
+
+fn bias_to_json(bias: TrainedBias) -> &'static str {
+    match bias {
+        TrainedBias::None => "none",
+        TrainedBias::LoraOnly => "lora_only",
+        TrainedBias::All => "all",
+    }
 }
 
 fn targets_to_json(targets: &Targets) -> Value {

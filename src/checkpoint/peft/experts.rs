@@ -159,37 +159,33 @@ pub(super) fn is_parameter(model: &TransformerDecoder, path: &str) -> bool {
 pub(super) fn require_representable(model: &TransformerDecoder, name: &str) -> Result<(), String> {
     let layers = adapter_layers(model, name);
     let of_parameters = layers.iter().filter(|(path, _)| is_parameter(model, path));
-    for (path, adapter) in of_parameters.clone() {
-        let settings = adapter.settings();
-        if adapter.method() != MethodRef(&LORA) || settings.lora_bias {
+    let mut by_layer: BTreeMap<String, Vec<&LoRAAdapter>> = BTreeMap::new();
+    for (path, adapter) in of_parameters {
+        if adapter.method() != MethodRef(&LORA) || adapter.settings().lora_bias {
             return Err(format!(
                 "PEFT has only plain LoRA of experts and what stands in their place, not what `{path}` has; merge the \
                  adapter"
             ));
         }
-    }
-    let count = model
-        .config
-        .experts
-        .as_ref()
-        .map_or(0, |experts| experts.count);
-    let mut by_layer: BTreeMap<String, Vec<&LoRAAdapter>> = BTreeMap::new();
-    for (path, adapter) in of_parameters {
         if let Some((all, _)) = expert_of(path) {
             by_layer.entry(all).or_default().push(adapter);
         }
     }
-    let is_alike = |adapters: &Vec<&LoRAAdapter>| {
-        let kind = |adapter: &&LoRAAdapter| (adapter.rank(), adapter.scale());
-        adapters.len() == count
-            && adapters
-                .iter()
-                .all(|other| kind(other) == kind(&adapters[0]))
-    };
-    match by_layer.iter().find(|(_, adapters)| !is_alike(adapters)) {
+    let count = model.config.experts.as_ref().map(|experts| experts.count);
+    match by_layer
+        .iter()
+        .find(|(_, adapters)| Some(adapters.len()) != count || !are_alike(adapters))
+    {
         None => Ok(()),
         Some((all, _)) => Err(format!(
             "PEFT has one adapter of `{all}` for all experts, of one rank and one scale; merge the adapter"
         )),
     }
+}
+
+fn are_alike(adapters: &[&LoRAAdapter]) -> bool {
+    let kind = |adapter: &LoRAAdapter| (adapter.rank(), adapter.scale());
+    adapters
+        .iter()
+        .all(|other| kind(other) == kind(adapters[0]))
 }

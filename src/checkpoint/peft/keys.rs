@@ -59,37 +59,40 @@ impl PeftKeys {
         for (path, layer) in layers {
             let module = module_to_hf(&path)
                 .unwrap_or_else(|| panic!("`{path}` has no name in a PEFT folder"));
-            if layer.method() == MethodRef(&FULL) {
-                keys.whole.push(module.clone());
-            }
             let of_output =
                 is_tied && layer.layer().kind == LayerKind::Embedding && layer.is_of_tied_output();
-            if of_output {
-                keys.whole.push(HEAD.to_owned());
-            }
             for spec in layer.params().filter(|spec| !spec.peft_name.is_empty()) {
                 let ours = format!("{}{}", key_prefix(&path, adapter), spec.name);
                 let factor = [spec.name, spec.peft_name];
-                if let Some((name, named)) = keys.stacks.add(&path, factor, &ours, &adapted) {
-                    keys.ours.extend(named);
-                    keys.theirs.insert(ours, name);
-                    continue;
+                match keys.stacks.add(&path, factor, &ours, &adapted) {
+                    Some((name, named)) => {
+                        keys.ours.extend(named);
+                        keys.theirs.insert(ours, name);
+                    }
+                    None => keys.add(&module, spec.peft_name, ours, of_output),
                 }
-                let theirs = format!("{PREFIX}{module}.{}", spec.peft_name);
-                let tied = TIED
-                    .into_iter()
-                    .filter(|(end, ..)| of_output && *end == spec.peft_name);
-                keys.of_output
-                    .extend(tied.map(|(_, end, is_turned_over)| OfOutput {
-                        name: format!("{PREFIX}{HEAD}.{end}"),
-                        ours: ours.clone(),
-                        is_turned_over,
-                    }));
-                keys.ours.insert(theirs.clone(), ours.clone());
-                keys.theirs.insert(ours, theirs);
             }
+            let is_whole = layer.method() == MethodRef(&FULL);
+            keys.whole.extend(is_whole.then_some(module));
+            keys.whole.extend(of_output.then(|| HEAD.to_owned()));
         }
         keys
+    }
+
+    /// Adds a parameter of a module, which may be a tied output's too.
+    fn add(&mut self, module: &str, peft_name: &str, ours: String, of_output: bool) {
+        let theirs = format!("{PREFIX}{module}.{peft_name}");
+        let tied = TIED
+            .into_iter()
+            .filter(|(end, ..)| of_output && *end == peft_name);
+        self.of_output
+            .extend(tied.map(|(_, end, is_turned_over)| OfOutput {
+                name: format!("{PREFIX}{HEAD}.{end}"),
+                ours: ours.clone(),
+                is_turned_over,
+            }));
+        self.ours.insert(theirs.clone(), ours.clone());
+        self.theirs.insert(ours, theirs);
     }
 
     /// Makes the factors of experts of the tensors that a file has.

@@ -156,13 +156,7 @@ pub fn load_peft(model: &mut TransformerDecoder, dir: impl AsRef<Path>) -> Resul
 }
 
 fn load_named(model: &mut TransformerDecoder, dir: &Path, name: &str) -> Result<LoadReport> {
-    let config = adapter_config(model, name);
-    if config.is_some_and(|config| matches!(config.init, Init::PissaRandomized { .. })) {
-        return Err(Error::Adapter {
-            path: dir.join(CONFIG_FILE),
-            message: RANDOM_SHIFT.into(),
-        });
-    }
+    require_known_shift(model, dir, name)?;
     let path = weights_file(dir)?;
     let origin = path.display().to_string();
     let keys = PeftKeys::of(model, name);
@@ -196,6 +190,17 @@ fn load_named(model: &mut TransformerDecoder, dir: &Path, name: &str) -> Result<
     })?;
     model.changed_base.extend(changed);
     Ok(report)
+}
+
+fn require_known_shift(model: &TransformerDecoder, dir: &Path, name: &str) -> Result<()> {
+    let config = adapter_config(model, name);
+    match config.is_some_and(|config| matches!(config.init, Init::PissaRandomized { .. })) {
+        false => Ok(()),
+        true => Err(Error::Adapter {
+            path: dir.join(CONFIG_FILE),
+            message: RANDOM_SHIFT.into(),
+        }),
+    }
 }
 
 /// One pair of factors stands in the file under two names, turned over, where it is embedding's and output's.
@@ -404,6 +409,8 @@ enum BaseShift {
 
 const SHIFTED_EMBEDDING: &str = "the adapter begins with a part of a weight that is the embedding's too; PEFT would take \
      that part off both, so convert it to plain LoRA (`save_peft_adapter`)";
+const SHIFTED_PARAMETER: &str = "the adapter begins with a part of the weights of experts, of which PEFT takes none; \
+     convert it to plain LoRA (`save_peft_adapter`)";
 const RANDOM_SHIFT: &str = "the adapter begins with a part of its base that random vectors found (`pissa_niter_N`), \
      which nobody finds again; convert it to plain LoRA where it was made";
 
@@ -493,6 +500,9 @@ fn save(
     } else if matches!(config.init, Init::PissaRandomized { .. }) {
         return Err(refused(RANDOM_SHIFT.into()));
     }
+    if config.init.shifts_base() && !config.target_parameters.is_empty() {
+        return Err(refused(SHIFTED_PARAMETER.into()));
+    }
     let text = serde_json::to_string_pretty(&config::to_json(&config, base_model))
         .expect("a JSON value serialises");
     let base = BaseWeights {
@@ -502,6 +512,16 @@ fn save(
     if !is_converted && base.shifts_embedding() {
         return Err(refused(SHIFTED_EMBEDDING.into()));
     }
+    let tensors = tensors_of(&base, is_converted);
+    require_no_model(dir)?;
+    create_dir(dir)?;
+    write_tensors(tensors, &dir.join(WEIGHTS_FILE))?;
+    write_text(&dir.join(CONFIG_FILE), &text)
+}
+
+/// The tensors of an adapter's folder by name.
+fn tensors_of(base: &BaseWeights<'_>, is_converted: bool) -> IndexMap<String, PeftTensor> {
+    let (model, name) = (base.model, base.adapter);
     let keys = PeftKeys::of(model, name);
     let mut converted = match is_converted {
         true => conversion::factors(model, name),
@@ -525,10 +545,7 @@ fn save(
         };
         insert(&mut named, &keys, name, value);
     }
-    require_no_model(dir)?;
-    create_dir(dir)?;
-    write_tensors(named, &dir.join(WEIGHTS_FILE))?;
-    write_text(&dir.join(CONFIG_FILE), &text)
+    named
 }
 
 /// Adds a tensor of a folder, or to one that has those of all experts.
