@@ -54,6 +54,7 @@ const KEYS: [(&str, &str); 13] = [
     ("max_seq_len", "max_position_embeddings"),
     ("norm_eps", "rms_norm_eps"),
     ("rope_base", "rope_theta"),
+    ("rotary_dim", "partial_rotary_factor"),
     ("tie_embeddings", "tie_word_embeddings"),
     ("qkv_bias", "attention_bias"),
     ("output_proj_bias", "attention_bias"),
