@@ -21,7 +21,7 @@ pub(super) enum Form {
 impl Form {
     /// The shape of what matrices make; none if they are no matrices of one shape.
     pub fn shape_of(&self, shapes: &[&[usize]]) -> Option<[usize; 2]> {
-        let [rows, columns] = (*shapes.first()?).try_into().ok()?;
+        let [rows, columns]: [usize; 2] = (*shapes.first()?).try_into().ok()?;
         let count = shapes.len();
         match self {
             _ if shapes.iter().any(|shape| *shape != shapes[0]) => None,

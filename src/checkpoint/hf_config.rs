@@ -45,7 +45,7 @@ impl HfQuantization {
 const BITSANDBYTES: &str = "bitsandbytes";
 
 /// What the fields are called here and in `config.json`.
-const KEYS: [(&str, &str); 13] = [
+const KEYS: [(&str, &str); 14] = [
     ("num_layers", "num_hidden_layers"),
     ("num_heads", "num_attention_heads"),
     ("num_kv_heads", "num_key_value_heads"),
