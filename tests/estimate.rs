@@ -18,7 +18,7 @@ use burn::tensor::{DType, Device, Distribution, Tensor};
 use burn_peft::adapter::{ParamCount, get_params, initialize_params};
 use burn_peft::checkpoint::{load_any_base_as, read_base_packing, save_hf};
 use burn_peft::data::Batch;
-use burn_peft::llama::{Block, Context, Experts, LlamaConfig, TransformerDecoder};
+use burn_peft::llama::{Block, Context, Experts, LlamaConfig, QkNorm, TransformerDecoder};
 use burn_peft::lora::{AttnModule, Init, LoRAConfig, Targets, TrainedBias};
 use burn_peft::ops::{AttentionBody, set_fused};
 use burn_peft::quantization::BlockFormat;
@@ -91,7 +91,10 @@ fn joint(model: LlamaConfig) -> LlamaConfig {
 
 /// With experts in the place of the feed-forward block.
 fn experts(model: LlamaConfig) -> LlamaConfig {
-    model.with_experts(Some(Experts::new(8, 2, 256).with_normalized(true)))
+    let experts = Experts::new(8, 2, 256).with_normalized(true);
+    let block = Block::default().with_qk_norm(Some(QkNorm::Head));
+    let model = model.with_model_type("qwen3_moe").with_block(block);
+    model.with_experts(Some(experts))
 }
 
 /// What two threads may hold for matrix products, which no estimate counts.

@@ -182,7 +182,11 @@ impl<M: Module> Layers<'_, M> {
     fn no_parameter(&self, name: &str) -> String {
         let names = self.known.iter();
         let names = names.filter_map(|(names, _)| names.parameter.as_deref());
-        let hint = match nearest(name, names, 1).pop() {
+        let ends = names.flat_map(|name| {
+            let inner = name.match_indices('.').map(|(dot, _)| &name[dot + 1..]);
+            inner.chain([name])
+        });
+        let hint = match nearest(name, ends, 1).pop() {
             Some(near) => format!("; did you mean `{near}`?"),
             None => String::new(),
         };

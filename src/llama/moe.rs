@@ -136,10 +136,14 @@ impl MixtureOfExperts {
         let (tokens, size) = (x.rows, x.ledger().activation_size());
         let f32_width = self.experts.len() * F32 / size;
         let logits = self.gate.meta(x);
+        let ledger = logits.ledger().clone();
         let probabilities = MetaOp::of([logits]).keeps_output().output(f32_width);
-        MetaOp::of([probabilities])
-            .rows(tokens * self.per_token)
-            .output(1)
+        let chosen = tokens * self.per_token;
+        // Beside it the expert of a row, its token and its place.
+        let row = F32 + 3 * size_of::<i64>();
+        let kept = ledger.tensor(chosen, row / size);
+        let op = MetaOp::of([probabilities]).rows(chosen).keeps(&kept);
+        op.output(1)
     }
 }
 
