@@ -91,7 +91,7 @@ fn joint(model: LlamaConfig) -> LlamaConfig {
 
 /// With experts in the place of the feed-forward block.
 fn experts(model: LlamaConfig) -> LlamaConfig {
-    let experts = Experts::new(8, 2, 256).with_normalized(true);
+    let experts = Experts::new(4, 2, 512).with_normalized(true);
     let block = Block::default().with_qk_norm(Some(QkNorm::Head));
     let model = model.with_model_type("qwen3_moe").with_block(block);
     model.with_experts(Some(experts))
@@ -172,7 +172,7 @@ fn a_layer_keeps_what_the_formula_says() {
     let models = [
         (llama(1, 256, 8, 1000), &loras[..11]),
         (joint(grouped.clone()), &of_joint),
-        (experts(grouped.clone()), &of_experts),
+        (experts(llama(1, 512, 4, 1000)), &of_experts),
         (joint(biased.clone()), &biases[..1]),
         (grouped, &loras),
         (biased, &biases),

@@ -140,7 +140,7 @@ impl MixtureOfExperts {
         let probabilities = MetaOp::of([logits]).keeps_output().output(f32_width);
         let chosen = tokens * self.per_token;
         // Beside it the expert of a row, its token and its place.
-        let row = F32 + 3 * size_of::<i64>();
+        let row = F32 + 3 * size_of::<i32>();
         let kept = ledger.tensor(chosen, row / size);
         let op = MetaOp::of([probabilities]).rows(chosen).keeps(&kept);
         op.output(1)
