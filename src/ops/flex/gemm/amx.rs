@@ -12,7 +12,6 @@ use std::sync::OnceLock;
 
 use rayon::prelude::*;
 
-use super::super::vector::vectorized;
 use super::avx512::{self, Buffer, PANEL};
 use super::{Mat, MatMut, Operand, Output, all_panels};
 
@@ -22,9 +21,7 @@ const TILE: usize = 16;
 const ROW: usize = 32;
 /// Rows and columns of the product whose sums are in registers: 2 x 2 tiles.
 const BLOCK: usize = 2 * TILE;
-/// Numbers of a row of `a` that are split at a time, and rows of a panel of `b` that are in cache.
-const DEPTH: usize = 512;
-/// Rows of pieces that stay in the second cache: 1024 x 512 bf16 are 1 MiB.
+/// Rows of pieces that stay in the second cache: at most 1024 x 1024 bf16, 2 MiB.
 const CACHED_ROWS: usize = 1024;
 
 /// What a number of `a` becomes.
@@ -41,6 +38,15 @@ impl Split {
         match self {
             Self::Rounded => 1,
             Self::Exact => 3,
+        }
+    }
+
+    /// How many numbers of a row are split at a time, and rows of a panel of `b` are in the second cache: the more, the
+    /// fewer times the product is read and written.
+    fn depth(self) -> usize {
+        match self {
+            Self::Rounded => 1024,
+            Self::Exact => 512,
         }
     }
 }
@@ -101,8 +107,8 @@ pub fn matmul<B: Operand>(out: MatMut, output: Output, a: Mat, b: B, split: Spli
     assert!(is_supported());
     let [_, k] = a.shape;
     let mut tiles = Vec::new();
-    for start in (0..k).step_by(DEPTH) {
-        let depth = DEPTH.min(k - start);
+    for start in (0..k).step_by(split.depth()) {
+        let depth = split.depth().min(k - start);
         split_into_tiles(a.columns(start, depth), split, &mut tiles);
         let part = Part {
             out,
@@ -137,20 +143,21 @@ fn split_into_tiles(a: Mat, split: Split, tiles: &mut Vec<TileRow>) {
     let blocks = tiles
         .par_chunks_exact_mut(steps * pieces * BLOCK)
         .enumerate();
-    blocks.for_each(|(block, tiles)| {
-        vectorized(
-            #[inline(always)]
-            || {
-                for (step, tiles) in tiles.chunks_exact_mut(pieces * BLOCK).enumerate() {
-                    for index in 0..BLOCK {
-                        let mut numbers = numbers_of(a, block * BLOCK + index, step * ROW);
-                        let rows = tiles[index..].iter_mut().step_by(BLOCK);
-                        split_row(&mut numbers, split, rows);
-                    }
-                }
-            },
-        );
-    });
+    // SAFETY: a processor with the unit has these instructions.
+    blocks.for_each(|(block, tiles)| unsafe { split_block(a, block * BLOCK, split, tiles) });
+}
+
+/// 32 rows of [`split_into_tiles`].
+#[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
+fn split_block(a: Mat, first: usize, split: Split, tiles: &mut [TileRow]) {
+    let pieces = split.pieces();
+    for (step, tiles) in tiles.chunks_exact_mut(pieces * BLOCK).enumerate() {
+        for index in 0..BLOCK {
+            let mut numbers = numbers_of(a, first + index, step * ROW);
+            let rows = tiles[index..].iter_mut().step_by(BLOCK);
+            split_row(&mut numbers, split, rows);
+        }
+    }
 }
 
 /// 32 numbers of a row from a column on, zeros beyond the matrix.
