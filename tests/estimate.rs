@@ -18,7 +18,7 @@ use burn::tensor::{DType, Device, Distribution, Tensor};
 use burn_peft::adapter::{ParamCount, get_params, initialize_params};
 use burn_peft::checkpoint::{load_any_base_as, read_base_packing, save_hf};
 use burn_peft::data::Batch;
-use burn_peft::llama::{Context, LlamaConfig, TransformerDecoder};
+use burn_peft::llama::{Block, Context, LlamaConfig, TransformerDecoder};
 use burn_peft::lora::{AttnModule, Init, LoRAConfig, Targets, TrainedBias};
 use burn_peft::ops::{AttentionBody, MatmulPrecision, kept_dtype, set_fused, set_matmul_precision};
 use burn_peft::quantization::BlockFormat;
@@ -76,6 +76,17 @@ fn all(rank: usize) -> LoRAConfig {
     LoRAConfig::new(AttnModule::ALL)
         .with_mlp(true)
         .with_rank(rank)
+}
+
+fn all_linear(rank: usize) -> LoRAConfig {
+    let lora = LoRAConfig::default().with_targets(Targets::AllLinear);
+    lora.with_rank(rank)
+}
+
+/// With joint projections, and a part of each head rotated.
+fn joint(model: LlamaConfig) -> LlamaConfig {
+    let block = Block::default().with_joint_projections(true);
+    model.with_block(block).with_rotary_dim(Some(24))
 }
 
 /// What two threads may hold for matrix products, which no estimate counts.
@@ -137,8 +148,16 @@ fn a_layer_keeps_what_the_formula_says() {
         .clone()
         .with_qkv_bias(true)
         .with_output_proj_bias(true);
+    let of_joint = [
+        all_linear(8),
+        LoRAConfig::new(["qkv_proj"]),
+        LoRAConfig::new(["gate_up_proj"]).with_dora(true),
+        LoRAConfig::new(["o_proj", "down_proj"]).with_dropout(0.1),
+    ];
     let models = [
         (llama(1, 256, 8, 1000), &loras[..11]),
+        (joint(grouped.clone()), &of_joint),
+        (joint(biased.clone()), &biases[..1]),
         (grouped, &loras),
         (biased, &biases),
     ];
@@ -310,6 +329,26 @@ fn trainings() -> Vec<(&'static str, EstimateConfig)> {
             accumulate(3, lora(small(), all(64), 1, 64)),
         ),
         ("grouped queries", lora(grouped(), all(8), 2, 256)),
+        (
+            "joint projections",
+            lora(joint(grouped()), all_linear(8), 2, 256),
+        ),
+        (
+            "joint projections, dora, recomputed, bf16",
+            recompute(
+                1,
+                bf16(lora(
+                    joint(grouped()),
+                    all_linear(8).with_dora(true),
+                    2,
+                    256,
+                )),
+            ),
+        ),
+        (
+            "joint projections, everything",
+            EstimateConfig::new(joint(small()), None, 2, 256),
+        ),
         (
             "6 layers, 2 x 512",
             lora(llama(6, 256, 8, 1000), qv(4), 2, 512),

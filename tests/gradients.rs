@@ -65,11 +65,8 @@ fn with_adapters(config: &LlamaConfig, lora: &LoRAConfig) -> TransformerDecoder 
     initialize_params(&model);
     let noise = |b: Tensor<2>| Tensor::random(b.shape(), Distribution::Normal(0.0, 0.3), &device());
     for layer in &mut model.layers {
-        for linear in [
-            &mut layer.attn.q_proj,
-            &mut layer.attn.v_proj,
-            &mut layer.mlp.w2,
-        ] {
+        let own = [&mut layer.attn.q_proj, &mut layer.attn.v_proj];
+        for linear in own.into_iter().flatten().chain([&mut layer.mlp.w2]) {
             if let Some(adapter) = linear.adapters.get_mut(DEFAULT_ADAPTER) {
                 adapter.map_matrix("lora_b.weight", noise);
             }

@@ -155,6 +155,11 @@ impl<M: Module> Layers<'_, M> {
         if self.is_foreign(name) {
             return format!("`{name}` is none of this crate's layers, which alone hold adapters");
         }
+        if let Some(joint) = self.joint_of(name) {
+            return format!(
+                "no module is called `{name}`; it is a part of `{joint}` in this model"
+            );
+        }
         let names = self
             .known
             .iter()
@@ -168,6 +173,13 @@ impl<M: Module> Layers<'_, M> {
             ),
         };
         format!("no module is called `{name}`; {hint}")
+    }
+
+    /// The module that has one of this name, of other models, in it.
+    fn joint_of(&self, name: &str) -> Option<&str> {
+        let mut known = self.known.iter().map(|(names, _)| names);
+        let joint = known.find(|names| names.parts.contains(&last_part(name)))?;
+        Some(last_part(&joint.path))
     }
 
     /// Whether the model has a module of this name that is no layer of this crate's, or holds some.

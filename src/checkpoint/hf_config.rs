@@ -45,7 +45,7 @@ impl HfQuantization {
 const BITSANDBYTES: &str = "bitsandbytes";
 
 /// What the fields are called here and in `config.json`.
-const KEYS: [(&str, &str); 12] = [
+const KEYS: [(&str, &str); 13] = [
     ("num_layers", "num_hidden_layers"),
     ("num_heads", "num_attention_heads"),
     ("num_kv_heads", "num_key_value_heads"),
@@ -54,6 +54,7 @@ const KEYS: [(&str, &str); 12] = [
     ("max_seq_len", "max_position_embeddings"),
     ("norm_eps", "rms_norm_eps"),
     ("rope_base", "rope_theta"),
+    ("rotary_dim", "partial_rotary_factor"),
     ("tie_embeddings", "tie_word_embeddings"),
     ("qkv_bias", "attention_bias"),
     ("output_proj_bias", "attention_bias"),

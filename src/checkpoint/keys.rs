@@ -57,13 +57,15 @@ mod tests {
 
     #[test]
     fn every_key_of_a_model_maps_there_and_back() {
-        for norms in [
-            NormPlacement::Before,
-            NormPlacement::After,
-            NormPlacement::Both,
+        for (norms, is_joint) in [
+            (NormPlacement::Before, false),
+            (NormPlacement::Before, true),
+            (NormPlacement::After, false),
+            (NormPlacement::Both, false),
         ] {
             let block = Block::default()
                 .with_norms(norms)
+                .with_joint_projections(is_joint)
                 .with_qk_norm(Some(QkNorm::Head));
             let config = LlamaConfig::llama2_7b()
                 .with_qkv_bias(true)
@@ -97,7 +99,7 @@ mod tests {
     #[test]
     fn foreign_names_have_no_counterpart() {
         let of = |key| from_hf(key, NormPlacement::Before);
-        assert_eq!(of("model.layers.0.self_attn.qkv_proj.weight"), None);
+        assert_eq!(of("model.layers.0.self_attn.query_key_value.weight"), None);
         assert_eq!(of("model.layers.0.self_attn.q_proj"), None);
         assert_eq!(names::last_part_to_hf("w2"), Some("down_proj"));
     }

@@ -16,8 +16,8 @@ use crate::{Error, Result};
 /// `lora_b` and `magnitude` of q and k are brought into the other order.
 ///
 /// # Errors
-/// [`Error::Adapter`] if a tensor of q or k does not have the model's rows; [`Error::Io`], [`Error::Format`],
-/// [`Error::DType`] if the file cannot be read.
+/// [`Error::Adapter`] if the model has joint projections, which torchtune does not have, or a tensor of q or k does not
+/// have the model's rows; [`Error::Io`], [`Error::Format`], [`Error::DType`] if the file cannot be read.
 pub fn read_torchtune(
     path: impl AsRef<Path>,
     lora: &LoRAConfig,
@@ -32,8 +32,7 @@ pub fn read_torchtune(
 /// Writes an adapter in torchtune's keys to a safetensors file, the reverse of [`read_torchtune`].
 ///
 /// # Errors
-/// [`Error::Io`] if the file cannot be written, [`Error::Adapter`] if a tensor of q or k does not have the model's
-/// rows.
+/// [`Error::Io`] if the file cannot be written, [`Error::Adapter`] as for [`read_torchtune`].
 pub fn save_torchtune(
     adapter: &Adapter,
     model: &LlamaConfig,
@@ -51,6 +50,14 @@ fn with_rows(
     path: &Path,
     source: fn(usize, usize) -> usize,
 ) -> Result<StateDict> {
+    if model.block.joint_projections {
+        return Err(Error::Adapter {
+            path: path.to_owned(),
+            message: "torchtune has no `qkv_proj` and `gate_up_proj`, as this model has, but their parts; take a \
+                      folder of PEFT's"
+                .into(),
+        });
+    }
     let permuted = tensors.into_iter().map(|(key, value)| {
         let Some(rows) = rotated_rows(&key, model) else {
             return Ok((key, value));
@@ -74,6 +81,7 @@ fn with_rows(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::llama::Block;
     use burn::tensor::TensorData;
 
     #[test]
@@ -108,5 +116,9 @@ mod tests {
         };
         let error = read_torchtune(&path, &adapter.config, &other).unwrap_err();
         assert!(error.to_string().contains("has 4 rows"), "{error}");
+        let block = Block::default().with_joint_projections(true);
+        let joint = other.with_block(block);
+        let error = save_torchtune(&adapter, &joint, &path).unwrap_err();
+        assert!(error.to_string().contains("no `qkv_proj`"), "{error}");
     }
 }

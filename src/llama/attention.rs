@@ -1,7 +1,8 @@
 use burn::module::{Content, DisplaySettings, Module, ModuleDisplay};
 use burn::tensor::{Device, Tensor};
 
-use super::layer::normed_meta;
+use super::joint::{Part, joined, joined_meta, part_meta, part_of};
+use super::layer::{normed_meta, with_layers};
 use super::{Context, LayerCache, LlamaConfig, MetaContext, QkNorm, RMSNorm};
 use crate::lora::{AttnModule, LoRALinear, Routes};
 use crate::ops::meta::MetaTensor;
@@ -12,12 +13,15 @@ use crate::ops::{Scores, attention_meta, attention_scored, rotary_meta};
 #[derive(Module, Debug)]
 #[module(custom_display)]
 pub struct CausalSelfAttention {
-    /// Query projection, `embed_dim -> num_heads · head_dim`.
-    pub q_proj: LoRALinear,
-    /// Key projection, `embed_dim -> num_kv_heads · head_dim`.
-    pub k_proj: LoRALinear,
-    /// Value projection, `embed_dim -> num_kv_heads · head_dim`.
-    pub v_proj: LoRALinear,
+    /// Query projection, `embed_dim -> num_heads · head_dim`; none where there is `qkv_proj`.
+    pub q_proj: Option<LoRALinear>,
+    /// Key projection, `embed_dim -> num_kv_heads · head_dim`; likewise.
+    pub k_proj: Option<LoRALinear>,
+    /// Value projection, `embed_dim -> num_kv_heads · head_dim`; likewise.
+    pub v_proj: Option<LoRALinear>,
+    /// The three in one, one after the other, `embed_dim -> (num_heads + 2 · num_kv_heads) · head_dim`, see
+    /// [`Block::joint_projections`](super::Block::joint_projections).
+    pub qkv_proj: Option<LoRALinear>,
     /// Projection of all heads' outputs, `num_heads · head_dim -> embed_dim`.
     pub output_proj: LoRALinear,
     /// The norm of the queries.
@@ -39,19 +43,21 @@ pub struct CausalSelfAttention {
 
 impl CausalSelfAttention {
     pub(super) fn new(config: &LlamaConfig, index: usize, device: &Device) -> Self {
-        let linear = |module, bias| {
-            let (in_dim, out_dim) = config.attn_dims(module);
-            LoRALinear::plain(in_dim, out_dim, bias, device)
-        };
+        let linear = |(in_dim, out_dim), bias| LoRALinear::plain(in_dim, out_dim, bias, device);
+        let is_joint = config.block.joint_projections;
+        let own = |module| (!is_joint).then(|| linear(config.attn_dims(module), config.qkv_bias));
+        let joint_dims = (config.embed_dim, config.q_dim() + 2 * config.kv_dim());
+        let output_dims = config.attn_dims(AttnModule::OutputProj);
         let norm = |width| match config.block.qk_norm? {
             QkNorm::Head => Some(config.norm(config.head_dim, device)),
             QkNorm::Width => Some(config.norm(width, device)),
         };
         Self {
-            q_proj: linear(AttnModule::QProj, config.qkv_bias),
-            k_proj: linear(AttnModule::KProj, config.qkv_bias),
-            v_proj: linear(AttnModule::VProj, config.qkv_bias),
-            output_proj: linear(AttnModule::OutputProj, config.output_proj_bias),
+            q_proj: own(AttnModule::QProj),
+            k_proj: own(AttnModule::KProj),
+            v_proj: own(AttnModule::VProj),
+            qkv_proj: is_joint.then(|| linear(joint_dims, config.qkv_bias)),
+            output_proj: linear(output_dims, config.output_proj_bias),
             q_norm: norm(config.q_dim()),
             k_norm: norm(config.kv_dim()),
             num_heads: config.num_heads,
@@ -79,10 +85,7 @@ impl CausalSelfAttention {
     ) -> Tensor<3> {
         let routes = context.routes.as_ref();
         let told = context.attention(self.kind);
-        let rotated = |x| told.rope.iter().fold(x, |x, rope| rope.apply(x));
-        let q = rotated(self.heads(&self.q_proj, &self.q_norm, x.clone(), routes));
-        let k = rotated(self.heads(&self.k_proj, &self.k_norm, x.clone(), routes));
-        let v = self.heads(&self.v_proj, &None, x, routes);
+        let [q, k, v] = self.project(x, context);
         let q = told.query_scale.iter().fold(q, scaled);
         let (k, v) = match cache {
             None => (k, v),
@@ -94,25 +97,54 @@ impl CausalSelfAttention {
         self.output_proj.forward_routed(joined, routes)
     }
 
+    /// Queries and keys, normed and rotated, and values: `[batch, seq, heads, head_dim]`.
+    fn project(&self, x: Tensor<3>, context: &Context) -> [Tensor<4>; 3] {
+        let routes = context.routes.as_ref();
+        let joined = joined(&self.qkv_proj, x, routes);
+        let heads = |part: Part<'_>, norm: &Option<RMSNorm>| {
+            self.heads(part_of(joined.clone(), part, routes), norm, routes)
+        };
+        let rope = &context.attention(self.kind).rope;
+        let rotated = |x| rope.iter().fold(x, |x, rope| rope.apply(x));
+        let [q, k, v] = self.parts();
+        let q = rotated(heads(q, &self.q_norm));
+        let k = rotated(heads(k, &self.k_norm));
+        [q, k, heads(v, &None)]
+    }
+
+    fn parts(&self) -> [Part<'_>; 3] {
+        let [q, kv] = [self.num_heads, self.num_kv_heads].map(|heads| heads * self.head_dim);
+        [
+            (&self.q_proj, 0..q),
+            (&self.k_proj, q..q + kv),
+            (&self.v_proj, q + kv..q + 2 * kv),
+        ]
+    }
+
     /// What [`Self::forward`] holds in a training.
     pub(super) fn meta(&self, x: MetaTensor, context: MetaContext) -> MetaTensor {
-        let q = rotary_meta(normed_meta(&self.q_norm, self.q_proj.meta(x.clone())));
-        let k = rotary_meta(normed_meta(&self.k_norm, self.k_proj.meta(x.clone())));
-        let v = self.v_proj.meta(x);
         let MetaContext { seq, attention } = context;
-        let heads = attention_meta([q, k, v], seq, self.num_heads, attention);
+        let heads = attention_meta(self.project_meta(x), seq, self.num_heads, attention);
         self.output_proj.meta(heads)
     }
 
-    /// The heads that a projection gives, normed: `[batch, seq, heads, head_dim]`.
+    /// What [`Self::project`] holds in a training.
+    fn project_meta(&self, x: MetaTensor) -> [MetaTensor; 3] {
+        let joined = joined_meta(&self.qkv_proj, x);
+        let part = |part| part_meta(joined.clone(), part);
+        let [q, k, v] = self.parts();
+        let q = rotary_meta(normed_meta(&self.q_norm, part(q)));
+        let k = rotary_meta(normed_meta(&self.k_norm, part(k)));
+        [q, k, part(v)]
+    }
+
+    /// The heads that a projection has given, normed: `[batch, seq, heads, head_dim]`.
     fn heads(
         &self,
-        proj: &LoRALinear,
+        projected: Tensor<3>,
         norm: &Option<RMSNorm>,
-        x: Tensor<3>,
         routes: Option<&Routes>,
     ) -> Tensor<4> {
-        let projected = proj.forward_routed(x, routes);
         let [batch, seq, width] = projected.dims();
         let normed = match norm {
             None => projected,
@@ -140,17 +172,18 @@ impl ModuleDisplay for CausalSelfAttention {
     }
 
     fn custom_content(&self, content: Content) -> Option<Content> {
-        let content = content
-            .add("q_proj", &self.q_proj)
-            .add("k_proj", &self.k_proj)
-            .add("v_proj", &self.v_proj)
-            .add("output_proj", &self.output_proj);
+        let content = with_layers(
+            content,
+            [
+                ("q_proj", &self.q_proj),
+                ("k_proj", &self.k_proj),
+                ("v_proj", &self.v_proj),
+                ("qkv_proj", &self.qkv_proj),
+            ],
+        );
+        let content = content.add("output_proj", &self.output_proj);
         let norms = [("q_norm", &self.q_norm), ("k_norm", &self.k_norm)];
-        let norms = norms
-            .into_iter()
-            .filter_map(|(name, norm)| Some((name, norm.as_ref()?)));
-        norms
-            .fold(content, |content, (name, norm)| content.add(name, norm))
+        with_layers(content, norms)
             .add("num_heads", &self.num_heads)
             .add("num_kv_heads", &self.num_kv_heads)
             .add("head_dim", &self.head_dim)

@@ -51,6 +51,9 @@ pub struct Block {
     /// The norm of queries and keys.
     #[serde(default)]
     pub qk_norm: Option<QkNorm>,
+    /// Whether queries, keys and values are the rows of one projection, and gate and up those of another.
+    #[serde(default)]
+    pub joint_projections: bool,
     /// What the gate of the feed-forward block goes through.
     #[serde(default)]
     pub activation: Activation,
@@ -70,6 +73,7 @@ impl Block {
         with_norms => norms: NormPlacement,
         with_unit_offset => unit_offset: bool,
         with_qk_norm => qk_norm: Option<QkNorm>,
+        with_joint_projections => joint_projections: bool,
         with_activation => activation: Activation,
         with_score_scale => score_scale: Option<f64>,
         with_score_cap => score_cap: Option<f64>,

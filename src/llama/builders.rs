@@ -66,6 +66,10 @@ builders! {
     olmo3_32b, lora_olmo3_32b: "OLMo 3 32B";
     granite3_2b, lora_granite3_2b: "Granite 3.3 2B";
     granite3_8b, lora_granite3_8b: "Granite 3.3 8B";
+    phi3_mini_4k, lora_phi3_mini_4k: "Phi-3-mini for 4096 tokens";
+    phi3_medium_4k, lora_phi3_medium_4k: "Phi-3-medium for 4096 tokens";
+    phi4_mini, lora_phi4_mini: "Phi-4-mini";
+    phi4, lora_phi4: "Phi-4";
     gemma2_2b, lora_gemma2_2b: "Gemma 2 2B";
     gemma2_9b, lora_gemma2_9b: "Gemma 2 9B";
     gemma2_27b, lora_gemma2_27b: "Gemma 2 27B";

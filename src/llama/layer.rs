@@ -123,6 +123,16 @@ fn normed(norm: &Option<RMSNorm>, x: Tensor<3>, routes: Option<&Routes>) -> Tens
     }
 }
 
+/// With the layers that there are.
+pub(super) fn with_layers<M: ModuleDisplay, const N: usize>(
+    content: Content,
+    layers: [(&str, &Option<M>); N],
+) -> Content {
+    let layers = layers.into_iter();
+    let layers = layers.filter_map(|(name, layer)| Some((name, layer.as_ref()?)));
+    layers.fold(content, |content, (name, layer)| content.add(name, layer))
+}
+
 pub(super) fn normed_meta(norm: &Option<RMSNorm>, x: MetaTensor) -> MetaTensor {
     match norm {
         Some(norm) => norm.meta(x),
@@ -137,14 +147,13 @@ impl ModuleDisplay for TransformerDecoderLayer {
 
     /// The norms that there are.
     fn custom_content(&self, content: Content) -> Option<Content> {
-        let add = |content: Content, name: &str, norm: &Option<RMSNorm>| match norm {
-            Some(norm) => content.add(name, norm),
-            None => content,
-        };
-        let content = add(content, "sa_norm", &self.sa_norm).add("attn", &self.attn);
-        let content = add(content, "post_sa_norm", &self.post_sa_norm);
-        let content = add(content, "mlp_norm", &self.mlp_norm);
-        let content = add(content, "pre_mlp_norm", &self.pre_mlp_norm).add("mlp", &self.mlp);
-        add(content, "post_mlp_norm", &self.post_mlp_norm).optional()
+        let content = with_layers(content, [("sa_norm", &self.sa_norm)]).add("attn", &self.attn);
+        let norms = [
+            ("post_sa_norm", &self.post_sa_norm),
+            ("mlp_norm", &self.mlp_norm),
+            ("pre_mlp_norm", &self.pre_mlp_norm),
+        ];
+        let content = with_layers(content, norms).add("mlp", &self.mlp);
+        with_layers(content, [("post_mlp_norm", &self.post_mlp_norm)]).optional()
     }
 }

@@ -1,8 +1,10 @@
 use burn::module::{Content, DisplaySettings, Module, ModuleDisplay};
 use burn::tensor::{Device, Tensor};
 
+use super::joint::{Part, joined, joined_meta, part_meta, part_of};
+use super::layer::with_layers;
 use super::{Context, LlamaConfig};
-use crate::lora::{LoRALinear, MlpModule};
+use crate::lora::{LoRALinear, MlpModule, Routes};
 use crate::ops::meta::MetaTensor;
 use crate::ops::{Activation, glu, glu_meta};
 
@@ -11,26 +13,34 @@ use crate::ops::{Activation, glu, glu_meta};
 #[derive(Module, Debug)]
 #[module(custom_display)]
 pub struct FeedForward {
-    /// The gate, `embed_dim -> intermediate_dim`.
-    pub w1: LoRALinear,
+    /// The gate, `embed_dim -> intermediate_dim`; none where there is `gate_up_proj`.
+    pub w1: Option<LoRALinear>,
     /// The way down, `intermediate_dim -> embed_dim`.
     pub w2: LoRALinear,
-    /// The way up, `embed_dim -> intermediate_dim`.
-    pub w3: LoRALinear,
+    /// The way up, `embed_dim -> intermediate_dim`; likewise.
+    pub w3: Option<LoRALinear>,
+    /// Gate and up in one, one after the other, `embed_dim -> 2 · intermediate_dim`, see
+    /// [`Block::joint_projections`](super::Block::joint_projections).
+    pub gate_up_proj: Option<LoRALinear>,
+    #[module(skip)]
+    intermediate_dim: usize,
     #[module(skip)]
     activation: Activation,
 }
 
 impl FeedForward {
     pub(super) fn new(config: &LlamaConfig, device: &Device) -> Self {
-        let linear = |module| {
-            let (in_dim, out_dim) = config.mlp_dims(module);
-            LoRALinear::plain(in_dim, out_dim, config.mlp_bias, device)
-        };
+        let linear =
+            |(in_dim, out_dim)| LoRALinear::plain(in_dim, out_dim, config.mlp_bias, device);
+        let is_joint = config.block.joint_projections;
+        let own = |module| (!is_joint).then(|| linear(config.mlp_dims(module)));
+        let joint_dims = (config.embed_dim, 2 * config.intermediate_dim);
         Self {
-            w1: linear(MlpModule::W1),
-            w2: linear(MlpModule::W2),
-            w3: linear(MlpModule::W3),
+            w1: own(MlpModule::W1),
+            w2: linear(config.mlp_dims(MlpModule::W2)),
+            w3: own(MlpModule::W3),
+            gate_up_proj: is_joint.then(|| linear(joint_dims)),
+            intermediate_dim: config.intermediate_dim,
             activation: config.block.activation,
         }
     }
@@ -44,17 +54,32 @@ impl FeedForward {
     /// If the last dimension of `x` is not `embed_dim`.
     pub fn forward(&self, x: Tensor<3>, context: &Context) -> Tensor<3> {
         let routes = context.routes.as_ref();
-        let gate = self.w1.forward_routed(x.clone(), routes);
-        let up = self.w3.forward_routed(x, routes);
+        let [gate, up] = self.gate_and_up(x, routes);
         self.w2
             .forward_routed(glu(gate, up, self.activation), routes)
     }
 
+    fn gate_and_up(&self, x: Tensor<3>, routes: Option<&Routes>) -> [Tensor<3>; 2] {
+        let joined = joined(&self.gate_up_proj, x, routes);
+        self.parts()
+            .map(|part| part_of(joined.clone(), part, routes))
+    }
+
+    fn parts(&self) -> [Part<'_>; 2] {
+        let dim = self.intermediate_dim;
+        [(&self.w1, 0..dim), (&self.w3, dim..2 * dim)]
+    }
+
     /// What [`Self::forward`] holds in a training.
     pub(super) fn meta(&self, x: MetaTensor) -> MetaTensor {
-        let gate = self.w1.meta(x.clone());
-        let up = self.w3.meta(x);
+        let [gate, up] = self.gate_and_up_meta(x);
         self.w2.meta(glu_meta(gate, up))
+    }
+
+    /// What [`Self::gate_and_up`] holds in a training.
+    fn gate_and_up_meta(&self, x: MetaTensor) -> [MetaTensor; 2] {
+        let joined = joined_meta(&self.gate_up_proj, x);
+        self.parts().map(|part| part_meta(joined.clone(), part))
     }
 }
 
@@ -66,10 +91,8 @@ impl ModuleDisplay for FeedForward {
     }
 
     fn custom_content(&self, content: Content) -> Option<Content> {
-        content
-            .add("w1", &self.w1)
-            .add("w2", &self.w2)
-            .add("w3", &self.w3)
-            .optional()
+        let content = with_layers(content, [("w1", &self.w1)]).add("w2", &self.w2);
+        let rest = [("w3", &self.w3), ("gate_up_proj", &self.gate_up_proj)];
+        with_layers(content, rest).optional()
     }
 }

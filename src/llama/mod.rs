@@ -13,6 +13,7 @@ mod config;
 mod context;
 mod decoder;
 pub(crate) mod families;
+mod joint;
 mod layer;
 mod layer_attention;
 mod mask;

@@ -14,11 +14,12 @@ const MODEL: [(&str, &str); 3] = [
 const POST_ATTENTION: &str = "post_attention_layernorm";
 
 /// Modules of a layer, below `layers.N` and `model.layers.N`.
-const LAYER: [(&str, &str); 14] = [
+const LAYER: [(&str, &str); 16] = [
     ("sa_norm", "input_layernorm"),
     ("attn.q_proj", "self_attn.q_proj"),
     ("attn.k_proj", "self_attn.k_proj"),
     ("attn.v_proj", "self_attn.v_proj"),
+    ("attn.qkv_proj", "self_attn.qkv_proj"),
     ("attn.output_proj", "self_attn.o_proj"),
     ("attn.q_norm", "self_attn.q_norm"),
     ("attn.k_norm", "self_attn.k_norm"),
@@ -28,6 +29,7 @@ const LAYER: [(&str, &str); 14] = [
     ("mlp.w1", "mlp.gate_proj"),
     ("mlp.w2", "mlp.down_proj"),
     ("mlp.w3", "mlp.up_proj"),
+    ("mlp.gate_up_proj", "mlp.gate_up_proj"),
     ("post_mlp_norm", "post_feedforward_layernorm"),
 ];
 
@@ -36,8 +38,16 @@ pub(crate) fn module_names(path: &str) -> ModuleNames {
     let mut names = ModuleNames::new(path);
     names.hf = to_hf(path);
     names.is_vocabulary = ["tok_embeddings", "output"].contains(&path);
+    let joint = JOINT.iter().find(|(joint, _)| path.ends_with(*joint));
+    names.parts = joint.map(|(_, parts)| *parts).unwrap_or_default();
     names
 }
+
+/// Joint projections, and what their parts are called in other models, here and in Hugging Face's files.
+const JOINT: [(&str, &[&str]); 2] = [
+    ("attn.qkv_proj", &["q_proj", "k_proj", "v_proj"]),
+    ("mlp.gate_up_proj", &["w1", "w3", "gate_proj", "up_proj"]),
+];
 
 /// `layers.0.attn.q_proj` to `model.layers.0.self_attn.q_proj`.
 pub(crate) fn to_hf(module: &str) -> Option<String> {

@@ -55,15 +55,6 @@ impl RotaryEmbedding {
     /// # Panics
     /// If the shapes do not fit.
     pub fn apply(&self, x: Tensor<4>) -> Tensor<4> {
-        let [_, _, _, head_dim] = x.dims();
-        let [_, _, _, pairs] = self.cos.dims();
-        let rotated = |x| rotary(x, self.cos.clone(), self.sin.clone());
-        match head_dim - 2 * pairs {
-            0 => rotated(x),
-            rest => {
-                let kept = x.clone().narrow(3, 2 * pairs, rest);
-                Tensor::cat(vec![rotated(x.narrow(3, 0, 2 * pairs)), kept], 3)
-            }
-        }
+        rotary(x, self.cos.clone(), self.sin.clone())
     }
 }

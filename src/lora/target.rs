@@ -253,6 +253,8 @@ pub(crate) struct ModuleNames {
     pub hf: Option<String>,
     /// Whether it stands at the vocabulary: the embedding, or the projection to the logits.
     pub is_vocabulary: bool,
+    /// The modules of other models that are one in it.
+    pub parts: &'static [&'static str],
 }
 
 impl ModuleNames {
@@ -261,6 +263,7 @@ impl ModuleNames {
             path: path.to_owned(),
             hf: None,
             is_vocabulary: false,
+            parts: &[],
         }
     }
 

@@ -11,6 +11,7 @@ use burn::backend::{Autodiff, AutodiffBackend, Backend, TensorMetadata};
 use burn::tensor::{DType, Shape};
 
 use super::backend::{StepOps, Weight, lora_forward, maybe_dropped};
+use super::portable::columns;
 use super::types::Activation;
 use super::types::DropoutMask;
 use super::types::KeyRanges;
@@ -131,6 +132,17 @@ impl<B: StepOps, C: CheckpointStrategy> StepOps for Autodiff<B, C> {
                 let inputs = [gate, up].map(Narrowed::of);
                 prep.finish((inputs, activation), out)
             }
+            OpsKind::UnTracked(prep) => prep.finish(out),
+        }
+    }
+
+    fn columns(x: FloatTensor<Self>, start: usize, width: usize) -> FloatTensor<Self> {
+        let prep = ColumnsBackward.prepare::<C>([x.node()]);
+        let x = x.into_primitive();
+        let shape = x.shape();
+        let out = B::columns(x, start, width);
+        match prep.compute_bound().stateful() {
+            OpsKind::Tracked(prep) => prep.finish((shape, start), out),
             OpsKind::UnTracked(prep) => prep.finish(out),
         }
     }
@@ -461,6 +473,26 @@ impl<B: StepOps> Backward<B, 2> for GluBackward {
                 grads.register::<B>(node.id, grad);
             }
         }
+    }
+}
+
+#[derive(Debug)]
+struct ColumnsBackward;
+
+impl<B: StepOps> Backward<B, 1> for ColumnsBackward {
+    /// The shape of what the columns are of, and the first of them.
+    type State = (Shape, usize);
+
+    fn backward(
+        self,
+        ops: Ops<Self::State, 1>,
+        grads: &mut Gradients,
+        _checkpointer: &mut Checkpointer,
+    ) {
+        let (shape, start) = ops.state;
+        unary::<B, _>(ops.parents, ops.node, grads, |grad| {
+            columns::backward::<B>(grad, shape, start)
+        });
     }
 }
 

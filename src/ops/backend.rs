@@ -40,7 +40,8 @@ use burn::backend::fusion::custom::TensorSpec;
 use burn::tensor::{DType, Shape};
 
 use super::portable::{
-    adamw, attention, cross_entropy, dropout, glu, linear, packed, rms_norm, rotary, squares,
+    adamw, attention, columns, cross_entropy, dropout, glu, linear, packed, rms_norm, rotary,
+    squares,
 };
 use super::types::Activation;
 use super::types::AdamWStep;
@@ -242,6 +243,12 @@ pub trait StepOps: Backend {
         glu::backward::<Self>(grad, gate, up, activation)
     }
 
+    /// Some columns, copied.
+    #[fusion(dtype = x, shape = linear_shape(x, *width))]
+    fn columns(x: FloatTensor<Self>, start: usize, width: usize) -> FloatTensor<Self> {
+        columns::forward::<Self>(x, start, width)
+    }
+
     /// The norm; `weight` is f32.
     #[fusion(dtype = x, shape = x)]
     fn rms_norm(x: FloatTensor<Self>, weight: FloatTensor<Self>, eps: f64) -> FloatTensor<Self> {
@@ -270,7 +277,7 @@ pub trait StepOps: Backend {
         rms_norm::weight_grad::<Self>(grad, x, weight, eps)
     }
 
-    /// The rotation; that by the opposite angles is its backward pass.
+    /// The rotation of the first numbers of each head; that by the opposite angles is its backward pass.
     #[fusion(dtype = x, shape = x)]
     fn rotary(
         x: FloatTensor<Self>,

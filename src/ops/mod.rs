@@ -15,6 +15,7 @@
 //! | [`attention`] | `softmax(q kᵀ / sqrt(d)) v` | q, k, v; on GPUs in half precision the output and the softmaxes' totals too |
 //! | [`attention_scored`] | `softmax(cap · tanh(scale · q kᵀ / cap)) v` | the same; with a cap q, k and v alone |
 //! | [`glu`] | `activation(gate) · up` | gate, up |
+//! | [`columns`] | some numbers of each row | nothing |
 //! | [`cross_entropy_sum`] | `-Σ log softmax(logits)[target]` | its gradient, fused in the logits' place |
 //!
 //! With [`MatmulPrecision::Medium`] on the CPU, what only a backward pass reads (the inputs of norms, attention and gated
@@ -28,6 +29,7 @@ mod attention;
 mod autodiff;
 mod backend;
 mod backward;
+mod columns;
 mod cross_entropy;
 #[cfg(feature = "cube")]
 mod cube;
@@ -52,6 +54,8 @@ pub(crate) use adamw::adamw;
 pub(crate) use attention::attention_meta;
 pub use attention::{AttentionBody, attention, attention_body, attention_scored};
 pub(crate) use backward::{GraphState, backward_from};
+pub use columns::columns;
+pub(crate) use columns::columns_meta;
 pub(crate) use cross_entropy::cross_entropy_meta;
 pub use cross_entropy::cross_entropy_sum;
 #[cfg(any(feature = "flex", feature = "cube"))]

@@ -97,6 +97,18 @@ fn plain_rms_norm<const D: usize>(x: Tensor<D>, weight: Tensor<1>, eps: f64) -> 
     x / (mean_square + eps).sqrt() * weight.unsqueeze()
 }
 
+fn plain_rotary(x: Tensor<4>, cos: Tensor<4>, sin: Tensor<4>) -> Tensor<4> {
+    let ([.., head_dim], [.., pairs]) = (x.dims(), cos.dims());
+    let part = |start, width| x.clone().narrow(3, start, width);
+    let [first, second] = [part(0, pairs), part(pairs, pairs)];
+    let turned = [
+        first.clone() * cos.clone() - second.clone() * sin.clone(),
+        second * cos + first * sin,
+    ];
+    let kept = (2 * pairs < head_dim).then(|| part(2 * pairs, head_dim - 2 * pairs));
+    Tensor::cat(turned.into_iter().chain(kept).collect(), 3)
+}
+
 /// With keys and values repeated for the heads that share them, and all scores at once.
 fn plain_attention(
     [q, k, v]: [Tensor<4>; 3],
@@ -168,6 +180,12 @@ fn bodies_equal_each_other() {
         assert_fused_equals_portable([random(shape), random([1, 5, dim])], |[x, weight]| {
             linear(x, weight.reshape([5, dim])) / dim as f32
         });
+        let half = dim.div_ceil(2);
+        assert_equals_plain(
+            [random(shape)],
+            |[x]| columns(x.clone(), 0..half) * columns(x, dim - half..dim),
+            |[x]| x.clone().narrow(2, 0, half) * x.narrow(2, dim - half, half),
+        );
     }
     gelu_is_its_formula();
     portable(gelu_is_its_formula);
@@ -246,11 +264,20 @@ fn views_are_as_good_as_whole_tensors() {
 }
 
 fn rotations_are_the_same() {
-    for (rows, heads, head_dim) in [(1, 1, 2), (1, 2, 6), (2, 3, 16)] {
-        let angles = random([rows, 5, 1, head_dim / 2]).inner();
-        assert_fused_equals_portable([random([2, 5, heads, head_dim])], |[x]| {
-            rotary(x, angles.clone().cos(), angles.clone().sin())
-        });
+    for (rows, heads, head_dim, pairs) in [
+        (1, 1, 2, 1),
+        (1, 2, 6, 3),
+        (2, 3, 16, 8),
+        (1, 3, 16, 6),
+        (2, 1, 7, 1),
+    ] {
+        let angles = random([rows, 5, 1, pairs]).inner();
+        let [cos, sin] = [angles.clone().cos(), angles.sin()];
+        assert_equals_plain(
+            [random([2, 5, heads, head_dim])],
+            |[x]| rotary(x, cos.clone(), sin.clone()),
+            |[x]| plain_rotary(x, cos.clone(), sin.clone()),
+        );
     }
     // Angles of another type are taken for what they are.
     if device().supports_dtype(DType::F16) {

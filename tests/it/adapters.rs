@@ -520,12 +520,16 @@ fn an_untouched_part_has_no_adapter() {
     let model = base(&config()).with_adapters(&lora).unwrap();
     let method = |layer: &LoRALinear| layer.adapter().map(|a| a.method());
     let attn = &model.layers[0].attn;
-    assert_eq!(method(&attn.k_proj), Some(MethodRef(&BIAS)));
+    assert_eq!(
+        attn.k_proj.as_ref().and_then(method),
+        Some(MethodRef(&BIAS))
+    );
     assert_eq!(method(&attn.output_proj), None);
     let lora = LoRAConfig::new(AttnModule::ALL).with_modules_to_save(["k_proj"]);
     let model = base(&config()).with_adapters(&lora).unwrap();
-    assert_eq!(method(&model.layers[1].attn.k_proj), Some(MethodRef(&FULL)));
-    let weight = model.layers[1].attn.k_proj.base.weight.val();
+    let k_proj = model.layers[1].attn.k_proj.as_ref().unwrap();
+    assert_eq!(method(k_proj), Some(MethodRef(&FULL)));
+    let weight = k_proj.base.weight.val();
     assert!(!weight.is_require_grad());
 }
 
@@ -745,7 +749,8 @@ fn adapters_that_begin_with_a_part_of_the_base_are_saved_both_ways() {
 /// Other factors, but what the adapter began with is still that.
 fn random_trained(mut model: TransformerDecoder) -> TransformerDecoder {
     for layer in &mut model.layers {
-        for linear in [&mut layer.attn.q_proj, &mut layer.mlp.w2] {
+        let q_proj = layer.attn.q_proj.as_mut().unwrap();
+        for linear in [q_proj, &mut layer.mlp.w2] {
             let adapter = linear.adapters.get_mut(DEFAULT_ADAPTER).unwrap();
             adapter.map_matrix("lora_a.weight", |a| a * 1.1);
             adapter.map_matrix("lora_b.weight", |b| b * 0.7 + 0.01);

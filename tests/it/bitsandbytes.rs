@@ -241,7 +241,7 @@ fn packed_weights_stay_as_they_are() {
         ] {
             let what = format!("{format:?}, {what}");
             assert_eq!(
-                format_of(&model.layers[1].attn.v_proj),
+                format_of(model.layers[1].attn.v_proj.as_ref().unwrap()),
                 Some(format),
                 "{what}"
             );
@@ -284,7 +284,7 @@ fn they_become_numbers_of_a_type() {
         let (tensors, values) = quantized(format);
         let dir = folder(&tensors);
         let model = loaded(dir.path(), |model, dir| load_hf_as(model, dir, DType::F32));
-        assert_eq!(format_of(&model.layers[0].mlp.w1), None);
+        assert_eq!(format_of(model.layers[0].mlp.w1.as_ref().unwrap()), None);
         assert_eq!(state_dict(&model), values, "{format:?}");
         if device().supports_dtype(DType::BF16) {
             let model = loaded(dir.path(), |model, dir| load_hf_as(model, dir, DType::BF16));
@@ -318,7 +318,10 @@ fn a_packed_model_is_saved_dense() {
         let written = fs::read_to_string(dir.path().join("config.json")).unwrap();
         assert!(!written.contains("quantization_config"));
         let again = loaded(dir.path(), |model, dir| load_hf(model, dir));
-        assert_eq!(format_of(&again.layers[0].attn.q_proj), None);
+        assert_eq!(
+            format_of(again.layers[0].attn.q_proj.as_ref().unwrap()),
+            None
+        );
         assert_eq!(state_dict(&again), values);
     }
 }
@@ -343,7 +346,10 @@ fn refused(format: usize, spoil: impl FnOnce(&mut Tensors)) -> String {
         };
         assert!(loaded.is_err(), "{format:?} is not refused");
         assert_eq!(state_dict(&model), values);
-        assert_eq!(format_of(&model.layers[0].attn.q_proj), None);
+        assert_eq!(
+            format_of(model.layers[0].attn.q_proj.as_ref().unwrap()),
+            None
+        );
     }
     let error = load_hf(&mut model, dir.path()).unwrap_err();
     if let Error::Format { path, .. } = &error {

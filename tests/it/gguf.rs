@@ -192,7 +192,7 @@ fn scales_of_layers_are_in_the_tensors() {
             ("blk.0.attn_q.weight", &model.layers[0].attn.q_proj),
             ("blk.0.attn_v.weight", &model.layers[0].attn.v_proj),
         ] {
-            let adapter = layer.adapter().unwrap();
+            let adapter = layer.as_ref().unwrap().adapter().unwrap();
             let (dims, b) = &file.tensors[&format!("{name}.lora_b")];
             assert_eq!(dims[0], adapter.rank(), "no rank is filled up");
             assert_ne!(file.alpha, 0.0, "0 would be a scale of 1");

@@ -120,16 +120,12 @@ fn headers_tell_how_weights_are_packed() {
         let packed = read_base_packing(&path).unwrap();
         let of = |key: &str| packed.get(key).copied();
         let layer = &model.layers[0];
+        let [q_proj, v_proj] =
+            [&layer.attn.q_proj, &layer.attn.v_proj].map(|proj| proj.as_ref().unwrap());
         for (key, weight) in [
             ("tok_embeddings.weight", &model.tok_embeddings.weight),
-            (
-                "layers.0.attn.q_proj.weight",
-                &layer.attn.q_proj.base.weight,
-            ),
-            (
-                "layers.0.attn.v_proj.weight",
-                &layer.attn.v_proj.base.weight,
-            ),
+            ("layers.0.attn.q_proj.weight", &q_proj.base.weight),
+            ("layers.0.attn.v_proj.weight", &v_proj.base.weight),
             ("layers.0.mlp.w2.weight", &layer.mlp.w2.base.weight),
         ] {
             let found = match weight {
@@ -151,7 +147,7 @@ fn what_is_not_packed_is_brought_to_a_type_or_packed_too() {
         let mut model = read_base_config(&path).unwrap().init(&Device::default());
         load_any_base_as(&mut model, &path, format).unwrap();
         let attn = &model.layers[0].attn;
-        [&attn.q_proj, &attn.v_proj].map(|layer| match &layer.base.weight {
+        [&attn.q_proj, &attn.v_proj].map(|layer| match &layer.as_ref().unwrap().base.weight {
             FrozenWeight::Dense(value) => Err(value.val().dtype()),
             FrozenWeight::Packed(packed) => Ok(packed.layout().format()),
             other => panic!("{other:?}"),
@@ -206,7 +202,7 @@ fn weights_stay_packed_and_compute_what_they_stand_for() {
         assert!(report.missing.is_empty() && report.unexpected.is_empty());
         load_any_base_as(&mut dense, &path, DType::F32).unwrap();
         let is_packed = |model: &TransformerDecoder| {
-            let weight = &model.layers[0].attn.q_proj.base.weight;
+            let weight = &model.layers[0].attn.q_proj.as_ref().unwrap().base.weight;
             matches!(weight, FrozenWeight::Packed(_))
         };
         assert_eq!([&packed, &dense].map(is_packed), [true, false], "{name}");

@@ -98,7 +98,7 @@ fn the_residual_falls_with_every_iteration() {
 }
 
 fn is_packed(model: &TransformerDecoder) -> bool {
-    let weight = &model.layers[1].attn.q_proj.base.weight;
+    let weight = &model.layers[1].attn.q_proj.as_ref().unwrap().base.weight;
     matches!(weight, FrozenWeight::Packed(_))
 }
 

@@ -13,6 +13,7 @@ mod gguf_models;
 mod golden;
 mod golden_cases;
 mod initialize;
+mod joint;
 mod loftq;
 mod merged;
 mod own_method;

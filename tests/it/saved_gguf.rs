@@ -167,7 +167,7 @@ fn blocks_stay_as_they_are_in_another_file() {
             [&data, &after_values[&key]].map(|data| data.clone().convert::<f32>());
         assert_eq!(before, after, "{key}");
     }
-    let weight = &after.layers[1].attn.k_proj.base.weight;
+    let weight = &after.layers[1].attn.k_proj.as_ref().unwrap().base.weight;
     let FrozenWeight::Packed(packed) = weight else {
         panic!("it is packed");
     };

@@ -3,8 +3,8 @@
 from transformers import (
     Gemma3Config, Gemma3ForConditionalGeneration, Mistral3Config, Mistral3ForConditionalGeneration, Gemma2Config, Gemma2ForCausalLM, Gemma3ForCausalLM, Gemma3TextConfig, GraniteConfig, GraniteForCausalLM,
     LlamaConfig, LlamaForCausalLM, Ministral3Config, Ministral3ForCausalLM, MistralConfig, MistralForCausalLM,
-    Olmo2Config, Olmo2ForCausalLM, Olmo3Config, Olmo3ForCausalLM, Qwen2Config, Qwen2ForCausalLM, Qwen3Config,
-    Qwen3ForCausalLM, SmolLM3Config, SmolLM3ForCausalLM,
+    Olmo2Config, Olmo2ForCausalLM, Olmo3Config, Olmo3ForCausalLM, Phi3Config, Phi3ForCausalLM, Qwen2Config,
+    Qwen2ForCausalLM, Qwen3Config, Qwen3ForCausalLM, SmolLM3Config, SmolLM3ForCausalLM,
 )
 
 # Rows of 100 tokens are longer than every window and original context here.
@@ -58,6 +58,8 @@ GRANITE = {
     "embedding_multiplier": 3.0, "attention_multiplier": 0.2, "residual_multiplier": 0.6, "logits_scaling": 1.5}
 # Where the scores are not divided by anything: large ones would leave nothing of f32's precision.
 SMALL_SCORES = {"hidden_size": 32, "num_attention_heads": 8}
+# Of heads of which half is rotated.
+SHORTER = {name: LONG[name][:4] for name in ("short_factor", "long_factor")}
 GEMMA2 = {"head_dim": 16, "query_pre_attn_scalar": 12, "sliding_window": WINDOW}
 GEMMA3 = {"head_dim": 16, "query_pre_attn_scalar": 24, "sliding_window": WINDOW, "num_hidden_layers": 7}
 
@@ -70,6 +72,7 @@ SMOLLM3 = (SmolLM3ForCausalLM, SmolLM3Config)
 OLMO2 = (Olmo2ForCausalLM, Olmo2Config)
 OLMO3 = (Olmo3ForCausalLM, Olmo3Config)
 GRANITE3 = (GraniteForCausalLM, GraniteConfig)
+PHI3 = (Phi3ForCausalLM, Phi3Config)
 GEMMA2_MODEL = (Gemma2ForCausalLM, Gemma2Config)
 GEMMA3_MODEL = (Gemma3ForCausalLM, Gemma3TextConfig)
 
@@ -121,6 +124,25 @@ CASES = {
     "Granite, biases, tied": (GRANITE3, GRANITE | {
         "attention_bias": True, "mlp_bias": True, "tie_word_embeddings": True}),
     "Granite, default multipliers": (GRANITE3, SMALL_SCORES, {}, list(GRANITE)),
+    "Phi-3": (PHI3, {}),
+    "Phi-3, window": (PHI3, {"sliding_window": WINDOW}),
+    "Phi-3, default key heads": (PHI3, {"num_key_value_heads": 4}, {}, ["num_key_value_heads"]),
+    "Phi-3, another base in the older style": (PHI3, {}, {"rope_theta": 2e4}, ["rope_parameters"]),
+    "Phi-3, a part of each head rotated": (PHI3, rope("default", partial_rotary_factor=0.75)),
+    "Phi-3, longrope": (PHI3, ORIGINAL | rope("longrope", **LONG)),
+    "Phi-3, longrope, a factor": (PHI3, ORIGINAL | rope("longrope", **LONG, factor=2.0)),
+    "Phi-3, longrope, an attention factor": (PHI3, ORIGINAL | rope("longrope", **LONG, attention_factor=1.1)),
+    "Phi-3, longrope, default original length": (PHI3, {}, rope("longrope", **LONG), [*ORIGINAL]),
+    "Phi-3, longrope that is called yarn": (
+        PHI3, ORIGINAL, {"rope_scaling": {"type": "yarn", **LONG}}, ["rope_parameters"]),
+    "Phi-3, longrope that is called su": (
+        PHI3, ORIGINAL, {"rope_scaling": {"type": "su", **LONG}}, ["rope_parameters"]),
+    "Phi-3, longrope of a part, window, tied": (
+        PHI3, ORIGINAL | {"sliding_window": WINDOW, "tie_word_embeddings": True} | rope(
+            "longrope", **SHORTER, partial_rotary_factor=0.5)),
+    "Phi-3, longrope of a part in the older style": (
+        PHI3, ORIGINAL, {"rope_scaling": {"type": "longrope", **SHORTER}, "partial_rotary_factor": 0.5},
+        ["rope_parameters"]),
     "Gemma 2": (GEMMA2_MODEL, GEMMA2),
     "Gemma 2, no caps": (GEMMA2_MODEL, GEMMA2 | {"attn_logit_softcapping": None, "final_logit_softcapping": None}),
     "Gemma 2, low caps": (GEMMA2_MODEL, GEMMA2 | {"attn_logit_softcapping": 2.0, "final_logit_softcapping": 3.0}),
@@ -150,8 +172,8 @@ CASES |= {
         ("Llama", LLAMA, {}), ("Mistral", MISTRAL, {"sliding_window": WINDOW}),
         ("Ministral 3", MINISTRAL3, {"head_dim": 16}), ("Qwen2", QWEN2, {}), ("Qwen3", QWEN3, {"head_dim": 16}),
         ("SmolLM3", SMOLLM3, {"num_key_value_heads": 4}), ("OLMo 2", OLMO2, {}),
-        ("OLMo 3", OLMO3, {"sliding_window": WINDOW}), ("Granite", GRANITE3, SMALL_SCORES), ("Gemma 2", GEMMA2_MODEL, GEMMA2),
-        ("Gemma 3", GEMMA3_MODEL, GEMMA3)]
+        ("OLMo 3", OLMO3, {"sliding_window": WINDOW}), ("Granite", GRANITE3, SMALL_SCORES),
+        ("Phi-3", PHI3, {"sliding_window": WINDOW}), ("Gemma 2", GEMMA2_MODEL, GEMMA2), ("Gemma 3", GEMMA3_MODEL, GEMMA3)]
 }
 
 

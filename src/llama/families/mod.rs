@@ -8,6 +8,7 @@ mod layers;
 mod llama;
 mod mistral;
 mod olmo;
+mod phi3;
 mod qwen;
 mod rope;
 mod smollm3;
@@ -47,6 +48,8 @@ struct Defaults {
     pad: Option<i64>,
     /// Sizes by their fields.
     sizes: &'static [(&'static str, usize)],
+    /// How the rotary embedding of all layers is told, by the base and the longest sequence.
+    read_rope: fn(Fields, f64, usize) -> Result<Rope, String>,
     /// The field that names the activation, and the names of the one that the family has.
     activation: (&'static str, Activation, &'static [&'static str]),
 }
@@ -63,6 +66,7 @@ const DEFAULTS: Defaults = Defaults {
     eos: Some(2),
     pad: None,
     sizes: &[],
+    read_rope: rope::read_rope,
     activation: ("hidden_act", Activation::Silu, &["silu", "swish"]),
 };
 
@@ -102,7 +106,7 @@ const WITHOUT_EFFECT: [&str; 13] = [
 ];
 
 /// All families, in the order in which one is looked for that a model can be saved as.
-pub(crate) static FAMILIES: [&Family; 11] = [
+pub(crate) static FAMILIES: [&Family; 12] = [
     &llama::LLAMA,
     &mistral::MISTRAL,
     &mistral::MINISTRAL3,
@@ -112,6 +116,7 @@ pub(crate) static FAMILIES: [&Family; 11] = [
     &olmo::OLMO2,
     &olmo::OLMO3,
     &granite::GRANITE,
+    &phi3::PHI3,
     &gemma::GEMMA2,
     &gemma::GEMMA3_TEXT,
 ];
@@ -159,7 +164,7 @@ impl Family {
         let head_dim = fields.get("head_dim")?.or(defaults.head_dim);
         let num_kv_heads = fields.given("num_key_value_heads")?;
         let max_seq_len = fields.get_or("max_position_embeddings", defaults.max_seq_len)?;
-        let Rope { base, scaling } = rope::read_rope(fields, defaults.rope_base, max_seq_len)?;
+        let Rope { base, scaling } = (defaults.read_rope)(fields, defaults.rope_base, max_seq_len)?;
         let id = |key, default: Option<i64>| {
             let given = fields.given::<TokenId>(key)?;
             let id = given.unwrap_or(default.map(TokenId));

@@ -39,10 +39,14 @@ pub fn read_parameters(rope: Fields, outside: &Outside) -> Result<Rope, String> 
     Ok(Rope::new(base).with_scaling(scaling(rope, outside)?))
 }
 
-fn scaling(rope: Fields, outside: &Outside) -> Result<Option<RopeScaling>, String> {
+/// The kind of a rotary embedding, which older files have as `type`.
+pub fn kind(rope: Fields) -> Result<Option<String>, String> {
     let older: Option<String> = rope.get("type")?;
-    let kind = rope.get("rope_type")?.or(older);
-    match kind.as_deref() {
+    Ok(rope.get("rope_type")?.or(older))
+}
+
+fn scaling(rope: Fields, outside: &Outside) -> Result<Option<RopeScaling>, String> {
+    match kind(rope)?.as_deref() {
         None | Some("default") => Ok(None),
         Some("linear") => Ok(Some(RopeScaling::Linear {
             factor: factor(rope)?,
@@ -121,16 +125,21 @@ fn longrope(rope: Fields, outside: &Outside) -> Result<RopeScaling, String> {
     let original_max_seq_len = original_max_seq_len(rope, outside)?;
     let by_lengths = outside.max_seq_len as f64 / original_max_seq_len as f64;
     let factor: f64 = rope.get_or("factor", by_lengths)?;
-    let grown = match factor <= 1.0 {
-        true => 1.0,
-        false => (1.0 + factor.ln() / (original_max_seq_len as f64).ln()).sqrt(),
-    };
+    let grown = longrope_attention_factor(factor, original_max_seq_len);
     Ok(RopeScaling::LongRope {
         short_factor: rope.need("short_factor")?,
         long_factor: rope.need("long_factor")?,
         attention_factor: rope.get_or("attention_factor", grown)?,
         original_max_seq_len,
     })
+}
+
+/// What longrope multiplies cos and sin by in a context that has grown by a factor.
+pub fn longrope_attention_factor(factor: f64, original_max_seq_len: usize) -> f64 {
+    match factor <= 1.0 {
+        true => 1.0,
+        false => (1.0 + factor.ln() / (original_max_seq_len as f64).ln()).sqrt(),
+    }
 }
 
 /// A scaling as the fields of `rope_scaling`.

@@ -219,6 +219,10 @@ impl StepOps for CubeBackend {
         }
     }
 
+    fn columns(x: CubeTensor, start: usize, width: usize) -> CubeTensor {
+        into_contiguous(portable::columns::forward::<Self>(x, start, width))
+    }
+
     fn rms_norm(x: CubeTensor, weight: CubeTensor, eps: f64) -> CubeTensor {
         match takes(&x) {
             true => rms_norm::forward(x, weight, eps),

@@ -1,9 +1,12 @@
 use burn::backend::TensorMetadata;
+use burn::backend::ops::FloatTensorOps;
+use burn_cubecl::CubeBackend;
 use burn_cubecl::kernel::into_contiguous;
 use burn_cubecl::tensor::CubeTensor;
 use cubecl::prelude::*;
 
 use super::{elem, elementwise, empty, vector_size};
+use crate::ops::portable::columns;
 
 /// A unit turns some neighbouring pairs of a head.
 #[cube(launch)]
@@ -34,6 +37,17 @@ fn rotary_kernel<F: Float, N: Size>(
 
 /// `cos` and `sin` are f32.
 pub fn forward(x: CubeTensor, cos: CubeTensor, sin: CubeTensor) -> CubeTensor {
+    let ([.., head_dim], [.., pairs]) = (x.shape().dims::<4>(), cos.shape().dims::<4>());
+    if 2 * pairs == head_dim {
+        return turned(x, cos, sin);
+    }
+    let [first, kept] = [0..2 * pairs, 2 * pairs..head_dim]
+        .map(|part| columns::forward::<CubeBackend>(x.clone(), part.start, part.len()));
+    CubeBackend::float_cat(vec![turned(first, cos, sin), kept], 3)
+}
+
+/// All numbers of each head.
+fn turned(x: CubeTensor, cos: CubeTensor, sin: CubeTensor) -> CubeTensor {
     let [x, cos, sin] = [x, cos, sin].map(into_contiguous);
     let out = empty(&x, x.shape(), x.dtype);
     let [_, _, heads, head_dim] = x.shape().dims();

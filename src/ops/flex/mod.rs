@@ -151,6 +151,10 @@ impl StepOps for Flex {
         }
     }
 
+    fn columns(x: Primitive, start: usize, width: usize) -> Primitive {
+        contiguous(&portable::columns::forward::<Self>(x, start, width))
+    }
+
     fn rms_norm(x: Primitive, weight: Primitive, eps: f64) -> Primitive {
         match takes(&x) {
             true => rms_norm::forward(&x, &weight, eps),

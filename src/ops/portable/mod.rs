@@ -3,6 +3,7 @@
 
 pub mod adamw;
 pub mod attention;
+pub mod columns;
 pub mod cross_entropy;
 pub mod dropout;
 pub mod glu;

@@ -1,3 +1,5 @@
+use std::ops::Range;
+
 use burn::backend::tensor::FloatTensor;
 use burn::backend::{Backend, TensorMetadata};
 use burn::tensor::Slice;
@@ -11,17 +13,21 @@ pub fn forward<B: Backend>(
 ) -> FloatTensor<B> {
     let dtype = x.dtype().into();
     let [cos, sin] = [cos, sin].map(|angles| cast::<B>(angles, dtype));
-    let [.., head_dim] = x.shape().dims::<4>();
-    let half = head_dim / 2;
-    let [first, second] = [0..half, half..head_dim].map(|range| {
+    let ([.., head_dim], [.., pairs]) = (x.shape().dims::<4>(), cos.shape().dims::<4>());
+    let part = |range: Range<usize>| {
         let mut slices = [Slice::from(..); 4];
         slices[3] = Slice::from(range);
         B::float_slice(x.clone(), &slices)
-    });
+    };
+    let [first, second] = [0..pairs, pairs..2 * pairs].map(part);
     let turned_first = B::float_sub(
         B::float_mul(first.clone(), cos.clone()),
         B::float_mul(second.clone(), sin.clone()),
     );
     let turned_second = B::float_add(B::float_mul(second, cos), B::float_mul(first, sin));
-    B::float_cat(vec![turned_first, turned_second], 3)
+    let mut parts = vec![turned_first, turned_second];
+    if 2 * pairs < head_dim {
+        parts.push(part(2 * pairs..head_dim));
+    }
+    B::float_cat(parts, 3)
 }
