@@ -131,7 +131,7 @@ impl CausalSelfAttention {
     /// What [`Self::project`] holds in a training.
     fn project_meta(&self, x: MetaTensor) -> [MetaTensor; 3] {
         let joined = joined_meta(&self.qkv_proj, x);
-        let part = |part| part_meta(part, joined.clone());
+        let part = |part| part_meta(joined.clone(), part);
         let [q, k, v] = self.parts();
         let q = rotary_meta(normed_meta(&self.q_norm, part(q)));
         let k = rotary_meta(normed_meta(&self.k_norm, part(k)));

@@ -45,7 +45,7 @@ pub(super) fn joined_meta(joint: &Option<LoRALinear>, x: MetaTensor) -> MetaTens
 }
 
 /// What [`part_of`] holds in a training.
-pub(super) fn part_meta((own, range): Part<'_>, joined: MetaTensor) -> MetaTensor {
+pub(super) fn part_meta(joined: MetaTensor, (own, range): Part<'_>) -> MetaTensor {
     match own {
         Some(own) => own.meta(joined),
         None => columns_meta(joined, range.len()),

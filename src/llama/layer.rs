@@ -143,7 +143,7 @@ fn normed(norm: &Option<RMSNorm>, x: Tensor<3>, routes: Option<&Routes>) -> Tens
     }
 }
 
-/// The layers that there are.
+/// With the layers that there are.
 pub(super) fn with_layers<M: ModuleDisplay, const N: usize>(
     content: Content,
     layers: [(&str, &Option<M>); N],

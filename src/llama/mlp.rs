@@ -101,7 +101,7 @@ impl FeedForward {
     /// What [`Self::gate_and_up`] holds in a training.
     fn gate_and_up_meta(&self, x: MetaTensor) -> [MetaTensor; 2] {
         let joined = joined_meta(&self.gate_up_proj, x);
-        self.parts().map(|part| part_meta(part, joined.clone()))
+        self.parts().map(|part| part_meta(joined.clone(), part))
     }
 }
 

@@ -106,15 +106,18 @@ pub(crate) fn attention_meta(
 ) -> MetaTensor {
     let size = q.ledger().activation_size();
     let op = MetaOp::of([q.clone(), k.clone(), v.clone()]);
-    let op = op.keeps(&q).keeps(&k).keeps(&v);
     let op = match body {
-        AttentionBody::Cache => op,
+        AttentionBody::Cache => op.keeps_narrowed(&q).keeps_narrowed(&k).keeps_narrowed(&v),
         AttentionBody::Blocks => {
             let scores = q.rows * heads * seq.min(QUERY_BLOCK);
             let keys = k.rows * (k.width + v.width);
+            let op = op.keeps(&q).keeps(&k).keeps(&v);
             op.forms_in_backward(2 * scores * (F32 + size) + keys * (F32 - size))
         }
-        AttentionBody::Flash => op.keeps(&q.beside(heads * F32 / size)).keeps_output(),
+        AttentionBody::Flash => {
+            let op = op.keeps(&q).keeps(&k).keeps(&v);
+            op.keeps(&q.beside(heads * F32 / size)).keeps_output()
+        }
     };
     op.output(q.width)
 }

@@ -8,7 +8,7 @@ use burn::backend::autodiff::grads::Gradients;
 use burn::backend::autodiff::ops::{Backward, Ops, OpsKind, unary};
 use burn::backend::tensor::{FloatTensor, IntTensor};
 use burn::backend::{Autodiff, AutodiffBackend, Backend, TensorMetadata};
-use burn::tensor::Shape;
+use burn::tensor::{DType, Shape};
 
 use super::backend::{StepOps, Weight, lora_forward, maybe_dropped};
 use super::portable::columns;
@@ -128,7 +128,10 @@ impl<B: StepOps, C: CheckpointStrategy> StepOps for Autodiff<B, C> {
         let (gate, up) = (gate.into_primitive(), up.into_primitive());
         let out = B::glu(gate.clone(), up.clone(), activation);
         match prep.compute_bound().stateful() {
-            OpsKind::Tracked(prep) => prep.finish((gate, up, activation), out),
+            OpsKind::Tracked(prep) => {
+                let inputs = [gate, up].map(Narrowed::of);
+                prep.finish((inputs, activation), out)
+            }
             OpsKind::UnTracked(prep) => prep.finish(out),
         }
     }
@@ -149,7 +152,7 @@ impl<B: StepOps, C: CheckpointStrategy> StepOps for Autodiff<B, C> {
         let (x, weight) = (x.into_primitive(), weight.into_primitive());
         let out = B::rms_norm(x.clone(), weight.clone(), eps);
         match prep.compute_bound().stateful() {
-            OpsKind::Tracked(prep) => prep.finish((x, weight, eps), out),
+            OpsKind::Tracked(prep) => prep.finish((Narrowed::of(x), weight, eps), out),
             OpsKind::UnTracked(prep) => prep.finish(out),
         }
     }
@@ -177,11 +180,14 @@ impl<B: StepOps, C: CheckpointStrategy> StepOps for Autodiff<B, C> {
         scores: Scores,
     ) -> FloatTensor<Self> {
         let prep = AttentionBackward.prepare::<C>([q.node(), k.node(), v.node()]);
-        let inputs @ [q, k, v] = &[q, k, v].map(|input| input.into_primitive());
-        let (q, k, v) = (q.clone(), k.clone(), v.clone());
+        let inputs = [q, k, v].map(|input| input.into_primitive());
+        let [q, k, v] = inputs.clone();
         let out = <B as StepOps>::attention(q, k, v, visible.clone(), mask.clone(), scores);
         match prep.compute_bound().stateful() {
-            OpsKind::Tracked(prep) => prep.finish((inputs.clone(), visible, mask, scores), out),
+            OpsKind::Tracked(prep) => {
+                let inputs = inputs.map(Narrowed::of);
+                prep.finish((inputs, visible, mask, scores), out)
+            }
             OpsKind::UnTracked(prep) => prep.finish(out),
         }
     }
@@ -228,6 +234,29 @@ impl<B: StepOps, C: CheckpointStrategy> StepOps for Autodiff<B, C> {
                 prep.finish(grad, loss)
             }
             OpsKind::UnTracked(prep) => prep.finish(B::cross_entropy_sum(logits, targets)),
+        }
+    }
+}
+
+/// A tensor that nothing but a backward pass reads.
+#[derive(Debug, Clone)]
+struct Narrowed<B: Backend> {
+    values: FloatTensor<B>,
+    /// The type that it came in.
+    dtype: DType,
+}
+
+impl<B: StepOps> Narrowed<B> {
+    fn of(x: FloatTensor<B>) -> Self {
+        let dtype = x.dtype();
+        let values = B::narrowed(x);
+        Self { values, dtype }
+    }
+
+    fn widened(self) -> FloatTensor<B> {
+        match self.values.dtype() == self.dtype {
+            true => self.values,
+            false => B::widened(self.values),
         }
     }
 }
@@ -426,8 +455,8 @@ impl<B: StepOps> Backward<B, 1> for DropoutBackward {
 struct GluBackward;
 
 impl<B: StepOps> Backward<B, 2> for GluBackward {
-    /// gate, up and the activation.
-    type State = (FloatTensor<B>, FloatTensor<B>, Activation);
+    /// gate and up, and the activation.
+    type State = ([Narrowed<B>; 2], Activation);
 
     fn backward(
         self,
@@ -436,7 +465,8 @@ impl<B: StepOps> Backward<B, 2> for GluBackward {
         _checkpointer: &mut Checkpointer,
     ) {
         let grad = grads.consume::<B>(&ops.node);
-        let (gate, up, activation) = ops.state;
+        let (inputs, activation) = ops.state;
+        let [gate, up] = inputs.map(Narrowed::widened);
         let (gate_grad, up_grad) = B::glu_backward(grad, gate, up, activation);
         for (node, grad) in ops.parents.into_iter().zip([gate_grad, up_grad]) {
             if let Some(node) = node {
@@ -471,7 +501,7 @@ struct RMSNormBackward;
 
 impl<B: StepOps> Backward<B, 2> for RMSNormBackward {
     /// x, weight and eps.
-    type State = (FloatTensor<B>, FloatTensor<B>, f64);
+    type State = (Narrowed<B>, FloatTensor<B>, f64);
 
     fn backward(
         self,
@@ -482,6 +512,7 @@ impl<B: StepOps> Backward<B, 2> for RMSNormBackward {
         let grad = grads.consume::<B>(&ops.node);
         let [x_node, weight_node] = ops.parents;
         let (x, weight, eps) = ops.state;
+        let x = x.widened();
         if let Some(node) = weight_node {
             let weight_grad = B::rms_norm_weight_grad(grad.clone(), x.clone(), weight.clone(), eps);
             grads.register::<B>(node.id, weight_grad);
@@ -517,7 +548,7 @@ struct AttentionBackward;
 
 impl<B: StepOps> Backward<B, 3> for AttentionBackward {
     /// q, k, v; the mask as a tensor and as ranges; what becomes of scores.
-    type State = ([FloatTensor<B>; 3], IntTensor<B>, KeyRanges, Scores);
+    type State = ([Narrowed<B>; 3], IntTensor<B>, KeyRanges, Scores);
 
     fn backward(
         self,
@@ -526,7 +557,8 @@ impl<B: StepOps> Backward<B, 3> for AttentionBackward {
         _checkpointer: &mut Checkpointer,
     ) {
         let grad = grads.consume::<B>(&ops.node);
-        let ([q, k, v], visible, mask, scores) = ops.state;
+        let (inputs, visible, mask, scores) = ops.state;
+        let [q, k, v] = inputs.map(Narrowed::widened);
         let (q_grad, k_grad, v_grad) = B::attention_backward(grad, q, k, v, visible, mask, scores);
         for (node, grad) in ops.parents.into_iter().zip([q_grad, k_grad, v_grad]) {
             if let Some(node) = node {

@@ -209,6 +209,19 @@ pub trait StepOps: Backend {
         out
     }
 
+    /// What of `x` a backward pass gets: where products round activations to bf16, those that only it reads are kept
+    /// so.
+    #[fusion(default)]
+    fn narrowed(x: FloatTensor<Self>) -> FloatTensor<Self> {
+        x
+    }
+
+    /// What [`StepOps::narrowed`] made of an f32 tensor, in f32.
+    #[fusion(default)]
+    fn widened(x: FloatTensor<Self>) -> FloatTensor<Self> {
+        Self::float_cast(x, FloatDType::F32)
+    }
+
     /// `activation(gate) · up`.
     #[fusion(dtype = gate, shape = gate)]
     fn glu(

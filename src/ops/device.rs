@@ -30,6 +30,17 @@ pub fn compute_dtype(device: &Device, dtype: DType) -> DType {
     }
 }
 
+/// The type in which activations of type `dtype` are kept that only the backward pass reads: the inputs of norms, of
+/// gated linear units and of the attention. bf16 where f32 activations are rounded to it inside of products
+/// ([`MatmulPrecision::Medium`]).
+pub fn kept_dtype(device: &Device, dtype: DType) -> DType {
+    #[cfg(feature = "flex")]
+    if dtype == DType::F32 && flex::fuses(device) && flex::rounds_products() {
+        return DType::BF16;
+    }
+    dtype
+}
+
 /// Whether f32 operations of a device have the fused bodies of Flex.
 pub(crate) fn is_fused_cpu(device: &Device) -> bool {
     #[cfg(feature = "flex")]
@@ -93,9 +104,10 @@ pub enum MatmulPrecision {
     /// In f32, as if the weights were f32.
     #[default]
     Highest,
-    /// With inputs rounded and sums in f32. On the CPU activations are rounded to bf16, as PyTorch
-    /// computes a bf16 model, where the processor multiplies bf16 (AVX512-BF16, AMX), otherwise as
-    /// `Highest`: faster on AMD's processors and with AMX, slower on Intel's without it, so measure.
+    /// With inputs rounded and sums in f32. On the CPU activations are rounded to bf16 inside of products, as
+    /// PyTorch computes a bf16 model, and those that only the backward pass reads are kept so
+    /// ([`kept_dtype`]), where the processor multiplies bf16 (AVX512-BF16, AMX); otherwise as
+    /// `Highest`. Faster on AMD's processors and with AMX, slower on Intel's without it, so measure.
     /// On a GPU both inputs are rounded to TF32, if it has it.
     Medium,
 }

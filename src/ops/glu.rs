@@ -25,6 +25,6 @@ pub fn glu<const D: usize>(gate: Tensor<D>, up: Tensor<D>, activation: Activatio
 pub(crate) fn glu_meta(gate: MetaTensor, up: MetaTensor) -> MetaTensor {
     let width = gate.width;
     let inputs = [gate.clone(), up.clone()];
-    let op = MetaOp::of(inputs).keeps(&gate).keeps(&up);
+    let op = MetaOp::of(inputs).keeps_narrowed(&gate).keeps_narrowed(&up);
     op.reuses_kept().output(width)
 }

@@ -44,14 +44,23 @@ pub(crate) enum Purpose {
     Gradients,
 }
 
+/// The bytes of a number.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct NumberSizes {
+    /// Of activations.
+    pub activation: usize,
+    /// Of activations that only the backward pass reads.
+    pub narrowed: usize,
+    /// Of base weights.
+    pub weight: usize,
+}
+
 /// Counts the bytes of meta tensors, and holds their graph.
 #[derive(Clone)]
 pub(crate) struct Ledger(Rc<State>);
 
 struct State {
-    /// The bytes of a number in activations, and of one in base weights.
-    activation_size: usize,
-    weight_size: usize,
+    sizes: NumberSizes,
     trains_base: bool,
     live: Cell<Held>,
     peak: Cell<Held>,
@@ -62,10 +71,9 @@ struct State {
 }
 
 impl Ledger {
-    pub fn new(activation_size: usize, weight_size: usize, trains_base: bool) -> Self {
+    pub fn new(sizes: NumberSizes, trains_base: bool) -> Self {
         Self(Rc::new(State {
-            activation_size,
-            weight_size,
+            sizes,
             trains_base,
             live: Cell::default(),
             peak: Cell::default(),
@@ -105,12 +113,12 @@ impl Ledger {
     }
 
     pub fn activation_size(&self) -> usize {
-        self.0.activation_size
+        self.0.sizes.activation
     }
 
     /// A parameter of the base.
     pub fn base_param<const D: usize>(&self, param: &Param<Tensor<D>>) -> MetaParam {
-        MetaParam::new(param, self.0.weight_size, self.0.trains_base)
+        MetaParam::new(param, self.0.sizes.weight, self.0.trains_base)
     }
 
     /// A packed weight.
@@ -118,7 +126,7 @@ impl Ledger {
         MetaParam {
             id,
             numbers: rows * columns,
-            number_size: self.0.weight_size,
+            number_size: self.0.sizes.weight,
             copy_size: 0,
             is_trained: false,
         }
@@ -126,7 +134,11 @@ impl Ledger {
 
     /// A tensor outside of the graph, `[rows, width]`.
     pub fn tensor(&self, rows: usize, width: usize) -> MetaTensor {
-        let bytes = rows * width * self.activation_size();
+        self.tensor_of(self.0.sizes.activation, rows, width)
+    }
+
+    fn tensor_of(&self, size: usize, rows: usize, width: usize) -> MetaTensor {
+        let bytes = rows * width * size;
         MetaTensor {
             rows,
             width,
@@ -243,6 +255,28 @@ impl MetaTensor {
         self.ledger().tensor(self.rows, width)
     }
 
+    /// What is kept of it where only the backward pass reads it.
+    fn narrowed(self) -> Self {
+        let NumberSizes {
+            activation,
+            narrowed,
+            ..
+        } = self.ledger().0.sizes;
+        match narrowed < activation {
+            true => self.ledger().tensor_of(narrowed, self.rows, self.width),
+            false => self,
+        }
+    }
+
+    /// What the backward pass makes of [`Self::narrowed`].
+    fn widened(self) -> Self {
+        let bytes = self.rows * self.width * self.ledger().activation_size();
+        match self.bytes() < bytes {
+            true => self.beside(self.width),
+            false => self,
+        }
+    }
+
     /// The same outside of the graph.
     pub fn detach(mut self) -> Self {
         self.node = None;
@@ -328,6 +362,7 @@ pub(crate) struct MetaOp {
     inputs: Vec<MetaTensor>,
     params: Vec<(MetaParam, usize)>,
     kept: Vec<MetaTensor>,
+    narrowed: Vec<MetaTensor>,
     kept_for_params: Vec<MetaTensor>,
     keeps_output: bool,
     gradients: Gradients,
@@ -350,6 +385,7 @@ impl MetaOp {
             inputs,
             params: Vec::new(),
             kept: Vec::new(),
+            narrowed: Vec::new(),
             kept_for_params: Vec::new(),
             keeps_output: false,
             gradients: Gradients::New,
@@ -375,6 +411,12 @@ impl MetaOp {
     /// Keeps a tensor until the gradients of its inputs are formed.
     pub fn keeps(mut self, tensor: &MetaTensor) -> Self {
         self.kept.push(tensor.clone());
+        self
+    }
+
+    /// The same of one that nothing but the backward pass reads then: it is kept in fewer bits, where such are.
+    pub fn keeps_narrowed(mut self, tensor: &MetaTensor) -> Self {
+        self.narrowed.push(tensor.clone());
         self
     }
 
@@ -442,6 +484,8 @@ impl MetaOp {
         if !is_tracked || !self.ledger.0.has_graph.get() {
             return out;
         }
+        let narrowed = self.narrowed.into_iter();
+        self.kept.extend(narrowed.map(MetaTensor::narrowed));
         if self.keeps_output {
             self.kept.push(out.clone());
         }
@@ -488,6 +532,7 @@ impl Step {
         let Some(grad) = grads.remove(&self.output.id) else {
             return;
         };
+        let kept: Vec<_> = self.kept.into_iter().map(MetaTensor::widened).collect();
         ledger.touch(self.formed_first);
         for (param, formed) in &self.params {
             params.form(ledger, param, *formed);
@@ -502,13 +547,13 @@ impl Step {
                 let (node, rows, width) = (*parent)?;
                 let grad = match self.gradients {
                     Gradients::New => ledger.tensor(rows, width),
-                    Gradients::OfKept => self.kept[index].clone(),
+                    Gradients::OfKept => kept[index].clone(),
                     Gradients::OfOutput => grad.clone(),
                 };
                 Some((node, grad))
             })
             .collect();
-        drop((formed, self.kept, grad));
+        drop((formed, kept, grad));
         for (node, grad) in formed_grads {
             let sum = match grads.remove(&node) {
                 None => grad,
@@ -527,7 +572,12 @@ mod tests {
     const SIZE: u64 = 2 * 3 * 4;
 
     fn ledger_and_tensor() -> (Ledger, MetaTensor) {
-        let ledger = Ledger::new(F32, F32, false);
+        let sizes = NumberSizes {
+            activation: F32,
+            narrowed: F32,
+            weight: F32,
+        };
+        let ledger = Ledger::new(sizes, false);
         let tensor = ledger.tensor(2, 3);
         (ledger, tensor)
     }

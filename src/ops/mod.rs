@@ -18,6 +18,9 @@
 //! | [`columns`] | some numbers of each row | nothing |
 //! | [`cross_entropy_sum`] | `-Σ log softmax(logits)[target]` | its gradient, fused in the logits' place |
 //!
+//! With [`MatmulPrecision::Medium`] on the CPU, what only a backward pass reads (the inputs of norms, attention and gated
+//! linear units) is kept in bf16, see [`kept_dtype`].
+//!
 //! The same stands beside each operation as a function on tensors without numbers (`meta`), which
 //! [`estimate`](crate::training::estimate) runs a step on.
 
@@ -58,7 +61,8 @@ pub use cross_entropy::cross_entropy_sum;
 #[cfg(any(feature = "flex", feature = "cube"))]
 use device::is_fused;
 pub use device::{
-    MatmulPrecision, compute_dtype, lacks_cublas, matmul_precision, set_fused, set_matmul_precision,
+    MatmulPrecision, compute_dtype, kept_dtype, lacks_cublas, matmul_precision, set_fused,
+    set_matmul_precision,
 };
 pub(crate) use device::{decoded_at_once, free_memory, is_fused_cpu, prepare_memory};
 pub use dropout::dropout;

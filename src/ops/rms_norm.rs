@@ -24,5 +24,5 @@ pub fn rms_norm<const D: usize>(x: Tensor<D>, weight: Tensor<1>, eps: f64) -> Te
 /// What [`rms_norm`] holds: it keeps x.
 pub(crate) fn rms_norm_meta(x: MetaTensor, weight: MetaParam) -> MetaTensor {
     let op = MetaOp::of([x.clone()]).trains(weight, 0);
-    op.keeps(&x).output(x.width)
+    op.keeps_narrowed(&x).output(x.width)
 }

@@ -202,6 +202,7 @@ fn bodies_equal_each_other() {
     a_losss_factor_is_not_rounded();
     a_backward_pass_begins_with_a_gradient();
     medium_precision_rounds_activations();
+    what_only_a_backward_pass_reads_is_kept_in_bf16();
     attention_in_half_precision_is_that_of_f32();
 }
 
@@ -701,6 +702,40 @@ fn medium_precision_rounds_activations() {
     let is_fused = flex::fuses(&device());
     let rounds = is_fused && flex::multiplies_bf16();
     assert!(is_rounded == rounds || may_round_to_tf32());
+}
+
+/// The outputs are those of f32, the gradients those at the inputs' nearest bf16.
+fn what_only_a_backward_pass_reads_is_kept_in_bf16() {
+    let mask = AttentionMask::causal(0, 5);
+    assert_kept_as_told([random([3, 35]), random([3, 35])], |[gate, up]| {
+        glu(gate, up, Activation::Silu)
+    });
+    assert_kept_as_told([random([3, 35])], |[x]| {
+        rms_norm(x, Tensor::ones([35], &device()), 1e-5)
+    });
+    let heads = || random([1, 5, 2, 8]);
+    assert_kept_as_told([heads(), heads(), heads()], |[q, k, v]| {
+        attention(q, k, v, &mask)
+    });
+}
+
+fn assert_kept_as_told<const D: usize, const N: usize>(
+    inputs: [Tensor<D>; N],
+    op: impl Fn([Tensor<D>; N]) -> Tensor<D>,
+) {
+    let (output, _) = run(&inputs, &op);
+    set_matmul_precision(MatmulPrecision::Medium);
+    let kept = kept_dtype(&device(), DType::F32);
+    let (medium_output, medium_grads) = run(&inputs, &op);
+    set_matmul_precision(MatmulPrecision::Highest);
+    let rounds = flex::fuses(&device()) && flex::multiplies_bf16();
+    assert_eq!(kept == DType::BF16, rounds);
+    assert_eq!(medium_output.into_data(), output.into_data());
+    let rounded = inputs.map(|input| input.cast(kept).cast(DType::F32));
+    let (_, grads) = run(&rounded, &op);
+    for (medium, grad) in medium_grads.into_iter().zip(grads) {
+        assert_eq!(medium.into_data(), grad.into_data());
+    }
 }
 
 /// Whether products of f32 are a GPU's.

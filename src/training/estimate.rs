@@ -15,7 +15,7 @@ use super::recipe::RecipeConfig;
 use crate::adapter::weight_key;
 use crate::llama::LlamaConfig;
 use crate::lora::LoRAConfig;
-use crate::ops::{AttentionBody, attention_body, compute_dtype};
+use crate::ops::{AttentionBody, attention_body, compute_dtype, kept_dtype};
 use crate::quantization::BlockFormat;
 use crate::settings::setters;
 use crate::weight::{Quantization, packed_compute_dtype};
@@ -46,6 +46,8 @@ pub struct EstimateConfig {
     pub packed: BTreeMap<String, BlockFormat>,
     /// The type of activations, see [`compute_dtype`].
     pub compute_dtype: DType,
+    /// The type of activations that only the backward pass reads, see [`kept_dtype`].
+    pub kept_dtype: DType,
     /// What the attention has in memory.
     pub attention: AttentionBody,
     /// Where the backward pass gets activations from.
@@ -72,6 +74,7 @@ impl EstimateConfig {
             quantization: None,
             packed: BTreeMap::new(),
             compute_dtype: DType::F32,
+            kept_dtype: DType::F32,
             attention: AttentionBody::Cache,
             activations: Activations::Keep,
             loss_chunk_rows: LOSS_CHUNK_ROWS,
@@ -84,6 +87,7 @@ impl EstimateConfig {
         with_quantization => quantization: Option<Quantization>,
         with_packed => packed: BTreeMap<String, BlockFormat>,
         with_compute_dtype => compute_dtype: DType,
+        with_kept_dtype => kept_dtype: DType,
         with_attention => attention: AttentionBody,
         with_activations => activations: Activations,
         with_loss_chunk_rows => loss_chunk_rows: usize,
@@ -95,6 +99,7 @@ impl EstimateConfig {
             true => packed_compute_dtype(device),
             false => compute_dtype(device, self.dtype),
         };
+        self.kept_dtype = kept_dtype(device, self.compute_dtype);
         let (head_dim, has_cap) = (self.model.head_dim, self.model.block.score_cap.is_some());
         self.attention = attention_body(device, self.compute_dtype, head_dim, has_cap);
         self

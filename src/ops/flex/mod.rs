@@ -6,6 +6,7 @@ mod dropout;
 mod gemm;
 mod glu;
 mod linear;
+mod narrow;
 mod packed;
 mod rms_norm;
 mod rotary;
@@ -19,6 +20,7 @@ use burn::tensor::{DType, Device, TensorData};
 
 #[cfg(test)]
 pub(super) use gemm::multiplies_bf16;
+pub(super) use linear::rounds_products;
 
 use super::backend::StepOps;
 use super::portable;
@@ -117,6 +119,17 @@ impl StepOps for Flex {
             true => dropout::forward(&x, mask),
             false => portable::dropout::forward::<Self>(x, mask),
         }
+    }
+
+    fn narrowed(x: Primitive) -> Primitive {
+        match takes(&x) && rounds_products() {
+            true => narrow::to_bf16(&x),
+            false => x,
+        }
+    }
+
+    fn widened(x: Primitive) -> Primitive {
+        narrow::to_f32(&x)
     }
 
     fn glu(gate: Primitive, up: Primitive, activation: Activation) -> Primitive {

@@ -17,7 +17,7 @@ pub fn vectorized<R>(f: impl FnOnce() -> R) -> R {
 ///
 /// # Safety
 /// `fill` must write all of them.
-pub unsafe fn new_buffer(len: usize, fill: impl FnOnce(&mut [MaybeUninit<f32>])) -> Vec<f32> {
+pub unsafe fn new_buffer<T>(len: usize, fill: impl FnOnce(&mut [MaybeUninit<T>])) -> Vec<T> {
     let mut buffer = Vec::with_capacity(len);
     fill(&mut buffer.spare_capacity_mut()[..len]);
     // SAFETY: they are written.
@@ -29,18 +29,24 @@ pub unsafe fn new_buffer(len: usize, fill: impl FnOnce(&mut [MaybeUninit<f32>]))
 ///
 /// # Panics
 /// If the lengths differ.
-pub fn map<const N: usize>(inputs: [&[f32]; N], f: impl Fn([f32; N]) -> f32 + Sync) -> Vec<f32> {
+pub fn map<T: Copy + Sync, U: Send, const N: usize>(
+    inputs: [&[T]; N],
+    f: impl Fn([T; N]) -> U + Sync,
+) -> Vec<U> {
     let len = inputs[0].len();
     assert!(inputs.iter().all(|input| input.len() == len));
-    let fill = |out: &mut [MaybeUninit<f32>]| {
+    let f = &f;
+    let fill = |out: &mut [MaybeUninit<U>]| {
         let chunks = out.par_chunks_mut(CHUNK).enumerate();
         chunks.for_each(|(index, out)| {
-            let inputs = inputs.map(|input| &input[index * CHUNK..][..out.len()]);
+            let first = index * CHUNK;
             vectorized(
                 #[inline(always)]
-                || {
-                    for (i, out) in out.iter_mut().enumerate() {
-                        out.write(f(inputs.map(|input| input[i])));
+                move || {
+                    // Slices of one length, known where the loop is: it checks no bounds.
+                    let inputs = inputs.map(|input| &input[first..][..out.len()]);
+                    for i in 0..out.len() {
+                        out[i].write(f(inputs.map(|input| input[i])));
                     }
                 },
             );

@@ -9,7 +9,7 @@ use super::{EstimateConfig, MemoryEstimate, Moment};
 use crate::adapter::{Role, get_params, packed_layouts};
 use crate::llama::{MetaContext, TransformerDecoder};
 use crate::ops::cross_entropy_meta;
-use crate::ops::meta::{F32, Held, Ledger, MetaTensor, ParamGrads, Purpose};
+use crate::ops::meta::{F32, Held, Ledger, MetaTensor, NumberSizes, ParamGrads, Purpose};
 use crate::training::Activations;
 use crate::weight::BaseFormat;
 
@@ -52,8 +52,11 @@ impl<'a> Step<'a> {
             config,
             model: model(config),
             ledger: Ledger::new(
-                config.compute_dtype.size(),
-                config.dtype.size(),
+                NumberSizes {
+                    activation: config.compute_dtype.size(),
+                    narrowed: config.kept_dtype.size(),
+                    weight: config.dtype.size(),
+                },
                 config.lora.is_none(),
             ),
             context: MetaContext {

@@ -51,15 +51,19 @@ impl Change {
                 ..config
             },
             Self::SeqLen(seq_len) => EstimateConfig { seq_len, ..config },
-            Self::Bf16 => EstimateConfig {
-                dtype: DType::BF16,
+            Self::Bf16 => {
                 // The fused CPU path alone computes in another type than that of the base.
-                compute_dtype: match config.attention {
-                    AttentionBody::Cache => config.compute_dtype,
+                let beside_bf16 = |dtype| match config.attention {
+                    AttentionBody::Cache => dtype,
                     AttentionBody::Blocks | AttentionBody::Flash => DType::BF16,
-                },
-                ..config
-            },
+                };
+                EstimateConfig {
+                    dtype: DType::BF16,
+                    compute_dtype: beside_bf16(config.compute_dtype),
+                    kept_dtype: beside_bf16(config.kept_dtype),
+                    ..config
+                }
+            }
             Self::Nf4 => config.with_quantization(Some(Quantization::Nf4)),
         }
     }

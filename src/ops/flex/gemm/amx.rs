@@ -6,15 +6,14 @@
 //! The unit takes numbers below 2⁻¹²⁶, and pieces below it, for zero.
 
 use std::arch::asm;
-use std::arch::x86_64::{__cpuid_count, _xgetbv};
+use std::arch::x86_64::{__cpuid_count, _mm512_loadu_ps, _xgetbv};
 use std::ops::Range;
 use std::sync::OnceLock;
 
 use rayon::prelude::*;
 
-use super::super::vector::vectorized;
 use super::avx512::{self, Buffer, PANEL};
-use super::{Mat, MatMut, Operand, Output, all_panels, bf16_bits};
+use super::{Mat, MatMut, Operand, Output, all_panels};
 
 /// Rows and columns of a tile of the product.
 const TILE: usize = 16;
@@ -22,9 +21,7 @@ const TILE: usize = 16;
 const ROW: usize = 32;
 /// Rows and columns of the product whose sums are in registers: 2 x 2 tiles.
 const BLOCK: usize = 2 * TILE;
-/// Numbers of a row of `a` that are split at a time, and rows of a panel of `b` that are in cache.
-const DEPTH: usize = 512;
-/// Rows of pieces that stay in the second cache: 1024 x 512 bf16 are 1 MiB.
+/// Rows of pieces that stay in the second cache: at most 1024 x 1024 bf16, 2 MiB.
 const CACHED_ROWS: usize = 1024;
 
 /// What a number of `a` becomes.
@@ -41,6 +38,15 @@ impl Split {
         match self {
             Self::Rounded => 1,
             Self::Exact => 3,
+        }
+    }
+
+    /// How many numbers of a row are split at a time, and rows of a panel of `b` are in the second cache: the more, the
+    /// fewer times the product is read and written.
+    fn depth(self) -> usize {
+        match self {
+            Self::Rounded => 1024,
+            Self::Exact => 512,
         }
     }
 }
@@ -101,8 +107,8 @@ pub fn matmul<B: Operand>(out: MatMut, output: Output, a: Mat, b: B, split: Spli
     assert!(is_supported());
     let [_, k] = a.shape;
     let mut tiles = Vec::new();
-    for start in (0..k).step_by(DEPTH) {
-        let depth = DEPTH.min(k - start);
+    for start in (0..k).step_by(split.depth()) {
+        let depth = split.depth().min(k - start);
         split_into_tiles(a.columns(start, depth), split, &mut tiles);
         let part = Part {
             out,
@@ -137,48 +143,83 @@ fn split_into_tiles(a: Mat, split: Split, tiles: &mut Vec<TileRow>) {
     let blocks = tiles
         .par_chunks_exact_mut(steps * pieces * BLOCK)
         .enumerate();
-    blocks.for_each(|(block, tiles)| {
-        for (step, tiles) in tiles.chunks_exact_mut(pieces * BLOCK).enumerate() {
-            let count = ROW.min(k - step * ROW);
-            for index in 0..BLOCK {
-                let mut numbers = [0.0; ROW];
-                let row = block * BLOCK + index;
-                if row < m {
-                    let from = row * a.strides[0] + step * ROW * a.strides[1];
-                    let row = a.data[from..].iter().step_by(a.strides[1]);
-                    for (number, value) in numbers[..count].iter_mut().zip(row) {
-                        *number = *value;
-                    }
-                }
-                let rows = tiles[index..].iter_mut().step_by(BLOCK);
-                split_row(&mut numbers, split, rows);
-            }
+    // SAFETY: a processor with the unit has these instructions.
+    blocks.for_each(|(block, tiles)| unsafe { split_block(a, block * BLOCK, split, tiles) });
+}
+
+/// 32 rows of [`split_into_tiles`].
+#[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
+fn split_block(a: Mat, first: usize, split: Split, tiles: &mut [TileRow]) {
+    let pieces = split.pieces();
+    for (step, tiles) in tiles.chunks_exact_mut(pieces * BLOCK).enumerate() {
+        for index in 0..BLOCK {
+            let mut numbers = numbers_of(a, first + index, step * ROW);
+            let rows = tiles[index..].iter_mut().step_by(BLOCK);
+            split_row(&mut numbers, split, rows);
         }
-    });
+    }
+}
+
+/// 32 numbers of a row from a column on, zeros beyond the matrix.
+#[inline(always)]
+fn numbers_of(a: Mat, row: usize, first: usize) -> [f32; ROW] {
+    let ([m, k], [row_stride, col_stride]) = (a.shape, a.strides);
+    let mut numbers = [0.0; ROW];
+    if row >= m {
+        return numbers;
+    }
+    let count = ROW.min(k - first);
+    let values = &a.data[row * row_stride + first * col_stride..];
+    match (col_stride, count) {
+        (1, ROW) => numbers.copy_from_slice(&values[..ROW]),
+        _ => {
+            let values = values.iter().step_by(col_stride);
+            let places = numbers[..count].iter_mut();
+            places
+                .zip(values)
+                .for_each(|(number, value)| *number = *value);
+        }
+    }
+    numbers
 }
 
 /// Writes the pieces of 32 numbers.
+#[inline(always)]
 fn split_row<'a>(
     numbers: &mut [f32; ROW],
     split: Split,
     pieces: impl Iterator<Item = &'a mut TileRow>,
 ) {
-    vectorized(
-        #[inline(always)]
-        || {
-            for TileRow(piece) in pieces {
-                for (number, piece) in numbers.iter_mut().zip(piece) {
-                    let bits = match split {
-                        Split::Rounded => bf16_bits(*number),
-                        Split::Exact => upper_bits(*number),
-                    };
-                    *piece = bits as u16;
-                    let rest = *number - f32::from_bits(bits << 16);
-                    *number = if number.is_finite() { rest } else { 0.0 };
-                }
-            }
-        },
-    );
+    for piece in pieces {
+        match split {
+            // SAFETY: a processor with the unit has AVX-512 for bf16.
+            Split::Rounded => *piece = unsafe { rounded(numbers) },
+            Split::Exact => take_upper_bits(numbers, piece),
+        }
+    }
+}
+
+/// The nearest bf16.
+///
+/// # Safety
+/// The processor must have AVX-512 for bf16.
+#[inline(always)]
+unsafe fn rounded(numbers: &[f32; ROW]) -> TileRow {
+    unsafe {
+        let [first, others] = [0, ROW / 2].map(|i| _mm512_loadu_ps(numbers[i..].as_ptr()));
+        std::mem::transmute(avx512::rounded_both(first, others))
+    }
+}
+
+/// Writes the upper halves of numbers, and leaves what they lack.
+#[inline(always)]
+fn take_upper_bits(numbers: &mut [f32; ROW], TileRow(piece): &mut TileRow) {
+    for (number, piece) in numbers.iter_mut().zip(piece) {
+        let bits = upper_bits(*number);
+        *piece = bits as u16;
+        let rest = *number - f32::from_bits(bits << 16);
+        *number = if number.is_finite() { rest } else { 0.0 };
+    }
 }
 
 /// The upper half of an f32, which is a bf16 of the same first digits.
@@ -212,33 +253,50 @@ impl<B: Operand> Part<'_, B> {
         // SAFETY: AVX-512 is there, and the constructor checked that `b` lies inside of its data.
         unsafe { avx512::pack_pairs(self.b, [self.start / 2, first], [depth, width], panel) };
         let block_len = self.steps * self.pieces * BLOCK;
+        // SAFETY: `matmul` asked for the unit.
+        unsafe { asm!("ldtilecfg [{}]", in(reg) &TILES, options(nostack)) };
         for block in blocks {
             let a = &self.tiles[block * block_len..][..block_len];
             let (row, rows) = (block * BLOCK, BLOCK.min(m - block * BLOCK));
             for col in (0..width).step_by(BLOCK) {
-                let cols = BLOCK.min(width - col);
                 let b = panel.as_ptr().cast::<f32>().wrapping_add(col);
-                // SAFETY: `matmul` asked for the unit, the panel has 64 columns, and the constructor
-                // checked that the product lies inside of its data.
+                let to = row * self.out.row_stride + first + col;
+                let out = self.out.data.wrapping_add(to);
+                // SAFETY: the panel has 64 columns, and the constructor checked that the product lies inside of its
+                // data.
                 unsafe {
-                    let sums = self.multiply(a, b);
-                    let out = self.out.data.add(row * self.out.row_stride + first + col);
-                    self.store(&sums, out, [rows, cols]);
+                    match (rows, BLOCK.min(width - col)) {
+                        (BLOCK, BLOCK) => self.multiply(a, b, out, self.out.row_stride, self.add),
+                        edge => self.multiply_edge(a, b, out, edge.into()),
+                    }
                 }
             }
         }
+        // SAFETY: as above.
+        unsafe { asm!("tilerelease", options(nostack)) };
     }
 
-    /// `a · b`, 32 x 32 numbers, with `b` the columns of a panel from some on.
+    /// Writes or adds `a · b`, 32 x 32 numbers, with `b` the columns of a panel from some on.
     ///
     /// # Safety
-    /// The unit must be there, and `b` have 32 columns and as many rows as `a` has pairs.
-    unsafe fn multiply(&self, a: &[TileRow], b: *const f32) -> [f32; BLOCK * BLOCK] {
-        let mut sums = [0.0; BLOCK * BLOCK];
-        // Strides are multiples of a line of 64 bytes: 1 of `a`, 2 of the sums, 4 of `b`.
+    /// The unit must be there and configured, `b` have 32 columns and as many rows as `a` has pairs, and `out` be 32
+    /// numbers in each of 32 rows.
+    unsafe fn multiply(
+        &self,
+        a: &[TileRow],
+        b: *const f32,
+        out: *mut f32,
+        row_stride: usize,
+        add: bool,
+    ) {
+        // Strides of `a` and `b` are multiples of a line of 64 bytes: 1 and 4.
         unsafe {
             asm!(
-                "ldtilecfg [{tiles}]",
+                "test {add}, {add}; jz 4f",
+                "tileloadd tmm0, [{out} + {stride}]; tileloadd tmm1, [{out} + {stride} + 64]",
+                "tileloadd tmm2, [{below} + {stride}]; tileloadd tmm3, [{below} + {stride} + 64]",
+                "jmp 2f",
+                "4:",
                 "tilezero tmm0; tilezero tmm1",
                 "tilezero tmm2; tilezero tmm3",
                 "2:",
@@ -255,13 +313,14 @@ impl<B: Operand> Part<'_, B> {
                 "dec {piece}; jnz 3b",
                 "add {b}, 16 * 4 * 64",
                 "dec {steps}; jnz 2b",
-                "tilestored [{sums} + {line} * 2], tmm0; tilestored [{sums} + {line} * 2 + 64], tmm1",
-                "tilestored [{sums} + {line} * 2 + 2048], tmm2; tilestored [{sums} + {line} * 2 + 2112], tmm3",
-                "tilerelease",
-                tiles = in(reg) &TILES,
+                "tilestored [{out} + {stride}], tmm0; tilestored [{out} + {stride} + 64], tmm1",
+                "tilestored [{below} + {stride}], tmm2; tilestored [{below} + {stride} + 64], tmm3",
                 a = inout(reg) a.as_ptr() => _,
                 b = inout(reg) b => _,
-                sums = in(reg) sums.as_mut_ptr(),
+                out = in(reg) out,
+                below = in(reg) out.wrapping_add(TILE * row_stride),
+                stride = in(reg) row_stride * size_of::<f32>(),
+                add = in(reg) usize::from(add),
                 line = in(reg) 64usize,
                 steps = inout(reg) self.steps => _,
                 pieces = in(reg) self.pieces,
@@ -271,14 +330,21 @@ impl<B: Operand> Part<'_, B> {
                 options(nostack),
             );
         }
-        sums
     }
 
-    /// Writes or adds `rows x cols` of 32 x 32 sums.
+    /// [`Self::multiply`] where the product has fewer rows or columns.
     ///
     /// # Safety
-    /// They must lie inside of the product.
-    unsafe fn store(&self, sums: &[f32], out: *mut f32, [rows, cols]: [usize; 2]) {
+    /// The same, but for those that it does not have.
+    unsafe fn multiply_edge(
+        &self,
+        a: &[TileRow],
+        b: *const f32,
+        out: *mut f32,
+        [rows, cols]: [usize; 2],
+    ) {
+        let mut sums = [0.0; BLOCK * BLOCK];
+        unsafe { self.multiply(a, b, sums.as_mut_ptr(), BLOCK, false) };
         for (row, sums) in sums.chunks_exact(BLOCK).take(rows).enumerate() {
             let out = out.wrapping_add(row * self.out.row_stride);
             unsafe {

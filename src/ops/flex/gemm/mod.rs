@@ -463,9 +463,8 @@ fn pairs_of_bf16(a: Mat) -> Vec<u32> {
 }
 
 /// The bits of the nearest bf16, ties to even.
-#[cfg(target_arch = "x86_64")]
 #[inline(always)]
-fn bf16_bits(value: f32) -> u32 {
+pub fn bf16_bits(value: f32) -> u32 {
     const NAN: u32 = 0x7fc0;
     let bits = value.to_bits();
     let rounded = bits.wrapping_add(0x7fff + (bits >> 16 & 1)) >> 16;
