@@ -125,8 +125,11 @@ impl MixtureOfExperts {
         });
         let joined = MetaOp::of_all(outputs.collect()).rows(chosen).output(dim);
         let outputs = MetaOp::of([joined]).output(dim);
-        let inputs = [outputs.clone(), weights.clone()];
-        let op = MetaOp::of(inputs).keeps(&outputs).keeps(&weights);
+        // Each factor is kept for the gradient of the other.
+        let factors = [(&outputs, &weights), (&weights, &outputs)];
+        let op = MetaOp::of([outputs.clone(), weights.clone()]);
+        let kept = factors.iter().filter(|(_, other)| other.is_tracked());
+        let op = kept.fold(op, |op, (factor, _)| op.keeps(factor));
         let weighted = op.output(dim);
         MetaOp::of([weighted]).rows(tokens).output(dim)
     }

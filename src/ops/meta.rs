@@ -250,6 +250,11 @@ impl MetaTensor {
         self.buffer.bytes as usize
     }
 
+    /// Whether it has a gradient.
+    pub fn is_tracked(&self) -> bool {
+        self.node.is_some()
+    }
+
     /// Another tensor for the same tokens, outside of the graph.
     pub fn beside(&self, width: usize) -> Self {
         self.ledger().tensor(self.rows, width)
