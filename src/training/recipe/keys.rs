@@ -312,7 +312,8 @@ pub(super) const KEYS: &[RecipeKey] = &[
         "matmul_precision",
         Word(&["highest", "medium"]),
         "`medium` rounds the inputs of f32 products: on NVIDIA's GPUs to TF32, on the CPU activations to \
-         bf16 in products with a bf16 or quantized base, where the processor multiplies bf16 (AVX512-BF16, AMX). \
+         bf16 in products with a bf16 or quantized base, and what is kept for the backward pass, where the processor \
+         multiplies bf16 (AVX512-BF16, AMX). \
          That is faster on GPUs, on AMD's processors and with AMX, slower on Intel's without it.",
     ),
     key(
