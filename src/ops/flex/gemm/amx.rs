@@ -253,7 +253,7 @@ impl<B: Operand> Part<'_, B> {
         // SAFETY: AVX-512 is there, and the constructor checked that `b` lies inside of its data.
         unsafe { avx512::pack_pairs(self.b, [self.start / 2, first], [depth, width], panel) };
         let block_len = self.steps * self.pieces * BLOCK;
-        // SAFETY: `matmul` asked for the unit.
+        // SAFETY: `matmul` asked for the unit. Compiled code uses no tiles, so what is set here stays until `tilerelease`.
         unsafe { asm!("ldtilecfg [{}]", in(reg) &TILES, options(nostack)) };
         for block in blocks {
             let a = &self.tiles[block * block_len..][..block_len];
