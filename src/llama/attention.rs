@@ -1,9 +1,9 @@
 use burn::module::{Content, DisplaySettings, Module, ModuleDisplay};
 use burn::tensor::{Device, Tensor};
 
-use super::joint::{Part, joined, joined_meta, part_meta, part_of};
-use super::layer::{normed_meta, with_layers};
-use super::{Context, LayerCache, LlamaConfig, MetaContext, QkNorm, RMSNorm};
+use super::joint::{Part, parts_meta, parts_of};
+use super::layer::with_layers;
+use super::{Context, LayerCache, LlamaConfig, MetaContext, QkNorm, RMSNorm, RotaryEmbedding};
 use crate::lora::{AttnModule, LoRALinear, Routes};
 use crate::ops::meta::MetaTensor;
 use crate::ops::{Scores, attention_meta, attention_scored, rotary_meta};
@@ -100,25 +100,17 @@ impl CausalSelfAttention {
     /// Queries and keys, normed and rotated, and values: `[batch, seq, heads, head_dim]`.
     fn project(&self, x: Tensor<3>, context: &Context) -> [Tensor<4>; 3] {
         let routes = context.routes.as_ref();
-        let joined = joined(&self.qkv_proj, x, routes);
-        let heads = |part: Part<'_>, norm: &Option<RMSNorm>| {
-            self.heads(part_of(joined.clone(), part, routes), norm, routes)
-        };
-        let rope = &context.attention(self.kind).rope;
-        let rotated = |x| rope.iter().fold(x, |x, rope| rope.apply(x));
-        let [q, k, v] = self.parts();
-        let q = rotated(heads(q, &self.q_norm));
-        let k = rotated(heads(k, &self.k_norm));
-        [q, k, heads(v, &None)]
+        let rope = context.attention(self.kind).rope.as_ref();
+        let parts = parts_of(&self.qkv_proj, self.parts(), x, routes);
+        let [q, k, v] = parts.map(|part| self.heads(part));
+        let q = rotated(q, &self.q_norm, rope, routes);
+        let k = rotated(k, &self.k_norm, rope, routes);
+        [q, k, v]
     }
 
     fn parts(&self) -> [Part<'_>; 3] {
         let [q, kv] = [self.num_heads, self.num_kv_heads].map(|heads| heads * self.head_dim);
-        [
-            (&self.q_proj, 0..q),
-            (&self.k_proj, q..q + kv),
-            (&self.v_proj, q + kv..q + 2 * kv),
-        ]
+        [(&self.q_proj, q), (&self.k_proj, kv), (&self.v_proj, kv)]
     }
 
     /// What [`Self::forward`] holds in a training.
@@ -130,32 +122,41 @@ impl CausalSelfAttention {
 
     /// What [`Self::project`] holds in a training.
     fn project_meta(&self, x: MetaTensor) -> [MetaTensor; 3] {
-        let joined = joined_meta(&self.qkv_proj, x);
-        let part = |part| part_meta(joined.clone(), part);
-        let [q, k, v] = self.parts();
-        let q = rotary_meta(normed_meta(&self.q_norm, part(q)));
-        let k = rotary_meta(normed_meta(&self.k_norm, part(k)));
-        [q, k, part(v)]
+        let [q, k, v] = parts_meta(&self.qkv_proj, self.parts(), x);
+        let rotated = |x, norm: &Option<RMSNorm>| match norm {
+            Some(norm) => norm.rotated_meta(x),
+            None => rotary_meta(x),
+        };
+        [rotated(q, &self.q_norm), rotated(k, &self.k_norm), v]
     }
 
-    /// The heads that a projection has given, normed: `[batch, seq, heads, head_dim]`.
-    fn heads(
-        &self,
-        projected: Tensor<3>,
-        norm: &Option<RMSNorm>,
-        routes: Option<&Routes>,
-    ) -> Tensor<4> {
+    /// What a projection has given, by head: `[batch, seq, heads, head_dim]`.
+    fn heads(&self, projected: Tensor<3>) -> Tensor<4> {
         let [batch, seq, width] = projected.dims();
-        let normed = match norm {
-            None => projected,
-            // Of one head after the other, or of all together.
-            Some(norm) => {
-                let groups = projected.reshape([batch, seq * width / norm.dim(), norm.dim()]);
-                norm.forward_routed(groups, routes)
-            }
-        };
-        normed.reshape([batch, seq, width / self.head_dim, self.head_dim])
+        projected.reshape([batch, seq, width / self.head_dim, self.head_dim])
     }
+}
+
+/// Queries or keys, normed one head after the other or all of a position together, and rotated: in one pass where both are
+/// done and the rows share one norm.
+fn rotated(
+    x: Tensor<4>,
+    norm: &Option<RMSNorm>,
+    rope: Option<&RotaryEmbedding>,
+    routes: Option<&Routes>,
+) -> Tensor<4> {
+    match (norm, rope) {
+        (Some(norm), Some(rope)) if !norm.is_routed(routes) => norm.forward_rotated(x, rope),
+        (Some(norm), rope) => rotated(normed(x, norm, routes), &None, rope, routes),
+        (None, Some(rope)) => rope.apply(x),
+        (None, None) => x,
+    }
+}
+
+fn normed(x: Tensor<4>, norm: &RMSNorm, routes: Option<&Routes>) -> Tensor<4> {
+    let dims @ [batch, seq, heads, head_dim] = x.dims();
+    let groups = x.reshape([batch, seq * heads * head_dim / norm.dim(), norm.dim()]);
+    norm.forward_routed(groups, routes).reshape(dims)
 }
 
 /// Queries times factors by position, in the queries' type.

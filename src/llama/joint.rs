@@ -1,53 +1,48 @@
 //! Projections of one input that are one layer in some models ([`Block::joint_projections`](super::Block)): what each of
 //! them gives is then some columns of what the joint one gives.
 
-use std::ops::Range;
-
 use burn::tensor::Tensor;
 
 use crate::lora::{LoRALinear, Routes};
 use crate::ops::meta::MetaTensor;
-use crate::ops::{columns, columns_meta};
+use crate::ops::{columns_meta, split};
 
-/// A projection: the layer of its own, or else its columns of what the joint one gives.
-pub(super) type Part<'a> = (&'a Option<LoRALinear>, Range<usize>);
+/// A projection: the layer of its own where there is no joint one, and the size of what it gives.
+pub(super) type Part<'a> = (&'a Option<LoRALinear>, usize);
 
-/// What all parts are formed of: what the joint projection gives, or the input itself where there is none.
-pub(super) fn joined(
+/// What each of the projections gives.
+pub(super) fn parts_of<const N: usize>(
     joint: &Option<LoRALinear>,
+    parts: [Part<'_>; N],
     x: Tensor<3>,
     routes: Option<&Routes>,
-) -> Tensor<3> {
+) -> [Tensor<3>; N] {
     match joint {
-        Some(joint) => joint.forward_routed(x, routes),
-        None => x,
+        Some(joint) => {
+            let sizes = parts.map(|(_, size)| size);
+            let outputs = split(joint.forward_routed(x, routes), 2, &sizes);
+            outputs.try_into().expect("a piece for each size")
+        }
+        None => parts.map(|(own, _)| part(own).forward_routed(x.clone(), routes)),
     }
 }
 
-/// What a projection gives.
-pub(super) fn part_of(
-    joined: Tensor<3>,
-    (own, range): Part<'_>,
-    routes: Option<&Routes>,
-) -> Tensor<3> {
-    match own {
-        Some(own) => own.forward_routed(joined, routes),
-        None => columns(joined, range),
-    }
-}
-
-/// What [`joined`] holds in a training.
-pub(super) fn joined_meta(joint: &Option<LoRALinear>, x: MetaTensor) -> MetaTensor {
+/// What [`parts_of`] holds in a training.
+pub(super) fn parts_meta<const N: usize>(
+    joint: &Option<LoRALinear>,
+    parts: [Part<'_>; N],
+    x: MetaTensor,
+) -> [MetaTensor; N] {
     match joint {
-        Some(joint) => joint.meta(x),
-        None => x,
+        Some(joint) => {
+            let joined = joint.meta(x);
+            parts.map(|(_, size)| columns_meta(joined.clone(), size))
+        }
+        None => parts.map(|(own, _)| part(own).meta(x.clone())),
     }
 }
 
-/// What [`part_of`] holds in a training.
-pub(super) fn part_meta(joined: MetaTensor, (own, range): Part<'_>) -> MetaTensor {
-    match own {
-        Some(own) => own.meta(joined),
-        None => columns_meta(joined, range.len()),
-    }
+fn part(own: &Option<LoRALinear>) -> &LoRALinear {
+    own.as_ref()
+        .expect("there are the projections or the joint one")
 }

@@ -153,7 +153,7 @@ pub(super) fn with_layers<M: ModuleDisplay, const N: usize>(
     layers.fold(content, |content, (name, layer)| content.add(name, layer))
 }
 
-pub(super) fn normed_meta(norm: &Option<RMSNorm>, x: MetaTensor) -> MetaTensor {
+fn normed_meta(norm: &Option<RMSNorm>, x: MetaTensor) -> MetaTensor {
     match norm {
         Some(norm) => norm.meta(x),
         None => x,

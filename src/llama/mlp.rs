@@ -1,7 +1,7 @@
 use burn::module::{Content, DisplaySettings, Module, ModuleDisplay};
 use burn::tensor::{Device, Tensor};
 
-use super::joint::{Part, joined, joined_meta, part_meta, part_of};
+use super::joint::{Part, parts_meta, parts_of};
 use super::layer::with_layers;
 use super::{Context, LlamaConfig};
 use crate::lora::{LoRALinear, MlpModule, Routes};
@@ -76,32 +76,20 @@ impl FeedForward {
 
     /// The same for rows of these routes.
     pub(super) fn apply(&self, x: Tensor<3>, routes: Option<&Routes>) -> Tensor<3> {
-        let [gate, up] = self.gate_and_up(x, routes);
+        let [gate, up] = parts_of(&self.gate_up_proj, self.parts(), x, routes);
         self.w2
             .forward_routed(glu(gate, up, self.activation), routes)
     }
 
-    fn gate_and_up(&self, x: Tensor<3>, routes: Option<&Routes>) -> [Tensor<3>; 2] {
-        let joined = joined(&self.gate_up_proj, x, routes);
-        self.parts()
-            .map(|part| part_of(joined.clone(), part, routes))
-    }
-
     fn parts(&self) -> [Part<'_>; 2] {
         let dim = self.intermediate_dim;
-        [(&self.w1, 0..dim), (&self.w3, dim..2 * dim)]
+        [(&self.w1, dim), (&self.w3, dim)]
     }
 
     /// What [`Self::forward`] holds in a training.
     pub(super) fn meta(&self, x: MetaTensor) -> MetaTensor {
-        let [gate, up] = self.gate_and_up_meta(x);
+        let [gate, up] = parts_meta(&self.gate_up_proj, self.parts(), x);
         self.w2.meta(glu_meta(gate, up))
-    }
-
-    /// What [`Self::gate_and_up`] holds in a training.
-    fn gate_and_up_meta(&self, x: MetaTensor) -> [MetaTensor; 2] {
-        let joined = joined_meta(&self.gate_up_proj, x);
-        self.parts().map(|part| part_meta(joined.clone(), part))
     }
 }
 

@@ -5,6 +5,7 @@ use burn::tensor::{DType, Device, Int, Tensor};
 use super::{Context, Experts, FeedForward, LlamaConfig};
 use crate::lora::{LoRALinear, Routes};
 use crate::ops::meta::{F32, MetaOp, MetaTensor};
+use crate::ops::{rows_meta, split};
 
 /// A mixture of experts in the place of the feed-forward block: a router gives each token weights, and the token is the
 /// weighted sum of what the likeliest experts make of it. No expert has a capacity: no token is dropped.
@@ -71,25 +72,24 @@ impl MixtureOfExperts {
     /// # Shapes
     /// - output: `[batch · seq · per_token, embed_dim]`
     fn of_experts(&self, x: Tensor<3>, choice: &Choice, routes: Option<&Routes>) -> Tensor<2> {
-        let ([_, seq, _], device) = (x.dims(), x.device());
-        let rows = x.flatten::<2>(0, 1);
-        let experts = choice.tokens.iter().zip(&self.experts);
-        let outputs = experts
-            .filter(|(tokens, _)| !tokens.is_empty())
-            .map(|(tokens, expert)| {
-                let own = Tensor::from_ints(&tokens[..], &device);
-                let rows = rows.clone().select(0, own);
-                let output = match routes {
-                    None => expert.apply(rows.unsqueeze::<3>(), None),
-                    // Each token with its own adapter is a row of its own.
-                    Some(routes) => {
-                        let row_of = |token: &i32| *token as usize / seq;
-                        let routes = routes.of_rows(tokens.iter().map(row_of));
-                        expert.apply(rows.unsqueeze_dim::<3>(1), Some(&routes))
-                    }
-                };
-                output.flatten::<2>(0, 1)
-            });
+        let [_, seq, _] = x.dims();
+        let tokens = choice.tokens.concat();
+        let tokens = Tensor::from_ints(&tokens[..], &x.device());
+        let (chosen, sizes) = choice.used();
+        let rows = split(x.flatten::<2>(0, 1).select(0, tokens), 0, &sizes);
+        let outputs = chosen.into_iter().zip(rows).map(|(index, rows)| {
+            let expert = &self.experts[index];
+            let output = match routes {
+                None => expert.apply(rows.unsqueeze::<3>(), None),
+                // Each token with its own adapter is a row of its own.
+                Some(routes) => {
+                    let row_of = |token: &i32| *token as usize / seq;
+                    let routes = routes.of_rows(choice.tokens[index].iter().map(row_of));
+                    expert.apply(rows.unsqueeze_dim::<3>(1), Some(&routes))
+                }
+            };
+            output.flatten::<2>(0, 1)
+        });
         Tensor::cat(outputs.collect(), 0)
     }
 
@@ -119,9 +119,10 @@ impl MixtureOfExperts {
         let chosen = tokens * self.per_token;
         let weights = self.weights_meta(x.clone());
         let count = self.experts.len();
+        let gathered = MetaOp::of([x]).rows(chosen).output(dim);
         let outputs = self.experts.iter().enumerate().map(|(index, expert)| {
             let rows = chosen / count + usize::from(index < chosen % count);
-            expert.meta(MetaOp::of([x.clone()]).rows(rows).output(dim))
+            expert.meta(rows_meta(gathered.clone(), rows))
         });
         let joined = MetaOp::of_all(outputs.collect()).rows(chosen).output(dim);
         let outputs = MetaOp::of([joined]).output(dim);
@@ -161,6 +162,12 @@ struct Choice {
 }
 
 impl Choice {
+    /// The experts that have tokens, and how many.
+    fn used(&self) -> (Vec<usize>, Vec<usize>) {
+        let counts = self.tokens.iter().map(Vec::len).enumerate();
+        counts.filter(|(_, count)| *count > 0).unzip()
+    }
+
     /// The likeliest ones by probabilities of `[tokens, count]`.
     fn of(probabilities: &Tensor<2>, per_token: usize) -> Self {
         let [_, count] = probabilities.dims();

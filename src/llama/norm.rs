@@ -1,12 +1,13 @@
 use burn::module::{Content, DisplaySettings, Module, ModuleDisplay, Param};
 use burn::tensor::{DType, Device, Tensor};
 
+use super::RotaryEmbedding;
 use crate::lora::{
     AdaptedLayer, AdapterSlot, FULL_WEIGHT, LayerParams, LayerShape, Routes, adapted_module,
     merged_norm, one_line,
 };
 use crate::ops::meta::{MetaParam, MetaTensor};
-use crate::ops::{rms_norm, rms_norm_meta};
+use crate::ops::{normed_rotary_meta, rms_norm, rms_norm_meta};
 use crate::weight::lazy_param;
 
 /// Root-mean-square normalisation, `y = w · x / sqrt(mean(x²) + eps)`, computed in f32, in some models with `1 + w` in
@@ -59,9 +60,26 @@ impl RMSNorm {
     /// # Panics
     /// If the last dimension of `x` is not `dim`.
     pub fn forward(&self, x: Tensor<3>) -> Tensor<3> {
+        rms_norm(x, self.active_weight(), self.eps)
+    }
+
+    /// Normalises heads, or all heads of a position together, and rotates them.
+    ///
+    /// # Shapes
+    /// - `x`: `[batch, seq, heads, head_dim]`, where `dim` is `head_dim` or `heads * head_dim`; output the same
+    pub(super) fn forward_rotated(&self, x: Tensor<4>, rope: &RotaryEmbedding) -> Tensor<4> {
+        rope.apply_normed(x, self.active_weight(), self.eps)
+    }
+
+    /// Whether rows of a batch may ask for other weights.
+    pub(super) fn is_routed(&self, routes: Option<&Routes>) -> bool {
+        routes.is_some() && !self.adapters.is_empty()
+    }
+
+    /// What the active adapter has in place of the weight, or the weight, with the offset.
+    fn active_weight(&self) -> Tensor<1> {
         let trained = self.adapters.active().last();
-        let trained = trained.and_then(|adapter| adapter.vector(FULL_WEIGHT));
-        self.normed(x, trained)
+        self.factor(trained.and_then(|adapter| adapter.vector(FULL_WEIGHT)))
     }
 
     /// Normalises with the weight that each row of the batch asks for.
@@ -77,12 +95,24 @@ impl RMSNorm {
         };
         routes.apply(x, |name, x| {
             let mut adapters = self.adapters.named(name);
-            self.normed(x, adapters.find_map(|a| a.vector(FULL_WEIGHT)))
+            let weight = self.factor(adapters.find_map(|a| a.vector(FULL_WEIGHT)));
+            rms_norm(x, weight, self.eps)
         })
     }
 
     /// What [`Self::forward`] holds in a training.
     pub(super) fn meta(&self, x: MetaTensor) -> MetaTensor {
+        let weight = self.meta_weight(&x);
+        rms_norm_meta(x, weight)
+    }
+
+    /// What [`Self::forward_rotated`] holds in a training.
+    pub(super) fn rotated_meta(&self, x: MetaTensor) -> MetaTensor {
+        let weight = self.meta_weight(&x);
+        normed_rotary_meta(x, weight)
+    }
+
+    fn meta_weight(&self, x: &MetaTensor) -> MetaParam {
         let of_adapter = self.adapters.active().last();
         let of_adapter = of_adapter.and_then(|adapter| {
             let weight = adapter.vector_param(FULL_WEIGHT)?;
@@ -91,17 +121,16 @@ impl RMSNorm {
                 adapter.settings().trains_layer,
             ))
         });
-        let weight = of_adapter.unwrap_or_else(|| x.ledger().base_param(&self.weight));
-        rms_norm_meta(x, weight)
+        of_adapter.unwrap_or_else(|| x.ledger().base_param(&self.weight))
     }
 
-    fn normed(&self, x: Tensor<3>, trained: Option<Tensor<1>>) -> Tensor<3> {
+    /// By what normalised numbers are multiplied.
+    fn factor(&self, trained: Option<Tensor<1>>) -> Tensor<1> {
         let weight = trained.unwrap_or_else(|| self.weight.val());
-        let weight = match self.unit_offset {
+        match self.unit_offset {
             true => weight.cast(DType::F32).add_scalar(1.0),
             false => weight,
-        };
-        rms_norm(x, weight, self.eps)
+        }
     }
 }
 

@@ -1,7 +1,7 @@
 use burn::tensor::{DType, Device, Tensor, TensorData};
 
 use super::Rope;
-use crate::ops::rotary;
+use crate::ops::{normed_rotary, rotary};
 
 /// Rotary position embedding in the half-split layout: element i of a head is rotated together with
 /// element i + rotary_dim / 2, by the angle `position · base^(-2i / rotary_dim)`; numbers of a head after `rotary_dim`
@@ -56,5 +56,10 @@ impl RotaryEmbedding {
     /// If the shapes do not fit.
     pub fn apply(&self, x: Tensor<4>) -> Tensor<4> {
         rotary(x, self.cos.clone(), self.sin.clone())
+    }
+
+    /// Rotates what a norm with this weight makes of queries or keys, see [`normed_rotary`].
+    pub(super) fn apply_normed(&self, x: Tensor<4>, weight: Tensor<1>, eps: f64) -> Tensor<4> {
+        normed_rotary(x, weight, eps, self.cos.clone(), self.sin.clone())
     }
 }

@@ -11,11 +11,12 @@ use burn::backend::{Autodiff, AutodiffBackend, Backend, TensorMetadata};
 use burn::tensor::{DType, Shape};
 
 use super::backend::{StepOps, Weight, lora_forward, maybe_dropped};
-use super::portable::columns;
+use super::portable::split;
 use super::types::Activation;
 use super::types::DropoutMask;
 use super::types::KeyRanges;
 use super::types::Scores;
+use super::types::{Piece, Whole};
 use crate::quantization::PackedLayout;
 
 impl<B: StepOps, C: CheckpointStrategy> StepOps for Autodiff<B, C> {
@@ -136,13 +137,13 @@ impl<B: StepOps, C: CheckpointStrategy> StepOps for Autodiff<B, C> {
         }
     }
 
-    fn columns(x: FloatTensor<Self>, start: usize, width: usize) -> FloatTensor<Self> {
-        let prep = ColumnsBackward.prepare::<C>([x.node()]);
+    fn piece(x: FloatTensor<Self>, piece: Piece, whole: Whole) -> FloatTensor<Self> {
+        let prep = PieceBackward.prepare::<C>([x.node()]);
         let x = x.into_primitive();
         let shape = x.shape();
-        let out = B::columns(x, start, width);
+        let out = B::piece(x, piece.clone(), whole.clone());
         match prep.compute_bound().stateful() {
-            OpsKind::Tracked(prep) => prep.finish((shape, start), out),
+            OpsKind::Tracked(prep) => prep.finish((shape, piece, whole), out),
             OpsKind::UnTracked(prep) => prep.finish(out),
         }
     }
@@ -167,6 +168,22 @@ impl<B: StepOps, C: CheckpointStrategy> StepOps for Autodiff<B, C> {
         let out = B::rotary(x, cos.clone(), sin.clone());
         match prep.compute_bound().stateful() {
             OpsKind::Tracked(prep) => prep.finish((cos, sin), out),
+            OpsKind::UnTracked(prep) => prep.finish(out),
+        }
+    }
+
+    fn normed_rotary(
+        x: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        eps: f64,
+        cos: FloatTensor<Self>,
+        sin: FloatTensor<Self>,
+    ) -> FloatTensor<Self> {
+        let prep = NormedRotaryBackward.prepare::<C>([x.node(), weight.node()]);
+        let [x, weight, cos, sin] = [x, weight, cos, sin].map(|tensor| tensor.into_primitive());
+        let out = B::normed_rotary(x.clone(), weight.clone(), eps, cos.clone(), sin.clone());
+        match prep.compute_bound().stateful() {
+            OpsKind::Tracked(prep) => prep.finish((Narrowed::of(x), weight, eps, [cos, sin]), out),
             OpsKind::UnTracked(prep) => prep.finish(out),
         }
     }
@@ -477,11 +494,11 @@ impl<B: StepOps> Backward<B, 2> for GluBackward {
 }
 
 #[derive(Debug)]
-struct ColumnsBackward;
+struct PieceBackward;
 
-impl<B: StepOps> Backward<B, 1> for ColumnsBackward {
-    /// The shape of what the columns are of, and the first of them.
-    type State = (Shape, usize);
+impl<B: StepOps> Backward<B, 1> for PieceBackward {
+    /// The shape of the whole, where the piece lies in it, and what its pieces share.
+    type State = (Shape, Piece, Whole);
 
     fn backward(
         self,
@@ -489,10 +506,17 @@ impl<B: StepOps> Backward<B, 1> for ColumnsBackward {
         grads: &mut Gradients,
         _checkpointer: &mut Checkpointer,
     ) {
-        let (shape, start) = ops.state;
-        unary::<B, _>(ops.parents, ops.node, grads, |grad| {
-            columns::backward::<B>(grad, shape, start)
-        });
+        let grad = grads.consume::<B>(&ops.node);
+        let ([Some(node)], (shape, piece, whole)) = (ops.parents, ops.state) else {
+            return;
+        };
+        // That of a leaf stays where it is when it is asked for.
+        let is_leaf = node.parents.is_empty();
+        let whole_grad = match whole.begin_grad() && !is_leaf {
+            true => split::add_grad::<B>(grads.consume::<B>(&node), grad, piece),
+            false => split::begin_grad::<B>(grad, shape, piece),
+        };
+        grads.register::<B>(node.id, whole_grad);
     }
 }
 
@@ -540,6 +564,36 @@ impl<B: StepOps> Backward<B, 1> for RotaryBackward {
         unary::<B, _>(ops.parents, ops.node, grads, |grad| {
             B::rotary(grad, cos, B::float_neg(sin))
         });
+    }
+}
+
+#[derive(Debug)]
+struct NormedRotaryBackward;
+
+impl<B: StepOps> Backward<B, 2> for NormedRotaryBackward {
+    /// x, weight and eps, cos and sin.
+    type State = (Narrowed<B>, FloatTensor<B>, f64, [FloatTensor<B>; 2]);
+
+    fn backward(
+        self,
+        ops: Ops<Self::State, 2>,
+        grads: &mut Gradients,
+        _checkpointer: &mut Checkpointer,
+    ) {
+        let grad = grads.consume::<B>(&ops.node);
+        let [x_node, weight_node] = ops.parents;
+        let (x, weight, eps, [cos, sin]) = ops.state;
+        let x = x.widened();
+        if let Some(node) = weight_node {
+            let (grad, x, weight) = (grad.clone(), x.clone(), weight.clone());
+            let (cos, sin) = (cos.clone(), sin.clone());
+            let weight_grad = B::normed_rotary_weight_grad(grad, x, weight, eps, cos, sin);
+            grads.register::<B>(node.id, weight_grad);
+        }
+        if let Some(node) = x_node {
+            let x_grad = B::normed_rotary_x_grad(grad, x, weight, eps, cos, sin);
+            grads.register::<B>(node.id, x_grad);
+        }
     }
 }
 

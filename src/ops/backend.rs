@@ -40,14 +40,15 @@ use burn::backend::fusion::custom::TensorSpec;
 use burn::tensor::{DType, Shape};
 
 use super::portable::{
-    adamw, attention, columns, cross_entropy, dropout, glu, linear, packed, rms_norm, rotary,
-    squares,
+    adamw, attention, cross_entropy, dropout, glu, linear, normed_rotary, packed, rms_norm, rotary,
+    split, squares,
 };
 use super::types::Activation;
 use super::types::AdamWStep;
 use super::types::DropoutMask;
 use super::types::KeyRanges;
 use super::types::Scores;
+use super::types::{Piece, Whole};
 use crate::quantization::PackedLayout;
 
 /// The operations, whose equations are in `super`, and their backward passes. The bodies here are the
@@ -243,10 +244,11 @@ pub trait StepOps: Backend {
         glu::backward::<Self>(grad, gate, up, activation)
     }
 
-    /// Some columns, copied.
-    #[fusion(dtype = x, shape = linear_shape(x, *width))]
-    fn columns(x: FloatTensor<Self>, start: usize, width: usize) -> FloatTensor<Self> {
-        columns::forward::<Self>(x, start, width)
+    /// A piece, copied.
+    #[fusion(dtype = x, shape = piece_shape(x, piece))]
+    #[allow(unused_variables, reason = "a graph's")]
+    fn piece(x: FloatTensor<Self>, piece: Piece, whole: Whole) -> FloatTensor<Self> {
+        split::forward::<Self>(x, piece)
     }
 
     /// The norm; `weight` is f32.
@@ -285,6 +287,44 @@ pub trait StepOps: Backend {
         sin: FloatTensor<Self>,
     ) -> FloatTensor<Self> {
         rotary::forward::<Self>(x, cos, sin)
+    }
+
+    /// The rotation of what [`StepOps::rms_norm`] makes of each head, or of all heads together: as wide as `weight`.
+    #[fusion(default)]
+    fn normed_rotary(
+        x: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        eps: f64,
+        cos: FloatTensor<Self>,
+        sin: FloatTensor<Self>,
+    ) -> FloatTensor<Self> {
+        normed_rotary::forward::<Self>(x, weight, eps, [cos, sin])
+    }
+
+    /// The gradient of x.
+    #[fusion(default)]
+    fn normed_rotary_x_grad(
+        grad: FloatTensor<Self>,
+        x: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        eps: f64,
+        cos: FloatTensor<Self>,
+        sin: FloatTensor<Self>,
+    ) -> FloatTensor<Self> {
+        normed_rotary::x_grad::<Self>(grad, x, weight, eps, [cos, sin])
+    }
+
+    /// The gradient of the weight.
+    #[fusion(default)]
+    fn normed_rotary_weight_grad(
+        grad: FloatTensor<Self>,
+        x: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        eps: f64,
+        cos: FloatTensor<Self>,
+        sin: FloatTensor<Self>,
+    ) -> FloatTensor<Self> {
+        normed_rotary::weight_grad::<Self>(grad, x, weight, eps, [cos, sin])
     }
 
     /// The attention. `visible` is what the mask says as a tensor, see [`AttentionMask::visible_tensor`].
@@ -452,6 +492,13 @@ impl StepOps for LibTorch {}
 fn linear_shape(x: &Shape, out_dim: usize) -> Shape {
     let (mut shape, last) = (x.clone(), x.num_dims() - 1);
     shape[last] = out_dim;
+    shape
+}
+
+#[cfg(feature = "cube")]
+fn piece_shape(x: &Shape, piece: &Piece) -> Shape {
+    let mut shape = x.clone();
+    shape[piece.dim] = piece.range.len();
     shape
 }
 

@@ -12,10 +12,11 @@
 //! | [`lora_linear`] | `x Wᵀ + s·(dropout(x) Aᵀ) Bᵀ` | x, if A or W is trained, `s·dropout(x) Aᵀ` and the seed |
 //! | [`rms_norm`] | `w · x / sqrt(mean(x²) + eps)` | x |
 //! | [`rotary`] | pairs turned by their angles | the angles |
+//! | [`normed_rotary`] | the rotation of the norm | x, the angles |
 //! | [`attention`] | `softmax(q kᵀ / sqrt(d)) v` | q, k, v; on GPUs in half precision the output and the softmaxes' totals too |
 //! | [`attention_scored`] | `softmax(cap · tanh(scale · q kᵀ / cap)) v` | the same; with a cap q, k and v alone |
 //! | [`glu`] | `activation(gate) · up` | gate, up |
-//! | [`columns`] | some numbers of each row | nothing |
+//! | [`split`] | pieces, one after the other | nothing |
 //! | [`cross_entropy_sum`] | `-Σ log softmax(logits)[target]` | its gradient, fused in the logits' place |
 //!
 //! With [`MatmulPrecision::Medium`] on the CPU, what only a backward pass reads (the inputs of norms, attention and gated
@@ -29,7 +30,6 @@ mod attention;
 mod autodiff;
 mod backend;
 mod backward;
-mod columns;
 mod cross_entropy;
 #[cfg(feature = "cube")]
 mod cube;
@@ -45,6 +45,7 @@ pub(crate) mod meta;
 mod portable;
 mod rms_norm;
 mod rotary;
+mod split;
 mod squares;
 #[cfg(all(test, feature = "flex"))]
 mod tests;
@@ -54,8 +55,6 @@ pub(crate) use adamw::adamw;
 pub(crate) use attention::attention_meta;
 pub use attention::{AttentionBody, attention, attention_body, attention_scored};
 pub(crate) use backward::{GraphState, backward_from};
-pub use columns::columns;
-pub(crate) use columns::columns_meta;
 pub(crate) use cross_entropy::cross_entropy_meta;
 pub use cross_entropy::cross_entropy_sum;
 #[cfg(any(feature = "flex", feature = "cube"))]
@@ -76,8 +75,10 @@ pub(crate) use linear::{
 };
 pub use rms_norm::rms_norm;
 pub(crate) use rms_norm::rms_norm_meta;
-pub use rotary::rotary;
-pub(crate) use rotary::rotary_meta;
+pub use rotary::{normed_rotary, rotary};
+pub(crate) use rotary::{normed_rotary_meta, rotary_meta};
+pub use split::split;
+pub(crate) use split::{columns_meta, rows_meta};
 pub(crate) use squares::SumOfSquares;
 pub use types::{Activation, AttentionMask, DropoutMask, Scores, seed_dropout};
 pub(crate) use types::{AdamWStep, PackedTensor, mix};

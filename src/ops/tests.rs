@@ -109,6 +109,13 @@ fn plain_rotary(x: Tensor<4>, cos: Tensor<4>, sin: Tensor<4>) -> Tensor<4> {
     Tensor::cat(turned.into_iter().chain(kept).collect(), 3)
 }
 
+fn plain_normed_rotary(x: Tensor<4>, weight: Tensor<1>, [cos, sin]: [Tensor<4>; 2]) -> Tensor<4> {
+    let (dims, [width]) = (x.dims(), weight.dims());
+    let rows = dims.iter().product::<usize>() / width;
+    let normed = plain_rms_norm(x.reshape([rows, width]), weight, 1e-2);
+    plain_rotary(normed.reshape(dims), cos, sin)
+}
+
 /// With keys and values repeated for the heads that share them, and all scores at once.
 fn plain_attention(
     [q, k, v]: [Tensor<4>; 3],
@@ -180,18 +187,14 @@ fn bodies_equal_each_other() {
         assert_fused_equals_portable([random(shape), random([1, 5, dim])], |[x, weight]| {
             linear(x, weight.reshape([5, dim])) / dim as f32
         });
-        let half = dim.div_ceil(2);
-        assert_equals_plain(
-            [random(shape)],
-            |[x]| columns(x.clone(), 0..half) * columns(x, dim - half..dim),
-            |[x]| x.clone().narrow(2, 0, half) * x.narrow(2, dim - half, half),
-        );
     }
     gelu_is_its_formula();
     portable(gelu_is_its_formula);
     views_are_as_good_as_whole_tensors();
     rotations_are_the_same();
+    normed_rotations_are_the_same();
     losses_are_the_same();
+    pieces_are_the_same();
     attention_is_the_same();
     dropouts_are_the_same();
     adapted_linears_are_the_same();
@@ -287,6 +290,87 @@ fn rotations_are_the_same() {
         let [wide_cos, wide_sin] = [&cos, &sin].map(|t| t.clone().cast(DType::F32));
         let expected = rotary(x.clone(), wide_cos, wide_sin).into_data();
         assert_eq!(rotary(x, cos, sin).into_data(), expected);
+    }
+}
+
+fn normed_rotations_are_the_same() {
+    for (rows, heads, head_dim, pairs, width) in [
+        (1, 1, 2, 1, 2),
+        (1, 3, 20, 10, 20),
+        (2, 2, 16, 5, 16),
+        (2, 3, 16, 8, 48),
+    ] {
+        let angles = random([rows, 5, 1, pairs]).inner();
+        let [cos, sin] = [angles.clone().cos(), angles.sin()];
+        let weight = random([width]);
+        let frozen = weight.clone().inner();
+        assert_equals_plain(
+            [random([2, 5, heads, head_dim])],
+            |[x]| normed_rotary(x, frozen.clone(), 1e-2, cos.clone(), sin.clone()),
+            |[x]| plain_normed_rotary(x, frozen.clone(), [cos.clone(), sin.clone()]),
+        );
+        let x = random([2, 5, heads, head_dim]).inner();
+        assert_equals_plain(
+            [weight],
+            |[w]| normed_rotary(x.clone(), w, 1e-2, cos.clone(), sin.clone()),
+            |[w]| plain_normed_rotary(x.clone(), w, [cos.clone(), sin.clone()]),
+        );
+    }
+}
+
+/// Of what is computed and of a leaf, some of them not used, and the whole used beside them.
+fn pieces_are_the_same() {
+    let product = |x: Tensor<3>, [a, b]: [Tensor<3>; 2]| {
+        a.clone().matmul(b) * x.mean().reshape([1, 1, 1]) + a.sum().reshape([1, 1, 1])
+    };
+    for scale in [None, Some(0.5)] {
+        let scaled = |x: Tensor<3>| match scale {
+            Some(scale) => x * scale,
+            None => x,
+        };
+        assert_equals_plain(
+            [random([3, 7, 9])],
+            |[x]| {
+                let x = scaled(x);
+                let columns = split(x.clone(), 2, &[5, 1, 3]);
+                let rows = split(x.clone(), 1, &[5, 2]);
+                product(
+                    x,
+                    [
+                        columns[2].clone().swap_dims(1, 2),
+                        rows[0].clone().swap_dims(1, 2).narrow(1, 2, 7),
+                    ],
+                )
+            },
+            |[x]| {
+                let x = scaled(x);
+                let [columns, rows] = [x.clone().narrow(2, 6, 3), x.clone().narrow(1, 0, 5)];
+                product(
+                    x,
+                    [
+                        columns.swap_dims(1, 2),
+                        rows.swap_dims(1, 2).narrow(1, 2, 7),
+                    ],
+                )
+            },
+        );
+        assert_equals_plain(
+            [random([2, 6, 4])],
+            |[x]| {
+                let pieces = split(scaled(x), 2, &[1, 1, 2]);
+                Tensor::cat(pieces.into_iter().rev().collect(), 2)
+            },
+            |[x]| {
+                let x = scaled(x);
+                let pieces = [(2, 2), (1, 1), (0, 1)];
+                Tensor::cat(
+                    pieces
+                        .map(|(start, len)| x.clone().narrow(2, start, len))
+                        .into(),
+                    2,
+                )
+            },
+        );
     }
 }
 

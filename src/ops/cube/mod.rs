@@ -48,6 +48,7 @@ use super::types::AdamWStep;
 use super::types::DropoutMask;
 use super::types::KeyRanges;
 use super::types::Scores;
+use super::types::{Piece, Whole};
 use crate::quantization::PackedLayout;
 
 /// Whether operations on `tensor` have a kernel here.
@@ -219,8 +220,8 @@ impl StepOps for CubeBackend {
         }
     }
 
-    fn columns(x: CubeTensor, start: usize, width: usize) -> CubeTensor {
-        into_contiguous(portable::columns::forward::<Self>(x, start, width))
+    fn piece(x: CubeTensor, piece: Piece, _whole: Whole) -> CubeTensor {
+        into_contiguous(portable::split::forward::<Self>(x, piece))
     }
 
     fn rms_norm(x: CubeTensor, weight: CubeTensor, eps: f64) -> CubeTensor {

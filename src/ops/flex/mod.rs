@@ -7,6 +7,7 @@ mod gemm;
 mod glu;
 mod linear;
 mod narrow;
+mod normed_rotary;
 mod packed;
 mod rms_norm;
 mod rotary;
@@ -28,6 +29,7 @@ use super::types::Activation;
 use super::types::DropoutMask;
 use super::types::KeyRanges;
 use super::types::Scores;
+use super::types::{Piece, Whole};
 use crate::quantization::PackedLayout;
 
 /// Whether operations on f32 tensors of `device` are fused.
@@ -151,8 +153,8 @@ impl StepOps for Flex {
         }
     }
 
-    fn columns(x: Primitive, start: usize, width: usize) -> Primitive {
-        contiguous(&portable::columns::forward::<Self>(x, start, width))
+    fn piece(x: Primitive, piece: Piece, _whole: Whole) -> Primitive {
+        contiguous(&portable::split::forward::<Self>(x, piece))
     }
 
     fn rms_norm(x: Primitive, weight: Primitive, eps: f64) -> Primitive {
@@ -185,6 +187,33 @@ impl StepOps for Flex {
         match takes(&x) {
             true => rotary::forward(&x, &cos, &sin),
             false => portable::rotary::forward::<Self>(x, cos, sin),
+        }
+    }
+
+    fn normed_rotary(
+        x: Primitive,
+        weight: Primitive,
+        eps: f64,
+        cos: Primitive,
+        sin: Primitive,
+    ) -> Primitive {
+        match takes(&x) {
+            true => normed_rotary::forward(&x, &weight, eps, [&cos, &sin]),
+            false => portable::normed_rotary::forward::<Self>(x, weight, eps, [cos, sin]),
+        }
+    }
+
+    fn normed_rotary_x_grad(
+        grad: Primitive,
+        x: Primitive,
+        weight: Primitive,
+        eps: f64,
+        cos: Primitive,
+        sin: Primitive,
+    ) -> Primitive {
+        match takes(&grad) {
+            true => normed_rotary::x_grad(&grad, &x, &weight, eps, [&cos, &sin]),
+            false => portable::normed_rotary::x_grad::<Self>(grad, x, weight, eps, [cos, sin]),
         }
     }
 

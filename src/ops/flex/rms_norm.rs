@@ -22,20 +22,26 @@ pub fn x_grad(grad: &Primitive, x: &Primitive, weight: &Primitive, eps: f64) -> 
     let weight: &[f32] = weight.storage();
     let inputs = [grad.storage(), x.storage()];
     let values = map_rows(weight.len(), inputs, |_, [grad, x], out| {
-        let norm = inverse_norm(x, eps);
         for ((out, grad), weight) in out.iter_mut().zip(grad).zip(weight) {
             *out = grad * weight;
         }
-        let along = norm * norm * norm * dot(out, x) / x.len() as f32;
-        for (out, x) in out.iter_mut().zip(x) {
-            *out = norm * *out - along * x;
-        }
+        across(out, x, eps);
     });
     primitive(values, &x.shape())
 }
 
+/// `n h - n³ x mean(h · x)`, in the place of h.
 #[inline(always)]
-fn inverse_norm(x: &[f32], eps: f64) -> f32 {
+pub fn across(h: &mut [f32], x: &[f32], eps: f64) {
+    let norm = inverse_norm(x, eps);
+    let along = norm * norm * norm * dot(h, x) / x.len() as f32;
+    for (h, x) in h.iter_mut().zip(x) {
+        *h = norm * *h - along * x;
+    }
+}
+
+#[inline(always)]
+pub fn inverse_norm(x: &[f32], eps: f64) -> f32 {
     1.0 / (dot(x, x) / x.len() as f32 + eps as f32).sqrt()
 }
 

@@ -3,14 +3,15 @@
 
 pub mod adamw;
 pub mod attention;
-pub mod columns;
 pub mod cross_entropy;
 pub mod dropout;
 pub mod glu;
 pub mod linear;
+pub mod normed_rotary;
 pub mod packed;
 pub mod rms_norm;
 pub mod rotary;
+pub mod split;
 pub mod squares;
 
 use burn::backend::tensor::FloatTensor;

@@ -5,6 +5,7 @@ mod adamw;
 mod attention;
 mod dropout;
 mod packed;
+mod piece;
 
 pub use activation::Activation;
 pub(super) use activation::gelu;
@@ -16,3 +17,4 @@ pub(super) use dropout::MULTIPLIERS;
 pub(crate) use dropout::mix;
 pub use dropout::{DropoutMask, seed_dropout};
 pub(crate) use packed::PackedTensor;
+pub(super) use piece::{Piece, Whole};
