@@ -22,7 +22,9 @@ pub struct DeviceGroup {
 }
 
 impl DeviceGroup {
-    /// The members, one a device, in the order of their ranks. Give each to a thread.
+    /// The members, one a device, in the order of their ranks. Give each to a thread, which makes or loads a model of its
+    /// own: the graphs of threads that train one model, or clones of it, are one graph for Burn, whose locks two backward
+    /// passes can hold against each other for ever (burn-autodiff 0.22.1).
     pub fn new(devices: Vec<Device>) -> Vec<Self> {
         let exchange = Arc::new(Exchange::new(devices.len()));
         let devices: Arc<[Device]> = devices.into();

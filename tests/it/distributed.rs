@@ -134,17 +134,18 @@ fn members_equal_one_process_with_all_their_samples() {
 /// Threads draw what one process draws for as many micro-batches.
 #[test]
 fn members_drop_what_one_process_drops() {
-    let (samples, model) = (samples(), model_with_dropout(0.3));
+    let samples = samples();
+    let model = || model_with_dropout(0.3);
     let all = batches(&samples, &[vec![0, 1, 2], vec![3, 4]]);
     let loss = |seed| {
         let trainer = trainer().with_seed(seed);
-        let gradients = trainer.gradients(&SingleProcess, &model, &all).unwrap();
+        let gradients = trainer.gradients(&SingleProcess, &model(), &all).unwrap();
         gradients.loss
     };
     let shared = in_threads(2, |member| {
         let mine = &all[member.rank()..][..1];
         let trainer = trainer().with_seed(5);
-        trainer.gradients(&member, &model, mine).unwrap().loss
+        trainer.gradients(&member, &model(), mine).unwrap().loss
     });
     assert!(shared.iter().all(|shared| (shared - loss(5)).abs() < 1e-6));
     assert!((loss(5) - loss(6)).abs() > 1e-4);
