@@ -244,7 +244,7 @@ def a_base_as_meta_releases_it(recipe: Recipe) -> None:
     losses = run.metrics("loss")
     assert losses[STEPS] < losses[1], losses
     assert run.json("adapter/adapter_config.json")["base_model_name_or_path"] == str(base)
-    assert run.json("merged/config.json")["rope_parameters"]["factor"] == 32
+    assert run.json("merged/config.json")["rope_scaling"]["factor"] == 32
     for name in ["model.safetensors", "tokenizer.json", "tokenizer_config.json"]:
         assert (run.folder / "merged" / name).exists(), name
     # The same records by the same tokens, and a model that goes on where this one ended.
