@@ -350,7 +350,8 @@ fn merge(args: &Merge) -> Result<()> {
     let is_gguf = |path: &Path| path.extension().is_some_and(|end| end == "gguf");
     let gguf = args.gguf;
     let gguf = gguf.or(is_gguf(&files.out).then_some(GgufFormat::F16));
-    if is_gguf(&files.model) || args.requantize {
+    // What is merged tensor by tensor has a config.json: neither GGUF files nor Meta's folders do.
+    if !files.model.join("config.json").exists() || args.requantize {
         return merge_loaded(files, gguf, args.requantize);
     }
     let merged = match &files.adapter {

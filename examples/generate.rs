@@ -29,7 +29,7 @@ struct Args {
     /// What to do it with.
     #[arg(long, default_value = "")]
     input: String,
-    /// A Hugging Face folder with its tokenizer, or a GGUF file.
+    /// A Hugging Face folder with its tokenizer, one of Meta's, or a GGUF file.
     #[arg(long, default_value = concat!(env!("CARGO_MANIFEST_DIR"), "/examples/assets/tiny"))]
     model: PathBuf,
     /// A PEFT folder.

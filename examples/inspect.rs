@@ -21,7 +21,7 @@ use serde_json::{Value, json};
 /// Print a model's sizes, or the ids of texts.
 #[derive(Parser)]
 struct Args {
-    /// A model folder or a GGUF file, whose sizes to print.
+    /// A model folder, Hugging Face's or Meta's, or a GGUF file, whose sizes to print.
     #[arg(
         long,
         required_unless_present = "tokenizer",

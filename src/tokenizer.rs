@@ -1,13 +1,14 @@
 //! Text to token ids and back.
 //!
 //! One type, [`Tokenizer`], reads the files that a Llama comes with: Hugging Face's `tokenizer.json`, the
-//! SentencePiece `tokenizer.model` of Meta's releases, and llama.cpp's GGUF. Each joins pieces as the library
+//! `tokenizer.model` of Meta's releases (SentencePiece, or the words of tiktoken), and llama.cpp's GGUF. Each joins pieces as the library
 //! does that it comes from, which may differ where a text can be joined in several ways of equal score.
 
 mod chat_template;
 mod gguf;
 mod gguf_files;
 mod sentencepiece;
+mod tiktoken;
 mod to_gguf;
 
 use std::fmt;
@@ -22,6 +23,7 @@ use serde::de::IgnoredAny;
 use crate::files::{create_dir, read_bytes, read_text, write_atomic};
 use crate::{Error, Result};
 use gguf_files::save_gguf_tokenizer;
+pub(crate) use tiktoken::MetaTokens;
 pub(crate) use to_gguf::gguf_vocabulary;
 
 const BOS_NAMES: [&str; 3] = ["<s>", "<|begin_of_text|>", "<bos>"];
@@ -69,17 +71,18 @@ pub struct Tokenizer {
 }
 
 impl Tokenizer {
-    /// Reads a `tokenizer.json`, a SentencePiece `tokenizer.model` or a GGUF file ([`Tokenizer::from_gguf`]); the content
-    /// decides which.
+    /// Reads a `tokenizer.json`, a `tokenizer.model` or a GGUF file ([`Tokenizer::from_gguf`]); the content decides which. A
+    /// `tokenizer.model` is one of SentencePiece, or Llama 3's: tiktoken's words in base64, each with its rank. To those
+    /// belong the 256 special tokens of Llama 3.1, whose ids follow.
     ///
     /// EOS is the `eos_token` of the `tokenizer_config.json` or `special_tokens_map.json` beside the file, else
     /// a token of a usual name. BOS is what a `tokenizer.json` puts before a text, whatever other files say,
     /// as in transformers 5. A `tokenizer.model` has the `bos_token` of those files, else a token of a usual
-    /// name, unless `add_bos_token` is false there.
+    /// name, unless `add_bos_token` is false there. That of Llama 3 has `<|begin_of_text|>`.
     ///
     /// # Errors
     ///
-    /// [`Error::Io`] if the file cannot be read, [`Error::Format`] if it is neither of the two, is
+    /// [`Error::Io`] if the file cannot be read, [`Error::Format`] if it is none of these, is
     /// damaged, or is a SentencePiece model of a kind that Llama does not use (anything but BPE
     /// with the identity normalisation); also if a file beside it is not JSON or names a token
     /// that the file does not have.
@@ -91,9 +94,13 @@ impl Tokenizer {
         let bytes = read_bytes(path)?;
         let names = Names::beside(path)?;
         let chat_template = chat_template::beside(path)?;
-        let tokenizer = match is_json(&bytes) {
-            true => Self::from_json(&bytes, path, &names)?,
-            false => {
+        let tokenizer = match (is_json(&bytes), tiktoken::is_tiktoken(&bytes)) {
+            (true, _) => Self::from_json(&bytes, path, &names)?,
+            (false, true) => {
+                let json = tiktoken::Words::parse(&bytes, path)?.to_json();
+                Self::from_json(json.to_string().as_bytes(), path, &names)?
+            }
+            (false, false) => {
                 let model = sentencepiece::parse(&bytes, path)?;
                 let tokenizer = Self::from_sentencepiece(&model, path, &names)?;
                 Self {
@@ -403,35 +410,54 @@ fn prefix(tokenizer: &tokenizers::Tokenizer) -> Option<u32> {
 
 /// Copies a tokenizer's files into a model's folder, under the names by which other programs look for
 /// them there. `from` is a folder, or a tokenizer's file with what lies beside it; or a GGUF file, whose tokenizer is
-/// written as a `tokenizer.json` or `tokenizer.model` of the same ids, with a `tokenizer_config.json`.
+/// written as a `tokenizer.json` or `tokenizer.model` of the same ids, with a `tokenizer_config.json`. Of Llama 3's
+/// `tokenizer.model` the same is written as a `tokenizer.json`.
 ///
 /// # Errors
 ///
-/// [`Error::Io`] if a file cannot be read or written, and those of [`Tokenizer::from_gguf`].
+/// [`Error::Io`] if a file cannot be read or written, and those of [`Tokenizer::from_gguf`] and of
+/// [`Tokenizer::from_file`] on a file of Llama 3's.
 pub fn copy_tokenizer(from: impl AsRef<Path>, to: impl AsRef<Path>) -> Result<()> {
     let (from, to) = (from.as_ref(), to.as_ref());
     if from.is_file() && gguf::is_gguf(from)? {
         create_dir(to)?;
         return save_gguf_tokenizer(from, to);
     }
-    let (folder, mut files) = match from.is_dir() {
-        true => (
-            from,
-            Vec::from([JSON_FILE, SENTENCEPIECE_FILE].map(|name| (from.join(name), name))),
-        ),
-        false => (
-            from.parent().unwrap_or(Path::new("")),
-            vec![(from.to_owned(), kind_of(from)?)],
-        ),
+    let words = tiktoken_words(from)?;
+    let (folder, file) = match from.is_dir() {
+        true => (from, None),
+        false => (from.parent().unwrap_or(Path::new("")), Some(from)),
     };
-    files.extend(COMPANIONS.map(|name| (folder.join(name), name)));
+    let named = |name: &&'static str| (folder.join(name), *name);
+    let mut files: Vec<_> = COMPANIONS.iter().map(named).collect();
+    match (&words, file) {
+        (Some(_), _) => {}
+        (None, Some(file)) => files.push((file.to_owned(), kind_of(file)?)),
+        (None, None) => files.extend([JSON_FILE, SENTENCEPIECE_FILE].iter().map(named)),
+    }
     create_dir(to)?;
     for (file, name) in files.iter().filter(|(file, _)| file.exists()) {
         write_atomic(&to.join(name), |temporary| {
             fs::copy(file, temporary).map(drop).map_err(Error::io(file))
         })?;
     }
-    Ok(())
+    match words {
+        None => Ok(()),
+        Some(words) => tiktoken::save(&words, to, !folder.join(CONFIG_FILE).exists()),
+    }
+}
+
+/// The words of a tokenizer that is one of tiktoken's.
+fn tiktoken_words(from: &Path) -> Result<Option<tiktoken::Words>> {
+    let path = to_gguf::file_of(from);
+    if !path.exists() {
+        return Ok(None);
+    }
+    let bytes = read_bytes(&path)?;
+    let is_tiktoken = tiktoken::is_tiktoken(&bytes);
+    is_tiktoken
+        .then(|| tiktoken::Words::parse(&bytes, &path))
+        .transpose()
 }
 
 /// The usual name of a tokenizer's file.

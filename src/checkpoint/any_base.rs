@@ -1,11 +1,13 @@
-//! Bases of any form: Hugging Face folders and GGUF files.
+//! Bases of any form: Hugging Face's folders, Meta's, and GGUF files.
 
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 
+use super::base::BaseWeights;
 use super::gguf::{gguf_packing, load_gguf, load_gguf_as, read_gguf_config};
-use super::hf::{hf_packing, load_hf, load_hf_as, read_hf_config};
+use super::hf::{CONFIG_FILE, hf_packing, load_hf, load_hf_as, read_hf_config};
+use super::meta::{MetaWeights, is_meta, load_meta, load_meta_as, read_meta_config};
 use crate::adapter::LoadReport;
 use crate::llama::{LlamaConfig, TransformerDecoder};
 use crate::quantization::BlockFormat;
@@ -14,9 +16,23 @@ use crate::{Error, Result};
 
 const GGUF: &str = "gguf";
 
-/// Whether a path names a GGUF file: any file, or what would be one by its name.
-pub(super) fn is_gguf(path: &Path) -> bool {
-    path.is_file() || has_gguf_name(path)
+/// The form of a base.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum BaseKind {
+    HuggingFace,
+    Meta,
+    Gguf,
+}
+
+impl BaseKind {
+    /// What a path names: any file is a GGUF file, and what would be one by its name.
+    pub(super) fn of(path: &Path) -> Self {
+        match () {
+            () if path.is_file() || has_gguf_name(path) => Self::Gguf,
+            () if !path.join(CONFIG_FILE).exists() && is_meta(path) => Self::Meta,
+            () => Self::HuggingFace,
+        }
+    }
 }
 
 fn has_gguf_name(path: &Path) -> bool {
@@ -24,15 +40,17 @@ fn has_gguf_name(path: &Path) -> bool {
     extension.eq_ignore_ascii_case(GGUF) && !path.is_dir()
 }
 
-/// Reads the sizes of a model: of a Hugging Face folder ([`read_hf_config`]) or a GGUF file ([`read_gguf_config`]).
+/// Reads the sizes of a model: of a Hugging Face folder ([`read_hf_config`]), one as Meta releases it
+/// ([`read_meta_config`]: one without a `config.json`), or a GGUF file ([`read_gguf_config`]).
 ///
 /// # Errors
-/// Those of the two, and [`Error::Format`] for a folder that has GGUF files in a model's place: the message names one.
+/// Those of the three, and [`Error::Format`] for a folder that has GGUF files in a model's place: the message names one.
 pub fn read_base_config(path: impl AsRef<Path>) -> Result<LlamaConfig> {
     let path = path.as_ref();
-    match is_gguf(path) {
-        true => read_gguf_config(path),
-        false => {
+    match BaseKind::of(path) {
+        BaseKind::Gguf => read_gguf_config(path),
+        BaseKind::Meta => read_meta_config(path),
+        BaseKind::HuggingFace => {
             require_hf_folder(path)?;
             read_hf_config(path)
         }
@@ -41,7 +59,7 @@ pub fn read_base_config(path: impl AsRef<Path>) -> Result<LlamaConfig> {
 
 /// A folder without a configuration may be one of GGUF files, of which none is known to be meant.
 fn require_hf_folder(dir: &Path) -> Result<()> {
-    if dir.join("config.json").exists() {
+    if dir.join(CONFIG_FILE).exists() {
         return Ok(());
     }
     let entries = fs::read_dir(dir).into_iter().flatten().flatten();
@@ -49,48 +67,54 @@ fn require_hf_folder(dir: &Path) -> Result<()> {
     let first = files.filter(|path| has_gguf_name(path)).min();
     first.map_or(Ok(()), |file| {
         let message = format!(
-            "no config.json is in this folder, but GGUF files are; name the one to load, such as {}",
+            "no {CONFIG_FILE} is in this folder, but GGUF files are; name the one to load, such as {}",
             file.display()
         );
         Err(Error::format(dir, message))
     })
 }
 
-/// Loads the base weights of a Hugging Face folder ([`load_hf`]) or a GGUF file ([`load_gguf`]) as they are stored.
+/// Loads the base weights of a Hugging Face folder ([`load_hf`]), one as Meta releases it ([`load_meta`]) or a GGUF file
+/// ([`load_gguf`]) as they are stored.
 ///
 /// # Errors
-/// Those of the two.
+/// Those of the three.
 pub fn load_any_base(model: &mut TransformerDecoder, path: impl AsRef<Path>) -> Result<LoadReport> {
-    match is_gguf(path.as_ref()) {
-        true => load_gguf(model, path),
-        false => load_hf(model, path),
+    match BaseKind::of(path.as_ref()) {
+        BaseKind::Gguf => load_gguf(model, path),
+        BaseKind::Meta => load_meta(model, path),
+        BaseKind::HuggingFace => load_hf(model, path),
     }
 }
 
-/// [`load_any_base`] with a type or a packing for what is not packed, see [`load_hf_as`] and [`load_gguf_as`].
+/// [`load_any_base`] with a type or a packing for what is not packed, see [`load_hf_as`], [`load_meta_as`] and
+/// [`load_gguf_as`].
 ///
 /// # Errors
-/// Those of the two.
+/// Those of the three.
 pub fn load_any_base_as(
     model: &mut TransformerDecoder,
     path: impl AsRef<Path>,
     format: impl Into<BaseFormat>,
 ) -> Result<LoadReport> {
-    match is_gguf(path.as_ref()) {
-        true => load_gguf_as(model, path, format),
-        false => load_hf_as(model, path, format),
+    match BaseKind::of(path.as_ref()) {
+        BaseKind::Gguf => load_gguf_as(model, path, format),
+        BaseKind::Meta => load_meta_as(model, path, format),
+        BaseKind::HuggingFace => load_hf_as(model, path, format),
     }
 }
 
 /// How the weights of a Hugging Face folder or a GGUF file are packed, by this crate's keys; those that are not there are
-/// numbers of a float type. Headers tell it: no weight is read.
+/// numbers of a float type, as all of Meta's are. Headers tell it: no weight is read.
 ///
 /// # Errors
 /// Those of [`load_any_base`] that are the files'.
 pub fn read_base_packing(path: impl AsRef<Path>) -> Result<BTreeMap<String, BlockFormat>> {
-    let layouts = match is_gguf(path.as_ref()) {
-        true => gguf_packing(path.as_ref()),
-        false => hf_packing(path.as_ref()),
+    let path = path.as_ref();
+    let layouts = match BaseKind::of(path) {
+        BaseKind::Gguf => gguf_packing(path),
+        BaseKind::Meta => MetaWeights::open(path).map(|weights| weights.packed()),
+        BaseKind::HuggingFace => hf_packing(path),
     }?;
     let formats = layouts.into_iter();
     Ok(formats

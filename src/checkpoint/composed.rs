@@ -1,5 +1,5 @@
 //! Weights that are several tensors of the files together, or a part of one: those of experts, which programs keep apart or
-//! stacked.
+//! stacked, and those that several processes share.
 
 use std::ops::Range;
 
@@ -10,6 +10,8 @@ use burn::tensor::{Bytes, TensorData};
 pub(super) enum Form {
     /// The rows of one matrix below those of another.
     Below,
+    /// The columns of one matrix to the right of those of another.
+    Beside,
     /// One matrix to the right of and below the other, with zeros beside them.
     Diagonal,
     /// Numbers of one tensor that follow each other.
@@ -26,6 +28,7 @@ impl Form {
         match self {
             _ if shapes.iter().any(|shape| *shape != shapes[0]) => None,
             Self::Below => Some([count * rows, columns]),
+            Self::Beside => Some([rows, count * columns]),
             Self::Diagonal => Some([count * rows, count * columns]),
             Self::Stretch(_) | Self::Columns { .. } => None,
         }
@@ -42,6 +45,10 @@ pub(super) fn joined(form: &Form, values: Vec<TensorData>) -> TensorData {
     let dtype = values[0].dtype();
     assert!(values.iter().all(|value| value.dtype() == dtype));
     let row = shapes[0][1] * dtype.size();
+    if *form == Form::Beside {
+        let bytes = interleaved(&values, row);
+        return TensorData::from_bytes(Bytes::from_bytes_vec(bytes), shape, dtype);
+    }
     let mut bytes = Vec::with_capacity(shape[0] * shape[1] * dtype.size());
     for (index, value) in values.iter().enumerate() {
         let [left, right] = match form {
@@ -82,16 +89,22 @@ pub(super) fn stacked(is_b: bool, parts: Vec<TensorData>) -> TensorData {
     let [rows, rank] = parts[0].shape()[..] else {
         panic!("a factor is a matrix");
     };
-    let (dtype, size) = (parts[0].dtype(), parts[0].dtype().size());
-    let all: Vec<&[u8]> = parts.iter().map(|part| part.as_bytes()).collect();
-    let mut bytes = Vec::with_capacity(all.iter().map(|part| part.len()).sum());
-    for start in (0..rows * rank).map(|element| element * size) {
-        for part in &all {
-            bytes.extend_from_slice(&part[start..start + size]);
-        }
-    }
+    let dtype = parts[0].dtype();
+    let bytes = interleaved(&parts, dtype.size());
     let shape = [rows, rank * parts.len()];
     TensorData::from_bytes(Bytes::from_bytes_vec(bytes), shape, dtype)
+}
+
+/// So many bytes of each value in turn, until all are there.
+fn interleaved(values: &[TensorData], step: usize) -> Vec<u8> {
+    let all: Vec<&[u8]> = values.iter().map(|value| value.as_bytes()).collect();
+    let mut bytes = Vec::with_capacity(all.iter().map(|value| value.len()).sum());
+    for start in (0..all[0].len()).step_by(step) {
+        for value in &all {
+            bytes.extend_from_slice(&value[start..start + step]);
+        }
+    }
+    bytes
 }
 
 /// Rows of a matrix.
@@ -116,10 +129,12 @@ mod tests {
         let parts = || vec![matrix(&[1.0, 2.0], 1), matrix(&[3.0, 4.0], 1)];
         let below = joined(&Form::Below, parts());
         assert_eq!(below, matrix(&[1.0, 2.0, 3.0, 4.0], 1));
+        let beside = joined(&Form::Beside, parts());
+        assert_eq!(beside, matrix(&[1.0, 3.0, 2.0, 4.0], 2));
         let diagonal = joined(&Form::Diagonal, parts());
         let rows = [[1.0, 0.0], [2.0, 0.0], [0.0, 3.0], [0.0, 4.0]];
         assert_eq!(diagonal, matrix(&rows.concat(), 2));
-        for form in [Form::Below, Form::Diagonal] {
+        for form in [Form::Below, Form::Beside, Form::Diagonal] {
             assert_eq!(form.shape_of(&[&[1, 2], &[2, 2]]), None);
             assert_eq!(form.shape_of(&[&[2], &[2]]), None);
         }

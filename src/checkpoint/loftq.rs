@@ -4,16 +4,17 @@ use std::path::Path;
 
 use burn::tensor::{DType, TensorData};
 
-use super::any_base::is_gguf;
+use super::any_base::BaseKind;
 use super::base::BaseWeights;
 use super::gguf::{GgufFile, GgufWeights};
 use super::hf::HfFolder;
+use super::meta::MetaWeights;
 use crate::adapter::initialize_loftq;
 use crate::llama::TransformerDecoder;
 use crate::lora::Decomposition;
 use crate::{Error, Result};
 
-/// [`initialize_loftq`] with the dense weights of a Hugging Face folder or a `.gguf` file, each read when its turn comes:
+/// [`initialize_loftq`] with the dense weights of a Hugging Face folder, one of Meta's or a `.gguf` file, each read when its turn comes:
 /// beside the packed base there is one weight in f32. The packed base may come from the same folder or from another
 /// quantization of the same model: a folder of bitsandbytes', a GGUF file.
 ///
@@ -40,13 +41,21 @@ pub fn initialize_loftq_from(
     decomposition: Decomposition,
 ) -> Result<TransformerDecoder> {
     let path = path.as_ref();
-    if is_gguf(path) {
-        let file = GgufFile::open(path)?;
-        let weights = GgufWeights::of(&file, &model.config)?;
-        return begin(model, &weights, path, iterations, decomposition);
+    match BaseKind::of(path) {
+        BaseKind::Gguf => {
+            let file = GgufFile::open(path)?;
+            let weights = GgufWeights::of(&file, &model.config)?;
+            begin(model, &weights, path, iterations, decomposition)
+        }
+        BaseKind::Meta => {
+            let weights = MetaWeights::open(path)?;
+            begin(model, &weights, path, iterations, decomposition)
+        }
+        BaseKind::HuggingFace => {
+            let weights = HfFolder::open(path, &model.config)?;
+            begin(model, &weights, path, iterations, decomposition)
+        }
     }
-    let weights = HfFolder::open(path, &model.config)?;
-    begin(model, &weights, path, iterations, decomposition)
 }
 
 fn begin(

@@ -1,4 +1,4 @@
-//! Files and models: Hugging Face folders, PEFT adapters, plain safetensors. The only place that
+//! Files and models: Hugging Face folders, Meta's and GGUF files, PEFT adapters, plain safetensors. The only place that
 //! knows the names that other programs give to tensors.
 //!
 //! Headers are checked before a model is touched; weights are read tensor by tensor from a memory
@@ -18,6 +18,7 @@ mod hf_config;
 mod keys;
 mod loftq;
 mod merged;
+mod meta;
 mod mlx;
 mod peft;
 mod rotary;
@@ -38,6 +39,7 @@ pub use gguf::{
 pub use hf::{copy_generation_config, load_hf, load_hf_as, read_hf_config, save_hf};
 pub use loftq::initialize_loftq_from;
 pub use merged::MergedCheckpoint;
+pub use meta::{load_meta, load_meta_as, read_meta_config};
 pub use mlx::{read_mlx, save_mlx};
 pub(crate) use peft::translated;
 pub use peft::{

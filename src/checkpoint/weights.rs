@@ -322,7 +322,7 @@ impl Composed {
         let (stored, dtype) = (&first.stored, target(first.dtype()?));
         let (file, name) = (&stored.file, &stored.name);
         match &self.form {
-            Form::Below | Form::Diagonal => {
+            Form::Below | Form::Beside | Form::Diagonal => {
                 let parts = self.of.iter().map(|entry| entry.read(|_| dtype));
                 Ok(joined(&self.form, parts.collect::<Result<_>>()?))
             }

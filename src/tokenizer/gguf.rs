@@ -330,6 +330,11 @@ impl Words {
     }
 }
 
+/// How Llama 3's tokenizer splits a text into words.
+pub(super) fn llama3_pre_tokenizer() -> Value {
+    Words::Llama3.pre_tokenizer()
+}
+
 /// The name in files of how a `tokenizer.json` splits a text into words.
 ///
 /// # Errors
@@ -383,7 +388,7 @@ fn split(pattern: &str) -> Value {
 }
 
 /// Writes each byte as a character, or back; `into_words` splits into GPT-2's words before.
-fn bytes(into_words: bool) -> Value {
+pub(super) fn bytes(into_words: bool) -> Value {
     json!({
         "type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": into_words,
     })

@@ -93,17 +93,10 @@ impl<'a> Special<'a> {
 
     /// The post-processor that puts BOS before a text, if there is one.
     fn before_a_text(&self) -> Value {
-        let Some((id, text)) = self.bos.filter(|_| self.adds_bos) else {
-            return Value::Null;
-        };
-        let begin = |sequence| json!({ "SpecialToken": { "id": text, "type_id": sequence } });
-        let part = |name, sequence| json!({ "Sequence": { "id": name, "type_id": sequence } });
-        json!({
-            "type": "TemplateProcessing",
-            "single": [begin(0), part("A", 0)],
-            "pair": [begin(0), part("A", 0), begin(1), part("B", 1)],
-            "special_tokens": { text: { "id": text, "ids": [id], "tokens": [text] } },
-        })
+        match self.bos.filter(|_| self.adds_bos) {
+            Some((id, text)) => begin_with(id as usize, text),
+            None => Value::Null,
+        }
     }
 
     /// The model with the special tokens by their numbers, by which programs ask for them; -1 is none.
@@ -127,4 +120,16 @@ impl<'a> Special<'a> {
             ..model
         }
     }
+}
+
+/// The post-processor of a `tokenizer.json` that puts a token before a text.
+pub(super) fn begin_with(id: usize, text: &str) -> Value {
+    let begin = |sequence| json!({ "SpecialToken": { "id": text, "type_id": sequence } });
+    let part = |name, sequence| json!({ "Sequence": { "id": name, "type_id": sequence } });
+    json!({
+        "type": "TemplateProcessing",
+        "single": [begin(0), part("A", 0)],
+        "pair": [begin(0), part("A", 0), begin(1), part("B", 1)],
+        "special_tokens": { text: { "id": text, "ids": [id], "tokens": [text] } },
+    })
 }

@@ -21,8 +21,8 @@ const SPACE: &str = "\u{2581}";
 pub(super) fn parse(bytes: &[u8], origin: &Path) -> Result<ModelProto> {
     let model = SentencePieceModel::from_slice(bytes).map_err(|e| {
         let message = format!(
-            "neither JSON nor a SentencePiece model ({e}); Llama 3's tokenizer.model is of \
-             another kind: use the tokenizer.json of the same release"
+            "neither JSON, nor words of tiktoken, nor a SentencePiece model ({e}); use the tokenizer.json of the same \
+             release"
         );
         Error::format(origin, message)
     })?;

@@ -7,6 +7,7 @@ use sentencepiece_model::{ModelProto, Type};
 use serde_json::Value as Json;
 
 use super::gguf::{BYTE_LEVEL, MERGES, PRE, SCORES, TOKENS, TYPES, is_gguf, words_of};
+use super::tiktoken::{Words, is_tiktoken};
 use super::{JSON_FILE, SENTENCEPIECE_FILE, Tokenizer, is_json, sentencepiece};
 use crate::checkpoint::{GgufFile, GgufValue as Value, SENTENCEPIECE, TOKENIZER};
 use crate::files::read_bytes;
@@ -25,13 +26,17 @@ pub(crate) fn gguf_vocabulary(path: &Path, config: &LlamaConfig) -> Result<Vec<(
         return stored(&path, config);
     }
     let bytes = read_bytes(&path)?;
-    let vocabulary = match is_json(&bytes) {
-        true => {
+    let of_json = |json: &Json| {
+        let vocabulary = Vocabulary::of_json(json);
+        vocabulary.map_err(|message| Error::format(&path, message))
+    };
+    let vocabulary = match (is_json(&bytes), is_tiktoken(&bytes)) {
+        (true, _) => {
             let json = serde_json::from_slice(&bytes);
-            let json = json.map_err(|error| Error::format(&path, error))?;
-            Vocabulary::of_json(&json).map_err(|message| Error::format(&path, message))?
+            of_json(&json.map_err(|error| Error::format(&path, error))?)?
         }
-        false => Vocabulary::of_sentencepiece(&sentencepiece::parse(&bytes, &path)?),
+        (false, true) => of_json(&Words::parse(&bytes, &path)?.to_json())?,
+        (false, false) => Vocabulary::of_sentencepiece(&sentencepiece::parse(&bytes, &path)?),
     };
     let vocabulary = vocabulary.of_size(config.vocab_size);
     let vocabulary = vocabulary.map_err(|message| Error::format(&path, message))?;
@@ -42,7 +47,7 @@ pub(crate) fn gguf_vocabulary(path: &Path, config: &LlamaConfig) -> Result<Vec<(
 }
 
 /// The tokenizer's file of a folder, or the file itself.
-fn file_of(path: &Path) -> PathBuf {
+pub(super) fn file_of(path: &Path) -> PathBuf {
     let json = path.join(JSON_FILE);
     match (path.is_dir(), json.exists()) {
         (false, _) => path.to_owned(),

@@ -17,6 +17,7 @@ mod initialize;
 mod joint;
 mod loftq;
 mod merged;
+mod meta;
 mod own_method;
 mod own_model;
 mod own_model_slips;

@@ -233,6 +233,35 @@ def a_base_in_a_gguf_file(recipe: Recipe) -> None:
     assert "name the one to load, such as" in folder, folder
 
 
+def a_base_as_meta_releases_it(recipe: Recipe) -> None:
+    """The files of two processes and tiktoken's words, packed as they are loaded; the merged model is a folder of Hugging
+    Face's with a tokenizer of its own."""
+    root = pathlib.Path(__file__).parents[2]
+    base = root / "tests/fixtures/meta/llama3_sharded"
+    settings = [f"checkpoint_dir={base}", f"dataset={root}/examples/assets/tiny/alpaca_train.json", "max_seq_len=64",
+                "optimizer.lr=1e-2", "lr_scheduler.num_warmup_steps=0"]
+    run = recipe.run(*settings, "save_adapter_weights_only=false").done()
+    losses = run.metrics("loss")
+    assert losses[STEPS] < losses[1], losses
+    assert run.json("adapter/adapter_config.json")["base_model_name_or_path"] == str(base)
+    assert run.json("merged/config.json")["rope_scaling"]["factor"] == 32
+    for name in ["model.safetensors", "tokenizer.json", "tokenizer_config.json"]:
+        assert (run.folder / "merged" / name).exists(), name
+    # The same records by the same tokens, and a model that goes on where this one ended.
+    merged = recipe.run(f"checkpoint_dir={run.folder / 'merged'}", *settings[1:]).done()
+    goes_on = recipe.run(*settings, f"adapter_checkpoint={run.folder / 'adapter'}").done()
+    assert abs(merged.metrics("loss")[1] - goes_on.metrics("loss")[1]) < 1e-3
+
+    packed = recipe.run(*settings, "quantize_base=int8", "save_adapter_weights_only=false").done()
+    assert abs(packed.metrics("loss")[1] - losses[1]) < 0.1, (packed.metrics("loss"), losses)
+    assert (packed.folder / "merged/model.safetensors").exists()
+    cut = recipe.folder / "cut"
+    shutil.copytree(base, cut)
+    (cut / "consolidated.00.pth").unlink()
+    missing = recipe.run(f"checkpoint_dir={cut}", *settings[1:]).fails()
+    assert "consolidated.00.pth is not in this folder" in missing, missing
+
+
 def first_values(recipe: Recipe) -> None:
     """Those that need data or random vectors; a run that goes on has the same."""
     for word, *more in [["eva"], ["pissa_niter_2"], ["loftq", "quantize_base=int8"]]:
@@ -308,6 +337,7 @@ def main(program: str) -> None:
             an_adapter_of_another_kind,
             an_adapter_without_a_file,
             a_base_in_a_gguf_file,
+            a_base_as_meta_releases_it,
             first_values,
             an_interrupt,
             mistakes,

@@ -183,8 +183,8 @@ pub(super) const KEYS: &[RecipeKey] = &[
     key(
         "checkpoint_dir",
         PATH,
-        "Folder of the base model in Hugging Face's format, one that bitsandbytes quantized too, or a `.gguf` file; \
-         `null` is the embedded model.",
+        "Folder of the base model in Hugging Face's format, one that bitsandbytes quantized too, or as Meta releases it \
+         (`params.json`), or a `.gguf` file; `null` is the embedded model.",
     )
     .optional(),
     key(
