@@ -52,8 +52,8 @@ fn parse_line(line: &[u8]) -> Option<(Vec<u8>, usize)> {
     Some((word, rank.parse().ok()?)).filter(|(word, _)| !word.is_empty())
 }
 
-/// Words by their ranks, which are their ids: of two that can be joined from a text's pieces, that of the lower rank comes
-/// first.
+/// Words by their ranks, which are their ids: of two that can be joined from a text's pieces, that of the lower rank
+/// comes first.
 pub(super) struct Words {
     words: Vec<Vec<u8>>,
     ranks: HashMap<Vec<u8>, usize>,

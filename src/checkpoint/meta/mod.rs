@@ -39,12 +39,12 @@ use crate::weight::BaseFormat;
 /// | `norm_eps` below 1e-5 (Llama 1, but the 65B) | 2048 |
 /// | else (Llama 2) | 4096 |
 ///
-/// Tokens that begin and end a text are those of the `tokenizer.model` beside it, none if there is none. A Llama 3 ends by
-/// `<|end_of_text|>`, `<|eom_id|>` or `<|eot_id|>`: base and chat models are not told apart.
+/// Tokens that begin and end a text are those of the `tokenizer.model` beside it, none if there is none. A Llama 3 ends
+/// by `<|end_of_text|>`, `<|eom_id|>` or `<|eot_id|>`: base and chat models are not told apart.
 ///
 /// # Errors
-/// [`Error::Io`](crate::Error::Io) if a file cannot be read; [`Error::Format`](crate::Error::Format) if one is missing or
-/// damaged, if `params.json` and the tensors disagree, or describe a model that is not computed here.
+/// [`Error::Io`](crate::Error::Io) if a file cannot be read; [`Error::Format`](crate::Error::Format) if one is missing
+/// or damaged, if `params.json` and the tensors disagree, or describe a model that is not computed here.
 pub fn read_meta_config(dir: impl AsRef<Path>) -> Result<LlamaConfig> {
     config::config_of(&MetaWeights::open(dir.as_ref())?)
 }
@@ -69,8 +69,8 @@ pub fn read_meta_config(dir: impl AsRef<Path>) -> Result<LlamaConfig> {
 /// [`Error::Io`](crate::Error::Io) if a file cannot be read; [`Error::Format`](crate::Error::Format) if one is missing,
 /// damaged, no file of `torch.save`, or does not go with the others; [`Error::Keys`](crate::Error::Keys),
 /// [`Error::Shape`](crate::Error::Shape) or [`Error::DType`](crate::Error::DType) if its weights are not the model's.
-/// The model is unchanged then; only of damaged numbers, which are noticed when they are read, weights may have been loaded
-/// before.
+/// The model is unchanged then; only of damaged numbers, which are noticed when they are read, weights may have been
+/// loaded before.
 pub fn load_meta(model: &mut TransformerDecoder, dir: impl AsRef<Path>) -> Result<LoadReport> {
     load_base(model, &MetaWeights::open(dir.as_ref())?, None)
 }
