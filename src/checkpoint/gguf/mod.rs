@@ -1,8 +1,10 @@
 //! GGUF files, those of llama.cpp.
 
+mod architectures;
 mod config;
 mod container;
 mod cursor;
+mod describe;
 mod kind;
 mod load;
 mod metadata;
@@ -10,6 +12,7 @@ mod names;
 mod reader;
 mod rope;
 mod save;
+mod scaling;
 #[cfg(test)]
 mod tests;
 mod weights;
@@ -18,12 +21,13 @@ use std::path::Path;
 
 use burn::tensor::{DType, TensorData};
 
+use self::architectures::Architecture;
 pub(crate) use self::container::Value;
 use self::container::{Tensor, write_gguf};
 pub(super) use self::load::{GgufWeights, gguf_packing};
 pub use self::load::{load_gguf, load_gguf_as};
 pub(crate) use self::metadata::{Metadata, SENTENCEPIECE, TOKENIZER};
-use self::names::{Architecture, architecture, to_gguf};
+use self::names::to_gguf;
 pub(crate) use self::reader::GgufFile;
 pub use self::save::{GgufFormat, save_gguf};
 use super::peft::{Plain, Serving, served_layers};
@@ -73,7 +77,7 @@ pub fn save_gguf_adapter(
             "the model has no adapter `{adapter}` to save"
         )));
     }
-    let architecture = architecture(&model.config).map_err(refused)?;
+    let architecture = Architecture::of(&model.config).map_err(refused)?;
     let layers = served_layers(Serving::LlamaCpp, model, adapter).map_err(refused)?;
     let alpha = shared_alpha(&layers);
     let mut tensors = Vec::new();

@@ -4,18 +4,19 @@ use std::path::Path;
 
 use burn::tensor::{DType, TensorData};
 
-use super::config::ROPE_FACTORS;
-use super::container::{Tensor, Value, write_gguf};
+use super::architectures::Architecture;
+use super::container::{Tensor, write_gguf};
+use super::describe::{metadata, require_told};
 use super::kind::TensorKind;
 use super::load::{block_format, kind_of};
-use super::names::{Architecture, architecture, is_rotated, to_gguf};
-use super::rope::factors_of;
+use super::names::{is_norm, is_rotated, to_gguf};
+use super::scaling::scaling_tensors;
 use crate::adapter::{StateReader, state_readers};
 use crate::checkpoint::keys::{EMBEDDING, OUTPUT};
 use crate::checkpoint::merged::MergedCheckpoint;
 use crate::checkpoint::rotary::interleaved;
 use crate::checkpoint::tensors::{all_finite, encode};
-use crate::llama::{LlamaConfig, RopeScaling, TransformerDecoder};
+use crate::llama::{LlamaConfig, TransformerDecoder};
 use crate::quantization::{PackedLayout, quantize};
 use crate::tokenizer::gguf_vocabulary;
 use crate::weight::PackedWeight;
@@ -194,9 +195,11 @@ impl<'a> Weight<'a> {
         let kind = own.unwrap_or_else(|| format.kind(self.key, self.shape));
         let is_turned = architecture.rotates_neighbours && is_rotated(self.key);
         let (rows, head_dim) = (self.shape[0], config.head_dim);
+        let has_unit_offset = config.block.unit_offset && is_norm(self.key);
         let bytes = move || {
             let mut bytes = match self.packed {
                 Some(packed) if own.is_some() => packed.bytes(),
+                _ if has_unit_offset => encoded(self.key, plus_one((self.read)()?), kind)?,
                 _ => encoded(self.key, (self.read)()?, kind)?,
             };
             let numbers: usize = self.shape.iter().product();
@@ -216,6 +219,13 @@ impl<'a> Weight<'a> {
             bytes: Box::new(bytes),
         }
     }
+}
+
+/// What a norm multiplies by whose weight this is beside 1, in f32.
+fn plus_one(weight: TensorData) -> TensorData {
+    let weight = weight.convert_dtype(DType::F32);
+    let sums: Vec<f32> = weight.iter().map(|w: f32| w + 1.0).collect();
+    TensorData::new(sums, weight.shape().to_vec())
 }
 
 /// Numbers of any type of float in a kind.
@@ -245,61 +255,19 @@ fn save(
     format: GgufFormat,
     path: &Path,
 ) -> Result<()> {
-    let architecture = architecture(config).map_err(|message| invalid("model", message))?;
-    let mut metadata = metadata(architecture.name, config, format);
+    let refused = |message: String| invalid("model", message);
+    let architecture = Architecture::of(config).map_err(refused)?;
+    let mut metadata = metadata(architecture, config, format.file_type());
     metadata.extend(gguf_vocabulary(tokenizer, config)?);
-    let scaling = config.rope_scaling.as_ref();
-    let factors = scaling.filter(|scaling| matches!(scaling, RopeScaling::Llama3 { .. }));
-    let factors = factors.map(|scaling| {
-        let factors = factors_of(scaling, config.head_dim, config.rope_base);
-        TensorData::new(factors, [config.head_dim / 2])
-    });
+    let factors = scaling_tensors(config);
     let factors = factors.iter();
-    let factors = factors.map(|factors| Tensor::of_f32(ROPE_FACTORS.to_owned(), factors));
+    let factors = factors.map(|(name, factors)| Tensor::of_f32((*name).to_owned(), factors));
     let weights = weights
         .iter()
         .map(|weight| weight.to_tensor(format, config, architecture));
     let tensors: Vec<_> = factors.chain(weights).collect();
+    require_told(config, architecture, &metadata, &tensors).map_err(refused)?;
     write_gguf(path, &metadata, &tensors)
-}
-
-/// What is said of a model beside its tokenizer.
-fn metadata(name: &str, config: &LlamaConfig, format: GgufFormat) -> Vec<(String, Value)> {
-    let of_model = |(key, value): (&str, Value)| (format!("{name}.{key}"), value);
-    let size = |size: usize| Value::U32(size.try_into().expect("a size of a model"));
-    let number = |number: f64| Value::F32(number as f32);
-    let general = [
-        ("general.architecture", name.into()),
-        ("general.type", "model".into()),
-        ("general.file_type", Value::U32(format.file_type())),
-        ("general.quantization_version", Value::U32(2)),
-    ];
-    let sizes = [
-        ("vocab_size", size(config.vocab_size)),
-        ("context_length", size(config.max_seq_len)),
-        ("embedding_length", size(config.embed_dim)),
-        ("block_count", size(config.num_layers)),
-        ("feed_forward_length", size(config.intermediate_dim)),
-        ("attention.head_count", size(config.num_heads)),
-        ("attention.head_count_kv", size(config.num_kv_heads)),
-        ("attention.key_length", size(config.head_dim)),
-        ("attention.value_length", size(config.head_dim)),
-        ("attention.layer_norm_rms_epsilon", number(config.norm_eps)),
-        ("rope.dimension_count", size(config.head_dim)),
-        ("rope.freq_base", number(config.rope_base)),
-    ];
-    let window = config.attention_of(0).span.tokens();
-    let window = window.map(|window| ("attention.sliding_window", size(window)));
-    let scaling = match config.rope_scaling {
-        Some(RopeScaling::Linear { factor }) => vec![
-            ("rope.scaling.type", "linear".into()),
-            ("rope.scaling.factor", number(factor)),
-        ],
-        _ => Vec::new(),
-    };
-    let general = general.map(|(key, value)| (key.to_owned(), value));
-    let of_model = sizes.into_iter().chain(window).chain(scaling).map(of_model);
-    general.into_iter().chain(of_model).collect()
 }
 
 fn invalid(name: &'static str, message: String) -> Error {

@@ -647,8 +647,8 @@ fn models_that_are_not_computed_here() {
     let llama = |key: &str, value| Builder::llama().with(key, value);
     for (file, word) in [
         (
-            llama("general.architecture", text("gemma3")),
-            "a `gemma3` is not one of llama, qwen2",
+            llama("general.architecture", text("mamba")),
+            "a `mamba` is not one of llama, qwen2, qwen3, gemma2",
         ),
         (
             llama("general.type", text("adapter")),
@@ -659,8 +659,8 @@ fn models_that_are_not_computed_here() {
             "`llama.expert_count`: 8 is not supported",
         ),
         (
-            llama("llama.rope.scaling.type", text("yarn")),
-            "`yarn` is not one of none, linear",
+            llama("llama.rope.scaling.type", text("longrope")),
+            "`longrope` is not one of none, linear, yarn",
         ),
         (
             llama("llama.rope.dimension_count", u32_(2)),

@@ -4,12 +4,12 @@ use std::borrow::Cow;
 
 use burn::tensor::{DType, TensorData};
 
-use super::config::ROPE_FACTORS;
 use super::kind::TensorKind;
-use super::names::{from_gguf, is_rotated};
+use super::names::{from_gguf, is_norm, is_rotated};
 use super::reader::{Entry, GgufFile};
+use super::scaling::ROPE_TENSORS;
 use crate::checkpoint::rotary::half_split;
-use crate::checkpoint::tensors::decode;
+use crate::checkpoint::tensors::{decode, encode};
 use crate::llama::LlamaConfig;
 use crate::{Error, Result};
 
@@ -20,6 +20,8 @@ pub(crate) struct GgufTensor<'a> {
     key: String,
     /// Whether neighbouring rows are rotated in the file, where this crate rotates those half a head apart.
     is_rotary_permuted: bool,
+    /// Whether it is the `1 + w` of a norm, where this crate has w.
+    has_unit_offset: bool,
     head_dim: usize,
 }
 
@@ -36,15 +38,16 @@ impl GgufFile {
         let weights = self
             .entries()
             .iter()
-            .filter(|entry| entry.name != ROPE_FACTORS);
+            .filter(|entry| !ROPE_TENSORS.contains(&&*entry.name));
         let mut found = Vec::new();
         let mut unexpected = Vec::new();
         for entry in weights {
-            match from_gguf(&entry.name) {
+            match from_gguf(&entry.name, &config.block) {
                 Some(key) => found.push(GgufTensor {
                     file: self,
                     entry,
                     is_rotary_permuted: neighbours_rotate && is_rotated(&key),
+                    has_unit_offset: config.block.unit_offset && is_norm(&key),
                     key,
                     head_dim: config.head_dim,
                 }),
@@ -104,7 +107,12 @@ impl<'a> GgufTensor<'a> {
     /// If `dtype` is not f32, f16 or bf16.
     pub(crate) fn read(&self, dtype: DType) -> Option<TensorData> {
         let stored = self.kind().float()?;
-        Some(decode(&self.bytes(), stored, self.shape().to_vec(), dtype))
+        let shape = self.shape().to_vec();
+        if !self.has_unit_offset {
+            return Some(decode(&self.bytes(), stored, shape, dtype));
+        }
+        let offset = decode(&self.bytes(), stored, shape.clone(), DType::F32);
+        Some(encode(offset.iter().map(|w: f32| w - 1.0), shape, dtype))
     }
 
     /// Lets the system take back the file's pages once what is needed of them has been copied.
