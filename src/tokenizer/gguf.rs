@@ -281,6 +281,8 @@ enum Words {
     SmolLm,
     /// Words with any one sign before them, and numbers of up to three digits.
     Llama3,
+    /// Llama 3's, of which none is looked up as a whole.
+    Dbrx,
     /// Llama 3's, each digit alone, of a text in Unicode's composed form.
     Qwen2,
 }
@@ -288,11 +290,12 @@ enum Words {
 const LLAMA_3: &[&str] = &["llama-bpe", "llama3", "llama-v3"];
 
 /// By the names that they have in files.
-const WORDS: [(&[&str], Words); 5] = [
+const WORDS: [(&[&str], Words); 6] = [
     (&["default"], Words::Default),
     (&["gpt-2"], Words::Gpt2),
     (&["smollm", "starcoder", "refact"], Words::SmolLm),
     (LLAMA_3, Words::Llama3),
+    (&["dbrx", "smaug-bpe"], Words::Dbrx),
     (&["qwen2"], Words::Qwen2),
 ];
 
@@ -318,7 +321,7 @@ impl Words {
                 json!({ "type": "Digits", "individual_digits": true }),
                 bytes(true),
             ],
-            Self::Llama3 => vec![split(&llama3_words("{1,3}")), bytes(false)],
+            Self::Llama3 | Self::Dbrx => vec![split(&llama3_words("{1,3}")), bytes(false)],
             Self::Qwen2 => vec![split(&llama3_words("")), bytes(false)],
         };
         json!({ "type": "Sequence", "pretokenizers": steps })

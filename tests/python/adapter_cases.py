@@ -44,10 +44,10 @@ MODELS = {
     # Not saved again: the folder has the vocabulary as it was.
     "llama growing": ("llama", {}),
     "llama tied growing": ("llama", TIED),
-    # Families beside these, of which a window is shorter than the rows here and an original context longer.
-    "qwen3": ("qwen3", {"head_dim": 16}),
+    # Families beside these (of some with the widths that transformers takes for those of any GGUF file), of which a window is shorter than the rows here and an original context longer.
+    "qwen3": ("qwen3", {"head_dim": 128}),
     "qwen3 yarn": ("qwen3", {"head_dim": 16} | TIED | rope("yarn", **YARN)),
-    "gemma2": ("gemma2", GEMMA),
+    "gemma2": ("gemma2", GEMMA | {"head_dim": 256, "query_pre_attn_scalar": 256}),
     "gemma3": ("gemma3", GEMMA | {"num_hidden_layers": 7} | by_layer(rope("linear", factor=8.0), rope("default"))),
     "phi3": ("phi3", {"pad_token_id": 0}),
     "phi3 longrope": ("phi3", {"pad_token_id": 0, "max_position_embeddings": 1024, **LONG_ORIGINAL} | TIED | rope(
@@ -58,6 +58,8 @@ MODELS = {
     "olmo2": ("olmo2", {"pad_token_id": 0}),
     "olmo3": ("olmo3", {"pad_token_id": 0, "num_hidden_layers": 5, "sliding_window": 8} | by_layer(
         rope("yarn", **YARN), rope("default"))),
+    "qwen3 moe": ("qwen3_moe", {"head_dim": 16, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32,
+                                "norm_topk_prob": True}),
     "ministral3": ("ministral3", {"head_dim": 16, "pad_token_id": 0} | rope(
         "yarn", factor=4.0, original_max_position_embeddings=16, mscale=1.0, mscale_all_dim=1.0,
         llama_4_scaling_beta=0.3)),
@@ -376,8 +378,9 @@ GGUF = {
 }
 # Families, in whose files more than names is their own.
 GGUF_FAMILIES = [
-    "qwen3", "qwen3 yarn", "gemma2", "gemma3", "phi3", "phi3 longrope", "smollm3", "granite", "olmo2", "olmo3", "ministral3"]
-GGUF |= {f"gguf, {name}": (name, on("all-linear")) for name in GGUF_FAMILIES}
+    "qwen3", "qwen3 yarn", "gemma2", "gemma3", "phi3", "phi3 longrope", "smollm3", "granite", "olmo2", "olmo3", "ministral3",
+    "qwen3 moe"]
+GGUF |= {f"gguf, {name}": (name, on(ATTENTION if "moe" in name else "all-linear")) for name in GGUF_FAMILIES}
 NO_GGUF = {
     "gguf, dora": ("llama", on(QV, use_dora=True), "magnitude"),
     "gguf, lora_bias": ("llama", on(QV, lora_bias=True), "bias"),

@@ -16,7 +16,7 @@ from transformers import (
     AutoModelForCausalLM, Gemma2Config, Gemma2ForCausalLM, Gemma3ForCausalLM, Gemma3TextConfig, GraniteConfig,
     GraniteForCausalLM, LlamaConfig, LlamaForCausalLM, Ministral3Config, Ministral3ForCausalLM, Olmo2Config,
     Olmo2ForCausalLM, Olmo3Config, Olmo3ForCausalLM, Phi3Config, Phi3ForCausalLM, Qwen2Config, Qwen2ForCausalLM,
-    Qwen3Config, Qwen3ForCausalLM, SmolLM3Config, SmolLM3ForCausalLM,
+    Qwen3Config, Qwen3ForCausalLM, Qwen3MoeConfig, Qwen3MoeForCausalLM, SmolLM3Config, SmolLM3ForCausalLM,
 )
 
 from adapter_cases import GROWN_VOCAB, MODELS, OVERLAP, SIZES
@@ -27,7 +27,7 @@ FAMILIES = {
     "gemma3": (Gemma3ForCausalLM, Gemma3TextConfig), "phi3": (Phi3ForCausalLM, Phi3Config),
     "smollm3": (SmolLM3ForCausalLM, SmolLM3Config), "granite": (GraniteForCausalLM, GraniteConfig),
     "olmo2": (Olmo2ForCausalLM, Olmo2Config), "olmo3": (Olmo3ForCausalLM, Olmo3Config),
-    "ministral3": (Ministral3ForCausalLM, Ministral3Config),
+    "qwen3_moe": (Qwen3MoeForCausalLM, Qwen3MoeConfig), "ministral3": (Ministral3ForCausalLM, Ministral3Config),
 }
 ADAMW = {"lr": 1e-3, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.01}
 BATCH, LENGTH = 2, 24

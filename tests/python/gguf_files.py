@@ -11,7 +11,7 @@ A = gguf.MODEL_ARCH
 ARCHITECTURES = {
     "llama": A.LLAMA, "mistral": A.LLAMA, "ministral3": A.MISTRAL3, "qwen2": A.QWEN2, "qwen3": A.QWEN3,
     "smollm3": A.SMOLLM3, "olmo2": A.OLMO2, "olmo3": A.OLMO2, "granite": A.GRANITE, "phi3": A.PHI3,
-    "gemma2": A.GEMMA2, "gemma3_text": A.GEMMA3,
+    "gemma2": A.GEMMA2, "gemma3_text": A.GEMMA3, "qwen3_moe": A.QWEN3MOE,
 }
 # Of which q and k rotate neighbouring rows.
 NEIGHBOURS = {A.LLAMA, A.MISTRAL3, A.SMOLLM3, A.GRANITE}
@@ -34,6 +34,22 @@ def as_stored(key, value, config):
     """A weight as llama.cpp's converter has it: norms of Gemma with the 1 that their model adds."""
     is_offset = config.model_type.startswith("gemma") and key.endswith("norm.weight")
     return value + 1 if is_offset else in_their_order(key, value, config)
+
+
+def tensors_of(model):
+    """The weights by llama.cpp's names."""
+    config = model.config
+    names = names_of(config)
+    for key, value in model.state_dict().items():
+        value = value.float().numpy()
+        layer = key.split(".")[2] if key.startswith("model.layers.") else None
+        if key.endswith("experts.gate_up_proj"):
+            for name, part in zip(("gate", "up"), np.split(value, 2, axis=1)):
+                yield f"blk.{layer}.ffn_{name}_exps.weight", np.ascontiguousarray(part)
+        elif key.endswith("experts.down_proj"):
+            yield f"blk.{layer}.ffn_down_exps.weight", value
+        elif key != "lm_head.weight" or not config.tie_word_embeddings:
+            yield names.get_name(key, (".weight", ".bias")), np.ascontiguousarray(as_stored(key, value, config))
 
 
 def names_of(config):
@@ -89,6 +105,10 @@ def add_family(out, config):
         out.add_final_logit_softcapping(config.final_logit_softcapping)
     if config.model_type in ("gemma2", "gemma3_text", "olmo3", "phi3"):
         out.add_sliding_window(config.sliding_window or 0)
+    if config.model_type == "qwen3_moe":
+        out.add_expert_count(config.num_experts)
+        out.add_expert_used_count(config.num_experts_per_tok)
+        out.add_expert_feed_forward_length(config.moe_intermediate_size)
     if config.model_type == "olmo3":
         out.add_sliding_window_pattern([kind == "sliding_attention" for kind in config.layer_types])
 
@@ -125,13 +145,9 @@ def write_base(model, path, packed=None):
     out.add_token_list([f"t{i}" for i in range(config.vocab_size)])
     out.add_token_scores([0.0] * config.vocab_size)
     out.add_token_types([gguf.TokenType.NORMAL] * config.vocab_size)
-    names = names_of(config)
-    for key, value in model.state_dict().items():
-        if key != "lm_head.weight" or not config.tie_word_embeddings:
-            value = np.ascontiguousarray(as_stored(key, value.float().numpy(), config))
-            name = names.get_name(key, (".weight", ".bias"))
-            data, kind = (packed and packed(name, value)) or (value, None)
-            out.add_tensor(name, data, raw_dtype=kind)
+    for name, value in tensors_of(model):
+        data, kind = (packed and packed(name, value)) or (value, None)
+        out.add_tensor(name, data, raw_dtype=kind)
     out.write_header_to_file()
     out.write_kv_data_to_file()
     out.write_tensors_to_file()

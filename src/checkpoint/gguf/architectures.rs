@@ -20,6 +20,8 @@ pub(super) struct Architecture {
     pub windows: Windows,
     /// The scalings of the rotary embedding that llama.cpp computes, by its names; `llama3` is a tensor.
     pub scalings: &'static [&'static str],
+    /// Whether llama.cpp reads yarn's bounds and its multiplier of the logarithm; else it has the usual bounds.
+    pub reads_yarn_bounds: bool,
     /// Whether a part of each head may be rotated.
     pub rotates_parts: bool,
     /// Adds to the fields of a `config.json` what follows from llama.cpp's rules.
@@ -85,6 +87,7 @@ const LLAMA: Architecture = Architecture {
     rows: &[],
     windows: Windows::All,
     scalings: &["linear", "yarn", "llama3"],
+    reads_yarn_bounds: false,
     rotates_parts: false,
     complete: |_| {},
     refuses: |_| None,
@@ -100,7 +103,7 @@ const QWEN3: Architecture = Architecture {
 };
 
 /// The architectures that are read and written. A Mistral is a Llama there.
-pub(super) static ARCHITECTURES: [Architecture; 10] = [
+pub(super) static ARCHITECTURES: [Architecture; 11] = [
     LLAMA,
     Architecture {
         name: "qwen2",
@@ -195,7 +198,20 @@ pub(super) static ARCHITECTURES: [Architecture; 10] = [
             "attention.temperature_scale",
             "llama_4_scaling_beta",
         )],
+        reads_yarn_bounds: true,
         ..LLAMA
+    },
+    Architecture {
+        name: "qwen3moe",
+        families: &[("qwen3_moe", None)],
+        rows: &[
+            size("expert_count", "num_experts"),
+            size("expert_used_count", "num_experts_per_tok"),
+            size("expert_feed_forward_length", "moe_intermediate_size"),
+        ],
+        complete: complete_experts,
+        refuses: |config| first([biases(config), no_experts(config)]),
+        ..QWEN3
     },
 ];
 
@@ -276,6 +292,16 @@ fn complete_olmo(fields: &mut Map<String, Value>) {
     fields.insert("rope_parameters".to_owned(), local);
 }
 
+/// The weights of a token's experts are divided by their sum. A file without the width of an expert has that of all of
+/// a token's together.
+fn complete_experts(fields: &mut Map<String, Value>) {
+    let inside = size_of(fields, "intermediate_size") / size_of(fields, "num_experts_per_tok");
+    fields
+        .entry("moe_intermediate_size")
+        .or_insert(inside.into());
+    fields.insert("norm_topk_prob".to_owned(), true.into());
+}
+
 fn first<const N: usize>(found: [Option<&'static str>; N]) -> Option<&'static str> {
     found.into_iter().flatten().next()
 }
@@ -298,4 +324,8 @@ fn untied(config: &LlamaConfig) -> Option<&'static str> {
 fn odd_heads(config: &LlamaConfig) -> Option<&'static str> {
     let is_odd = config.q_dim() != config.embed_dim;
     is_odd.then_some("heads that are not as wide together as the hidden state")
+}
+
+fn no_experts(config: &LlamaConfig) -> Option<&'static str> {
+    config.experts.is_none().then_some("no experts")
 }

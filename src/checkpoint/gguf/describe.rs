@@ -32,7 +32,7 @@ pub(super) fn metadata(
     let of_model = rows(architecture, config).into_iter().chain(sizes);
     let of_model = of_model
         .chain(windows(architecture.windows, config))
-        .chain(scaling_values(config))
+        .chain(scaling_values(architecture, config))
         .map(|(key, value)| (format!("{name}.{key}"), value));
     let general = general.map(|(key, value)| (key.to_owned(), value));
     general.into_iter().chain(of_model).collect()

@@ -1,6 +1,7 @@
 //! What llama.cpp calls the tensors of a model.
 
 use crate::llama::Block;
+use crate::llama::names::expert_of;
 
 /// Modules outside of the layers: ours, llama.cpp's.
 const MODEL: [(&str, &str); 3] = [
@@ -10,7 +11,7 @@ const MODEL: [(&str, &str); 3] = [
 ];
 
 /// Modules of a layer, below `layers.N` and `blk.N`. Of two that have one name there a model has only one.
-const LAYER: [(&str, &str); 16] = [
+const LAYER: [(&str, &str); 19] = [
     ("sa_norm", "attn_norm"),
     ("attn.q_proj", "attn_q"),
     ("attn.k_proj", "attn_k"),
@@ -27,12 +28,33 @@ const LAYER: [(&str, &str); 16] = [
     ("mlp.w3", "ffn_up"),
     (GATE_UP, "ffn_up"),
     ("post_mlp_norm", "post_ffw_norm"),
+    ("moe.gate", "ffn_gate_inp"),
+    // All experts have one tensor, and gate and up one each.
+    ("moe.experts.gate_up_proj", GATE_OF_EXPERTS),
+    ("moe.experts.w2", "ffn_down_exps"),
 ];
+const GATE_OF_EXPERTS: &str = "ffn_gate_exps";
+const UP_OF_EXPERTS: &str = "ffn_up_exps";
 const PRE_MLP_NORM: &str = "pre_mlp_norm";
 const GATE_UP: &str = "mlp.gate_up_proj";
 
-/// `layers.0.attn.q_proj` to `blk.0.attn_q`.
+/// `blk.0.ffn_gate_exps.weight` to `blk.0.ffn_up_exps.weight`; none of another tensor.
+pub(super) fn up_of_experts(gate: &str) -> Option<String> {
+    let is_gate = gate.split('.').any(|part| part == GATE_OF_EXPERTS);
+    is_gate.then(|| gate.replace(GATE_OF_EXPERTS, UP_OF_EXPERTS))
+}
+
+/// The reverse of [`up_of_experts`].
+pub(super) fn gate_of_experts(up: &str) -> Option<String> {
+    let is_up = up.split('.').any(|part| part == UP_OF_EXPERTS);
+    is_up.then(|| up.replace(UP_OF_EXPERTS, GATE_OF_EXPERTS))
+}
+
+/// `layers.0.attn.q_proj` to `blk.0.attn_q`; of an expert's module the name of what all experts have of it.
 pub(super) fn to_gguf(module: &str) -> Option<String> {
+    if let Some((all, _)) = expert_of(module) {
+        return to_gguf(&all);
+    }
     let find = |rows: &[(&str, &'static str)], name: &str| {
         let row = rows.iter().find(|(ours, _)| *ours == name);
         row.map(|(_, theirs)| *theirs)
@@ -93,6 +115,12 @@ mod tests {
     fn modules_of_a_model_have_names() {
         assert_eq!(to_gguf("layers.3.mlp.w2").unwrap(), "blk.3.ffn_down");
         assert_eq!(to_gguf("tok_embeddings").unwrap(), "token_embd");
+        let expert = to_gguf("layers.3.moe.experts.5.gate_up_proj").unwrap();
+        assert_eq!(expert, "blk.3.ffn_gate_exps");
+        let up = up_of_experts(&expert).unwrap();
+        assert_eq!(up, "blk.3.ffn_up_exps");
+        assert_eq!(gate_of_experts(&up), Some(expert));
+        assert_eq!(up_of_experts("blk.3.ffn_gate"), None);
         assert_eq!(to_gguf("layers.3.mlp"), None);
         assert_eq!(to_gguf("head"), None);
     }

@@ -1,28 +1,34 @@
 //! Writing a model as a file for llama.cpp, one tensor after the other.
 
 use std::path::Path;
+use std::rc::Rc;
 
 use burn::tensor::{DType, TensorData};
+use indexmap::IndexMap;
 
 use super::architectures::Architecture;
 use super::container::{Tensor, write_gguf};
 use super::describe::{metadata, require_told};
 use super::kind::TensorKind;
 use super::load::{block_format, kind_of};
-use super::names::{is_norm, is_rotated, to_gguf};
+use super::names::{is_norm, is_rotated, to_gguf, up_of_experts};
 use super::scaling::scaling_tensors;
 use crate::adapter::{StateReader, state_readers};
 use crate::checkpoint::keys::{EMBEDDING, OUTPUT};
 use crate::checkpoint::merged::MergedCheckpoint;
 use crate::checkpoint::rotary::interleaved;
 use crate::checkpoint::tensors::{all_finite, encode};
+use crate::llama::names::expert_of;
 use crate::llama::{LlamaConfig, TransformerDecoder};
 use crate::quantization::{PackedLayout, quantize};
 use crate::tokenizer::gguf_vocabulary;
 use crate::weight::PackedWeight;
 use crate::{Error, Result};
 
-/// How the matrices of a model are stored in a GGUF file. Norms and biases are f32.
+/// What gives a token its experts.
+const ROUTER: &str = ".moe.gate.weight";
+
+/// How the matrices of a model are stored in a GGUF file. Norms, biases and routers are f32.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[allow(
     non_camel_case_types,
@@ -53,6 +59,8 @@ impl GgufFormat {
         };
         let is_vocabulary = [EMBEDDING, OUTPUT].contains(&key);
         let kind = match self {
+            // As llama.cpp's converter has it: it is small, and what it rounds may send a token to other experts.
+            _ if key.ends_with(ROUTER) => TensorKind::F32,
             Self::F32 => TensorKind::F32,
             Self::F16 => TensorKind::F16,
             Self::BF16 => TensorKind::BF16,
@@ -197,28 +205,108 @@ impl<'a> Weight<'a> {
         let (rows, head_dim) = (self.shape[0], config.head_dim);
         let has_unit_offset = config.block.unit_offset && is_norm(self.key);
         let bytes = move || {
-            let mut bytes = match self.packed {
-                Some(packed) if own.is_some() => packed.bytes(),
-                _ if has_unit_offset => encoded(self.key, plus_one((self.read)()?), kind)?,
-                _ => encoded(self.key, (self.read)()?, kind)?,
+            let bytes = match has_unit_offset {
+                true => encoded(self.key, plus_one((self.read)()?), kind)?,
+                false => self.bytes_of(kind)?,
             };
-            let numbers: usize = self.shape.iter().product();
-            // Packed weights end with bytes that fill up a word.
-            bytes.truncate(numbers / kind.block_len() * kind.block_bytes());
             Ok(match is_turned {
                 true => interleaved(&bytes, bytes.len() / rows, head_dim),
                 false => bytes,
             })
         };
-        let (module, parameter) = self.key.rsplit_once('.').expect("a parameter has a module");
-        let name = to_gguf(module).expect("a module of the model has a name");
         Tensor {
-            name: format!("{name}.{parameter}"),
+            name: self.name(),
             shape: self.shape.to_vec(),
             kind,
             bytes: Box::new(bytes),
         }
     }
+
+    /// The name in a file; of an expert's weight that of what all have of it.
+    fn name(&self) -> String {
+        let (module, parameter) = self.key.rsplit_once('.').expect("a parameter has a module");
+        let name = to_gguf(module).expect("a module of the model has a name");
+        format!("{name}.{parameter}")
+    }
+
+    /// The numbers in a kind, in this crate's order.
+    fn bytes_of(&self, kind: TensorKind) -> Result<Vec<u8>> {
+        let mut bytes = match self.packed {
+            Some(packed) if self.own_kind() == Some(kind) => packed.bytes(),
+            _ => encoded(self.key, (self.read)()?, kind)?,
+        };
+        let numbers: usize = self.shape.iter().product();
+        // Packed weights end with bytes that fill up a word.
+        bytes.truncate(numbers / kind.block_len() * kind.block_bytes());
+        Ok(bytes)
+    }
+}
+
+/// What all experts of a layer have of a weight, in their order, as it stands in a file: one tensor, or two of gate and
+/// up. They keep their blocks if all have the same.
+fn expert_tensors<'a>(experts: Vec<&'a Weight<'a>>, format: GgufFormat) -> Vec<Tensor<'a>> {
+    let first = experts[0];
+    let [rows, columns] = first.shape[..] else {
+        unreachable!("an expert's weight is a matrix");
+    };
+    let own = first.own_kind();
+    let own = own.filter(|kind| {
+        experts
+            .iter()
+            .all(|weight| weight.own_kind() == Some(*kind))
+    });
+    let kind = own.unwrap_or_else(|| format.kind(first.key, first.shape));
+    let gate = first.name();
+    let names: Vec<_> = match up_of_experts(&gate) {
+        Some(up) => vec![gate, up],
+        None => vec![gate],
+    };
+    let (parts, experts) = (names.len(), Rc::new(experts));
+    let tensor = |(part, name): (usize, String)| {
+        let experts = experts.clone();
+        let shape = vec![experts.len(), rows / parts, columns];
+        let bytes = move || {
+            let mut all = Vec::new();
+            for weight in &*experts {
+                let bytes = weight.bytes_of(kind)?;
+                let len = bytes.len() / parts;
+                all.extend(&bytes[part * len..(part + 1) * len]);
+            }
+            Ok(all)
+        };
+        let bytes = Box::new(bytes);
+        Tensor {
+            name,
+            shape,
+            kind,
+            bytes,
+        }
+    };
+    names.into_iter().enumerate().map(tensor).collect()
+}
+
+/// All weights as they stand in a file.
+fn weight_tensors<'a>(
+    weights: &'a [Weight<'a>],
+    format: GgufFormat,
+    config: &LlamaConfig,
+    architecture: &Architecture,
+) -> Vec<Tensor<'a>> {
+    let mut tensors = Vec::new();
+    let mut experts: IndexMap<String, Vec<(usize, &Weight)>> = IndexMap::new();
+    for weight in weights {
+        let module = weight.key.rsplit_once('.').map(|(module, _)| module);
+        match module.and_then(expert_of) {
+            Some((all, index)) => experts.entry(all).or_default().push((index, weight)),
+            None => tensors.push(weight.to_tensor(format, config, architecture)),
+        }
+    }
+    for mut of_all in experts.into_values() {
+        of_all.sort_by_key(|(index, _)| *index);
+        let of_all = of_all.into_iter().map(|(_, weight)| weight).collect();
+        tensors.extend(expert_tensors(of_all, format));
+    }
+    tensors
 }
 
 /// What a norm multiplies by whose weight this is beside 1, in f32.
@@ -262,9 +350,7 @@ fn save(
     let factors = scaling_tensors(config);
     let factors = factors.iter();
     let factors = factors.map(|(name, factors)| Tensor::of_f32((*name).to_owned(), factors));
-    let weights = weights
-        .iter()
-        .map(|weight| weight.to_tensor(format, config, architecture));
+    let weights = weight_tensors(weights, format, config, architecture);
     let tensors: Vec<_> = factors.chain(weights).collect();
     require_told(config, architecture, &metadata, &tensors).map_err(refused)?;
     write_gguf(path, &metadata, &tensors)

@@ -3,6 +3,7 @@
 use burn::tensor::TensorData;
 use serde_json::{Map, Value as Json, json};
 
+use super::architectures::Architecture;
 use super::config::{Model, fields};
 use super::container::Value;
 use super::rope::{factors_of, llama3_scaling};
@@ -138,27 +139,40 @@ fn yarn(model: &Model) -> Result<RopeScaling> {
     let factor = model
         .metadata
         .need(&model.key(FACTOR), model.number(FACTOR)?)?;
-    let scale = yarn_scale(factor, model.number(LOG_MULTIPLIER)?.unwrap_or_default());
-    let attention_factor = scale * model.number(ATTN_FACTOR)?.unwrap_or(1.0);
-    let is_one_of = |value: f64, known: [f64; 2]| {
-        let near = |known: f64| (value - known).abs() <= TOLERANCE * known.abs();
-        known.into_iter().any(near)
-    };
-    // llama.cpp computes by neither.
-    for (key, known) in [
-        (EXT_FACTOR, [-1.0, 1.0]),
-        (YARN_ATTN_FACTOR, [1.0, attention_factor]),
-    ] {
-        let given = model.number(key)?;
-        if let Some(other) = given.filter(|value| !is_one_of(*value, known)) {
+    let [fast, slow, multiplier] =
+        [BETAS[0], BETAS[1], LOG_MULTIPLIER].map(|key| model.number(key));
+    let beta_fast = fast?.unwrap_or(USUAL_BETAS[0]);
+    let beta_slow = slow?.unwrap_or(USUAL_BETAS[1]);
+    let multiplier = multiplier?.unwrap_or_default();
+    let attention_factor =
+        yarn_scale(factor, multiplier) * model.number(ATTN_FACTOR)?.unwrap_or(1.0);
+    // What llama.cpp passes over.
+    let mut others = vec![
+        (EXT_FACTOR, model.number(EXT_FACTOR)?, [-1.0, 1.0]),
+        (
+            YARN_ATTN_FACTOR,
+            model.number(YARN_ATTN_FACTOR)?,
+            [1.0, attention_factor],
+        ),
+    ];
+    if !model.architecture.reads_yarn_bounds {
+        others.extend([
+            (BETAS[0], Some(beta_fast), [USUAL_BETAS[0]; 2]),
+            (BETAS[1], Some(beta_slow), [USUAL_BETAS[1]; 2]),
+            (LOG_MULTIPLIER, Some(multiplier), [0.0; 2]),
+        ]);
+    }
+    let near = |a: f64, b: f64| (a - b).abs() <= TOLERANCE * b.abs();
+    for (key, value, known) in others {
+        let is_known = |value: &f64| known.into_iter().any(|known| near(*value, known));
+        if let Some(other) = value.filter(|value| !is_known(value)) {
             return Err(model.error(key, format!("{other} is not supported")));
         }
     }
-    let [fast, slow] = BETAS.map(|key| model.number(key));
     Ok(RopeScaling::Yarn {
         factor,
-        beta_fast: fast?.unwrap_or(USUAL_BETAS[0]),
-        beta_slow: slow?.unwrap_or(USUAL_BETAS[1]),
+        beta_fast,
+        beta_slow,
         truncate: true,
         attention_factor,
         original_max_seq_len: original_len(model)?,
@@ -209,7 +223,10 @@ fn longrope(model: &Model, [long, short]: [Vec<f32>; 2]) -> Result<RopeScaling> 
 }
 
 /// What a file says of a model's scaling, below the architecture's name.
-pub(super) fn scaling_values(config: &LlamaConfig) -> Vec<(&'static str, Value)> {
+pub(super) fn scaling_values(
+    architecture: &Architecture,
+    config: &LlamaConfig,
+) -> Vec<(&'static str, Value)> {
     let number = |number: f64| Value::F32(number as f32);
     match config.rope_scaling {
         Some(RopeScaling::Linear { factor }) => {
@@ -231,7 +248,8 @@ pub(super) fn scaling_values(config: &LlamaConfig) -> Vec<(&'static str, Value)>
                 (BETAS[1], number(beta_slow)),
             ];
             // As Ministral's files have it where nothing is multiplied.
-            let multiplier = f64::from(attention_factor == 1.0);
+            let is_one = architecture.reads_yarn_bounds && attention_factor == 1.0;
+            let multiplier = f64::from(is_one);
             let scale = yarn_scale(factor, multiplier);
             values.push((LOG_MULTIPLIER, number(multiplier)));
             values.push((ATTN_FACTOR, number(attention_factor / scale)));
