@@ -114,7 +114,9 @@ fn families() -> Vec<LlamaConfig> {
         small(LlamaConfig::granite3_2b()),
         small(LlamaConfig::olmo2_1b()),
         small(LlamaConfig::olmo3_7b()).with_rope_scaling(Some(yarn(4.0, usual))),
-        small(LlamaConfig::ministral3_8b()).with_rope_scaling(Some(yarn(4.0, 1.0))),
+        small(LlamaConfig::ministral3_8b())
+            .with_rope_scaling(Some(yarn(4.0, 1.0)))
+            .with_query_scaling(Some(QueryScaling::new(0.1, 16))),
         moe.with_experts(Some(experts)),
     ]
 }
@@ -252,6 +254,7 @@ fn models_that_llama_cpp_does_not_have_are_refused() {
             of("smollm3").with_layer_attention(vec![layer(Span::Full, Rotary::None)]),
             "layer_attention",
         ),
+        (of("smollm3").with_mlp_bias(true), "biases"),
         (of("olmo2").with_tie_embeddings(true), "one weight"),
         (
             of("ministral3").with_query_scaling(Some(QueryScaling::new(0.1, 32))),
@@ -263,7 +266,7 @@ fn models_that_llama_cpp_does_not_have_are_refused() {
         ),
         (
             experts(|experts| experts.with_layer_step(2)),
-            "experts.layer_step",
+            "layers without experts",
         ),
     ] {
         let dir = tokenizer();
@@ -450,6 +453,9 @@ fn split(pattern: &str) -> Value {
 const LLAMA3: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 const QWEN2: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 
+const GPT_4O: &str = r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+const TEKKEN: &str = r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+
 #[test]
 fn byte_level_tokenizers_stay_what_they_are() {
     let sequence = |steps: &[Value]| json!({ "type": "Sequence", "pretokenizers": steps });
@@ -463,6 +469,18 @@ fn byte_level_tokenizers_stay_what_they_are() {
         (
             "llama-bpe",
             byte_level(Value::Null, sequence(&[split(LLAMA3), bytes(false)]), true),
+        ),
+        (
+            "dbrx",
+            byte_level(Value::Null, sequence(&[split(LLAMA3), bytes(false)]), false),
+        ),
+        (
+            "gpt-4o",
+            byte_level(Value::Null, sequence(&[split(GPT_4O), bytes(false)]), false),
+        ),
+        (
+            "tekken",
+            byte_level(Value::Null, sequence(&[split(TEKKEN), bytes(false)]), true),
         ),
         (
             "qwen2",

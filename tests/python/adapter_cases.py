@@ -23,7 +23,8 @@ def rope(kind, **settings):
 
 def by_layer(full, sliding):
     """Rotary embeddings of both kinds of layers."""
-    return {"rope_parameters": {"full_attention": full["rope_parameters"], "sliding_attention": sliding["rope_parameters"]}}
+    full, sliding = full["rope_parameters"], sliding["rope_parameters"]
+    return {"rope_parameters": {"full_attention": full, "sliding_attention": sliding}}
 
 
 # Name -> the family, and what is set in its configuration.
@@ -44,7 +45,8 @@ MODELS = {
     # Not saved again: the folder has the vocabulary as it was.
     "llama growing": ("llama", {}),
     "llama tied growing": ("llama", TIED),
-    # Families beside these (of some with the widths that transformers takes for those of any GGUF file), of which a window is shorter than the rows here and an original context longer.
+    # Families beside these, of some with the widths that transformers takes for those of any GGUF file. A window is
+    # shorter than the rows here, an original context longer.
     "qwen3": ("qwen3", {"head_dim": 128}),
     "qwen3 yarn": ("qwen3", {"head_dim": 16} | TIED | rope("yarn", **YARN)),
     "gemma2": ("gemma2", GEMMA | {"head_dim": 256, "query_pre_attn_scalar": 256}),
@@ -378,8 +380,8 @@ GGUF = {
 }
 # Families, in whose files more than names is their own.
 GGUF_FAMILIES = [
-    "qwen3", "qwen3 yarn", "gemma2", "gemma3", "phi3", "phi3 longrope", "smollm3", "granite", "olmo2", "olmo3", "ministral3",
-    "qwen3 moe"]
+    "qwen3", "qwen3 yarn", "gemma2", "gemma3", "phi3", "phi3 longrope", "smollm3", "granite", "olmo2", "olmo3",
+    "ministral3", "qwen3 moe"]
 GGUF |= {f"gguf, {name}": (name, on(ATTENTION if "moe" in name else "all-linear")) for name in GGUF_FAMILIES}
 NO_GGUF = {
     "gguf, dora": ("llama", on(QV, use_dora=True), "magnitude"),

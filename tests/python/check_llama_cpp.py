@@ -5,7 +5,8 @@
 
 PROGRAM is the example `adapters`, built. The cases are those of `check_adapters.py` that it writes as GGUF files, on base
 models that become GGUF files of f32 here; and the same adapters, and those that llama.cpp takes merged only, in merged
-models that PROGRAM writes as f32, f16, Q8_0 and Q4_0. Of these the greedy tokens must be PROGRAM's own. MODEL_DIR is the
+models that PROGRAM writes as f32, f16, Q8_0 and Q4_0. Of these the greedy tokens must be PROGRAM's own. Both kinds of files
+PROGRAM reads as it does the folders that they were made of, and transformers some. MODEL_DIR is the
 folder that `smollm2.py` makes: with it also a merged SmolLM2 answers. Each case is a line; exits with 1 if one differs.
 """
 
@@ -87,11 +88,11 @@ def tolerance(model):
     return GELU if model.startswith("gemma") else TOLERANCE
 
 
-def read_error(program, path, inputs, **folders):
-    """How far this crate's logits for a file are from those for its folders."""
-    def logits(**options):
-        return load_file(program("logits", path.with_name("logits.safetensors"), inputs=inputs, **options))["logits"]
-    return (logits(model=path) - logits(**folders)).abs().max().item()
+def read_error(program, path, inputs, folder):
+    """How far this crate's logits for a file are from those for a folder."""
+    def logits(model):
+        return load_file(program("logits", path.with_name("logits.safetensors"), model=model, inputs=inputs))["logits"]
+    return (logits(path) - logits(folder)).abs().max().item()
 
 
 def check(bases, program, folder, name):
@@ -104,7 +105,7 @@ def check(bases, program, folder, name):
     write_base(bases.model(model), base)
     path, inputs = bases.inputs(model)
     plain = logits_of(bases.model(model), inputs)
-    read = read_error(program, base, path, model=bases.folder(model))
+    read = read_error(program, base, path, bases.folder(model))
     adapted = logits_of(reload(bases.model(model), folder / "adapter"), inputs)
     server = start(base, adapter)
     return difference(start(base), plain, inputs), read, difference(server, adapted, inputs), \
@@ -148,7 +149,8 @@ def check_merged(bases, program, folder, name):
     expected = logits_of(reload(bases.model(model), folder / "adapter"), inputs)
     file = merged("f32")
     exact = difference(start(file), expected, inputs)
-    read = read_error(program, file, path, model=bases.folder(model), adapter=folder / "adapter")
+    whole = program("merge", folder / "whole", model=bases.folder(model), adapter=folder / "adapter")
+    read = read_error(program, file, path, whole)
     wrong, said = int(not (exact <= tolerance(model) and read <= READ)), [f"f32 {exact:.2g}, read here {read:.2g}"]
     if name in IN_TRANSFORMERS:
         theirs = AutoModelForCausalLM.from_pretrained(

@@ -1,6 +1,6 @@
-//! What llama.cpp calls the families of models, and what its files say of each: a row per architecture. Most of a model
-//! is known by its family, whose `config.json` the rows are told in: what is here is which metadata say which field, and
-//! where llama.cpp has a rule of its own in place of one.
+//! What llama.cpp calls the families of models, and what its files say of each: a row per architecture. Most
+//! of a model is known by its family, whose `config.json` the rows are told in: what is here is which
+//! metadata say which field, and where llama.cpp has a rule of its own in place of one.
 
 use serde_json::{Map, Value, json};
 
@@ -20,7 +20,8 @@ pub(super) struct Architecture {
     pub windows: Windows,
     /// The scalings of the rotary embedding that llama.cpp computes, by its names; `llama3` is a tensor.
     pub scalings: &'static [&'static str],
-    /// Whether llama.cpp reads yarn's bounds and its multiplier of the logarithm; else it has the usual bounds.
+    /// Whether llama.cpp reads yarn's bounds and its multiplier of the logarithm; else it has the usual
+    /// bounds.
     pub reads_yarn_bounds: bool,
     /// Whether a part of each head may be rotated.
     pub rotates_parts: bool,
@@ -30,7 +31,8 @@ pub(super) struct Architecture {
     refuses: fn(&LlamaConfig) -> Option<&'static str>,
 }
 
-/// A number of the metadata, below the architecture's name, and the field of a `config.json` that says the same.
+/// A number of the metadata, below the architecture's name, and the field of a `config.json` that says the
+/// same.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Row {
     pub key: &'static str,
@@ -51,7 +53,8 @@ pub(super) enum Kind {
 pub(super) enum Windows {
     None,
     All,
-    /// All but the last of every so many, where a file does not say otherwise, and the window where it names none.
+    /// All but the last of every so many, where a file does not say otherwise, and the window where it names
+    /// none.
     AllBut {
         every: usize,
         window: usize,
@@ -160,6 +163,7 @@ pub(super) static ARCHITECTURES: [Architecture; 11] = [
         families: &[("smollm3", None)],
         windows: Windows::None,
         scalings: &["linear", "yarn"],
+        refuses: |config| first([biases(config)]),
         ..LLAMA
     },
     Architecture {
@@ -210,7 +214,7 @@ pub(super) static ARCHITECTURES: [Architecture; 11] = [
             size("expert_feed_forward_length", "moe_intermediate_size"),
         ],
         complete: complete_experts,
-        refuses: |config| first([biases(config), no_experts(config)]),
+        refuses: |config| first([biases(config), dense_layers(config)]),
         ..QWEN3
     },
 ];
@@ -265,8 +269,8 @@ fn size_of(fields: &Map<String, Value>, field: &str) -> u64 {
     size.unwrap_or(1).max(1)
 }
 
-/// Scores are divided by the root of a head's width; in the largest model, which llama.cpp knows by its number of layers,
-/// by that of what a head has of the hidden state.
+/// Scores are divided by the root of a head's width; in the largest model, which llama.cpp knows by its
+/// number of layers, by that of what a head has of the hidden state.
 fn complete_gemma(fields: &mut Map<String, Value>, largest: u64) {
     let size = |field| size_of(fields, field);
     let scalar = match size("num_hidden_layers") == largest {
@@ -292,8 +296,8 @@ fn complete_olmo(fields: &mut Map<String, Value>) {
     fields.insert("rope_parameters".to_owned(), local);
 }
 
-/// The weights of a token's experts are divided by their sum. A file without the width of an expert has that of all of
-/// a token's together.
+/// The weights of a token's experts are divided by their sum. A file without the width of an expert has that
+/// of all of a token's together.
 fn complete_experts(fields: &mut Map<String, Value>) {
     let inside = size_of(fields, "intermediate_size") / size_of(fields, "num_experts_per_tok");
     fields
@@ -326,6 +330,8 @@ fn odd_heads(config: &LlamaConfig) -> Option<&'static str> {
     is_odd.then_some("heads that are not as wide together as the hidden state")
 }
 
-fn no_experts(config: &LlamaConfig) -> Option<&'static str> {
-    config.experts.is_none().then_some("no experts")
+fn dense_layers(config: &LlamaConfig) -> Option<&'static str> {
+    let mut layers = 0..config.num_layers;
+    let has_some = layers.any(|layer| config.experts_of(layer).is_none());
+    has_some.then_some("layers without experts")
 }

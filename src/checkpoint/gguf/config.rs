@@ -1,5 +1,5 @@
-//! The configuration of a model, by its file's metadata and tensors: the fields of a `config.json` that say the same, which
-//! the model's family reads.
+//! The configuration of a model, by its file's metadata and tensors: the fields of a `config.json` that say
+//! the same, which the model's family reads.
 
 use serde_json::{Map, Value, json};
 
@@ -16,8 +16,8 @@ use crate::llama::{LayerAttention, LlamaConfig, Rotary, Span};
 use crate::{Error, Result};
 use burn::tensor::DType;
 
-/// Settings that change what is computed, and the values with which they do not, below the architecture's name. An
-/// architecture may have one as a row of its own.
+/// Settings that change what is computed, and the values with which they do not, below the architecture's
+/// name. An architecture may have one as a row of its own.
 const NEUTRAL: [(&str, &[f64]); 11] = [
     ("expert_count", &[0.0]),
     ("logit_scale", &[0.0, 1.0]),
@@ -343,7 +343,11 @@ impl<'a> Model<'a> {
     }
 
     pub(super) fn number(&self, key: &str) -> Result<Option<f64>> {
-        self.metadata.number(&self.key(key))
+        let number = self.metadata.number(&self.key(key))?;
+        match number.filter(|number| !number.is_finite()) {
+            Some(other) => Err(self.error(key, format!("{other} is no number to compute with"))),
+            None => Ok(number),
+        }
     }
 
     pub(super) fn numbers(&self, tensor: &str) -> Result<Option<Vec<f32>>> {
@@ -423,7 +427,8 @@ impl<'a> Model<'a> {
         })
     }
 
-    /// Checks that the sizes make up a model, and are those of the tensors: a model of other sizes is never made.
+    /// Checks that the sizes make up a model, and are those of the tensors: a model of other sizes is never
+    /// made.
     fn require_consistent(&self, config: &LlamaConfig) -> Result<()> {
         config.validate().map_err(|error| match error {
             Error::InvalidArgument { name, message } => {

@@ -40,9 +40,11 @@ use crate::{Error, Result};
 /// Reads the sizes of a model from the metadata and tensors of its GGUF file; of a model that was split, from the first of
 /// its files, beside which the others lie. No weight is read.
 ///
-/// Read are the architectures `llama`, which Mistral's models have too, and `qwen2`. The rotary embedding's scaling is none,
-/// linear or Llama 3.1's. The tokens that end a text are the file's `eos`, `eot` and `eom`; ids that the vocabulary does not
-/// have are none.
+/// Read are the architectures `llama`, which Mistral's models have too, `qwen2`, `qwen3`, `qwen3moe`, `gemma2`, `gemma3`,
+/// `phi3`, `smollm3`, `granite`, `olmo2`, which OLMo 3's models have too, and `mistral3`, which is Ministral's. The rotary
+/// embedding's scaling is none, linear, yarn, Phi-3's longrope or Llama 3.1's, each in the architectures in which llama.cpp
+/// computes it. A setting that changes what is computed and is not one of the architecture's is an error. The tokens that end
+/// a text are the file's `eos`, `eot` and `eom`; ids that the vocabulary does not have are none.
 ///
 /// # Errors
 /// [`Error::Io`] if a file cannot be read; [`Error::Format`] if it is truncated or damaged, or describes a model that

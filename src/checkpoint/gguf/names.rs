@@ -100,8 +100,8 @@ pub(super) fn is_rotated(key: &str) -> bool {
         .any(|module| key.contains(&format!(".attn.{module}.")))
 }
 
-/// Whether a parameter, by our name, is a norm's weight, which llama.cpp's files have 1 added to where a model multiplies by
-/// `1 + w`.
+/// Whether a parameter, by our name, is a norm's weight, which llama.cpp's files have 1 added to where a
+/// model multiplies by `1 + w`.
 pub(super) fn is_norm(key: &str) -> bool {
     key.ends_with("norm.weight")
 }

@@ -107,6 +107,10 @@ impl std::str::FromStr for GgufFormat {
 /// Writes a model without adapters as one GGUF file that llama.cpp runs, with its tokenizer. Weights that are packed in
 /// GGUF's blocks already stay as they are, to the bit; all others get the format. Merge or remove adapters first.
 ///
+/// The architecture is that of the model's family, see [`read_gguf_config`](super::read_gguf_config). What is
+/// written is what that reads: a model of which the file would say something else, or that llama.cpp would not
+/// compute, is refused.
+///
 /// `tokenizer` is a folder, a tokenizer's file or a GGUF file, as [`Tokenizer::from_file`](crate::tokenizer::Tokenizer)
 /// takes it; the special tokens and the chat template beside it are written too.
 ///
@@ -121,9 +125,10 @@ impl std::str::FromStr for GgufFormat {
 /// ```
 ///
 /// # Errors
-/// [`Error::Io`] if the file cannot be written, [`Error::Format`] if the tokenizer is of a kind that llama.cpp does not
-/// have or has another number of tokens than the model, [`Error::InvalidArgument`] if a weight holds NaN or infinite
-/// numbers, or ones too large for the format, or a merged adapter has brought a bias that such files have no place for.
+/// [`Error::Io`] if the file cannot be written, [`Error::Format`] if the tokenizer is of a kind that llama.cpp
+/// does not have or has another number of tokens than the model, [`Error::InvalidArgument`] naming the field if
+/// such a file cannot say what the model is, or if a weight holds NaN or infinite numbers, or ones too large for
+/// the format, or a merged adapter has brought a bias that such files have no place for.
 /// What stood at `path` stays then.
 ///
 /// # Panics
@@ -242,8 +247,8 @@ impl<'a> Weight<'a> {
     }
 }
 
-/// What all experts of a layer have of a weight, in their order, as it stands in a file: one tensor, or two of gate and
-/// up. They keep their blocks if all have the same.
+/// What all experts of a layer have of a weight, in their order, as it stands in a file: one tensor, or two of
+/// gate and up. They keep their blocks if all have the same.
 fn expert_tensors<'a>(experts: Vec<&'a Weight<'a>>, format: GgufFormat) -> Vec<Tensor<'a>> {
     let first = experts[0];
     let [rows, columns] = first.shape[..] else {

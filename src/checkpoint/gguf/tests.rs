@@ -665,6 +665,10 @@ fn models_that_are_not_computed_here() {
             "2 is not supported where a head has a width of 4",
         ),
         (
+            llama("llama.rope.freq_base", f32_(f32::NAN)),
+            "`llama.rope.freq_base`: NaN is no number",
+        ),
+        (
             llama("llama.rope.freq_base_swa", f32_(1e4)),
             "another base than 500000 is not supported",
         ),

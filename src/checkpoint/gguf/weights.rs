@@ -20,7 +20,8 @@ const EXPERTS: &str = ".moe.experts.";
 /// A weight of a model, as it is in a file.
 pub(crate) struct GgufTensor<'a> {
     file: &'a GgufFile,
-    /// The tensors, or the parts of them, that it consists of, one below the other: one, but for gate and up of an expert.
+    /// The tensors, or the parts of them, that it consists of, one below the other: one, but for gate and up of an
+    /// expert.
     parts: Vec<Part<'a>>,
     shape: Vec<usize>,
     key: String,
