@@ -25,6 +25,8 @@ pub(super) struct Architecture {
     pub reads_yarn_bounds: bool,
     /// Whether a part of each head may be rotated.
     pub rotates_parts: bool,
+    /// Flags that are true where a file does not say, and what they mean if they are false, which is not computed here.
+    pub flags: &'static [(&'static str, &'static str)],
     /// Adds to the fields of a `config.json` what follows from llama.cpp's rules.
     complete: fn(&mut Map<String, Value>),
     /// What llama.cpp would not compute of a model that its files can describe.
@@ -83,6 +85,8 @@ pub(super) const COMMON: [Row; 8] = [
     number("rope.freq_base", "rope_theta"),
 ];
 
+const CAUSAL: (&str, &str) = ("attention.causal", "attention that looks ahead");
+
 const LLAMA: Architecture = Architecture {
     name: "llama",
     families: &[("llama", None), ("mistral", None)],
@@ -92,6 +96,7 @@ const LLAMA: Architecture = Architecture {
     scalings: &["linear", "yarn", "llama3"],
     reads_yarn_bounds: false,
     rotates_parts: false,
+    flags: &[CAUSAL],
     complete: |_| {},
     refuses: |_| None,
 };
@@ -176,6 +181,10 @@ pub(super) static ARCHITECTURES: [Architecture; 11] = [
             number("logit_scale", "logits_scaling"),
         ],
         windows: Windows::None,
+        flags: &[
+            CAUSAL,
+            ("rope.scaling.finetuned", "a Granite without rotation"),
+        ],
         complete: complete_granite,
         ..LLAMA
     },

@@ -18,8 +18,10 @@ use burn::tensor::DType;
 
 /// Settings that change what is computed, and the values with which they do not, below the architecture's
 /// name. An architecture may have one as a row of its own.
-const NEUTRAL: [(&str, &[f64]); 11] = [
+const NEUTRAL: [(&str, &[f64]); 13] = [
     ("expert_count", &[0.0]),
+    ("expert_shared_count", &[0.0]),
+    ("expert_weights_scale", &[0.0, 1.0]),
     ("logit_scale", &[0.0, 1.0]),
     ("residual_scale", &[0.0, 1.0]),
     ("embedding_scale", &[0.0, 1.0]),
@@ -386,11 +388,12 @@ impl<'a> Model<'a> {
         if !self.architecture.reads(local) && self.number(local)?.is_some_and(|own| own != base) {
             return Err(self.error(local, format!("another base than {base} is not supported")));
         }
-        let causal = "attention.causal";
-        match self.metadata.flag(&self.key(causal))? {
-            Some(false) => Err(self.error(causal, "attention that looks ahead is not supported")),
-            _ => Ok(()),
+        for (key, meaning) in self.architecture.flags {
+            if self.metadata.flag(&self.key(key))? == Some(false) {
+                return Err(self.error(key, format!("{meaning} is not supported")));
+            }
         }
+        Ok(())
     }
 
     fn window(&self) -> Result<Option<usize>> {

@@ -850,6 +850,10 @@ fn what_an_architecture_does_not_compute() {
             "`smollm3.attention.sliding_window`: a window is not supported",
         ),
         (
+            of("granite").with("granite.rope.scaling.finetuned", flag(false)),
+            "`granite.rope.scaling.finetuned`: a Granite without rotation",
+        ),
+        (
             of("qwen3").with("qwen3.final_logit_softcapping", f32_(30.0)),
             "`qwen3.final_logit_softcapping`: 30 is not supported",
         ),
