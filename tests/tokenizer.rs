@@ -552,13 +552,6 @@ fn other_kinds_of_sentencepiece_are_refused() {
         ),
         (
             Model {
-                pieces: &[("h", 1), ("[X]", 4)],
-                ..llama
-            },
-            "user-defined",
-        ),
-        (
-            Model {
                 pieces: &[("h", 1), ("h", 1)],
                 ..llama
             },

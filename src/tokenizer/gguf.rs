@@ -37,7 +37,7 @@ impl Tokenizer {
     /// Reads the tokenizer in the metadata of a GGUF file: byte-level BPE (`gpt2`) or SentencePiece (`llama`).
     ///
     /// Its special tokens and chat template are the file's. BOS is none where `add_bos_token` is false; where the file
-    /// does not say, a SentencePiece model and Llama 3's tokenizer have one before a text, as in llama.cpp.
+    /// does not say, a SentencePiece model, Llama 3's tokenizer and Mistral's tekken have one before a text, as in llama.cpp.
     ///
     /// # Errors
     ///
@@ -114,7 +114,7 @@ impl<'a> Vocabulary<'a> {
         let usual = model == SENTENCEPIECE
             || metadata
                 .text(PRE)?
-                .is_some_and(|pre| LLAMA_3.contains(&pre));
+                .is_some_and(|pre| LLAMA_3.contains(&pre) || TEKKEN.contains(&pre));
         Ok(Self {
             file,
             model,
@@ -281,18 +281,29 @@ enum Words {
     SmolLm,
     /// Words with any one sign before them, and numbers of up to three digits.
     Llama3,
+    /// Llama 3's, of which none is looked up as a whole.
+    Dbrx,
+    /// Capitals, then small letters, with English endings, and numbers of up to three digits. llama.cpp takes fewer letters
+    /// than Unicode for capitals and small ones.
+    Gpt4o,
+    /// The same without endings, each digit alone.
+    Tekken,
     /// Llama 3's, each digit alone, of a text in Unicode's composed form.
     Qwen2,
 }
 
+const TEKKEN: &[&str] = &["tekken"];
 const LLAMA_3: &[&str] = &["llama-bpe", "llama3", "llama-v3"];
 
 /// By the names that they have in files.
-const WORDS: [(&[&str], Words); 5] = [
+const WORDS: [(&[&str], Words); 8] = [
     (&["default"], Words::Default),
     (&["gpt-2"], Words::Gpt2),
     (&["smollm", "starcoder", "refact"], Words::SmolLm),
     (LLAMA_3, Words::Llama3),
+    (&["dbrx", "smaug-bpe"], Words::Dbrx),
+    (&["gpt-4o"], Words::Gpt4o),
+    (TEKKEN, Words::Tekken),
     (&["qwen2"], Words::Qwen2),
 ];
 
@@ -318,7 +329,9 @@ impl Words {
                 json!({ "type": "Digits", "individual_digits": true }),
                 bytes(true),
             ],
-            Self::Llama3 => vec![split(&llama3_words("{1,3}")), bytes(false)],
+            Self::Llama3 | Self::Dbrx => vec![split(&llama3_words("{1,3}")), bytes(false)],
+            Self::Gpt4o => vec![split(&cased_words(ENDINGS, "{1,3}")), bytes(false)],
+            Self::Tekken => vec![split(&cased_words("", "")), bytes(false)],
             Self::Qwen2 => vec![split(&llama3_words("")), bytes(false)],
         };
         json!({ "type": "Sequence", "pretokenizers": steps })
@@ -326,7 +339,7 @@ impl Words {
 
     /// Whether a word that is a token as a whole is taken as it is, whatever could be joined.
     fn are_looked_up(self) -> bool {
-        self == Self::Llama3
+        matches!(self, Self::Llama3 | Self::Tekken)
     }
 }
 
@@ -406,10 +419,33 @@ fn gpt2_words() -> String {
     .join("|")
 }
 
+/// Words that go from capitals to small letters, with these endings and as many digits in a word.
+fn cased_words(endings: &str, digits: &str) -> String {
+    let capitals = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]";
+    let small = r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]";
+    let endings = match endings {
+        "" => String::new(),
+        endings => format!("{endings}?"),
+    };
+    [
+        &format!(r"[^\r\n\p{{L}}\p{{N}}]?{capitals}*{small}+{endings}"),
+        &format!(r"[^\r\n\p{{L}}\p{{N}}]?{capitals}+{small}*{endings}"),
+        &format!(r"\p{{N}}{digits}"),
+        r" ?[^\s\p{L}\p{N}]+[\r\n/]*",
+        r"\s*[\r\n]+",
+        r"\s+(?!\S)",
+        r"\s+",
+    ]
+    .join("|")
+}
+
+/// The English endings.
+const ENDINGS: &str = "(?i:'s|'t|'re|'ve|'m|'ll|'d)";
+
 /// Llama 3's, with as many digits in a word.
 fn llama3_words(digits: &str) -> String {
     [
-        "(?i:'s|'t|'re|'ve|'m|'ll|'d)",
+        ENDINGS,
         r"[^\r\n\p{L}\p{N}]?\p{L}+",
         &format!(r"\p{{N}}{digits}"),
         r" ?[^\s\p{L}\p{N}]+[\r\n]*",

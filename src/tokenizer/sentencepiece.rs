@@ -95,10 +95,6 @@ fn check_supported(model: &ModelProto) -> Result<(), String> {
             trainer.treat_whitespace_as_suffix(),
             "it puts spaces behind words",
         ),
-        (
-            pieces.iter().any(|p| p.r#type() == Type::UserDefined),
-            "it has user-defined symbols",
-        ),
     ];
     match objections.into_iter().find(|(found, _)| *found) {
         Some((_, what)) => Err(what.to_owned()),
@@ -163,6 +159,9 @@ fn decoders(add_dummy_prefix: bool) -> Vec<Value> {
 #[derive(Debug)]
 pub(super) struct Encoder {
     pieces: HashMap<String, Piece>,
+    /// Symbols that are one wherever a text has them, and are joined to nothing, by their first character and the longest
+    /// first.
+    user_defined: HashMap<char, Vec<String>>,
     unknown: u32,
     /// The pieces of single bytes, where the model writes what it does not know by them.
     bytes: Option<Vec<u32>>,
@@ -184,7 +183,8 @@ impl Encoder {
         let trainer = model.trainer_spec.clone().unwrap_or_default();
         let normalizer = model.normalizer_spec.clone().unwrap_or_default();
         let all = || (0..).zip(&model.pieces);
-        let joined = all().filter(|(_, p)| matches!(p.r#type(), Type::Normal | Type::Unused));
+        let is_joined = |kind| matches!(kind, Type::Normal | Type::Unused | Type::UserDefined);
+        let joined = all().filter(|(_, piece)| is_joined(piece.r#type()));
         let piece = |(id, piece): (u32, &SentencePiece)| {
             let value = Piece {
                 id,
@@ -198,6 +198,7 @@ impl Encoder {
         let of_byte = |byte: u8| bytes.get(format!("<0x{byte:02X}>").as_str()).copied();
         Self {
             pieces: joined.map(piece).collect(),
+            user_defined: user_defined(model),
             unknown: unknown(model).unwrap_or_default() as u32,
             bytes: (0..=u8::MAX)
                 .map(of_byte)
@@ -218,6 +219,13 @@ impl Encoder {
             self.push(&text[symbol.start..symbol.end], &joining.parts, &mut ids);
         }
         ids
+    }
+
+    /// The longest user-defined symbol that a text, which begins with `first`, begins with.
+    fn user_defined_at(&self, text: &str, first: char) -> Option<&str> {
+        let symbols = self.user_defined.get(&first)?.iter();
+        let mut symbols = symbols.filter(|symbol| text.starts_with(symbol.as_str()));
+        symbols.next().map(String::as_str)
     }
 
     /// Spaces at the ends and in rows go first, so that a text of spaces alone gets no prefix.
@@ -259,6 +267,22 @@ impl Encoder {
     }
 }
 
+/// See [`Encoder::user_defined`].
+fn user_defined(model: &ModelProto) -> HashMap<char, Vec<String>> {
+    let pieces = model.pieces.iter();
+    let pieces = pieces.filter(|piece| piece.r#type() == Type::UserDefined);
+    let mut symbols: HashMap<char, Vec<String>> = HashMap::new();
+    for text in pieces.map(SentencePiece::piece) {
+        if let Some(first) = text.chars().next() {
+            symbols.entry(first).or_default().push(text.to_owned());
+        }
+    }
+    for alike in symbols.values_mut() {
+        alike.sort_by_key(|text| Reverse(text.len()));
+    }
+    symbols
+}
+
 /// A text while its symbols, at first its characters, are joined.
 struct Joining<'a> {
     encoder: &'a Encoder,
@@ -275,6 +299,7 @@ struct Joining<'a> {
 struct Symbol {
     start: usize,
     end: usize,
+    is_user_defined: bool,
     previous: Option<usize>,
     next: Option<usize>,
 }
@@ -313,20 +338,25 @@ impl Ord for Candidate {
 
 impl<'a> Joining<'a> {
     fn new(encoder: &'a Encoder, text: &'a str) -> Self {
-        let starts = text.char_indices().enumerate();
-        let symbol = |(place, (start, char)): (usize, (usize, char))| {
-            let end = start + char.len_utf8();
-            Symbol {
+        let mut symbols: Vec<Symbol> = Vec::new();
+        let mut start = 0;
+        while let Some(char) = text[start..].chars().next() {
+            let symbol = encoder.user_defined_at(&text[start..], char);
+            let end = start + symbol.map_or(char.len_utf8(), str::len);
+            let place = symbols.len();
+            symbols.push(Symbol {
                 start,
                 end,
+                is_user_defined: symbol.is_some(),
                 previous: place.checked_sub(1),
                 next: (end < text.len()).then_some(place + 1),
-            }
-        };
+            });
+            start = end;
+        }
         Self {
             encoder,
             text,
-            symbols: starts.map(symbol).collect(),
+            symbols,
             candidates: BinaryHeap::new(),
             parts: HashMap::new(),
         }
@@ -348,7 +378,11 @@ impl<'a> Joining<'a> {
         let (Some(left), Some(right)) = (left, right) else {
             return;
         };
-        let (start, end) = (self.symbols[left].start, self.symbols[right].end);
+        let [first, second] = [left, right].map(|place| &self.symbols[place]);
+        if first.is_user_defined || second.is_user_defined {
+            return;
+        }
+        let (start, end) = (first.start, second.end);
         let union = &self.text[start..end];
         let Some(piece) = self.encoder.pieces.get(union) else {
             return;

@@ -13,7 +13,8 @@ use burn_peft::checkpoint::{
     save_peft_adapter,
 };
 use burn_peft::llama::{
-    LayerAttention, LlamaConfig, RopeScaling, Rotary, Span, TransformerDecoder,
+    Experts, LayerAttention, LlamaConfig, QueryScaling, RopeScaling, Rotary, Span,
+    TransformerDecoder,
 };
 use burn_peft::lora::{DEFAULT_ADAPTER, LoRAConfig};
 use burn_peft::quantization::{BlockFormat, PackedLayout, dequantize, quantize};
@@ -62,6 +63,64 @@ fn configs() -> [LlamaConfig; 4] {
     ]
 }
 
+/// Small models of the families that say more of themselves.
+fn families() -> Vec<LlamaConfig> {
+    let small = |preset: LlamaConfig| {
+        let config = preset.with_vocab_size(288).with_num_layers(7);
+        let config = config.with_num_heads(4).with_num_kv_heads(2);
+        let config = config.with_head_dim(16).with_embed_dim(64);
+        let config = config.with_intermediate_dim(72).with_max_seq_len(64);
+        let config = config.with_bos_token_id(Some(1));
+        config.with_eos_token_ids(vec![2]).with_pad_token_id(None)
+    };
+    let gemma = |preset: LlamaConfig| {
+        let config = small(preset).with_embedding_scale(Some(8.0));
+        let block = config.block.clone().with_score_scale(Some(0.25));
+        config.with_block(block)
+    };
+    let yarn = |factor: f64, attention_factor| RopeScaling::Yarn {
+        factor,
+        beta_fast: 32.0,
+        beta_slow: 1.0,
+        truncate: true,
+        attention_factor,
+        original_max_seq_len: 16,
+    };
+    let usual = 0.1 * 4f64.ln() + 1.0;
+    let longrope = RopeScaling::LongRope {
+        short_factor: vec![1.0, 1.5, 2.0, 2.5],
+        long_factor: vec![1.0, 3.0, 9.0, 27.0],
+        attention_factor: (1.0 + 4f64.ln() / 16f64.ln()).sqrt(),
+        original_max_seq_len: 16,
+    };
+    let local = LayerAttention {
+        span: Span::Window(8),
+        rotary: Rotary::Local,
+    };
+    let moe = small(LlamaConfig::qwen3_30b_a3b());
+    let experts = moe.experts.clone().unwrap();
+    let experts = Experts::new(4, 2, 32).with_normalized(experts.is_normalized);
+    vec![
+        small(LlamaConfig::qwen3_0_6b()).with_rope_scaling(Some(yarn(4.0, usual))),
+        gemma(LlamaConfig::gemma2_2b()),
+        gemma(LlamaConfig::gemma3_4b()),
+        gemma(LlamaConfig::gemma3_1b())
+            .with_layer_attention(vec![local, LayerAttention::default()]),
+        small(LlamaConfig::phi3_mini_4k()),
+        small(LlamaConfig::phi4_mini())
+            .with_rotary_dim(Some(8))
+            .with_rope_scaling(Some(longrope)),
+        small(LlamaConfig::smollm3_3b()),
+        small(LlamaConfig::granite3_2b()),
+        small(LlamaConfig::olmo2_1b()),
+        small(LlamaConfig::olmo3_7b()).with_rope_scaling(Some(yarn(4.0, usual))),
+        small(LlamaConfig::ministral3_8b())
+            .with_rope_scaling(Some(yarn(4.0, 1.0)))
+            .with_query_scaling(Some(QueryScaling::new(0.1, 16))),
+        moe.with_experts(Some(experts)),
+    ]
+}
+
 fn tokenizer() -> TempDir {
     let dir = tempfile::tempdir().unwrap();
     fs::write(dir.path().join("tokenizer.json"), tiny_tokenizer::json()).unwrap();
@@ -69,9 +128,12 @@ fn tokenizer() -> TempDir {
     dir
 }
 
-/// What a weight is after it was stored in a format.
-fn stored(key: &str, data: &TensorData, format: GgufFormat) -> TensorData {
-    let values = floats(data);
+/// What a weight is after it was stored in a format. Norms are stored with the 1 that a model adds to them.
+fn stored(key: &str, data: &TensorData, format: GgufFormat, config: &LlamaConfig) -> TensorData {
+    let mut values = floats(data);
+    if config.block.unit_offset && key.ends_with("norm.weight") {
+        values = values.into_iter().map(|w| (w + 1.0) - 1.0).collect();
+    }
     let shape = data.shape().to_vec();
     let is_matrix = shape.len() == 2;
     let is_vocabulary = ["tok_embeddings.weight", "output.weight"].contains(&key);
@@ -80,8 +142,9 @@ fn stored(key: &str, data: &TensorData, format: GgufFormat) -> TensorData {
         GgufFormat::Q4_0 if !is_vocabulary => BlockFormat::Q4_0,
         _ => BlockFormat::Q8_0,
     };
+    let is_router = key.ends_with(".moe.gate.weight");
     let values = match format {
-        _ if !is_matrix => values,
+        _ if !is_matrix || is_router => values,
         GgufFormat::F32 => values,
         GgufFormat::BF16 => floats(&data.clone().convert_dtype(DType::BF16).convert::<f32>()),
         GgufFormat::Q8_0 | GgufFormat::Q4_0 if is_divided => {
@@ -98,18 +161,33 @@ fn logits(model: &TransformerDecoder) -> Vec<f32> {
     floats(&model.forward(ids, None).into_data())
 }
 
+/// The same numbers for the same tokens, however the layers' pattern is told.
+fn assert_same_model(found: &LlamaConfig, expected: &LlamaConfig) {
+    let layers = |config: &LlamaConfig| {
+        let layers = (0..config.num_layers).map(|layer| config.attention_of(layer));
+        LayerAttention::pattern(layers)
+    };
+    assert_eq!(layers(found), layers(expected));
+    let mut found = found.clone();
+    found.layer_attention = expected.layer_attention.clone();
+    assert_eq!(&found, expected);
+}
+
 #[test]
 fn a_model_is_read_back_as_it_was_stored() {
     let tokenizer = tokenizer();
-    for config in configs() {
+    let configs = configs().into_iter().chain(families());
+    for config in configs {
         let model = base(&config);
         for format in GgufFormat::ALL {
             let path = tokenizer.path().join("model.gguf");
             save_gguf(&model, tokenizer.path(), format, &path).unwrap();
-            assert_eq!(read_gguf_config(&path).unwrap(), config, "{format}");
+            let found = read_gguf_config(&path).unwrap();
+            assert_eq!(found.model_type, config.model_type);
+            assert_same_model(&found, &config);
             let expected: StateDict = state_dict(&model)
                 .iter()
-                .map(|(key, data)| (key.clone(), stored(key, data, format)))
+                .map(|(key, data)| (key.clone(), stored(key, data, format, &config)))
                 .collect();
             let mut found = config.init(&device());
             load_gguf_as(&mut found, &path, DType::F32).unwrap();
@@ -120,6 +198,83 @@ fn a_model_is_read_back_as_it_was_stored() {
             load_state_dict(&mut rounded, &expected, true).unwrap();
             assert_eq!(logits(&found), logits(&rounded), "{format}");
         }
+    }
+}
+
+/// What llama.cpp would compute otherwise than the model, or not at all.
+#[test]
+fn models_that_llama_cpp_does_not_have_are_refused() {
+    let families = families();
+    let of = |model_type: &str| {
+        let mut families = families.iter();
+        families
+            .find(|config| config.model_type == model_type)
+            .unwrap()
+            .clone()
+    };
+    let layer = |span, rotary| LayerAttention { span, rotary };
+    let scaled = |mut config: LlamaConfig, scale: f64| {
+        config.block.score_scale = Some(scale);
+        config
+    };
+    let yarn = of("ministral3").rope_scaling;
+    let mut untruncated = of("qwen3");
+    if let Some(RopeScaling::Yarn { truncate, .. }) = &mut untruncated.rope_scaling {
+        *truncate = false;
+    }
+    let experts = |change: fn(Experts) -> Experts| {
+        let config = of("qwen3_moe");
+        let experts = config.experts.clone().map(change);
+        config.with_experts(experts)
+    };
+    let window = layer(Span::Window(8), Rotary::Global);
+    for (config, word) in [
+        (
+            of("qwen3").with_qkv_bias(true).with_output_proj_bias(true),
+            "biases",
+        ),
+        (
+            of("qwen3").with_layer_attention(vec![window, LayerAttention::default()]),
+            "layer_attention",
+        ),
+        (untruncated, "rope_scaling.Yarn.truncate"),
+        (
+            of("gemma2").with_tie_embeddings(false),
+            "an output of its own",
+        ),
+        (of("gemma2").with_logit_cap(None), "logit_cap"),
+        (scaled(of("gemma2"), 0.5), "score_scale"),
+        (scaled(of("gemma3_text"), 0.5), "score_scale"),
+        (
+            of("gemma3_text").with_rope_scaling(yarn.clone()),
+            "`yarn` is not one of none, linear",
+        ),
+        (of("phi3").with_head_dim(32), "heads"),
+        (
+            of("smollm3").with_layer_attention(vec![layer(Span::Full, Rotary::None)]),
+            "layer_attention",
+        ),
+        (of("smollm3").with_mlp_bias(true), "biases"),
+        (of("olmo2").with_tie_embeddings(true), "one weight"),
+        (
+            of("ministral3").with_query_scaling(Some(QueryScaling::new(0.1, 32))),
+            "query_scaling",
+        ),
+        (
+            experts(|experts| experts.with_normalized(false)),
+            "experts.is_normalized",
+        ),
+        (
+            experts(|experts| experts.with_layer_step(2)),
+            "layers without experts",
+        ),
+    ] {
+        let dir = tokenizer();
+        let path = dir.path().join("model.gguf");
+        let error = save_gguf(&base(&config), dir.path(), GgufFormat::F16, &path).unwrap_err();
+        let message = error.to_string();
+        assert!(message.contains(word), "{message}, without {word}");
+        assert!(!path.exists());
     }
 }
 
@@ -298,6 +453,9 @@ fn split(pattern: &str) -> Value {
 const LLAMA3: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 const QWEN2: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 
+const GPT_4O: &str = r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+const TEKKEN: &str = r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+
 #[test]
 fn byte_level_tokenizers_stay_what_they_are() {
     let sequence = |steps: &[Value]| json!({ "type": "Sequence", "pretokenizers": steps });
@@ -311,6 +469,18 @@ fn byte_level_tokenizers_stay_what_they_are() {
         (
             "llama-bpe",
             byte_level(Value::Null, sequence(&[split(LLAMA3), bytes(false)]), true),
+        ),
+        (
+            "dbrx",
+            byte_level(Value::Null, sequence(&[split(LLAMA3), bytes(false)]), false),
+        ),
+        (
+            "gpt-4o",
+            byte_level(Value::Null, sequence(&[split(GPT_4O), bytes(false)]), false),
+        ),
+        (
+            "tekken",
+            byte_level(Value::Null, sequence(&[split(TEKKEN), bytes(false)]), true),
         ),
         (
             "qwen2",

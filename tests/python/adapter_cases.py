@@ -9,6 +9,24 @@ SIZES = {
     "bos_token_id": 1, "eos_token_id": 2,
 }
 TIED = {"tie_word_embeddings": True}
+GEMMA = {"head_dim": 16, "query_pre_attn_scalar": 16, "sliding_window": 8, "pad_token_id": 0}
+ORIGINAL = {"original_max_position_embeddings": 64}
+YARN = {"factor": 4.0, **ORIGINAL}
+# llama.cpp makes room for so many tokens at least, and rotates by it.
+LONG_ORIGINAL = {"original_max_position_embeddings": 256}
+LONG = {"short_factor": [1.0, 1.3], "long_factor": [2.0, 5.0], **LONG_ORIGINAL}
+
+
+def rope(kind, **settings):
+    return {"rope_parameters": {"rope_type": kind, "rope_theta": 1e4, **settings}}
+
+
+def by_layer(full, sliding):
+    """Rotary embeddings of both kinds of layers."""
+    full, sliding = full["rope_parameters"], sliding["rope_parameters"]
+    return {"rope_parameters": {"full_attention": full, "sliding_attention": sliding}}
+
+
 # Name -> the family, and what is set in its configuration.
 MODELS = {
     "llama": ("llama", {}),
@@ -27,6 +45,26 @@ MODELS = {
     # Not saved again: the folder has the vocabulary as it was.
     "llama growing": ("llama", {}),
     "llama tied growing": ("llama", TIED),
+    # Families beside these, of some with the widths that transformers takes for those of any GGUF file. A window is
+    # shorter than the rows here, an original context longer.
+    "qwen3": ("qwen3", {"head_dim": 128}),
+    "qwen3 yarn": ("qwen3", {"head_dim": 16} | TIED | rope("yarn", **YARN)),
+    "gemma2": ("gemma2", GEMMA | {"head_dim": 256, "query_pre_attn_scalar": 256}),
+    "gemma3": ("gemma3", GEMMA | {"num_hidden_layers": 7} | by_layer(rope("linear", factor=8.0), rope("default"))),
+    "phi3": ("phi3", {"pad_token_id": 0}),
+    "phi3 longrope": ("phi3", {"pad_token_id": 0, "max_position_embeddings": 1024, **LONG_ORIGINAL} | TIED | rope(
+        "longrope", **LONG, partial_rotary_factor=0.5)),
+    "smollm3": ("smollm3", {"num_hidden_layers": 5, "pad_token_id": 0}),
+    "granite": ("granite", {"embedding_multiplier": 3.0, "attention_multiplier": 0.2, "residual_multiplier": 0.6,
+                            "logits_scaling": 0.6}),
+    "olmo2": ("olmo2", {"pad_token_id": 0}),
+    "olmo3": ("olmo3", {"pad_token_id": 0, "num_hidden_layers": 5, "sliding_window": 8} | by_layer(
+        rope("yarn", **YARN), rope("default"))),
+    "qwen3 moe": ("qwen3_moe", {"head_dim": 16, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32,
+                                "norm_topk_prob": True}),
+    "ministral3": ("ministral3", {"head_dim": 16, "pad_token_id": 0} | rope(
+        "yarn", factor=4.0, original_max_position_embeddings=16, mscale=1.0, mscale_all_dim=1.0,
+        llama_4_scaling_beta=0.3)),
 }
 GROWN_VOCAB = 70
 
@@ -340,6 +378,11 @@ GGUF = {
     "gguf, patterns": ("llama", on(["embed_tokens", *ALL], **BOTH)),
     "gguf, rslora and patterns": ("llama", on([*ALL, "lm_head"], use_rslora=True, **BOTH)),
 }
+# Families, in whose files more than names is their own.
+GGUF_FAMILIES = [
+    "qwen3", "qwen3 yarn", "gemma2", "gemma3", "phi3", "phi3 longrope", "smollm3", "granite", "olmo2", "olmo3",
+    "ministral3", "qwen3 moe"]
+GGUF |= {f"gguf, {name}": (name, on(ATTENTION if "moe" in name else "all-linear")) for name in GGUF_FAMILIES}
 NO_GGUF = {
     "gguf, dora": ("llama", on(QV, use_dora=True), "magnitude"),
     "gguf, lora_bias": ("llama", on(QV, lora_bias=True), "bias"),

@@ -13,12 +13,22 @@ from peft import (
 )
 from safetensors.torch import load_file, save_file
 from transformers import (
-    AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM,
+    AutoModelForCausalLM, Gemma2Config, Gemma2ForCausalLM, Gemma3ForCausalLM, Gemma3TextConfig, GraniteConfig,
+    GraniteForCausalLM, LlamaConfig, LlamaForCausalLM, Ministral3Config, Ministral3ForCausalLM, Olmo2Config,
+    Olmo2ForCausalLM, Olmo3Config, Olmo3ForCausalLM, Phi3Config, Phi3ForCausalLM, Qwen2Config, Qwen2ForCausalLM,
+    Qwen3Config, Qwen3ForCausalLM, Qwen3MoeConfig, Qwen3MoeForCausalLM, SmolLM3Config, SmolLM3ForCausalLM,
 )
 
 from adapter_cases import GROWN_VOCAB, MODELS, OVERLAP, SIZES
 
-FAMILIES = {"llama": (LlamaForCausalLM, LlamaConfig), "qwen2": (Qwen2ForCausalLM, Qwen2Config)}
+FAMILIES = {
+    "llama": (LlamaForCausalLM, LlamaConfig), "qwen2": (Qwen2ForCausalLM, Qwen2Config),
+    "qwen3": (Qwen3ForCausalLM, Qwen3Config), "gemma2": (Gemma2ForCausalLM, Gemma2Config),
+    "gemma3": (Gemma3ForCausalLM, Gemma3TextConfig), "phi3": (Phi3ForCausalLM, Phi3Config),
+    "smollm3": (SmolLM3ForCausalLM, SmolLM3Config), "granite": (GraniteForCausalLM, GraniteConfig),
+    "olmo2": (Olmo2ForCausalLM, Olmo2Config), "olmo3": (Olmo3ForCausalLM, Olmo3Config),
+    "qwen3_moe": (Qwen3MoeForCausalLM, Qwen3MoeConfig), "ministral3": (Ministral3ForCausalLM, Ministral3Config),
+}
 ADAMW = {"lr": 1e-3, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.01}
 BATCH, LENGTH = 2, 24
 INIT_SEED = 11
@@ -37,9 +47,10 @@ def require(condition, message):
 # Base models.
 
 def randomize(model):
-    """Norms near 1, and matrices and biases large enough that each counts."""
+    """Norms near 1, to which Gemma adds 1 itself, and matrices and biases large enough that each counts."""
+    adds_one = model.config.model_type.startswith("gemma")
     for name, p in model.named_parameters():
-        p.data = 0.2 * torch.randn_like(p) + float("norm" in name)
+        p.data = 0.2 * torch.randn_like(p) + float("norm" in name and not adds_one)
     return model.eval()
 
 

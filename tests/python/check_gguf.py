@@ -3,8 +3,8 @@
 
     python check_gguf.py path/to/inspect [--llama2 DIR]
 
-`inspect` is this repository's example, built. Configurations: small models of all kinds, against their Hugging Face
-folders. Tokenizers: SmolLM2's file, where the package that has it is installed (see `smollm2.py`), and Llama 2's
+`inspect` is this repository's example, built. Configurations: small models of all kinds and families, against their
+Hugging Face folders. Tokenizers: SmolLM2's file, where the package that has it is installed (see `smollm2.py`), and Llama 2's
 `tokenizer.model` and `tokenizer.json` of DIR, written as a GGUF file. Exits with 1 and says what differs.
 """
 
@@ -26,6 +26,8 @@ from sentencepiece import SentencePieceProcessor
 from transformers import PreTrainedTokenizerFast
 
 import smollm2
+from adapter_cases import GGUF_FAMILIES
+from adapter_reference import Bases
 from check_models import MODELS, SIZES
 from gguf_files import write_base
 
@@ -75,6 +77,14 @@ def configuration(program, folder, name):
             if value != found[key] and key not in [OF_OTHERS, *NOT_TOLD.get(name, [])]}
 
 
+def of_family(program, bases, name):
+    """What differs between the two readings of a family's model."""
+    path = bases.root / "model.gguf"
+    write_base(bases.model(name), path)
+    expected, found = program("--model", bases.folder(name)), program("--model", path)
+    return {key: (value, found[key]) for key, value in expected.items() if value != found[key] and key != OF_OTHERS}
+
+
 def tokens(program, path, tokenizer, bos):
     """What differs between this crate's tokenizer and transformers', of which `bos` stands before a text."""
     texts = TEXTS + random_texts(3000)
@@ -119,6 +129,9 @@ def write_sentencepiece(model, path):
 def cases(program, folder, llama2):
     for name in MODELS:
         yield name, configuration(program, folder, name)
+    bases = Bases(folder)
+    for name in GGUF_FAMILIES:
+        yield f"{name}, a family", of_family(program, bases, name)
     if smollm2.importlib.util.find_spec(smollm2.PACKAGE):
         path = smollm2.find_gguf()
         tokenizer = smollm2.build_tokenizer(gguf.GGUFReader(path))
@@ -137,6 +150,7 @@ def main():
     parser.add_argument("--llama2", type=Path, help="a folder with Llama 2's tokenizer")
     args = parser.parse_args()
     transformers.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
     failed = 0
     with tempfile.TemporaryDirectory() as root:
         for name, differences in cases(Program(args.program), Path(root), args.llama2):

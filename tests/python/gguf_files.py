@@ -7,7 +7,14 @@ import gguf
 import numpy as np
 import torch
 
-ARCHITECTURES = {"llama": gguf.MODEL_ARCH.LLAMA, "mistral": gguf.MODEL_ARCH.LLAMA, "qwen2": gguf.MODEL_ARCH.QWEN2}
+A = gguf.MODEL_ARCH
+ARCHITECTURES = {
+    "llama": A.LLAMA, "mistral": A.LLAMA, "ministral3": A.MISTRAL3, "qwen2": A.QWEN2, "qwen3": A.QWEN3,
+    "smollm3": A.SMOLLM3, "olmo2": A.OLMO2, "olmo3": A.OLMO2, "granite": A.GRANITE, "phi3": A.PHI3,
+    "gemma2": A.GEMMA2, "gemma3_text": A.GEMMA3, "qwen3_moe": A.QWEN3MOE,
+}
+# Of which q and k rotate neighbouring rows.
+NEIGHBOURS = {A.LLAMA, A.MISTRAL3, A.SMOLLM3, A.GRANITE}
 ALPHA = "adapter.lora.alpha"
 
 
@@ -20,7 +27,29 @@ def in_their_order(key, value, config):
     """Rows of q and k in the order of a model's architecture."""
     turned = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}
     heads = next((n for name, n in turned.items() if f".{name}." in key), None)
-    return neighbours(value, heads) if heads and config.model_type != "qwen2" else value
+    return neighbours(value, heads) if heads and ARCHITECTURES[config.model_type] in NEIGHBOURS else value
+
+
+def as_stored(key, value, config):
+    """A weight as llama.cpp's converter has it: norms of Gemma with the 1 that their model adds."""
+    is_offset = config.model_type.startswith("gemma") and key.endswith("norm.weight")
+    return value + 1 if is_offset else in_their_order(key, value, config)
+
+
+def tensors_of(model):
+    """The weights by llama.cpp's names."""
+    config = model.config
+    names = names_of(config)
+    for key, value in model.state_dict().items():
+        value = value.float().numpy()
+        layer = key.split(".")[2] if key.startswith("model.layers.") else None
+        if key.endswith("experts.gate_up_proj"):
+            for name, part in zip(("gate", "up"), np.split(value, 2, axis=1)):
+                yield f"blk.{layer}.ffn_{name}_exps.weight", np.ascontiguousarray(part)
+        elif key.endswith("experts.down_proj"):
+            yield f"blk.{layer}.ffn_down_exps.weight", value
+        elif key != "lm_head.weight" or not config.tie_word_embeddings:
+            yield names.get_name(key, (".weight", ".bias")), np.ascontiguousarray(as_stored(key, value, config))
 
 
 def names_of(config):
@@ -30,18 +59,58 @@ def names_of(config):
 # Base models.
 
 def add_rope(out, config):
-    """The rotary embedding: its width, base and scaling."""
+    """The rotary embedding: its width, base and scaling, as llama.cpp's converter has them."""
     dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    rope = config.rope_parameters
+    local, rope = rope.get("sliding_attention"), rope.get("full_attention", rope)
     out.add_key_length(dim)
     out.add_value_length(dim)
-    out.add_rope_dimension_count(dim)
-    rope = config.rope_parameters
+    rotated = int(dim * rope.get("partial_rotary_factor", 1.0))
+    out.add_rope_dimension_count(rotated)
     out.add_rope_freq_base(rope["rope_theta"])
-    if rope["rope_type"] == "linear":
-        out.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
+    if local:
+        out.add_rope_freq_base_swa(local["rope_theta"])
+    kind = rope["rope_type"]
+    if kind in ("linear", "yarn"):
+        out.add_rope_scaling_type(gguf.RopeScalingType(kind))
         out.add_rope_scaling_factor(rope["factor"])
-    if rope["rope_type"] == "llama3":
+    if kind == "yarn":
+        out.add_rope_scaling_orig_ctx_len(rope["original_max_position_embeddings"])
+        if multiplier := rope.get("mscale_all_dim"):
+            out.add_rope_scaling_yarn_log_mul(multiplier)
+        if beta := rope.get("llama_4_scaling_beta"):
+            out.add_attn_temperature_scale(beta)
+    if kind == "llama3":
         out.add_tensor("rope_freqs.weight", llama3_factors(rope, dim))
+    if kind == "longrope":
+        original = rope["original_max_position_embeddings"]
+        grown = config.max_position_embeddings / original
+        out.add_rope_scaling_orig_ctx_len(original)
+        out.add_rope_scaling_attn_factors(math.sqrt(1 + math.log(grown) / math.log(original)))
+        for name in ("long", "short"):
+            factors = np.array(rope[f"{name}_factor"], dtype=np.float32)
+            out.add_tensor(f"rope_factors_{name}.weight", factors)
+
+
+def add_family(out, config):
+    """What one family alone has."""
+    if config.model_type == "granite":
+        out.add_attention_scale(config.attention_multiplier)
+        out.add_embedding_scale(config.embedding_multiplier)
+        out.add_residual_scale(config.residual_multiplier)
+        out.add_logit_scale(config.logits_scaling)
+    if config.model_type == "gemma2":
+        out.add_attn_logit_softcapping(config.attn_logit_softcapping)
+    if getattr(config, "final_logit_softcapping", None):
+        out.add_final_logit_softcapping(config.final_logit_softcapping)
+    if config.model_type in ("gemma2", "gemma3_text", "olmo3", "phi3"):
+        out.add_sliding_window(config.sliding_window or 0)
+    if config.model_type == "qwen3_moe":
+        out.add_expert_count(config.num_experts)
+        out.add_expert_used_count(config.num_experts_per_tok)
+        out.add_expert_feed_forward_length(config.moe_intermediate_size)
+    if config.model_type == "olmo3":
+        out.add_sliding_window_pattern([kind == "sliding_attention" for kind in config.layer_types])
 
 
 def llama3_factors(rope, dim):
@@ -66,6 +135,7 @@ def write_base(model, path, packed=None):
     out.add_head_count_kv(config.num_key_value_heads)
     out.add_layer_norm_rms_eps(config.rms_norm_eps)
     add_rope(out, config)
+    add_family(out, config)
     out.add_vocab_size(config.vocab_size)
     for add, token in ((out.add_bos_token_id, config.bos_token_id), (out.add_eos_token_id, config.eos_token_id),
                        (out.add_pad_token_id, config.pad_token_id)):
@@ -75,13 +145,9 @@ def write_base(model, path, packed=None):
     out.add_token_list([f"t{i}" for i in range(config.vocab_size)])
     out.add_token_scores([0.0] * config.vocab_size)
     out.add_token_types([gguf.TokenType.NORMAL] * config.vocab_size)
-    names = names_of(config)
-    for key, value in model.state_dict().items():
-        if key != "lm_head.weight" or not config.tie_word_embeddings:
-            value = np.ascontiguousarray(in_their_order(key, value.float().numpy(), config))
-            name = names.get_name(key, (".weight", ".bias"))
-            data, kind = (packed and packed(name, value)) or (value, None)
-            out.add_tensor(name, data, raw_dtype=kind)
+    for name, value in tensors_of(model):
+        data, kind = (packed and packed(name, value)) or (value, None)
+        out.add_tensor(name, data, raw_dtype=kind)
     out.write_header_to_file()
     out.write_kv_data_to_file()
     out.write_tensors_to_file()
@@ -119,8 +185,8 @@ def expected_adapter(model, found):
     """What llama.cpp should find for a model of PEFT's; its alpha is free, as it is for all layers together."""
     config = model.config
     alpha = found[0].get(ALPHA)
-    metadata = {"general.type": "adapter", "general.architecture": config.model_type, "adapter.type": "lora",
-                ALPHA: alpha}
+    architecture = gguf.MODEL_ARCH_NAMES[ARCHITECTURES[config.model_type]]
+    metadata = {"general.type": "adapter", "general.architecture": architecture, "adapter.type": "lora", ALPHA: alpha}
     names, tensors = names_of(config), {}
     for path, layer in model.base_model.model.named_modules():
         if not hasattr(layer, "lora_A"):

@@ -8,6 +8,7 @@ models, or checks them.
     llama.gguf    Llama 3's kind: tied, its rope scaling, weights of several kinds, byte-level BPE
     qwen2.gguf    with biases, byte-level BPE
     mistral.gguf  untied, a SentencePiece model
+    gemma3.gguf   norms by 1 + w, two rotary embeddings, a SentencePiece model with symbols of the user's
     expected.json their configurations, as `config.json`, and their tokenizers' ids of some texts
 """
 
@@ -27,11 +28,12 @@ import numpy as np
 import sentencepiece
 from gguf.quants import quantize
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
-from transformers import LlamaConfig, MistralConfig, Qwen2Config
+from transformers import Gemma3TextConfig, LlamaConfig, MistralConfig, Qwen2Config
 
-from gguf_files import add_rope, names_of
+from gguf_files import ARCHITECTURES, add_family, add_rope, names_of
 
-FILES = ["llama.gguf", "qwen2.gguf", "mistral.gguf", "expected.json"]
+FILES = ["llama.gguf", "qwen2.gguf", "mistral.gguf", "gemma3.gguf", "expected.json"]
+SYMBOLS = ["\n\n", "\u2581\u2581", "\u2581\u2581\u2581", "low"]
 CORPUS = ["hello hello world, we'll count 1234 and 12 of them\n", "the hollow yellow wheel\n\n", "  he held 3.14, he'd say"]
 TEXTS = [*CORPUS, "", " ", "   hello", "hello\n\n\nworld", "1234567", "he'LL", "e\u0301", "<|end|>hello<|end|>", "world  "]
 CHARACTERS = sorted(set("".join(TEXTS)))
@@ -75,24 +77,31 @@ def add_byte_level(out, tokenizer, pre):
     out.add_chat_template(TEMPLATE)
 
 
-def pieces():
+def pieces(**settings):
     """A SentencePiece model of the texts, without bytes, for which the file would be too large."""
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(CORPUS), model_writer=model, model_type="bpe", vocab_size=64, hard_vocab_limit=False,
         normalization_rule_name="identity", remove_extra_whitespaces=False, character_coverage=1.0,
-        minloglevel=2, num_threads=1)
+        minloglevel=2, num_threads=1, **settings)
     return sentencepiece.SentencePieceProcessor(model_proto=model.getvalue())
 
 
-def add_pieces(out, model):
+def add_pieces(out, model, symbols=()):
     ids = range(model.GetPieceSize())
     out.add_tokenizer_model("llama")
     out.add_token_list([model.IdToPiece(token) for token in ids])
     out.add_token_scores([model.GetScore(token) for token in ids])
     out.add_token_types([
         gguf.TokenType.UNKNOWN if model.IsUnknown(token) else
-        gguf.TokenType.CONTROL if model.IsControl(token) else gguf.TokenType.NORMAL for token in ids])
+        gguf.TokenType.CONTROL if model.IsControl(token) else
+        gguf.TokenType.USER_DEFINED if model.IdToPiece(token) in symbols else gguf.TokenType.NORMAL for token in ids])
+
+
+def add_symbols(out, model):
+    """Of a model that puts no space before a text."""
+    add_pieces(out, model, SYMBOLS)
+    out.add_add_space_prefix(False)
 
 
 def shapes(config):
@@ -102,6 +111,9 @@ def shapes(config):
     layer = {"self_attn.q_proj": [q, dim], "self_attn.k_proj": [kv, dim], "self_attn.v_proj": [kv, dim],
              "self_attn.o_proj": [dim, q], "mlp.gate_proj": [inner, dim], "mlp.up_proj": [inner, dim],
              "mlp.down_proj": [dim, inner], "input_layernorm": [dim], "post_attention_layernorm": [dim]}
+    if config.model_type == "gemma3_text":
+        layer |= {"self_attn.q_norm": [config.head_dim], "self_attn.k_norm": [config.head_dim],
+                  "pre_feedforward_layernorm": [dim], "post_feedforward_layernorm": [dim]}
     yield "model.embed_tokens.weight", [config.vocab_size, dim]
     for name, shape in layer.items():
         yield f"model.layers.0.{name}.weight", shape
@@ -113,8 +125,7 @@ def shapes(config):
 
 
 def write(path, config, add_tokenizer):
-    arch = "qwen2" if config.model_type == "qwen2" else "llama"
-    out = gguf.GGUFWriter(path, arch)
+    out = gguf.GGUFWriter(path, gguf.MODEL_ARCH_NAMES[ARCHITECTURES[config.model_type]])
     out.add_context_length(config.max_position_embeddings)
     out.add_embedding_length(config.hidden_size)
     out.add_block_count(config.num_hidden_layers)
@@ -123,8 +134,11 @@ def write(path, config, add_tokenizer):
     out.add_head_count_kv(config.num_key_value_heads)
     out.add_layer_norm_rms_eps(config.rms_norm_eps)
     add_rope(out, config)
+    add_family(out, config)
     out.add_bos_token_id(config.bos_token_id)
     out.add_eos_token_id(config.eos_token_id)
+    if config.pad_token_id is not None:
+        out.add_pad_token_id(config.pad_token_id)
     add_tokenizer(out)
     rng, names = np.random.default_rng(0), names_of(config)
     for key, shape in shapes(config):
@@ -171,6 +185,13 @@ def make(folder):
     config = MistralConfig(**SIZES, vocab_size=model.GetPieceSize(), max_position_embeddings=4096, sliding_window=None,
                            rope_parameters={"rope_type": "linear", "rope_theta": 1e4, "factor": 2.0}, rms_norm_eps=1e-6)
     case("mistral", config, lambda out: add_pieces(out, model), model.encode)
+
+    model = pieces(user_defined_symbols=SYMBOLS, add_dummy_prefix=False)
+    config = Gemma3TextConfig(**SIZES, vocab_size=model.GetPieceSize(), query_pre_attn_scalar=8, sliding_window=512,
+                              rms_norm_eps=1e-6, bos_token_id=1, eos_token_id=2, pad_token_id=0, rope_parameters={
+        "full_attention": {"rope_type": "linear", "rope_theta": 1e6, "factor": 8.0},
+        "sliding_attention": {"rope_type": "default", "rope_theta": 1e4}})
+    case("gemma3", config, lambda out: add_symbols(out, model), model.encode)
     (folder / "expected.json").write_text(as_lines(expected))
 
 

@@ -37,6 +37,14 @@ impl From<&str> for Value {
 }
 
 impl Value {
+    /// A size of a model.
+    ///
+    /// # Panics
+    /// If it is not below 2³².
+    pub(super) fn size(size: usize) -> Self {
+        Self::U32(size.try_into().expect("a size of a model"))
+    }
+
     /// The number that stands for its type.
     fn kind(&self) -> u32 {
         match self {
@@ -130,11 +138,7 @@ fn header(metadata: &[(String, Value)], tensors: &[Tensor]) -> Vec<u8> {
     out.extend(VERSION.to_le_bytes());
     put_length(&mut out, tensors.len());
     put_length(&mut out, metadata.len());
-    for (key, value) in metadata {
-        put_string(&mut out, key);
-        out.extend(value.kind().to_le_bytes());
-        value.put(&mut out);
-    }
+    out.extend(metadata_bytes(metadata));
     let mut offset = 0;
     for tensor in tensors {
         put_string(&mut out, &tensor.name);
@@ -144,6 +148,17 @@ fn header(metadata: &[(String, Value)], tensors: &[Tensor]) -> Vec<u8> {
         offset += aligned(tensor.num_bytes());
     }
     out.resize(aligned(out.len()), 0);
+    out
+}
+
+/// The metadata, without their number.
+pub(super) fn metadata_bytes(metadata: &[(String, Value)]) -> Vec<u8> {
+    let mut out = Vec::new();
+    for (key, value) in metadata {
+        put_string(&mut out, key);
+        out.extend(value.kind().to_le_bytes());
+        value.put(&mut out);
+    }
     out
 }
 

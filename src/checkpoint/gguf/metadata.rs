@@ -231,6 +231,23 @@ impl<'a> Metadata<'a> {
         self.list(key, "whole numbers", integer)
     }
 
+    /// A list of flags, which some files have as whole numbers.
+    ///
+    /// # Errors
+    /// See [`Self::text`].
+    pub(super) fn flags(&self, key: &str) -> Result<Option<Vec<bool>>> {
+        self.list(key, "flags", |kind, cursor| match kind {
+            Kind::Bool => Some(bool(cursor)),
+            _ => integer(kind, cursor).map(|value| value.map(|value| value != 0)),
+        })
+    }
+
+    /// Whether the value of a key is a list.
+    pub(super) fn is_list(&self, key: &str) -> bool {
+        let value = self.values.0.get(key);
+        value.is_some_and(|value| value.kind == Kind::Array)
+    }
+
     /// A list of numbers.
     ///
     /// # Errors

@@ -1,8 +1,10 @@
 //! GGUF files, those of llama.cpp.
 
+mod architectures;
 mod config;
 mod container;
 mod cursor;
+mod describe;
 mod kind;
 mod load;
 mod metadata;
@@ -10,6 +12,7 @@ mod names;
 mod reader;
 mod rope;
 mod save;
+mod scaling;
 #[cfg(test)]
 mod tests;
 mod weights;
@@ -18,12 +21,13 @@ use std::path::Path;
 
 use burn::tensor::{DType, TensorData};
 
+use self::architectures::Architecture;
 pub(crate) use self::container::Value;
 use self::container::{Tensor, write_gguf};
 pub(super) use self::load::{GgufWeights, gguf_packing};
 pub use self::load::{load_gguf, load_gguf_as};
 pub(crate) use self::metadata::{Metadata, SENTENCEPIECE, TOKENIZER};
-use self::names::{Architecture, architecture, to_gguf};
+use self::names::to_gguf;
 pub(crate) use self::reader::GgufFile;
 pub use self::save::{GgufFormat, save_gguf};
 use super::peft::{Plain, Serving, served_layers};
@@ -36,9 +40,11 @@ use crate::{Error, Result};
 /// Reads the sizes of a model from the metadata and tensors of its GGUF file; of a model that was split, from the first of
 /// its files, beside which the others lie. No weight is read.
 ///
-/// Read are the architectures `llama`, which Mistral's models have too, and `qwen2`. The rotary embedding's scaling is none,
-/// linear or Llama 3.1's. The tokens that end a text are the file's `eos`, `eot` and `eom`; ids that the vocabulary does not
-/// have are none.
+/// Read are the architectures `llama`, which Mistral's models have too, `qwen2`, `qwen3`, `qwen3moe`, `gemma2`, `gemma3`,
+/// `phi3`, `smollm3`, `granite`, `olmo2`, which OLMo 3's models have too, and `mistral3`, which is Ministral's. The rotary
+/// embedding's scaling is none, linear, yarn, Phi-3's longrope or Llama 3.1's, each in the architectures in which llama.cpp
+/// computes it. A setting that changes what is computed and is not one of the architecture's is an error. The tokens that end
+/// a text are the file's `eos`, `eot` and `eom`; ids that the vocabulary does not have are none.
 ///
 /// # Errors
 /// [`Error::Io`] if a file cannot be read; [`Error::Format`] if it is truncated or damaged, or describes a model that
@@ -73,7 +79,7 @@ pub fn save_gguf_adapter(
             "the model has no adapter `{adapter}` to save"
         )));
     }
-    let architecture = architecture(&model.config).map_err(refused)?;
+    let architecture = Architecture::of(&model.config).map_err(refused)?;
     let layers = served_layers(Serving::LlamaCpp, model, adapter).map_err(refused)?;
     let alpha = shared_alpha(&layers);
     let mut tensors = Vec::new();

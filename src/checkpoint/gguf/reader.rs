@@ -111,9 +111,11 @@ impl GgufFile {
         &self.parts[entry.part].map[entry.bytes.clone()]
     }
 
-    /// Lets the system take back the pages of a tensor that has been copied.
-    pub(super) fn release(&self, entry: &Entry) {
-        release(&self.parts[entry.part].map, entry.bytes.clone());
+    /// Lets the system take back the pages of some bytes of a tensor that have been copied.
+    pub(super) fn release(&self, entry: &Entry, bytes: Range<usize>) {
+        let start = entry.bytes.start;
+        let bytes = start + bytes.start..start + bytes.end;
+        release(&self.parts[entry.part].map, bytes);
     }
 }
 

@@ -1,27 +1,34 @@
 //! Writing a model as a file for llama.cpp, one tensor after the other.
 
 use std::path::Path;
+use std::rc::Rc;
 
 use burn::tensor::{DType, TensorData};
+use indexmap::IndexMap;
 
-use super::config::ROPE_FACTORS;
-use super::container::{Tensor, Value, write_gguf};
+use super::architectures::Architecture;
+use super::container::{Tensor, write_gguf};
+use super::describe::{metadata, require_told};
 use super::kind::TensorKind;
 use super::load::{block_format, kind_of};
-use super::names::{Architecture, architecture, is_rotated, to_gguf};
-use super::rope::factors_of;
+use super::names::{is_norm, is_rotated, to_gguf, up_of_experts};
+use super::scaling::scaling_tensors;
 use crate::adapter::{StateReader, state_readers};
 use crate::checkpoint::keys::{EMBEDDING, OUTPUT};
 use crate::checkpoint::merged::MergedCheckpoint;
 use crate::checkpoint::rotary::interleaved;
 use crate::checkpoint::tensors::{all_finite, encode};
-use crate::llama::{LlamaConfig, RopeScaling, TransformerDecoder};
+use crate::llama::names::expert_of;
+use crate::llama::{LlamaConfig, TransformerDecoder};
 use crate::quantization::{PackedLayout, quantize};
 use crate::tokenizer::gguf_vocabulary;
 use crate::weight::PackedWeight;
 use crate::{Error, Result};
 
-/// How the matrices of a model are stored in a GGUF file. Norms and biases are f32.
+/// What gives a token its experts.
+const ROUTER: &str = ".moe.gate.weight";
+
+/// How the matrices of a model are stored in a GGUF file. Norms, biases and routers are f32.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[allow(
     non_camel_case_types,
@@ -52,6 +59,8 @@ impl GgufFormat {
         };
         let is_vocabulary = [EMBEDDING, OUTPUT].contains(&key);
         let kind = match self {
+            // As llama.cpp's converter has it: it is small, and what it rounds may send a token to other experts.
+            _ if key.ends_with(ROUTER) => TensorKind::F32,
             Self::F32 => TensorKind::F32,
             Self::F16 => TensorKind::F16,
             Self::BF16 => TensorKind::BF16,
@@ -98,6 +107,10 @@ impl std::str::FromStr for GgufFormat {
 /// Writes a model without adapters as one GGUF file that llama.cpp runs, with its tokenizer. Weights that are packed in
 /// GGUF's blocks already stay as they are, to the bit; all others get the format. Merge or remove adapters first.
 ///
+/// The architecture is that of the model's family, see [`read_gguf_config`](super::read_gguf_config). What is
+/// written is what that reads: a model of which the file would say something else, or that llama.cpp would not
+/// compute, is refused.
+///
 /// `tokenizer` is a folder, a tokenizer's file or a GGUF file, as [`Tokenizer::from_file`](crate::tokenizer::Tokenizer)
 /// takes it; the special tokens and the chat template beside it are written too.
 ///
@@ -112,9 +125,10 @@ impl std::str::FromStr for GgufFormat {
 /// ```
 ///
 /// # Errors
-/// [`Error::Io`] if the file cannot be written, [`Error::Format`] if the tokenizer is of a kind that llama.cpp does not
-/// have or has another number of tokens than the model, [`Error::InvalidArgument`] if a weight holds NaN or infinite
-/// numbers, or ones too large for the format, or a merged adapter has brought a bias that such files have no place for.
+/// [`Error::Io`] if the file cannot be written, [`Error::Format`] if the tokenizer is of a kind that llama.cpp
+/// does not have or has another number of tokens than the model, [`Error::InvalidArgument`] naming the field if
+/// such a file cannot say what the model is, or if a weight holds NaN or infinite numbers, or ones too large for
+/// the format, or a merged adapter has brought a bias that such files have no place for.
 /// What stood at `path` stays then.
 ///
 /// # Panics
@@ -194,28 +208,117 @@ impl<'a> Weight<'a> {
         let kind = own.unwrap_or_else(|| format.kind(self.key, self.shape));
         let is_turned = architecture.rotates_neighbours && is_rotated(self.key);
         let (rows, head_dim) = (self.shape[0], config.head_dim);
+        let has_unit_offset = config.block.unit_offset && is_norm(self.key);
         let bytes = move || {
-            let mut bytes = match self.packed {
-                Some(packed) if own.is_some() => packed.bytes(),
-                _ => encoded(self.key, (self.read)()?, kind)?,
+            let bytes = match has_unit_offset {
+                true => encoded(self.key, plus_one((self.read)()?), kind)?,
+                false => self.bytes_of(kind)?,
             };
-            let numbers: usize = self.shape.iter().product();
-            // Packed weights end with bytes that fill up a word.
-            bytes.truncate(numbers / kind.block_len() * kind.block_bytes());
             Ok(match is_turned {
                 true => interleaved(&bytes, bytes.len() / rows, head_dim),
                 false => bytes,
             })
         };
-        let (module, parameter) = self.key.rsplit_once('.').expect("a parameter has a module");
-        let name = to_gguf(module).expect("a module of the model has a name");
         Tensor {
-            name: format!("{name}.{parameter}"),
+            name: self.name(),
             shape: self.shape.to_vec(),
             kind,
             bytes: Box::new(bytes),
         }
     }
+
+    /// The name in a file; of an expert's weight that of what all have of it.
+    fn name(&self) -> String {
+        let (module, parameter) = self.key.rsplit_once('.').expect("a parameter has a module");
+        let name = to_gguf(module).expect("a module of the model has a name");
+        format!("{name}.{parameter}")
+    }
+
+    /// The numbers in a kind, in this crate's order.
+    fn bytes_of(&self, kind: TensorKind) -> Result<Vec<u8>> {
+        let mut bytes = match self.packed {
+            Some(packed) if self.own_kind() == Some(kind) => packed.bytes(),
+            _ => encoded(self.key, (self.read)()?, kind)?,
+        };
+        let numbers: usize = self.shape.iter().product();
+        // Packed weights end with bytes that fill up a word.
+        bytes.truncate(numbers / kind.block_len() * kind.block_bytes());
+        Ok(bytes)
+    }
+}
+
+/// What all experts of a layer have of a weight, in their order, as it stands in a file: one tensor, or two of
+/// gate and up. They keep their blocks if all have the same.
+fn expert_tensors<'a>(experts: Vec<&'a Weight<'a>>, format: GgufFormat) -> Vec<Tensor<'a>> {
+    let first = experts[0];
+    let [rows, columns] = first.shape[..] else {
+        unreachable!("an expert's weight is a matrix");
+    };
+    let own = first.own_kind();
+    let own = own.filter(|kind| {
+        experts
+            .iter()
+            .all(|weight| weight.own_kind() == Some(*kind))
+    });
+    let kind = own.unwrap_or_else(|| format.kind(first.key, first.shape));
+    let gate = first.name();
+    let names: Vec<_> = match up_of_experts(&gate) {
+        Some(up) => vec![gate, up],
+        None => vec![gate],
+    };
+    let (parts, experts) = (names.len(), Rc::new(experts));
+    let tensor = |(part, name): (usize, String)| {
+        let experts = experts.clone();
+        let shape = vec![experts.len(), rows / parts, columns];
+        let bytes = move || {
+            let mut all = Vec::new();
+            for weight in &*experts {
+                let bytes = weight.bytes_of(kind)?;
+                let len = bytes.len() / parts;
+                all.extend(&bytes[part * len..(part + 1) * len]);
+            }
+            Ok(all)
+        };
+        let bytes = Box::new(bytes);
+        Tensor {
+            name,
+            shape,
+            kind,
+            bytes,
+        }
+    };
+    names.into_iter().enumerate().map(tensor).collect()
+}
+
+/// All weights as they stand in a file.
+fn weight_tensors<'a>(
+    weights: &'a [Weight<'a>],
+    format: GgufFormat,
+    config: &LlamaConfig,
+    architecture: &Architecture,
+) -> Vec<Tensor<'a>> {
+    let mut tensors = Vec::new();
+    let mut experts: IndexMap<String, Vec<(usize, &Weight)>> = IndexMap::new();
+    for weight in weights {
+        let module = weight.key.rsplit_once('.').map(|(module, _)| module);
+        match module.and_then(expert_of) {
+            Some((all, index)) => experts.entry(all).or_default().push((index, weight)),
+            None => tensors.push(weight.to_tensor(format, config, architecture)),
+        }
+    }
+    for mut of_all in experts.into_values() {
+        of_all.sort_by_key(|(index, _)| *index);
+        let of_all = of_all.into_iter().map(|(_, weight)| weight).collect();
+        tensors.extend(expert_tensors(of_all, format));
+    }
+    tensors
+}
+
+/// What a norm multiplies by whose weight this is beside 1, in f32.
+fn plus_one(weight: TensorData) -> TensorData {
+    let weight = weight.convert_dtype(DType::F32);
+    let sums: Vec<f32> = weight.iter().map(|w: f32| w + 1.0).collect();
+    TensorData::new(sums, weight.shape().to_vec())
 }
 
 /// Numbers of any type of float in a kind.
@@ -245,61 +348,17 @@ fn save(
     format: GgufFormat,
     path: &Path,
 ) -> Result<()> {
-    let architecture = architecture(config).map_err(|message| invalid("model", message))?;
-    let mut metadata = metadata(architecture.name, config, format);
+    let refused = |message: String| invalid("model", message);
+    let architecture = Architecture::of(config).map_err(refused)?;
+    let mut metadata = metadata(architecture, config, format.file_type());
     metadata.extend(gguf_vocabulary(tokenizer, config)?);
-    let scaling = config.rope_scaling.as_ref();
-    let factors = scaling.filter(|scaling| matches!(scaling, RopeScaling::Llama3 { .. }));
-    let factors = factors.map(|scaling| {
-        let factors = factors_of(scaling, config.head_dim, config.rope_base);
-        TensorData::new(factors, [config.head_dim / 2])
-    });
+    let factors = scaling_tensors(config);
     let factors = factors.iter();
-    let factors = factors.map(|factors| Tensor::of_f32(ROPE_FACTORS.to_owned(), factors));
-    let weights = weights
-        .iter()
-        .map(|weight| weight.to_tensor(format, config, architecture));
+    let factors = factors.map(|(name, factors)| Tensor::of_f32((*name).to_owned(), factors));
+    let weights = weight_tensors(weights, format, config, architecture);
     let tensors: Vec<_> = factors.chain(weights).collect();
+    require_told(config, architecture, &metadata, &tensors).map_err(refused)?;
     write_gguf(path, &metadata, &tensors)
-}
-
-/// What is said of a model beside its tokenizer.
-fn metadata(name: &str, config: &LlamaConfig, format: GgufFormat) -> Vec<(String, Value)> {
-    let of_model = |(key, value): (&str, Value)| (format!("{name}.{key}"), value);
-    let size = |size: usize| Value::U32(size.try_into().expect("a size of a model"));
-    let number = |number: f64| Value::F32(number as f32);
-    let general = [
-        ("general.architecture", name.into()),
-        ("general.type", "model".into()),
-        ("general.file_type", Value::U32(format.file_type())),
-        ("general.quantization_version", Value::U32(2)),
-    ];
-    let sizes = [
-        ("vocab_size", size(config.vocab_size)),
-        ("context_length", size(config.max_seq_len)),
-        ("embedding_length", size(config.embed_dim)),
-        ("block_count", size(config.num_layers)),
-        ("feed_forward_length", size(config.intermediate_dim)),
-        ("attention.head_count", size(config.num_heads)),
-        ("attention.head_count_kv", size(config.num_kv_heads)),
-        ("attention.key_length", size(config.head_dim)),
-        ("attention.value_length", size(config.head_dim)),
-        ("attention.layer_norm_rms_epsilon", number(config.norm_eps)),
-        ("rope.dimension_count", size(config.head_dim)),
-        ("rope.freq_base", number(config.rope_base)),
-    ];
-    let window = config.attention_of(0).span.tokens();
-    let window = window.map(|window| ("attention.sliding_window", size(window)));
-    let scaling = match config.rope_scaling {
-        Some(RopeScaling::Linear { factor }) => vec![
-            ("rope.scaling.type", "linear".into()),
-            ("rope.scaling.factor", number(factor)),
-        ],
-        _ => Vec::new(),
-    };
-    let general = general.map(|(key, value)| (key.to_owned(), value));
-    let of_model = sizes.into_iter().chain(window).chain(scaling).map(of_model);
-    general.into_iter().chain(of_model).collect()
 }
 
 fn invalid(name: &'static str, message: String) -> Error {

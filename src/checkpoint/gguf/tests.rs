@@ -10,7 +10,7 @@ use tempfile::TempDir;
 
 use super::kind::TensorKind;
 use super::reader::GgufFile;
-use crate::llama::Span;
+use crate::llama::{QueryScaling, Span};
 use crate::tokenizer::Tokenizer;
 use crate::{Error, Result};
 
@@ -163,6 +163,14 @@ impl Builder {
         self
     }
 
+    /// The same of another architecture.
+    fn of(mut self, architecture: &str) -> Self {
+        for (key, _) in &mut self.values {
+            *key = key.replace("llama.", &format!("{architecture}."));
+        }
+        self.with("general.architecture", text(architecture))
+    }
+
     /// A tensor of 0, 1, 2 and so on.
     fn with_f32(self, name: &str, dims: &[u64]) -> Self {
         let len = dims.iter().product::<u64>();
@@ -279,17 +287,7 @@ fn tensors_have_our_names_and_order() {
     // Rows of pairs to rows in halves.
     let halves = [0f32, 2.0, 1.0, 3.0, 4.0, 6.0, 5.0, 7.0];
     let read = |architecture: &str| {
-        let values = builder.values.iter().map(|(key, value)| {
-            (
-                key.replace("llama.", &format!("{architecture}.")),
-                value.clone(),
-            )
-        });
-        let file = Builder {
-            values: values.collect(),
-            ..builder.clone()
-        };
-        let file = file.with("general.architecture", text(architecture));
+        let file = builder.clone().of(architecture);
         let file = GgufFile::open(file.write(&dir)).unwrap();
         let tensors = file.tensors(&file.config().unwrap()).unwrap();
         let read = |key: &str| {
@@ -600,7 +598,7 @@ fn metadata_of_other_types() {
         (twice, "`general.architecture` is there twice"),
         (
             llama("llama.block_count", u32_(u32::MAX)),
-            "no tensor `blk.4294967294.attn_norm.weight`",
+            "`llama.block_count`: 4294967295 is above 10000",
         ),
         (
             llama(
@@ -647,8 +645,8 @@ fn models_that_are_not_computed_here() {
     let llama = |key: &str, value| Builder::llama().with(key, value);
     for (file, word) in [
         (
-            llama("general.architecture", text("gemma3")),
-            "a `gemma3` is not one of llama, qwen2",
+            llama("general.architecture", text("mamba")),
+            "a `mamba` is not one of llama, qwen2, qwen3, gemma2",
         ),
         (
             llama("general.type", text("adapter")),
@@ -659,12 +657,24 @@ fn models_that_are_not_computed_here() {
             "`llama.expert_count`: 8 is not supported",
         ),
         (
-            llama("llama.rope.scaling.type", text("yarn")),
-            "`yarn` is not one of none, linear",
+            llama("llama.rope.scaling.type", text("longrope")),
+            "`longrope` is not one of none, linear, yarn",
         ),
         (
             llama("llama.rope.dimension_count", u32_(2)),
             "2 is not supported where a head has a width of 4",
+        ),
+        (
+            llama("llama.rope.freq_base", f32_(f32::NAN)),
+            "`llama.rope.freq_base`: NaN is no number",
+        ),
+        (
+            llama("llama.rope.freq_base_swa", f32_(1e4)),
+            "another base than 500000 is not supported",
+        ),
+        (
+            llama("llama.rope.scaling.attn_factor", f32_(1.5)),
+            "1.5 is not supported here",
         ),
         (llama("llama.attention.causal", flag(false)), "looks ahead"),
         (
@@ -700,8 +710,8 @@ fn models_that_are_not_computed_here() {
             "original folder",
         ),
         (
-            Builder::llama().with_f32("blk.0.attn_q_norm.weight", &[8]),
-            "blk.0.attn_q_norm.weight",
+            Builder::llama().with_f32("blk.0.attn_sinks.weight", &[8]),
+            "blk.0.attn_sinks.weight",
         ),
         (
             Builder::llama().with_f32("blk.0.attn_k.bias", &[3]),
@@ -756,6 +766,168 @@ fn settings_that_a_file_may_leave_out_or_name() {
         .with_f32("blk.0.attn_output.bias", &[8]);
     let biased = config(biased);
     assert!(biased.qkv_bias && biased.output_proj_bias);
+}
+
+#[test]
+fn what_architectures_say_and_leave_out() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = |file: Builder| GgufFile::open(file.write(&dir)).unwrap().config().unwrap();
+    let of = |architecture| Builder::llama().of(architecture);
+    let granite = config(of("granite"));
+    assert_eq!(granite.block.score_scale, Some(0.5));
+    let scaled = of("granite")
+        .with("granite.attention.scale", f32_(0.25))
+        .with("granite.embedding_scale", f32_(12.0))
+        .with("granite.residual_scale", f32_(0.22))
+        .with("granite.logit_scale", f32_(8.0));
+    let scaled = config(scaled);
+    let block = (scaled.block.score_scale, scaled.block.residual_scale);
+    assert_eq!(block, (Some(0.25), Some(0.22)));
+    assert_eq!(
+        (scaled.embedding_scale, scaled.logit_divisor),
+        (Some(12.0), Some(8.0))
+    );
+
+    let gemma2 = config(of("gemma2"));
+    assert_eq!(
+        (gemma2.block.score_cap, gemma2.logit_cap),
+        (Some(50.0), Some(30.0))
+    );
+    assert_eq!(gemma2.attention_of(0).span, Span::Window(4096));
+    assert!(gemma2.block.unit_offset);
+
+    let window = || of("gemma3").with("gemma3.attention.sliding_window", u32_(16));
+    let pattern = |value| config(window().with("gemma3.attention.sliding_window_pattern", value));
+    let local = config(window());
+    assert_eq!(local.attention_of(0).span, Span::Window(16));
+    assert_eq!(local.local_rope.unwrap().base, 1e4);
+    for full in [
+        config(of("gemma3")),
+        pattern(u32_(1)),
+        pattern(array(7, &[flag(false)])),
+    ] {
+        assert_eq!(
+            (full.attention_of(0).span, full.local_rope),
+            (Span::Full, None)
+        );
+    }
+    assert_eq!(
+        pattern(array(7, &[flag(true)])).attention_of(0).span,
+        Span::Window(16)
+    );
+
+    let olmo = || of("olmo2").with_f32("blk.0.post_attention_norm.weight", &[8]);
+    assert_eq!(config(olmo()).model_type, "olmo2");
+    let window = olmo().with("olmo2.attention.sliding_window", u32_(16));
+    assert_eq!(config(window).model_type, "olmo3");
+
+    let heated = of("mistral3").with("mistral3.attention.temperature_scale", f32_(0.1));
+    let heated = config(heated.with("mistral3.rope.scaling.original_context_length", u32_(32)));
+    assert_eq!(heated.model_type, "ministral3");
+    assert_eq!(heated.query_scaling, Some(QueryScaling::new(0.1, 32)));
+    assert_eq!(config(of("mistral3")).query_scaling, None);
+}
+
+#[test]
+fn what_an_architecture_does_not_compute() {
+    let of = |architecture| Builder::llama().of(architecture);
+    let flags = array(7, &[flag(true), flag(false)]);
+    let window = of("gemma3").with("gemma3.attention.sliding_window", u32_(16));
+    let yarn = of("qwen3")
+        .with("qwen3.rope.scaling.type", text("yarn"))
+        .with("qwen3.rope.scaling.factor", f32_(4.0));
+    let experts = |gate: &[u64], up: &[u64]| {
+        of("qwen3moe")
+            .with("qwen3moe.expert_count", u32_(2))
+            .with("qwen3moe.expert_used_count", u32_(1))
+            .with("qwen3moe.expert_feed_forward_length", u32_(4))
+            .with_f32("blk.0.ffn_gate_exps.weight", gate)
+            .with_f32("blk.0.ffn_up_exps.weight", up)
+    };
+    for (file, word) in [
+        (
+            of("smollm3").with("smollm3.attention.sliding_window", u32_(16)),
+            "`smollm3.attention.sliding_window`: a window is not supported",
+        ),
+        (
+            of("granite").with("granite.rope.scaling.finetuned", flag(false)),
+            "`granite.rope.scaling.finetuned`: a Granite without rotation",
+        ),
+        (
+            of("qwen3").with("qwen3.final_logit_softcapping", f32_(30.0)),
+            "`qwen3.final_logit_softcapping`: 30 is not supported",
+        ),
+        (
+            window.with("gemma3.attention.sliding_window_pattern", flags),
+            "2 are given for 1 layers",
+        ),
+        (
+            yarn.clone()
+                .with("qwen3.rope.scaling.yarn_beta_fast", f32_(8.0)),
+            "`qwen3.rope.scaling.yarn_beta_fast`: 8 is not supported",
+        ),
+        (
+            yarn.with("qwen3.rope.scaling.yarn_attn_factor", f32_(1.5)),
+            "`qwen3.rope.scaling.yarn_attn_factor`: 1.5 is not supported",
+        ),
+        (
+            of("phi3").with_f32("rope_factors_long.weight", &[2]),
+            "stand together",
+        ),
+        (of("phi3"), "no tensor `blk.0.attn_qkv.weight`"),
+        (of("olmo2"), "no tensor `blk.0.post_attention_norm.weight`"),
+        (
+            of("qwen3moe").with("qwen3moe.expert_count", u32_(200_000)),
+            "`qwen3moe.expert_count`: 200000 in each of 1 layers",
+        ),
+        (
+            experts(&[8, 4, 1], &[8, 4, 1]),
+            "`blk.0.ffn_gate_exps.weight` is [1, 4, 8], but by the metadata [2, 4, 8]",
+        ),
+        (
+            experts(&[8, 4, 2], &[8, 4, 1]),
+            "not a matrix of each of 2 experts",
+        ),
+        (
+            experts(&[8, 4, 2], &[8, 4, 2]).without("blk.0.ffn_up_exps.weight"),
+            "no tensor `blk.0.ffn_up_exps.weight`",
+        ),
+    ] {
+        let message = refused(&file);
+        assert!(message.contains(word), "{message}, without {word}");
+    }
+}
+
+/// Rows of the gate, then rows of up, of each expert.
+#[test]
+fn experts_are_taken_apart() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = Builder::llama()
+        .of("qwen3moe")
+        .with("qwen3moe.expert_count", u32_(2))
+        .with("qwen3moe.expert_used_count", u32_(1))
+        .with("qwen3moe.expert_feed_forward_length", u32_(4))
+        .with_f32("blk.0.ffn_gate_exps.weight", &[8, 4, 2])
+        .with_f32("blk.0.ffn_up_exps.weight", &[8, 4, 2])
+        .with_f32("blk.0.ffn_down_exps.weight", &[4, 8, 2]);
+    let file = GgufFile::open(file.write(&dir)).unwrap();
+    let tensors = file.tensors(&file.config().unwrap()).unwrap();
+    let read = |key: &str| {
+        let tensor = tensors.iter().find(|tensor| tensor.key() == key).unwrap();
+        let values = tensor.read(DType::F32).unwrap();
+        (values.shape().to_vec(), values.try_to_vec::<f32>().unwrap())
+    };
+    let numbers = |range: std::ops::Range<u8>| range.map(f32::from).collect::<Vec<_>>();
+    let (shape, values) = read("layers.0.moe.experts.1.gate_up_proj.weight");
+    assert_eq!(shape, [8, 8]);
+    assert_eq!(values, [numbers(32..64), numbers(32..64)].concat());
+    let (shape, values) = read("layers.0.moe.experts.1.w2.weight");
+    assert_eq!((shape, values), (vec![8, 4], numbers(32..64)));
+    // The tensor of up is no weight of its own.
+    let keys = tensors
+        .iter()
+        .filter(|tensor| tensor.key().contains(".moe."));
+    assert_eq!(keys.count(), 4);
 }
 
 #[test]

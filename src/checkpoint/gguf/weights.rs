@@ -1,26 +1,41 @@
 //! The weights of a model, by this crate's names.
 
 use std::borrow::Cow;
+use std::ops::Range;
 
 use burn::tensor::{DType, TensorData};
 
-use super::config::ROPE_FACTORS;
 use super::kind::TensorKind;
-use super::names::{from_gguf, is_rotated};
+use super::names::{from_gguf, gate_of_experts, is_norm, is_rotated, up_of_experts};
 use super::reader::{Entry, GgufFile};
+use super::scaling::ROPE_TENSORS;
 use crate::checkpoint::rotary::half_split;
-use crate::checkpoint::tensors::decode;
+use crate::checkpoint::tensors::{decode, encode};
 use crate::llama::LlamaConfig;
 use crate::{Error, Result};
+
+/// Below a layer, what stands before an expert's number.
+const EXPERTS: &str = ".moe.experts.";
 
 /// A weight of a model, as it is in a file.
 pub(crate) struct GgufTensor<'a> {
     file: &'a GgufFile,
-    entry: &'a Entry,
+    /// The tensors, or the parts of them, that it consists of, one below the other: one, but for gate and up of an
+    /// expert.
+    parts: Vec<Part<'a>>,
+    shape: Vec<usize>,
     key: String,
     /// Whether neighbouring rows are rotated in the file, where this crate rotates those half a head apart.
     is_rotary_permuted: bool,
+    /// Whether it is the `1 + w` of a norm, where this crate has w.
+    has_unit_offset: bool,
     head_dim: usize,
+}
+
+/// Some bytes of a tensor.
+struct Part<'a> {
+    entry: &'a Entry,
+    bytes: Range<usize>,
 }
 
 impl GgufFile {
@@ -29,25 +44,25 @@ impl GgufFile {
     ///
     /// # Errors
     /// [`Error::Keys`] if the file has a tensor that no such model has, [`Error::Format`] if rows of q or k are no whole
-    /// number of heads.
+    /// number of heads, or a tensor of experts is not one of all of them.
     pub(crate) fn tensors<'a>(&'a self, config: &LlamaConfig) -> Result<Vec<GgufTensor<'a>>> {
-        // Those of other architectures lie as in Hugging Face's files.
-        let neighbours_rotate = self.architecture()?.rotates_neighbours;
         let weights = self
             .entries()
             .iter()
-            .filter(|entry| entry.name != ROPE_FACTORS);
+            .filter(|entry| !ROPE_TENSORS.contains(&&*entry.name));
         let mut found = Vec::new();
         let mut unexpected = Vec::new();
         for entry in weights {
-            match from_gguf(&entry.name) {
-                Some(key) => found.push(GgufTensor {
-                    file: self,
-                    entry,
-                    is_rotary_permuted: neighbours_rotate && is_rotated(&key),
-                    key,
-                    head_dim: config.head_dim,
-                }),
+            let gate = gate_of_experts(&entry.name);
+            match from_gguf(&entry.name, &config.block) {
+                Some(key) => match key.split_once(EXPERTS) {
+                    Some((layer, module)) => {
+                        found.extend(self.experts(entry, layer, module, config)?);
+                    }
+                    None => found.push(self.whole(entry, key, config)?),
+                },
+                // It is read with the gate.
+                None if gate.is_some_and(|gate| self.entry(&gate).is_some()) => {}
                 None => unexpected.push((entry.name.clone(), None)),
             }
         }
@@ -61,6 +76,84 @@ impl GgufFile {
         found.iter().try_for_each(GgufTensor::require_heads)?;
         Ok(found)
     }
+
+    fn whole<'a>(
+        &'a self,
+        entry: &'a Entry,
+        key: String,
+        config: &LlamaConfig,
+    ) -> Result<GgufTensor<'a>> {
+        // Those of other architectures lie as in Hugging Face's files.
+        let neighbours_rotate = self.architecture()?.rotates_neighbours;
+        let bytes = 0..self.bytes(entry).len();
+        Ok(GgufTensor {
+            file: self,
+            parts: vec![Part { entry, bytes }],
+            shape: entry.shape.clone(),
+            is_rotary_permuted: neighbours_rotate && is_rotated(&key),
+            has_unit_offset: config.block.unit_offset && is_norm(&key),
+            key,
+            head_dim: config.head_dim,
+        })
+    }
+
+    /// The matrices of all experts of a layer in one tensor, or of gate and up in two.
+    fn experts<'a>(
+        &'a self,
+        entry: &'a Entry,
+        layer: &str,
+        module: &str,
+        config: &LlamaConfig,
+    ) -> Result<Vec<GgufTensor<'a>>> {
+        let up = up_of_experts(&entry.name).map(|name| {
+            let missing = || Error::format(self.path(), format!("there is no tensor `{name}`"));
+            self.entry(&name).ok_or_else(missing)
+        });
+        let up = up.transpose()?;
+        let count = config.experts.as_ref().map_or(0, |experts| experts.count);
+        let [found, rows, columns] = entry.shape[..] else {
+            return Err(self.not_of_all(entry, count));
+        };
+        if found != count || up.is_some_and(|up| up.shape != entry.shape) {
+            return Err(self.not_of_all(entry, count));
+        }
+        if let Some(up) = up.filter(|up| up.kind != entry.kind) {
+            let message = format!(
+                "the tensors `{}` and `{}` are packed in two ways, but here they are one matrix",
+                entry.name, up.name
+            );
+            return Err(Error::format(self.path(), message));
+        }
+        let entries: Vec<_> = [entry].into_iter().chain(up).collect();
+        let expert = |index: usize| GgufTensor {
+            file: self,
+            parts: entries
+                .iter()
+                .map(|entry| self.part(entry, index, count))
+                .collect(),
+            shape: vec![entries.len() * rows, columns],
+            key: format!("{layer}{EXPERTS}{index}.{module}"),
+            is_rotary_permuted: false,
+            has_unit_offset: false,
+            head_dim: config.head_dim,
+        };
+        Ok((0..count).map(expert).collect())
+    }
+
+    /// What one of so many experts has of a tensor.
+    fn part<'a>(&self, entry: &'a Entry, index: usize, count: usize) -> Part<'a> {
+        let len = self.bytes(entry).len() / count;
+        let bytes = index * len..(index + 1) * len;
+        Part { entry, bytes }
+    }
+
+    fn not_of_all(&self, entry: &Entry, count: usize) -> Error {
+        let message = format!(
+            "the tensor `{}` is {:?}, but not a matrix of each of {count} experts, gate and up alike",
+            entry.name, entry.shape
+        );
+        Error::format(self.path(), message)
+    }
 }
 
 impl<'a> GgufTensor<'a> {
@@ -69,32 +162,39 @@ impl<'a> GgufTensor<'a> {
         &self.key
     }
 
-    /// The name in the file.
+    /// The name in the file; of gate and up that of the gate.
     pub(crate) fn name(&self) -> &'a str {
-        &self.entry.name
+        &self.parts[0].entry.name
     }
 
     /// How the numbers are stored.
     pub(crate) fn kind(&self) -> TensorKind {
-        self.entry.kind
+        self.parts[0].entry.kind
     }
 
     /// Rows and columns of a weight, whose blocks lie along the rows; the length of a bias or norm.
-    pub(crate) fn shape(&self) -> &'a [usize] {
-        &self.entry.shape
+    pub(crate) fn shape(&self) -> &[usize] {
+        &self.shape
     }
 
     /// Row by row as they are in the file.
-    pub(super) fn stored_bytes(&self) -> &'a [u8] {
-        self.file.bytes(self.entry)
+    pub(super) fn stored_bytes(&self) -> Cow<'a, [u8]> {
+        let bytes = |part: &Part<'a>| &self.file.bytes(part.entry)[part.bytes.clone()];
+        match &self.parts[..] {
+            [only] => Cow::Borrowed(bytes(only)),
+            parts => Cow::Owned(parts.iter().map(bytes).collect::<Vec<_>>().concat()),
+        }
     }
 
-    /// Row by row in this crate's order. Only a tensor in another order is copied.
+    /// Row by row in this crate's order. Only a tensor in another order, or of two, is copied.
     pub(crate) fn bytes(&self) -> Cow<'a, [u8]> {
         let stored = self.stored_bytes();
         match self.is_rotary_permuted {
-            true => Cow::Owned(half_split(stored, self.row_bytes(), self.head_dim)),
-            false => Cow::Borrowed(stored),
+            true => {
+                let row_bytes = stored.len() / self.shape[0];
+                Cow::Owned(half_split(&stored, row_bytes, self.head_dim))
+            }
+            false => stored,
         }
     }
 
@@ -104,16 +204,19 @@ impl<'a> GgufTensor<'a> {
     /// If `dtype` is not f32, f16 or bf16.
     pub(crate) fn read(&self, dtype: DType) -> Option<TensorData> {
         let stored = self.kind().float()?;
-        Some(decode(&self.bytes(), stored, self.shape().to_vec(), dtype))
+        let shape = self.shape().to_vec();
+        if !self.has_unit_offset {
+            return Some(decode(&self.bytes(), stored, shape, dtype));
+        }
+        let offset = decode(&self.bytes(), stored, shape.clone(), DType::F32);
+        Some(encode(offset.iter().map(|w: f32| w - 1.0), shape, dtype))
     }
 
     /// Lets the system take back the file's pages once what is needed of them has been copied.
     pub(crate) fn release(&self) {
-        self.file.release(self.entry);
-    }
-
-    fn row_bytes(&self) -> usize {
-        self.stored_bytes().len() / self.shape()[0]
+        for part in &self.parts {
+            self.file.release(part.entry, part.bytes.clone());
+        }
     }
 
     /// A tensor in another order can be put into this crate's.

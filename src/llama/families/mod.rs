@@ -18,6 +18,8 @@ use serde_json::{Map, Value, json};
 
 use self::fields::TokenId;
 pub(crate) use self::fields::{Fields, OneOrMany, ends_to_json};
+pub(crate) use self::layers::{FULL, SLIDING};
+pub(crate) use self::rope::{longrope_attention_factor, scaling_to_json};
 use super::{Block, LlamaConfig, Rope};
 use crate::ops::Activation;
 
