@@ -247,7 +247,10 @@ impl Tokenizer {
     /// The template, in Jinja's language, by which a conversation becomes a text for the model, if the file has one or
     /// one lies beside it. [`ChatTemplate::of`] applies it.
     pub fn chat_template(&self) -> Option<&str> {
-        self.chat.template.as_ref().map(|source| source.text.as_str())
+        self.chat
+            .template
+            .as_ref()
+            .map(|source| source.text.as_str())
     }
 
     fn from_sentencepiece(model: &ModelProto, origin: &Path, names: &Names) -> Result<Self> {

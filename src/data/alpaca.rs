@@ -122,7 +122,10 @@ pub fn load_alpaca(path: impl AsRef<Path>) -> Result<Vec<AlpacaRecord>> {
 pub fn parse_alpaca(text: &str, origin: impl AsRef<Path>) -> Result<Vec<AlpacaRecord>> {
     let is_record = |object: &Map<String, Value>| object.contains_key("instruction");
     let values = parse_json(text, origin.as_ref(), is_record)?;
-    values.into_iter().map(|(place, value)| record(value).map_err(|what| place.error(&what))).collect()
+    values
+        .into_iter()
+        .map(|(place, value)| record(value).map_err(|what| place.error(&what)))
+        .collect()
 }
 
 /// A record as JSON has it, or what is wrong with it.

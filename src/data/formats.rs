@@ -63,7 +63,9 @@ pub(super) fn has_turns(record: &Value) -> bool {
         Value::Array(turns) => !turns.is_empty(),
         _ => false,
     };
-    ["system", "history"].iter().any(|key| is_filled(&record[*key]))
+    ["system", "history"]
+        .iter()
+        .any(|key| is_filled(&record[*key]))
 }
 
 /// The record, or what is wrong with it; `is_chat` makes conversations of Alpaca's.
@@ -90,10 +92,17 @@ fn text(fields: &Fields, key: &str) -> Result<String, String> {
 }
 
 fn chat(mut fields: Fields, key: &str) -> Result<Conversation, String> {
-    let messages = messages(list(&fields, key)?.ok_or(format!("`{key}` is missing"))?, key)?;
-    let says_system = messages.first().is_some_and(|message| message.role() == "system");
+    let messages = messages(
+        list(&fields, key)?.ok_or(format!("`{key}` is missing"))?,
+        key,
+    )?;
+    let says_system = messages
+        .first()
+        .is_some_and(|message| message.role() == "system");
     let system = match fields.get("system") {
-        Some(Value::String(system)) if !system.is_empty() && !says_system => Some(Message::new("system", system)),
+        Some(Value::String(system)) if !system.is_empty() && !says_system => {
+            Some(Message::new("system", system))
+        }
         _ => None,
     };
     let conversation = Conversation::new(system.into_iter().chain(messages));
@@ -101,14 +110,19 @@ fn chat(mut fields: Fields, key: &str) -> Result<Conversation, String> {
 }
 
 /// Tools, and variables for the template.
-fn with_surroundings(conversation: Conversation, fields: &mut Fields) -> Result<Conversation, String> {
+fn with_surroundings(
+    conversation: Conversation,
+    fields: &mut Fields,
+) -> Result<Conversation, String> {
     let tools = list(fields, "tools")?.unwrap_or_default();
     let conversation = conversation.with_tools(tools);
     match fields.remove("chat_template_kwargs") {
         None | Some(Value::Null) => Ok(conversation),
         Some(Value::Object(variables)) => {
             let variables = variables.into_iter();
-            Ok(variables.fold(conversation, |all, (name, value)| all.with_variable(&name, value)))
+            Ok(variables.fold(conversation, |all, (name, value)| {
+                all.with_variable(&name, value)
+            }))
         }
         Some(_) => Err("`chat_template_kwargs` is not an object".into()),
     }
@@ -132,12 +146,17 @@ fn messages(items: Vec<Value>, key: &str) -> Result<Vec<Message>, String> {
     }
     let number = |place: usize, what: String| format!("`{key}`, message {}: {what}", place + 1);
     let items = items.into_iter().enumerate();
-    items.map(|(place, item)| message(item).map_err(|what| number(place, what))).collect()
+    items
+        .map(|(place, item)| message(item).map_err(|what| number(place, what)))
+        .collect()
 }
 
 /// A message with `role` and `content`, or with ShareGPT's `from` and `value`.
 fn message(mut item: Value) -> Result<Message, String> {
-    let Some(fields) = item.as_object_mut().filter(|fields| fields.contains_key("from")) else {
+    let Some(fields) = item
+        .as_object_mut()
+        .filter(|fields| fields.contains_key("from"))
+    else {
         let mut message = Message::from_json(item)?;
         read_arguments(message.fields_mut());
         return Ok(message);
@@ -145,7 +164,10 @@ fn message(mut item: Value) -> Result<Message, String> {
     let (from, value) = (text(fields, "from")?, text(fields, "value")?);
     let Some((_, role)) = ROLES.iter().find(|(name, _)| *name == from) else {
         let known: Vec<&str> = ROLES.iter().map(|(name, _)| *name).collect();
-        return Err(format!("`from` is {from:?}; known are {}", known.join(", ")));
+        return Err(format!(
+            "`from` is {from:?}; known are {}",
+            known.join(", ")
+        ));
     };
     match *role {
         CALL => Ok(call(&value)),
@@ -160,7 +182,9 @@ fn call(value: &str) -> Message {
         Ok(Value::Object(call)) => vec![call.into()],
         _ => return Message::new("assistant", value),
     };
-    let calls = calls.into_iter().map(|call| json!({ "type": "function", "function": call }));
+    let calls = calls
+        .into_iter()
+        .map(|call| json!({ "type": "function", "function": call }));
     let mut message = Message::new("assistant", "").with("tool_calls", calls.collect::<Value>());
     read_arguments(message.fields_mut());
     message
@@ -175,7 +199,9 @@ fn read_arguments(message: &mut Fields) {
             None => call.get_mut("arguments"),
         };
         let Some(arguments) = arguments else { continue };
-        let parsed = arguments.as_str().and_then(|text| serde_json::from_str::<Fields>(text).ok());
+        let parsed = arguments
+            .as_str()
+            .and_then(|text| serde_json::from_str::<Fields>(text).ok());
         if let Some(parsed) = parsed {
             *arguments = parsed.into();
         }
@@ -193,10 +219,16 @@ fn completion(mut fields: Fields) -> Result<Record, String> {
         let (prompt, completion) = (text(&fields, "prompt")?, text(&fields, "completion")?);
         return Ok(Record::Completion { prompt, completion });
     }
-    let of = |key: &str| messages(list(&fields, key)?.ok_or(format!("`{key}` is missing"))?, key);
+    let of = |key: &str| {
+        messages(
+            list(&fields, key)?.ok_or(format!("`{key}` is missing"))?,
+            key,
+        )
+    };
     let (prompt, completion) = (of("prompt")?, of("completion")?);
     let given = prompt.len();
-    let conversation = Conversation::new(prompt.into_iter().chain(completion)).with_num_given(given);
+    let conversation =
+        Conversation::new(prompt.into_iter().chain(completion)).with_num_given(given);
     with_surroundings(conversation, &mut fields).map(Record::Chat)
 }
 
@@ -204,17 +236,29 @@ fn completion(mut fields: Fields) -> Result<Record, String> {
 fn alpaca_chat(mut fields: Fields) -> Result<Conversation, String> {
     let mut said = Vec::new();
     match fields.remove("system") {
-        Some(Value::String(system)) if !system.trim().is_empty() => said.push(Message::new("system", &system)),
+        Some(Value::String(system)) if !system.trim().is_empty() => {
+            said.push(Message::new("system", &system))
+        }
         None | Some(Value::Null | Value::String(_)) => {}
         Some(_) => return Err("`system` is not a text".into()),
     }
     for turn in list(&fields, "history")?.unwrap_or_default() {
-        let texts = turn.as_array().map(|pair| pair.iter().filter_map(Value::as_str).collect::<Vec<_>>());
+        let texts = turn
+            .as_array()
+            .map(|pair| pair.iter().filter_map(Value::as_str).collect::<Vec<_>>());
         match texts.as_deref() {
             Some([question, answer]) => {
-                said.extend([Message::new("user", question), Message::new("assistant", answer)]);
+                said.extend([
+                    Message::new("user", question),
+                    Message::new("assistant", answer),
+                ]);
             }
-            _ => return Err("`history` is not a list of questions with their answers, two texts each".into()),
+            _ => {
+                return Err(
+                    "`history` is not a list of questions with their answers, two texts each"
+                        .into(),
+                );
+            }
         }
     }
     let last = Conversation::from(&alpaca::record(fields.into())?);

@@ -49,7 +49,9 @@ fn holds_list(text: &str, is_record: impl Fn(&Map<String, Value>) -> bool) -> bo
 fn parse_array(text: &str, origin: &Path) -> Result<Vec<(Place, Value)>> {
     let values: Vec<Value> = serde_json::from_str(text).map_err(|e| malformed(origin, &e, 0))?;
     let values = values.into_iter().enumerate();
-    Ok(values.map(|(index, value)| (Place::new(origin, index + 1, None), value)).collect())
+    Ok(values
+        .map(|(index, value)| (Place::new(origin, index + 1, None), value))
+        .collect())
 }
 
 fn parse_lines(text: &str, origin: &Path) -> Result<Vec<(Place, Value)>> {

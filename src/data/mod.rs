@@ -39,9 +39,9 @@ mod record_encoder;
 mod records;
 mod tokens;
 
+pub use crate::tokenizer::{Conversation, Message};
 pub use alpaca::{AlpacaRecord, load_alpaca, parse_alpaca};
 pub use batch::{Batch, Padding, pack};
-pub use crate::tokenizer::{Conversation, Message};
 pub use order::{DataOrder, shuffled_indices, split_validation};
 pub use record_encoder::{RecordCounts, RecordEncoder, TooLong, TrainOn};
 pub use records::{Format, Record, Records, Split, load_records, load_split, parse_records};

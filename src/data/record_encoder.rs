@@ -38,19 +38,16 @@ pub enum TooLong {
 
 /// Makes samples of records.
 ///
-/// ```
-/// # use burn_peft::tokenizer::Tokenizer;
-/// use burn_peft::data::{Format, RecordEncoder, parse_records};
-/// use burn_peft::tokenizer::ChatTemplate;
+/// ```no_run
+/// use burn_peft::data::{Format, RecordEncoder, load_records};
+/// use burn_peft::tokenizer::{ChatTemplate, Tokenizer};
 ///
 /// # fn main() -> burn_peft::Result<()> {
-/// # let tokenizer = Tokenizer::from_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/examples/assets/tiny"))?;
-/// let text = r#"{"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello."}]}"#;
-/// let records = parse_records(text, "doc.jsonl", Format::Auto)?;
-/// let template = ChatTemplate::of(&tokenizer)?.unwrap_or_else(|| ChatTemplate::chatml().for_tokenizer(&tokenizer));
+/// let tokenizer = Tokenizer::from_dir("Qwen2.5-0.5B-Instruct")?;
+/// let template = ChatTemplate::choose(None, &tokenizer)?;
 /// let encoder = RecordEncoder::new(&tokenizer).with_template(Some(template)).with_max_seq_len(Some(512));
-/// let (samples, counts) = encoder.encode_all(&records)?;
-/// assert_eq!((samples.len(), counts.read), (1, 1));
+/// let (samples, counts) = encoder.encode_all(&load_records("chats.jsonl", Format::Auto)?)?;
+/// assert_eq!(samples.len(), counts.used);
 /// # Ok(())
 /// # }
 /// ```
@@ -125,7 +122,9 @@ impl<'a> RecordEncoder<'a> {
     pub fn encode(&self, record: &Record) -> Result<Sample> {
         let (tokenizer, max) = (self.tokenizer, self.max_seq_len);
         match record {
-            Record::Alpaca(record) => Sample::from_record(record, tokenizer, self.train_on_input, max),
+            Record::Alpaca(record) => {
+                Sample::from_record(record, tokenizer, self.train_on_input, max)
+            }
             Record::Completion { prompt, completion } => {
                 Sample::from_prompt(prompt, completion, tokenizer, self.train_on_input, max)
             }
@@ -141,10 +140,21 @@ impl<'a> RecordEncoder<'a> {
     /// [`Error::Record`] with the file and the record: those of [`RecordEncoder::encode`] that are about it, and a record
     /// that is too long where `too_long` makes that an error.
     pub fn encode_all(&self, records: &Records) -> Result<(Vec<Sample>, RecordCounts)> {
-        let all: Vec<Result<Sample>> = records.as_slice().par_iter().map(|record| self.encode(record)).collect();
-        let mut counts = RecordCounts { read: all.len(), ..RecordCounts::default() };
+        let all: Vec<Result<Sample>> = records
+            .as_slice()
+            .par_iter()
+            .map(|record| self.encode(record))
+            .collect();
+        let mut counts = RecordCounts {
+            read: all.len(),
+            ..RecordCounts::default()
+        };
         let mut samples = Vec::new();
-        for ((sample, record), place) in all.into_iter().zip(records.as_slice()).zip(records.places()) {
+        for ((sample, record), place) in all
+            .into_iter()
+            .zip(records.as_slice())
+            .zip(records.places())
+        {
             let sample = sample.map_err(|error| in_record(error, place))?;
             match self.too_long {
                 TooLong::Drop if sample.is_cut => counts.too_long += 1,
@@ -183,8 +193,15 @@ impl<'a> RecordEncoder<'a> {
         }
         labels.truncate(max);
         let is_cut = tokens.len() > max;
-        let tokens = tokens.into_iter().take(max).map(|PlacedToken { id, .. }| id);
-        Ok(Sample { tokens: tokens.collect(), labels, is_cut })
+        let tokens = tokens
+            .into_iter()
+            .take(max)
+            .map(|PlacedToken { id, .. }| id);
+        Ok(Sample {
+            tokens: tokens.collect(),
+            labels,
+            is_cut,
+        })
     }
 
     fn too_long(&self, place: &Place) -> Error {

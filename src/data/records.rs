@@ -227,7 +227,9 @@ pub fn parse_records(text: &str, origin: impl AsRef<Path>, format: Format) -> Re
 fn parse_csv(text: &str, delimiter: u8, origin: &Path, format: Format) -> Result<Records> {
     let text = text.trim_start_matches('\u{feff}');
     let broken = |error: csv::Error| Error::format(origin, format!("malformed CSV: {error}"));
-    let mut reader = csv::ReaderBuilder::new().delimiter(delimiter).from_reader(text.as_bytes());
+    let mut reader = csv::ReaderBuilder::new()
+        .delimiter(delimiter)
+        .from_reader(text.as_bytes());
     let header = reader.headers().map_err(broken)?.clone();
     let mut values = Vec::new();
     for (index, row) in reader.records().enumerate() {
@@ -235,17 +237,23 @@ fn parse_csv(text: &str, delimiter: u8, origin: &Path, format: Format) -> Result
         let line = row.position().map(|position| position.line() as usize);
         let cells = header.iter().zip(&row);
         let cells = cells.map(|(name, cell)| (name.trim().to_owned(), Value::from(cell)));
-        values.push((Place::new(origin, index + 1, line), Value::Object(cells.collect())));
+        values.push((
+            Place::new(origin, index + 1, line),
+            Value::Object(cells.collect()),
+        ));
     }
     of_values(require_some(values, origin)?, origin, format)
 }
 
 fn of_values(values: Vec<(Place, Value)>, origin: &Path, format: Format) -> Result<Records> {
     let format = match (format, values.first()) {
-        (Format::Auto, Some((_, first))) => formats::of_record(first).map_err(|what| Error::format(origin, what))?,
+        (Format::Auto, Some((_, first))) => {
+            formats::of_record(first).map_err(|what| Error::format(origin, what))?
+        }
         (format, _) => format,
     };
-    let is_chat = format == Format::Alpaca && values.iter().any(|(_, value)| formats::has_turns(value));
+    let is_chat =
+        format == Format::Alpaca && values.iter().any(|(_, value)| formats::has_turns(value));
     let mut all = Records::default();
     for (place, value) in values {
         let record = formats::record(value, format, is_chat).map_err(|what| place.error(&what))?;
@@ -262,7 +270,9 @@ fn files(path: &Path, split: Split) -> Result<Vec<PathBuf>> {
     }
     match path.to_str() {
         Some(text) if !path.exists() && text.contains(',') => {
-            let paths = text.split(',').map(|path| files(Path::new(path.trim()), split));
+            let paths = text
+                .split(',')
+                .map(|path| files(Path::new(path.trim()), split));
             Ok(paths.collect::<Result<Vec<_>>>()?.concat())
         }
         _ => Ok(vec![path.to_owned()]),
@@ -272,7 +282,10 @@ fn files(path: &Path, split: Split) -> Result<Vec<PathBuf>> {
 fn files_of_folder(folder: &Path, split: Split) -> Result<Vec<PathBuf>> {
     const KNOWN: [&str; 5] = ["json", "jsonl", "csv", "tsv", "parquet"];
     let mut found = Vec::new();
-    for folder in [folder.to_owned(), folder.join("data")].iter().filter(|folder| folder.is_dir()) {
+    for folder in [folder.to_owned(), folder.join("data")]
+        .iter()
+        .filter(|folder| folder.is_dir())
+    {
         for entry in std::fs::read_dir(folder).map_err(Error::io(folder))? {
             found.push(entry.map_err(Error::io(folder))?.path());
         }
@@ -301,7 +314,10 @@ fn is_split(path: &Path, name: &str) -> bool {
 }
 
 fn extension(path: &Path) -> String {
-    path.extension().unwrap_or_default().to_string_lossy().to_lowercase()
+    path.extension()
+        .unwrap_or_default()
+        .to_string_lossy()
+        .to_lowercase()
 }
 
 fn parquet(path: &Path) -> Error {

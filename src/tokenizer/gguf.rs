@@ -8,9 +8,9 @@ use std::sync::Arc;
 use sentencepiece_model::{ModelProto, Type};
 use serde_json::{Value, json};
 
+use super::gguf_files::Special;
 use super::sentencepiece::{added_token, of_pieces};
 use super::to_gguf::steps_of;
-use super::gguf_files::Special;
 use super::{ChatFiles, Names, Tokenizer};
 use crate::checkpoint::{GgufFile, Metadata, SENTENCEPIECE, TOKENIZER};
 use crate::{Error, Result};

@@ -21,10 +21,16 @@ impl ChatTemplate {
     ///
     /// Those of [`ChatTemplate::render`], of the conversation's beginnings too, and [`Error::Format`] if a template without
     /// marks writes an answer in another way once the conversation goes on.
-    pub fn answers(&self, conversation: &Conversation, rendered: &Rendered, last: bool) -> Result<Vec<Range<usize>>> {
+    pub fn answers(
+        &self,
+        conversation: &Conversation,
+        rendered: &Rendered,
+        last: bool,
+    ) -> Result<Vec<Range<usize>>> {
         let given = conversation.num_given;
         let messages = conversation.messages.iter().enumerate();
-        let turns = messages.filter(|(place, message)| *place >= given && message.role() == ASSISTANT);
+        let turns =
+            messages.filter(|(place, message)| *place >= given && message.role() == ASSISTANT);
         let turns = turns.map(|(place, _)| place);
         let turns: Vec<usize> = match last {
             true => turns.last().into_iter().collect(),
@@ -36,11 +42,16 @@ impl ChatTemplate {
             (true, Some(&first)) => {
                 let start = self.start_of(first, conversation, &rendered.text)?;
                 let generated = rendered.generated.iter();
-                Ok(generated.filter(|range| range.end > start).cloned().collect())
+                Ok(generated
+                    .filter(|range| range.end > start)
+                    .cloned()
+                    .collect())
             }
             (false, Some(_)) => {
                 let turns = turns.into_iter().filter(|turn| *turn > 0);
-                turns.map(|turn| self.answer(turn, conversation, &rendered.text)).collect()
+                turns
+                    .map(|turn| self.answer(turn, conversation, &rendered.text))
+                    .collect()
             }
         }
     }
@@ -69,7 +80,13 @@ impl ChatTemplate {
         }
     }
 
-    fn end_of(&self, turn: usize, start: usize, conversation: &Conversation, full: &str) -> Result<usize> {
+    fn end_of(
+        &self,
+        turn: usize,
+        start: usize,
+        conversation: &Conversation,
+        full: &str,
+    ) -> Result<usize> {
         if turn + 1 == conversation.messages.len() {
             return Ok(full.len());
         }
@@ -80,14 +97,19 @@ impl ChatTemplate {
         let (tail, rest) = (alone.get(start..).unwrap_or_default(), &full[start..]);
         // A template that takes thoughts out of earlier answers leaves their ends.
         let ends = tail.char_indices().map(|(from, _)| &tail[from..]);
-        let kept = ends.take_while(|end| !end.trim().is_empty()).find(|end| rest.starts_with(end));
+        let kept = ends
+            .take_while(|end| !end.trim().is_empty())
+            .find(|end| rest.starts_with(end));
         if let Some(kept) = kept {
             return Ok(start + kept.len());
         }
         // A template that ends every conversation with a token goes on in another way before it.
         let end = self.common(&alone, full);
         let text = conversation.messages[turn].text();
-        match full.get(start..end).is_some_and(|answer| answer.contains(text.trim())) {
+        match full
+            .get(start..end)
+            .is_some_and(|answer| answer.contains(text.trim()))
+        {
             true => Ok(end),
             false => Err(self.changes_history(turn)),
         }
@@ -97,14 +119,20 @@ impl ChatTemplate {
     fn common(&self, text: &str, full: &str) -> usize {
         let same = text.chars().zip(full.chars()).take_while(|(a, b)| a == b);
         let end: usize = same.map(|(c, _)| c.len_utf8()).sum();
-        let words = self.words.iter().flat_map(|words| words.find_iter(full).flatten());
+        let words = self
+            .words
+            .iter()
+            .flat_map(|words| words.find_iter(full).flatten());
         let mut around = words.filter(|word| word.start() < end && end < word.end());
         around.next().map_or(end, |word| word.start())
     }
 
     fn without_space_at_end<'a>(&self, answer: &'a str) -> &'a str {
         let trimmed = answer.trim_end();
-        let words = self.words.iter().flat_map(|words| words.find_iter(trimmed).flatten());
+        let words = self
+            .words
+            .iter()
+            .flat_map(|words| words.find_iter(trimmed).flatten());
         match words.last().is_some_and(|word| word.end() == trimmed.len()) {
             true => trimmed,
             false => answer,

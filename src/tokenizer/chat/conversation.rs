@@ -2,7 +2,6 @@
 
 use serde_json::{Map, Value, json};
 
-
 /// One message of a [`Conversation`]: a JSON object with a `role` and whatever else the template reads of it, `content`
 /// (a text, or a list of parts), `name`, `tool_calls`, `tool_call_id`, `reasoning_content` and so on.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -20,7 +19,12 @@ impl Message {
     /// ```
     pub fn new(role: &str, content: &str) -> Self {
         let fields = [("role", role), ("content", content)];
-        Self(fields.map(|(key, text)| (key.into(), text.into())).into_iter().collect())
+        Self(
+            fields
+                .map(|(key, text)| (key.into(), text.into()))
+                .into_iter()
+                .collect(),
+        )
     }
 
     /// A message as JSON has it. Keys that are `null` are left out, as transformers does before a template sees them.
@@ -33,7 +37,10 @@ impl Message {
         let Value::Object(fields) = value else {
             return Err("a message is not an object with `role` and `content`".into());
         };
-        let fields: Map<_, _> = fields.into_iter().filter(|(_, value)| !value.is_null()).collect();
+        let fields: Map<_, _> = fields
+            .into_iter()
+            .filter(|(_, value)| !value.is_null())
+            .collect();
         let is_plain = |c: char| c.is_alphanumeric() || "_-.".contains(c);
         match fields.get("role") {
             Some(Value::String(role)) if !role.is_empty() && role.chars().all(is_plain) => {}
@@ -59,7 +66,8 @@ impl Message {
         match self.0.get("content") {
             Some(Value::String(text)) => text.clone(),
             Some(Value::Array(parts)) => {
-                let text = |part: &'_ Value| part.as_str().or(part["text"].as_str()).map(str::to_owned);
+                let text =
+                    |part: &'_ Value| part.as_str().or(part["text"].as_str()).map(str::to_owned);
                 parts.iter().filter_map(text).collect()
             }
             _ => String::new(),
@@ -175,7 +183,9 @@ impl Conversation {
             true => Value::Null,
             false => self.tools.clone().into(),
         };
-        let mut all: Map<_, _> = [("documents".to_owned(), Value::Null)].into_iter().collect();
+        let mut all: Map<_, _> = [("documents".to_owned(), Value::Null)]
+            .into_iter()
+            .collect();
         all.extend(self.variables.clone());
         all.insert("messages".into(), messages.collect());
         all.insert("tools".into(), tools);
@@ -183,4 +193,3 @@ impl Conversation {
         all
     }
 }
-

@@ -3,12 +3,28 @@
 use std::time::{SystemTime, UNIX_EPOCH};
 
 const MONTHS: [&str; 12] = [
-    "January", "February", "March", "April", "May", "June", "July", "August", "September", "October", "November",
+    "January",
+    "February",
+    "March",
+    "April",
+    "May",
+    "June",
+    "July",
+    "August",
+    "September",
+    "October",
+    "November",
     "December",
 ];
 /// From the day that 1970 began with.
 const DAYS: [&str; 7] = [
-    "Thursday", "Friday", "Saturday", "Sunday", "Monday", "Tuesday", "Wednesday",
+    "Thursday",
+    "Friday",
+    "Saturday",
+    "Sunday",
+    "Monday",
+    "Tuesday",
+    "Wednesday",
 ];
 
 /// Python's `datetime.now().strftime(format)` in the time of Greenwich; directives that are not known stay as they are.
@@ -64,9 +80,13 @@ fn strftime(format: &str, seconds: u64) -> String {
 
 /// Year, month and day of a day counted from 1970, in the Gregorian calendar.
 fn civil(days: u64) -> (u64, usize, u64) {
-    let year = (1970..).take_while(|year| days_before(*year, 1, 1) <= days).last();
+    let year = (1970..)
+        .take_while(|year| days_before(*year, 1, 1) <= days)
+        .last();
     let year = year.unwrap_or(1970);
-    let month = (1..=12).take_while(|month| days_before(year, *month, 1) <= days).last();
+    let month = (1..=12)
+        .take_while(|month| days_before(year, *month, 1) <= days)
+        .last();
     let month = month.unwrap_or(1);
     (year, month, days - days_before(year, month, 1) + 1)
 }

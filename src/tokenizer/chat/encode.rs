@@ -112,7 +112,12 @@ impl<'a> ChatEncoder<'a> {
             Error::format(&self.tokenizer.origin, message)
         })?;
         let tokens = encoding.get_ids().iter().zip(encoding.get_offsets());
-        Ok(tokens.map(|(&id, &(start, end))| PlacedToken { id, place: start..end }).collect())
+        Ok(tokens
+            .map(|(&id, &(start, end))| PlacedToken {
+                id,
+                place: start..end,
+            })
+            .collect())
     }
 
     /// By SentencePiece's own way to join pieces, the text between special tokens each on its own, as Llama 2's program
@@ -121,11 +126,16 @@ impl<'a> ChatEncoder<'a> {
         let words = self.words.as_ref().filter(|_| parses);
         let mut tokens = Vec::new();
         let mut done = 0;
-        let found = words.iter().flat_map(|words| words.find_iter(text).flatten());
+        let found = words
+            .iter()
+            .flat_map(|words| words.find_iter(text).flatten());
         for word in found {
             self.place(text, done..word.start(), &mut tokens)?;
             let id = self.tokenizer.inner.token_to_id(word.as_str());
-            tokens.extend(id.map(|id| PlacedToken { id, place: word.range() }));
+            tokens.extend(id.map(|id| PlacedToken {
+                id,
+                place: word.range(),
+            }));
             done = word.end();
         }
         self.place(text, done..text.len(), &mut tokens)?;
@@ -139,7 +149,10 @@ impl<'a> ChatEncoder<'a> {
             let start = at;
             let piece = self.tokenizer.inner.id_to_token(id).unwrap_or_default();
             at = behind(&text[..part.end], at, &piece);
-            tokens.push(PlacedToken { id, place: start..at });
+            tokens.push(PlacedToken {
+                id,
+                place: start..at,
+            });
         }
         Ok(())
     }

@@ -22,7 +22,11 @@ const PRIVATE: char = '\u{100000}';
 pub(super) fn without_generation_tags(source: &str) -> (String, bool) {
     let (mut out, mut rest, mut found) = (String::new(), source, false);
     while let Some(start) = rest.find("{%").into_iter().chain(rest.find("{#")).min() {
-        let close = if rest[start..].starts_with("{#") { "#}" } else { "%}" };
+        let close = if rest[start..].starts_with("{#") {
+            "#}"
+        } else {
+            "%}"
+        };
         let Some(length) = rest[start + 2..].find(close) else {
             break;
         };
@@ -67,7 +71,8 @@ impl Marks {
     /// Marks that are in none of these.
     pub(super) fn absent_from(source: &str, inputs: &Json) -> Self {
         let inputs = inputs.to_string();
-        let mut free = (PRIVATE..=char::MAX).filter(|c| !inputs.contains(*c) && !source.contains(*c));
+        let mut free =
+            (PRIVATE..=char::MAX).filter(|c| !inputs.contains(*c) && !source.contains(*c));
         let mut next = || free.next().unwrap_or(PRIVATE);
         Self {
             generated: [next(), next()],
@@ -78,11 +83,13 @@ impl Marks {
     /// The function [`GENERATION`].
     pub(super) fn generation(self) -> Value {
         let [open, close] = self.generated;
-        Value::from_function(move |state: &State, kwargs: Kwargs| -> Result<String, Error> {
-            let caller: Value = kwargs.get("caller")?;
-            let body = caller.call(state, &[])?;
-            Ok(format!("{open}{body}{close}"))
-        })
+        Value::from_function(
+            move |state: &State, kwargs: Kwargs| -> Result<String, Error> {
+                let caller: Value = kwargs.get("caller")?;
+                let body = caller.call(state, &[])?;
+                Ok(format!("{open}{body}{close}"))
+            },
+        )
     }
 
     /// The same texts with every one of these words marked, but for the keys of objects.
@@ -90,12 +97,17 @@ impl Marks {
         match inputs {
             Json::String(text) => {
                 let [open, close] = self.quoted;
-                words.replace_all(text, format!("{open}${{0}}{close}")).into_owned().into()
+                words
+                    .replace_all(text, format!("{open}${{0}}{close}"))
+                    .into_owned()
+                    .into()
             }
             Json::Array(items) => items.iter().map(|item| self.quote(item, words)).collect(),
             Json::Object(fields) => {
                 let fields = fields.iter();
-                fields.map(|(key, value)| (key.clone(), self.quote(value, words))).collect()
+                fields
+                    .map(|(key, value)| (key.clone(), self.quote(value, words)))
+                    .collect()
             }
             other => other.clone(),
         }
@@ -110,7 +122,9 @@ impl Marks {
             if c == self.generated[0] {
                 generated.push(place);
             } else if c == self.generated[1] {
-                found.generated.extend(generated.pop().map(|start| start..place));
+                found
+                    .generated
+                    .extend(generated.pop().map(|start| start..place));
             } else if c == self.quoted[0] {
                 quoted = Some(place);
             } else if c == self.quoted[1] {
@@ -140,11 +154,16 @@ mod tests {
 
     #[test]
     fn generation_tags_become_call_blocks() {
-        let source = "{# {% generation %} #}\n{%- generation -%}\n{{ x }}{%endgeneration\n%}{% if a %}";
-        let expected = "{# {% generation %} #}\n{%- call _generation_() -%}\n{{ x }}{%endcall\n%}{% if a %}";
+        let source =
+            "{# {% generation %} #}\n{%- generation -%}\n{{ x }}{%endgeneration\n%}{% if a %}";
+        let expected =
+            "{# {% generation %} #}\n{%- call _generation_() -%}\n{{ x }}{%endcall\n%}{% if a %}";
         assert_eq!(without_generation_tags(source), (expected.into(), true));
         let unfinished = "{% if generation %} {% generation";
-        assert_eq!(without_generation_tags(unfinished), (unfinished.into(), false));
+        assert_eq!(
+            without_generation_tags(unfinished),
+            (unfinished.into(), false)
+        );
     }
 
     #[test]

@@ -22,18 +22,19 @@ use minijinja_contrib::pycompat;
 use serde_json::{Map, Value as Json};
 
 use super::Tokenizer;
-use crate::files::read_text;
+use crate::files::{read_text, write_text};
 use crate::{Error, Result};
 
 pub use conversation::{Conversation, Message};
 pub use encode::{ChatEncoder, PlacedToken};
-use marks::{GENERATION, Marks, has_any, without_generation_tags};
 pub use marks::Rendered;
+use marks::{GENERATION, Marks, has_any, without_generation_tags};
 pub(super) use source::{ChatFiles, Source};
 
-/// ChatML, in which many models of today speak, after the token that the tokenizer puts before every text.
+/// What stands before ChatML for a tokenizer that puts BOS before every text.
+const BOS: &str = "{{- bos_token }}\n";
+/// ChatML, in which many models of today speak.
 const CHATML: &str = "\
-{{- text_begins_with }}
 {%- for message in messages %}
     {{- '<|im_start|>' + message.role + '\\n' }}
     {%- set content = message.content if message.content is string else message.content | default([], true) |
@@ -50,6 +51,8 @@ const CHATML: &str = "\
 {%- if add_generation_prompt %}
     {{- '<|im_start|>assistant\\n' }}
 {%- endif %}";
+
+const CHATML_ORIGIN: &str = "<chatml>";
 
 /// The names of the templates in an environment; the second is for conversations with tools.
 const PLAIN: &str = "plain";
@@ -90,7 +93,13 @@ impl ChatTemplate {
     /// [`Error::Format`] with the line if it is no template.
     pub fn new(text: &str, origin: impl AsRef<Path>) -> Result<Self> {
         let path = origin.as_ref().to_owned();
-        Self::of_sources(Source { text: text.to_owned(), path }, None)
+        Self::of_sources(
+            Source {
+                text: text.to_owned(),
+                path,
+            },
+            None,
+        )
     }
 
     /// Reads a template from a file of its own.
@@ -117,25 +126,44 @@ impl ChatTemplate {
         Ok(Some(template.for_tokenizer(tokenizer)))
     }
 
-    /// ChatML: `<|im_start|>role`, a line break, the message and `<|im_end|>`; the assistant's messages with their ends
-    /// are marked as its own.
+    /// The template that a setting names: a file, or `chatml`; without one the tokenizer's own, or ChatML if it has none.
     ///
-    /// # Panics
-    /// Never.
+    /// # Errors
+    ///
+    /// Those of [`ChatTemplate::of`] and [`ChatTemplate::from_file`].
+    pub fn choose(setting: Option<&str>, tokenizer: &Tokenizer) -> Result<Self> {
+        let chatml = || Self::chatml().for_tokenizer(tokenizer);
+        match setting {
+            None => Ok(Self::of(tokenizer)?.unwrap_or_else(chatml)),
+            Some("chatml") => Ok(chatml()),
+            Some(path) => Ok(Self::from_file(path)?.for_tokenizer(tokenizer)),
+        }
+    }
+
+    /// ChatML: `<|im_start|>role`, a line break, the message and `<|im_end|>`; the assistant's messages with their ends
+    /// are marked as its own. Before it stands BOS for a tokenizer that puts one before every text.
     pub fn chatml() -> Self {
-        Self::new(CHATML, "<chatml>").expect("the template is valid")
+        Self::new(CHATML, CHATML_ORIGIN).expect("the template is valid")
     }
 
     /// The same with the special tokens of a tokenizer: by name for the template (`bos_token` and so on), and as words
     /// that stay words where a message says them.
     pub fn for_tokenizer(mut self, tokenizer: &Tokenizer) -> Self {
-        let names = [("bos_token", tokenizer.bos_id), ("eos_token", tokenizer.eos_id)];
+        if self.is_chatml() && tokenizer.bos_id.is_some() {
+            self = Self::new(&(BOS.to_owned() + CHATML), CHATML_ORIGIN)
+                .expect("the template is valid");
+        }
+        let names = [
+            ("bos_token", tokenizer.bos_id),
+            ("eos_token", tokenizer.eos_id),
+        ];
         let word = |id: Option<u32>| Some(Json::from(tokenizer.inner.id_to_token(id?)?));
-        let own = names.into_iter().filter_map(|(name, id)| Some((name.to_owned(), word(id)?)));
+        let own = names
+            .into_iter()
+            .filter_map(|(name, id)| Some((name.to_owned(), word(id)?)));
         self.special_tokens = own.collect();
-        self.special_tokens.extend(tokenizer.chat.special_tokens.clone());
-        let before = word(tokenizer.bos_id).map(|word| ("text_begins_with".to_owned(), word));
-        self.special_tokens.extend(before);
+        self.special_tokens
+            .extend(tokenizer.chat.special_tokens.clone());
         self.words = words(tokenizer).map(Arc::new);
         self
     }
@@ -143,6 +171,20 @@ impl ChatTemplate {
     /// Whether the template says which text is the assistant's, by `{% generation %}`.
     pub fn marks_answers(&self) -> bool {
         self.marks_answers
+    }
+
+    /// Whether it is [`ChatTemplate::chatml`].
+    pub fn is_chatml(&self) -> bool {
+        self.origin() == Path::new(CHATML_ORIGIN)
+    }
+
+    /// Writes it as a folder's `chat_template.jinja`, where transformers and vLLM look for it.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Io`] if the file cannot be written.
+    pub fn save(&self, dir: impl AsRef<Path>) -> Result<()> {
+        write_text(&dir.as_ref().join(source::FILE), &self.source.text)
     }
 
     /// The file that it is from, or what it was called.
@@ -156,7 +198,11 @@ impl ChatTemplate {
     ///
     /// [`Error::Format`] with the template's file and line: what the template refuses, what it uses and is not there, a
     /// template that does not come to its end, and one that changes special tokens' names within messages.
-    pub fn render(&self, conversation: &Conversation, add_generation_prompt: bool) -> Result<Rendered> {
+    pub fn render(
+        &self,
+        conversation: &Conversation,
+        add_generation_prompt: bool,
+    ) -> Result<Rendered> {
         let inputs = Json::Object(conversation.for_template(add_generation_prompt));
         let marks = Marks::absent_from(&self.source.text, &inputs);
         let plain = self.run(conversation, &inputs, marks)?;
@@ -176,7 +222,9 @@ impl ChatTemplate {
             let Some(source) = source else { continue };
             let (text, found) = without_generation_tags(&source.text.replace("\r\n", "\n"));
             marks_answers &= found;
-            environment.add_template_owned(name, text).map_err(|error| at_fault(&error, &source.path))?;
+            environment
+                .add_template_owned(name, text)
+                .map_err(|error| at_fault(&error, &source.path))?;
         }
         Ok(Self {
             environment: Arc::new(environment),
@@ -194,7 +242,9 @@ impl ChatTemplate {
         };
         let mut variables = self.special_tokens.clone();
         variables.extend(inputs.as_object().cloned().unwrap_or_default());
-        let variables = variables.into_iter().map(|(name, value)| (name, Value::from_serialize(value)));
+        let variables = variables
+            .into_iter()
+            .map(|(name, value)| (name, Value::from_serialize(value)));
         let generation = [(GENERATION.to_owned(), marks.generation())];
         let variables: Value = variables.chain(generation).collect();
         let template = self.environment.get_template(name);
@@ -242,14 +292,22 @@ fn environment() -> Environment<'static> {
     environment.add_filter("string", |value: &Value| python::str(value));
     // Of a text and of an object, too.
     environment.add_test("sequence", |value: &Value| {
-        matches!(value.kind(), ValueKind::Seq | ValueKind::String | ValueKind::Map)
+        matches!(
+            value.kind(),
+            ValueKind::Seq | ValueKind::String | ValueKind::Map
+        )
     });
     environment.add_test("iterable", |value: &Value| {
         value.kind() == ValueKind::String || value.try_iter().is_ok() && !value.is_undefined()
     });
-    environment.add_function("raise_exception", |message: &Value| -> Result<Value, minijinja::Error> {
-        Err(python::invalid(format!("the template refuses it: {message}")))
-    });
+    environment.add_function(
+        "raise_exception",
+        |message: &Value| -> Result<Value, minijinja::Error> {
+            Err(python::invalid(format!(
+                "the template refuses it: {message}"
+            )))
+        },
+    );
     environment.add_function("strftime_now", |format: &str| date::strftime_now(format));
     environment
 }
@@ -258,23 +316,31 @@ fn environment() -> Environment<'static> {
 fn at_fault(error: &minijinja::Error, path: &Path) -> Error {
     let mut error = error;
     // The innermost says what and where.
-    while let Some(inner) = std::error::Error::source(error).and_then(|inner| inner.downcast_ref()) {
+    while let Some(inner) = std::error::Error::source(error).and_then(|inner| inner.downcast_ref())
+    {
         error = inner;
     }
-    let line = error.line().map(|line| format!("line {line} of the chat template: "));
+    let line = error
+        .line()
+        .map(|line| format!("line {line} of the chat template: "));
     let what = match (error.kind(), error.detail()) {
         (ErrorKind::OutOfFuel, _) => "it takes too long; is there a loop without an end?".into(),
         (ErrorKind::UndefinedError, None) => "a value is used that is not defined".into(),
         (_, Some(detail)) => detail.to_owned(),
         (kind, None) => kind.to_string(),
     };
-    Error::format(path, line.unwrap_or_else(|| "chat template: ".into()) + &what)
+    Error::format(
+        path,
+        line.unwrap_or_else(|| "chat template: ".into()) + &what,
+    )
 }
 
 /// The names of a tokenizer's special tokens, the longest first.
 fn words(tokenizer: &Tokenizer) -> Option<Regex> {
     let added = tokenizer.inner.get_added_tokens_decoder();
-    let special = added.values().filter(|token| token.special && !token.content.is_empty());
+    let special = added
+        .values()
+        .filter(|token| token.special && !token.content.is_empty());
     let mut words: Vec<&str> = special.map(|token| token.content.as_str()).collect();
     words.sort_unstable_by_key(|word| (std::cmp::Reverse(word.len()), *word));
     let words: Vec<_> = words.into_iter().map(fancy_regex::escape).collect();

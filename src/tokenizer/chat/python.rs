@@ -234,7 +234,9 @@ pub(super) fn method(value: &Value, name: &str, args: &[Value]) -> Result<Value,
                 let parts: Vec<&str> = text.rsplitn(count.saturating_add(1), part).collect();
                 Ok(list(parts.into_iter().rev()))
             }
-            [part] => Ok(list(text.split(part.as_str().ok_or(ErrorKind::InvalidOperation)?))),
+            [part] => Ok(list(
+                text.split(part.as_str().ok_or(ErrorKind::InvalidOperation)?),
+            )),
             _ => Ok(list(text.split_whitespace())),
         },
         (Some(text), "index", Some([part])) => match text.find(part) {
@@ -273,9 +275,15 @@ mod tests {
     fn values_are_written_as_by_python() {
         let cases = [
             (json!(null), "None"),
-            (json!([true, 1, 1.0, "it's", "a\n\"'"]), r#"[True, 1, 1.0, "it's", 'a\n"\'']"#),
+            (
+                json!([true, 1, 1.0, "it's", "a\n\"'"]),
+                r#"[True, 1, 1.0, "it's", 'a\n"\'']"#,
+            ),
             (json!({"b": {}, "a": []}), "{'b': {}, 'a': []}"),
-            (json!([1e16, 1.5e-5, 0.0001, 123456.0, -2.5e300]), "[1e+16, 1.5e-05, 0.0001, 123456.0, -2.5e+300]"),
+            (
+                json!([1e16, 1.5e-5, 0.0001, 123456.0, -2.5e300]),
+                "[1e+16, 1.5e-05, 0.0001, 123456.0, -2.5e+300]",
+            ),
         ];
         for (value, expected) in cases {
             assert_eq!(str(&of(value)), expected);
@@ -285,6 +293,9 @@ mod tests {
 
     #[test]
     fn numbers_that_are_none() {
-        assert_eq!([f64::NAN, f64::INFINITY, -f64::INFINITY].map(float), ["nan", "inf", "-inf"]);
+        assert_eq!(
+            [f64::NAN, f64::INFINITY, -f64::INFINITY].map(float),
+            ["nan", "inf", "-inf"]
+        );
     }
 }

@@ -8,7 +8,7 @@ use crate::files::read_text;
 use crate::tokenizer::{CONFIG_FILE, MAP_FILE};
 use crate::{Error, Result};
 
-const FILE: &str = "chat_template.jinja";
+pub(super) const FILE: &str = "chat_template.jinja";
 /// The one of several that is for plain conversations.
 const DEFAULT: &str = "default";
 /// The one that is for conversations with tools.
@@ -37,7 +37,10 @@ impl ChatFiles {
         let read = |name| {
             let path = tokenizer.with_file_name(name);
             let config = path.exists().then(|| read_config(&path)).transpose()?;
-            config.map_or_else(|| Ok(Self::default()), |config| Self::of_config(config, &path))
+            config.map_or_else(
+                || Ok(Self::default()),
+                |config| Self::of_config(config, &path),
+            )
         };
         let (config, map) = (read(CONFIG_FILE)?, read(MAP_FILE)?);
         let own = own_file(&tokenizer.with_file_name(FILE))?;
@@ -46,7 +49,9 @@ impl ChatFiles {
         let mut special_tokens = map.special_tokens;
         special_tokens.extend(config.special_tokens);
         Ok(Self {
-            tool_use: own_tool_use.or(config.tool_use).filter(|_| own.is_none() || folder.exists()),
+            tool_use: own_tool_use
+                .or(config.tool_use)
+                .filter(|_| own.is_none() || folder.exists()),
             template: own.or(config.template),
             special_tokens,
         })
@@ -56,7 +61,10 @@ impl ChatFiles {
     pub(in crate::tokenizer) fn of_config(config: Value, path: &Path) -> Result<Self> {
         let source = |text: &Value| {
             let text = text.as_str()?.to_owned();
-            Some(Source { text, path: path.to_owned() })
+            Some(Source {
+                text,
+                path: path.to_owned(),
+            })
         };
         let named = |name: &str| {
             let list = config["chat_template"].as_array()?;
@@ -80,7 +88,10 @@ impl ChatFiles {
 fn own_file(path: &Path) -> Result<Option<Source>> {
     let read = |path: &Path| {
         let text = read_text(path)?;
-        Ok(Source { text, path: path.to_owned() })
+        Ok(Source {
+            text,
+            path: path.to_owned(),
+        })
     };
     path.exists().then(|| read(path)).transpose()
 }
@@ -93,7 +104,12 @@ fn read_config(path: &Path) -> Result<Value> {
 /// The fields `..._token`, each a text or an object with it.
 fn special_tokens(config: &Value) -> Map<String, Value> {
     let fields = config.as_object().into_iter().flatten();
-    let content = |value: &Value| value.as_str().or(value["content"].as_str()).map(Value::from);
+    let content = |value: &Value| {
+        value
+            .as_str()
+            .or(value["content"].as_str())
+            .map(Value::from)
+    };
     let tokens = fields.filter(|(name, _)| name.ends_with("_token"));
     let tokens = tokens.filter_map(|(name, value)| Some((name.clone(), content(value)?)));
     tokens.collect()
