@@ -3,12 +3,13 @@
 //! ```text
 //! cargo run --release --example inspect -- --model PATH
 //! echo '["Hello world", " 1234"]' | cargo run --release --example inspect -- --tokenizer PATH
-//! cargo run --release --example inspect -- --tokenizer PATH --records chats.jsonl [--chat-template FILE] [--train-on last]
+//! cargo run --release --example inspect -- --tokenizer PATH --records chats.jsonl [--train-on last]
 //! ```
 //!
-//! `PATH` is a model folder or a GGUF file, or for `--tokenizer` a tokenizer's file. Prints one JSON line: the model's sizes,
-//! or the special tokens, the ids of each text without them, and what these decode to; or for each record of a file the text
-//! that the chat template writes, its ids, and for each id whether the loss counts it.
+//! `PATH` is a model folder or a GGUF file, or for `--tokenizer` a tokenizer's file. Prints one JSON line:
+//! the model's sizes, or the special tokens, the ids of each text without them, and what these decode to; or
+//! for each record of a file the text that the chat template writes, its ids, and for each id whether the
+//! loss counts it.
 
 use std::io::Read;
 use std::path::{Path, PathBuf};

@@ -114,8 +114,8 @@ impl Data {
         self.rows.iter().map(tokens).max().unwrap_or(0)
     }
 
-    /// Lets a model see records of the training, in its order and each alone, until it has seen enough tokens to tell
-    /// the directions of its layers' inputs.
+    /// Lets a model see records of the training, in its order and each alone, until it has seen enough tokens
+    /// to tell the directions of its layers' inputs.
     pub fn pass_first(&self, model: &TransformerDecoder, config: &RecipeConfig, device: &Device) {
         const ENOUGH: usize = 4096;
         let order = config.data_order(self.rows.len(), 1);
@@ -219,8 +219,8 @@ fn unvalidated(config: &RecipeConfig, all: usize, held_out: usize) -> Option<Str
         .then(|| format!("nothing is validated: {fraction} of {all} records is less than one"))
 }
 
-/// What became of records that are not used as they are. An answer of Alpaca's that is cut ends, for the model, where it is
-/// cut.
+/// What became of records that are not used as they are. An answer of Alpaca's that is cut ends, for the
+/// model, where it is cut.
 fn told(path: &Path, counts: &RecordCounts, longest: usize) -> Vec<String> {
     let told = [
         (
@@ -247,8 +247,8 @@ fn told(path: &Path, counts: &RecordCounts, longest: usize) -> Vec<String> {
 
 fn without_template(template: &ChatTemplate) -> Option<String> {
     template.is_chatml().then(|| {
-        "the tokenizer has no chat template, so conversations are written in ChatML; the template is saved beside the \
-         adapter and in the merged model, whose end of a text may have to be set to `<|im_end|>`"
+        "the tokenizer has no chat template, so conversations are written in ChatML; the template is saved \
+         beside the adapter and in the merged model, whose end of a text may have to be set to `<|im_end|>`"
             .into()
     })
 }

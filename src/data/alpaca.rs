@@ -116,9 +116,10 @@ pub fn load_alpaca(path: impl AsRef<Path>) -> Result<Vec<AlpacaRecord>> {
 ///
 /// # Errors
 ///
-/// - [`Error::Format`](crate::Error::Format): malformed JSON (with line and column), neither of the two forms, or no
-///   record at all.
-/// - [`Error::Record`](crate::Error::Record): a record without a task or an answer, or with something else than texts.
+/// - [`Error::Format`](crate::Error::Format): malformed JSON (with line and column), neither of the two
+///   forms, or no record at all.
+/// - [`Error::Record`](crate::Error::Record): a record without a task or an answer, or with something else
+///   than texts.
 pub fn parse_alpaca(text: &str, origin: impl AsRef<Path>) -> Result<Vec<AlpacaRecord>> {
     let is_record = |object: &Map<String, Value>| object.contains_key("instruction");
     let values = parse_json(text, origin.as_ref(), is_record)?;

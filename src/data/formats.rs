@@ -49,8 +49,8 @@ pub(super) fn of_record(record: &Value) -> Result<Format, String> {
         let near = keys.iter().flat_map(|key| nearest(key, known.iter().copied(), 1)).next();
         let near = near.map(|near| format!("; did you mean `{near}`?")).unwrap_or_default();
         format!(
-            "the first record has the keys {}; records are known by `messages` (role, content), `conversations` (from, \
-             value), `prompt` and `completion`, `instruction` and `output`, or `text`{near}",
+            "the first record has the keys {}; records are known by `messages` (role, content), \
+             `conversations` (from, value), `prompt` and `completion`, `instruction` and `output`, or `text`{near}",
             keys.join(", ")
         )
     })

@@ -7,7 +7,8 @@ use serde_json::{Map, Value};
 use super::records::Place;
 use crate::{Error, Result};
 
-/// The records of a text, with their places. `is_record` tells a record from an object that only holds a list of them.
+/// The records of a text, with their places. `is_record` tells a record from an object that only holds a list
+/// of them.
 ///
 /// # Errors
 /// [`Error::Format`]: malformed JSON (with line and column), neither of the two forms, or no record at all.

@@ -110,8 +110,8 @@ impl<'a> RecordEncoder<'a> {
     ///
     /// - Alpaca's: [`Sample::from_record`].
     /// - A conversation: what the template writes, encoded by [`ChatEncoder`], with labels on what
-    ///   [`train_on`](Self::train_on) names ([`ChatTemplate::answers`]): on a token if any letter of it is in an answer. What
-    ///   is cut ends without an end token.
+    ///   [`train_on`](Self::train_on) names ([`ChatTemplate::answers`]): on a token if any letter of it is in
+    ///   an answer. What is cut ends without an end token.
     /// - A prompt with its completion: [`Sample::from_prompt`].
     /// - A text: BOS, the text and EOS, with labels.
     ///
@@ -137,8 +137,8 @@ impl<'a> RecordEncoder<'a> {
     ///
     /// # Errors
     ///
-    /// [`Error::Record`] with the file and the record: those of [`RecordEncoder::encode`] that are about it, and a record
-    /// that is too long where `too_long` makes that an error.
+    /// [`Error::Record`] with the file and the record: those of [`RecordEncoder::encode`] that are about it,
+    /// and a record that is too long where `too_long` makes that an error.
     pub fn encode_all(&self, records: &Records) -> Result<(Vec<Sample>, RecordCounts)> {
         let all: Vec<Result<Sample>> = records
             .as_slice()
@@ -207,12 +207,14 @@ impl<'a> RecordEncoder<'a> {
     fn too_long(&self, place: &Place) -> Error {
         let max = self.max_seq_len.unwrap_or_default();
         place.error(&format!(
-            "it is longer than {max} tokens; give a larger max_seq_len, or have such records cut or left out (too_long)"
+            "it is longer than {max} tokens; give a larger max_seq_len, or have such records cut or left out \
+             (too_long)"
         ))
     }
 }
 
-/// What is wrong with a record, and where it stands; what is wrong with the tokenizer or the settings is not its fault.
+/// What is wrong with a record, and where it stands; what is wrong with the tokenizer or the settings is not
+/// its fault.
 fn in_record(error: Error, place: &Place) -> Error {
     match error {
         Error::Format { .. } => place.error(&error.to_string()),
@@ -223,8 +225,8 @@ fn in_record(error: Error, place: &Place) -> Error {
 fn no_template() -> Error {
     Error::InvalidArgument {
         name: "template",
-        message: "a conversation needs a chat template; give the tokenizer's (`ChatTemplate::of`), one of your own, or \
-                  `ChatTemplate::chatml`"
+        message: "a conversation needs a chat template; give the tokenizer's (`ChatTemplate::of`), one of \
+                  your own, or `ChatTemplate::chatml`"
             .into(),
     }
 }

@@ -127,8 +127,8 @@ impl Records {
         self.records.is_empty()
     }
 
-    /// The same with Alpaca's records as conversations, for a model that has been taught to follow instructions: the
-    /// instruction, with the input on the next line, is what the user says.
+    /// The same with Alpaca's records as conversations, for a model that has been taught to follow
+    /// instructions: the instruction, with the input on the next line, is what the user says.
     pub fn into_conversations(mut self) -> Self {
         for record in &mut self.records {
             if let Record::Alpaca(alpaca) = record {
@@ -155,7 +155,8 @@ impl Records {
 pub enum Split {
     /// Those whose names begin with `train`.
     Train,
-    /// Those whose names begin with `validation`, `valid`, `val`, `dev` or `test`: the first of these that there are.
+    /// Those whose names begin with `validation`, `valid`, `val`, `dev` or `test`: the first of these that
+    /// there are.
     Validation,
 }
 
@@ -177,17 +178,17 @@ pub fn load_records(path: impl AsRef<Path>, format: Format) -> Result<Records> {
     load_split(path, Split::Train, format)
 }
 
-/// Reads a file, several (their paths with commas between them), or those of a folder as the Hub lays it out, there or
-/// in its folder `data`: `train.jsonl`, `train-00000-of-00002.json`, `validation.csv`.
+/// Reads a file, several (their paths with commas between them), or those of a folder as the Hub lays it out,
+/// there or in its folder `data`: `train.jsonl`, `train-00000-of-00002.json`, `validation.csv`.
 ///
-/// A file is a JSON array of records, JSON lines with a record a line, or CSV (by its name; `.tsv` has tabs) with a header.
-/// A cell that holds a list or an object in JSON counts as that one where a record has one.
+/// A file is a JSON array of records, JSON lines with a record a line, or CSV (by its name; `.tsv` has tabs)
+/// with a header. A cell that holds a list or an object in JSON counts as that one where a record has one.
 ///
 /// # Errors
 ///
 /// - [`Error::Io`] if a file cannot be read.
-/// - [`Error::Format`] if it is malformed (with line and column) or empty, if its records are of no known format (the
-///   message names their keys), if a folder has no such files, or for Parquet.
+/// - [`Error::Format`] if it is malformed (with line and column) or empty, if its records are of no known
+///   format (the message names their keys), if a folder has no such files, or for Parquet.
 /// - [`Error::Record`] for a record that lacks something or has something else there.
 pub fn load_split(path: impl AsRef<Path>, split: Split, format: Format) -> Result<Records> {
     let mut all = Records::default();
@@ -209,7 +210,7 @@ pub fn load_split(path: impl AsRef<Path>, split: Split, format: Format) -> Resul
 /// ```
 /// use burn_peft::data::{Format, Record, parse_records};
 ///
-/// let text = r#"{"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello."}]}"#;
+/// let text = r#"{"conversations": [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello."}]}"#;
 /// let records = parse_records(text, "doc.jsonl", Format::Auto)?;
 /// assert!(matches!(&records.as_slice()[0], Record::Chat(chat) if chat.messages.len() == 2));
 /// # Ok::<(), burn_peft::Error>(())
@@ -300,13 +301,15 @@ fn files_of_folder(folder: &Path, split: Split) -> Result<Vec<PathBuf>> {
     groups.into_iter().find(|files| !files.is_empty()).ok_or_else(|| {
         let name = split.names()[0];
         let message = format!(
-            "the folder has no {name}*.jsonl, .json or .csv, nor has its folder `data`; name a file of records"
+            "the folder has no {name}*.jsonl, .json or .csv, nor has its folder `data`; name a file of \
+             records"
         );
         Error::format(folder, message)
     })
 }
 
-/// Whether a file's name is the split's, or begins with it: `train.json`, `train-00000-of-00001.jsonl`, `train_sft.csv`.
+/// Whether a file's name is the split's, or begins with it: `train.json`, `train-00000-of-00001.jsonl`,
+/// `train_sft.csv`.
 fn is_split(path: &Path, name: &str) -> bool {
     let stem = path.file_stem().unwrap_or_default().to_string_lossy();
     let rest = stem.strip_prefix(name);

@@ -307,7 +307,7 @@ TURN_TOKENS = """\
 {% set content = message['content'] %}
 {% if message['role'] == 'user' %}{{ '<|START_OF_TURN_TOKEN|><|USER_TOKEN|>' + content.strip() + '<|END_OF_TURN_TOKEN|>' }}
 {% elif message['role'] == 'assistant' %}
-{%- for call in message.tool_calls or [] %}{%- if loop.index > 1 %}{%- break %}{%- endif %}{{ call.function.arguments }} {{ call.function.arguments.items() | list }}{%- endfor %}
+{%- for call in message.tool_calls or [] %}{%- if loop.index > 1 %}{%- break %}{%- endif %}{{ call.function.arguments }}{%- endfor %}
 {{ '<|START_OF_TURN_TOKEN|><|CHATBOT_TOKEN|>' ~ (content | default('')).strip() ~ '<|END_OF_TURN_TOKEN|>' }}
 {% endif %}{% endfor %}
 {% if add_generation_prompt %}{{ '<|START_OF_TURN_TOKEN|><|CHATBOT_TOKEN|>' }}{% endif %}"""

@@ -157,7 +157,9 @@ def compare(program, path, tokenizer, marked=None):
             differences[name + ", ids"] = (encoded["input_ids"], found["ids"])
         if has_marks and found["mask"] != encoded["assistant_masks"]:
             differences[name + ", mask"] = (encoded["assistant_masks"], found["mask"])
-        if marked and "error" not in plain[name]:
+        # What stands before all others answers nothing, but a template may mark it.
+        is_first = conversation["messages"][0]["role"] == "assistant"
+        if marked and not is_first and "error" not in plain[name]:
             differences |= compare_marked(tokenizer, conversation, text, found, marked, name)
     return differences | quoted(program, path, tokenizer)
 
@@ -169,7 +171,8 @@ def compare_marked(tokenizer, conversation, text, found, marked, name):
     encoded = apply(tokenizer, conversation, chat_template=marked, return_assistant_tokens_mask=True)
     shown = [tokenizer.decode([token for token, counts in zip(found["ids"], mask) if counts])
              for mask in (encoded["assistant_masks"], found["mask"])]
-    return {} if shown[0].strip() == shown[1].strip() else {name + ", as with marks": tuple(shown)}
+    shown = ["".join(text.split()) for text in shown]
+    return {} if shown[0] == shown[1] else {name + ", as with marks": tuple(shown)}
 
 
 def quoted(program, path, tokenizer):

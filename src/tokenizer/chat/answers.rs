@@ -8,19 +8,19 @@ use crate::{Error, Result};
 const ASSISTANT: &str = "assistant";
 
 impl ChatTemplate {
-    /// The bytes of `rendered`, the whole conversation, that are the assistant's: what a model is to learn to write after
-    /// each prompt, to the token that ends its turn; with `last` that of the last turn alone. Nothing of the messages
-    /// that are [given](Conversation::num_given).
+    /// The bytes of `rendered`, the whole conversation, that are the assistant's: what a model is to learn to
+    /// write after each prompt, to the token that ends its turn; with `last` that of the last turn alone.
+    /// Nothing of the messages that are [given](Conversation::num_given).
     ///
-    /// They are those that the template [marks](Self::marks_answers). With a template that marks none, an answer begins
-    /// where the conversation before it, rendered with a generation prompt, ends, and it ends where the conversation up
-    /// to it does; an assistant's message before all others is none then. White space behind a special token at the end
-    /// is left out, since nobody reads it at generation.
+    /// They are those that the template [marks](Self::marks_answers). With a template that marks none, an
+    /// answer begins where the conversation before it, rendered with a generation prompt, ends, and it ends
+    /// where the conversation up to it does; an assistant's message before all others is none then. White
+    /// space behind a special token at the end is left out, since nobody reads it at generation.
     ///
     /// # Errors
     ///
-    /// Those of [`ChatTemplate::render`], of the conversation's beginnings too, and [`Error::Format`] if a template without
-    /// marks writes an answer in another way once the conversation goes on.
+    /// Those of [`ChatTemplate::render`], of the conversation's beginnings too, and [`Error::Format`] if a
+    /// template without marks writes an answer in another way once the conversation goes on.
     pub fn answers(
         &self,
         conversation: &Conversation,
@@ -58,12 +58,13 @@ impl ChatTemplate {
 
     fn answer(&self, turn: usize, conversation: &Conversation, full: &str) -> Result<Range<usize>> {
         let start = self.start_of(turn, conversation, full)?;
-        let end = self.end_of(turn, start, conversation, full)?;
+        // Nothing of a message that the template leaves out.
+        let end = self.end_of(turn, start, conversation, full)?.max(start);
         Ok(start..self.without_space_at_end(&full[start..end]).len() + start)
     }
 
-    /// Where an answer begins. Some templates begin every answer of today in a way that those of before do not have, with
-    /// a thought say: then it begins where the two part.
+    /// Where an answer begins. Some templates begin every answer of today in a way that those of before do
+    /// not have, with a thought say: then it begins where the two part.
     fn start_of(&self, turn: usize, conversation: &Conversation, full: &str) -> Result<usize> {
         if turn == 0 {
             return Ok(0);
@@ -141,9 +142,9 @@ impl ChatTemplate {
 
     fn changes_history(&self, turn: usize) -> Error {
         let message = format!(
-            "message {} is written in another way when the conversation goes on, so the chat template does not tell which \
-             text is the assistant's; train on the last answer alone (train_on: last), or give a template that marks \
-             answers by {{% generation %}}",
+            "message {} is written in another way when the conversation goes on, so the chat template does not \
+             tell which text is the assistant's; train on the last answer alone (train_on: last), or give a \
+             template that marks answers by {{% generation %}}",
             turn + 1
         );
         Error::format(&self.source.path, message)

@@ -2,8 +2,9 @@
 
 use serde_json::{Map, Value, json};
 
-/// One message of a [`Conversation`]: a JSON object with a `role` and whatever else the template reads of it, `content`
-/// (a text, or a list of parts), `name`, `tool_calls`, `tool_call_id`, `reasoning_content` and so on.
+/// One message of a [`Conversation`]: a JSON object with a `role` and whatever else the template reads of it,
+/// `content` (a text, or a list of parts), `name`, `tool_calls`, `tool_call_id`, `reasoning_content` and so
+/// on.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Message(Map<String, Value>);
 
@@ -27,12 +28,14 @@ impl Message {
         )
     }
 
-    /// A message as JSON has it. Keys that are `null` are left out, as transformers does before a template sees them.
+    /// A message as JSON has it. Keys that are `null` are left out, as transformers does before a template
+    /// sees them.
     ///
     /// # Errors
     ///
-    /// What is wrong with it, in words: it is no object, or `role` is not a text of letters, digits, `_`, `-` and `.`
-    /// (a template may write it without looking at it), or `content` is neither a text nor a list of parts.
+    /// What is wrong with it, in words: it is no object, or `role` is not a text of letters, digits, `_`, `-`
+    /// and `.` (a template may write it without looking at it), or `content` is neither a text nor a list of
+    /// parts.
     pub fn from_json(value: Value) -> Result<Self, String> {
         let Value::Object(fields) = value else {
             return Err("a message is not an object with `role` and `content`".into());
@@ -95,7 +98,8 @@ impl Message {
         self.text().trim().is_empty() && calls.is_none_or(Vec::is_empty)
     }
 
-    /// What a template sees: a message's thoughts by the names that templates know, as transformers gives them.
+    /// What a template sees: a message's thoughts by the names that templates know, as transformers gives
+    /// them.
     pub(super) fn for_template(&self) -> Value {
         const NAMES: [&str; 3] = ["reasoning_content", "thinking", "reasoning"];
         let mut fields = self.0.clone();

@@ -27,7 +27,8 @@ const DAYS: [&str; 7] = [
     "Wednesday",
 ];
 
-/// Python's `datetime.now().strftime(format)` in the time of Greenwich; directives that are not known stay as they are.
+/// Python's `datetime.now().strftime(format)` in the time of Greenwich; directives that are not known stay as
+/// they are.
 pub(super) fn strftime_now(format: &str) -> String {
     let now = SystemTime::now().duration_since(UNIX_EPOCH);
     strftime(format, now.unwrap_or_default().as_secs())

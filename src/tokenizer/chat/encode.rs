@@ -18,9 +18,9 @@ pub struct PlacedToken {
     pub place: Range<usize>,
 }
 
-/// Encodes what a [`ChatTemplate`](super::ChatTemplate) has rendered. Unlike [`Tokenizer::encode`], the names of special
-/// tokens that the template wrote become these tokens; those that messages say stay text. Nothing is put before or behind:
-/// a template writes its BOS itself, or there is none.
+/// Encodes what a [`ChatTemplate`](super::ChatTemplate) has rendered. Unlike [`Tokenizer::encode`], the names
+/// of special tokens that the template wrote become these tokens; those that messages say stay text. Nothing
+/// is put before or behind: a template writes its BOS itself, or there is none.
 pub struct ChatEncoder<'a> {
     tokenizer: &'a Tokenizer,
     /// The same, with the names of special tokens as these tokens.
@@ -42,8 +42,8 @@ impl<'a> ChatEncoder<'a> {
 
     /// The tokens of a text.
     ///
-    /// The text beside a special token's name that a message says is encoded on its own, as transformers does by
-    /// `sanitize_control_tokens`.
+    /// The text beside a special token's name that a message says is encoded on its own, as transformers does
+    /// by `sanitize_control_tokens`.
     ///
     /// # Errors
     ///
@@ -120,8 +120,8 @@ impl<'a> ChatEncoder<'a> {
             .collect())
     }
 
-    /// By SentencePiece's own way to join pieces, the text between special tokens each on its own, as Llama 2's program
-    /// does.
+    /// By SentencePiece's own way to join pieces, the text between special tokens each on its own, as Llama
+    /// 2's program does.
     fn encode_pieces(&self, text: &str, parses: bool) -> Result<Vec<PlacedToken>> {
         let words = self.words.as_ref().filter(|_| parses);
         let mut tokens = Vec::new();

@@ -1,8 +1,8 @@
-//! What a rendered text tells beside its words: which of it the assistant wrote, and which special tokens' names are a
-//! message's own words.
+//! What a rendered text tells beside its words: which of it the assistant wrote, and which special tokens'
+//! names are a message's own words.
 //!
-//! Both are marked by characters that no input has, and cut out again: a template may move a text, trim it or join it with
-//! others, and the marks go with it.
+//! Both are marked by characters that no input has, and cut out again: a template may move a text, trim it or
+//! join it with others, and the marks go with it.
 
 use std::ops::Range;
 
@@ -17,8 +17,8 @@ pub(super) const GENERATION: &str = "_generation_";
 /// From where on Unicode leaves characters to everybody's own use; nobody's text has them, but it may.
 const PRIVATE: char = '\u{100000}';
 
-/// Writes `{% generation %}` as a call block, whose body is a macro as that of the tag is in transformers. Every line
-/// keeps its number.
+/// Writes `{% generation %}` as a call block, whose body is a macro as that of the tag is in transformers.
+/// Every line keeps its number.
 pub(super) fn without_generation_tags(source: &str) -> (String, bool) {
     let (mut out, mut rest, mut found) = (String::new(), source, false);
     while let Some(start) = rest.find("{%").into_iter().chain(rest.find("{#")).min() {
@@ -63,7 +63,8 @@ pub struct Rendered {
     pub text: String,
     /// The bytes of it that the template marks as the assistant's, by `{% generation %}`.
     pub generated: Vec<Range<usize>>,
-    /// The bytes of it that are a special token's name and no special token, because a message or a tool says them.
+    /// The bytes of it that are a special token's name and no special token, because a message or a tool says
+    /// them.
     pub quoted: Vec<Range<usize>>,
 }
 

@@ -1,7 +1,7 @@
 //! Conversations as a model was taught to see them: its chat template, applied.
 //!
 //! ```text
-//! Conversation -- ChatTemplate::render --> Rendered (text, marked) -- ChatEncoder::encode --> ids with their places
+//! Conversation -- ChatTemplate::render --> Rendered (text, its marks) -- ChatEncoder::encode --> ids, places
 //! ```
 
 mod answers;
@@ -61,8 +61,8 @@ const TOOL_USE: &str = "tool_use";
 /// How many instructions a rendering may take: a thousand times what long conversations do.
 const FUEL: u64 = 50_000_000;
 
-/// A template in Jinja's language by which a conversation becomes a text for a model, applied as transformers applies it
-/// (`apply_chat_template`).
+/// A template in Jinja's language by which a conversation becomes a text for a model, applied as transformers
+/// applies it (`apply_chat_template`).
 ///
 /// ```
 /// use burn_peft::tokenizer::{ChatTemplate, Conversation};
@@ -111,8 +111,9 @@ impl ChatTemplate {
         Self::new(&read_text(path.as_ref())?, path)
     }
 
-    /// The template that came with a tokenizer, if one did: `chat_template.jinja`, that of `tokenizer_config.json` (the
-    /// one for tools where a conversation has some and there are several), or a GGUF file's.
+    /// The template that came with a tokenizer, if one did: `chat_template.jinja`, that of
+    /// `tokenizer_config.json` (the one for tools where a conversation has some and there are several), or a
+    /// GGUF file's.
     ///
     /// # Errors
     ///
@@ -126,7 +127,8 @@ impl ChatTemplate {
         Ok(Some(template.for_tokenizer(tokenizer)))
     }
 
-    /// The template that a setting names: a file, or `chatml`; without one the tokenizer's own, or ChatML if it has none.
+    /// The template that a setting names: a file, or `chatml`; without one the tokenizer's own, or ChatML if
+    /// it has none.
     ///
     /// # Errors
     ///
@@ -140,14 +142,15 @@ impl ChatTemplate {
         }
     }
 
-    /// ChatML: `<|im_start|>role`, a line break, the message and `<|im_end|>`; the assistant's messages with their ends
-    /// are marked as its own. Before it stands BOS for a tokenizer that puts one before every text.
+    /// ChatML: `<|im_start|>role`, a line break, the message and `<|im_end|>`; the assistant's messages with
+    /// their ends are marked as its own. Before it stands BOS for a tokenizer that puts one before every
+    /// text.
     pub fn chatml() -> Self {
         Self::new(CHATML, CHATML_ORIGIN).expect("the template is valid")
     }
 
-    /// The same with the special tokens of a tokenizer: by name for the template (`bos_token` and so on), and as words
-    /// that stay words where a message says them.
+    /// The same with the special tokens of a tokenizer: by name for the template (`bos_token` and so on), and
+    /// as words that stay words where a message says them.
     pub fn for_tokenizer(mut self, tokenizer: &Tokenizer) -> Self {
         if self.is_chatml() && tokenizer.bos_id.is_some() {
             self = Self::new(&(BOS.to_owned() + CHATML), CHATML_ORIGIN)
@@ -192,12 +195,14 @@ impl ChatTemplate {
         &self.source.path
     }
 
-    /// The conversation as a text; with `add_generation_prompt` up to where the assistant's next answer begins.
+    /// The conversation as a text; with `add_generation_prompt` up to where the assistant's next answer
+    /// begins.
     ///
     /// # Errors
     ///
-    /// [`Error::Format`] with the template's file and line: what the template refuses, what it uses and is not there, a
-    /// template that does not come to its end, and one that changes special tokens' names within messages.
+    /// [`Error::Format`] with the template's file and line: what the template refuses, what it uses and is
+    /// not there, a template that does not come to its end, and one that changes special tokens' names within
+    /// messages.
     pub fn render(
         &self,
         conversation: &Conversation,
@@ -244,7 +249,7 @@ impl ChatTemplate {
         variables.extend(inputs.as_object().cloned().unwrap_or_default());
         let variables = variables
             .into_iter()
-            .map(|(name, value)| (name, Value::from_serialize(value)));
+            .map(|(name, value)| (name, python::of_json(value)));
         let generation = [(GENERATION.to_owned(), marks.generation())];
         let variables: Value = variables.chain(generation).collect();
         let template = self.environment.get_template(name);
@@ -258,8 +263,9 @@ impl ChatTemplate {
         match quoted.text == plain {
             true => Ok(quoted),
             false => {
-                let message = "a message has the name of a special token in its text, which the template changes, so that it \
-                               cannot be told from a special token; take it out of the message";
+                let message = "a message has the name of a special token in its text, which the template \
+                               changes, so that it cannot be told from a special token; take it out of the \
+                               message";
                 Err(Error::format(&self.source.path, message))
             }
         }

@@ -1,9 +1,65 @@
 //! Values as Python writes them, which is what the authors of templates see.
 
-use std::fmt::Write;
+use std::fmt::{self, Write};
+use std::sync::Arc;
 
-use minijinja::value::{Kwargs, Rest, Value, ValueKind};
+use indexmap::IndexMap;
+use minijinja::value::{Enumerator, Kwargs, Object, ObjectRepr, Rest, Value, ValueKind};
 use minijinja::{Error, ErrorKind};
+
+/// A value as a template sees it.
+pub(super) fn of_json(value: serde_json::Value) -> Value {
+    match value {
+        serde_json::Value::Array(items) => {
+            Value::from_object(List(items.into_iter().map(of_json).collect()))
+        }
+        serde_json::Value::Object(fields) => {
+            let fields = fields.into_iter().map(|(key, value)| (key, of_json(value)));
+            Value::from_object(Dict(fields.collect()))
+        }
+        plain => Value::from_serialize(plain),
+    }
+}
+
+/// A list that is written as by Python wherever it is made a text.
+#[derive(Debug)]
+struct List(Vec<Value>);
+
+impl Object for List {
+    fn repr(self: &Arc<Self>) -> ObjectRepr {
+        ObjectRepr::Seq
+    }
+
+    fn get_value(self: &Arc<Self>, key: &Value) -> Option<Value> {
+        self.0.get(key.as_usize()?).cloned()
+    }
+
+    fn enumerate(self: &Arc<Self>) -> Enumerator {
+        Enumerator::Seq(self.0.len())
+    }
+
+    fn render(self: &Arc<Self>, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&repr(&Value::from_dyn_object(Arc::clone(self))))
+    }
+}
+
+/// An object, likewise.
+#[derive(Debug)]
+struct Dict(IndexMap<String, Value>);
+
+impl Object for Dict {
+    fn get_value(self: &Arc<Self>, key: &Value) -> Option<Value> {
+        self.0.get(key.as_str()?).cloned()
+    }
+
+    fn enumerate(self: &Arc<Self>) -> Enumerator {
+        Enumerator::Values(self.0.keys().map(Value::from).collect())
+    }
+
+    fn render(self: &Arc<Self>, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&repr(&Value::from_dyn_object(Arc::clone(self))))
+    }
+}
 
 /// What `str` gives: a text as it is, everything else as [`repr`] writes it.
 pub(super) fn str(value: &Value) -> String {
@@ -268,7 +324,7 @@ mod tests {
     use serde_json::json;
 
     fn of(value: serde_json::Value) -> Value {
-        Value::from_serialize(value)
+        of_json(value)
     }
 
     #[test]
