@@ -423,6 +423,16 @@ mod answers {
         are(text, &turns, &["a</s>", "b</s>\n<s>"]);
     }
 
+    /// As gpt-oss.
+    #[test]
+    fn where_the_last_answer_ends_with_a_token_of_its_own() {
+        let text = "{% for m in messages %}{{ '[' ~ m.role ~ ']' ~ m.content }}\
+                    {{ '<unk>' if loop.last and m.role == 'assistant' else '</s>' }}{% endfor %}\
+                    {% if add_generation_prompt %}[assistant]{% endif %}";
+        let turns = [("user", "u"), ("assistant", "a"), ("user", "v"), ("assistant", "b")];
+        are(text, &turns, &["a</s>", "b<unk>"]);
+    }
+
     /// As DeepSeek R1, whose prompt begins a thought.
     #[test]
     fn where_the_prompt_has_more_than_answers_of_before() {

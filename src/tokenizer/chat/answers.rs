@@ -1,6 +1,9 @@
 //! Which of a rendered conversation the assistant wrote.
 
 use std::ops::Range;
+use std::sync::Arc;
+
+use fancy_regex::Regex;
 
 use super::{ChatTemplate, Conversation, Rendered};
 use crate::{Error, Result};
@@ -104,40 +107,52 @@ impl ChatTemplate {
         if let Some(kept) = kept {
             return Ok(start + kept.len());
         }
-        // A template that ends every conversation with a token goes on in another way before it.
+        // A template that ends every conversation with a token goes on in another way before it, or in its place.
         let end = self.common(&alone, full);
         let text = conversation.messages[turn].text();
-        match full
-            .get(start..end)
-            .is_some_and(|answer| answer.contains(text.trim()))
-        {
-            true => Ok(end),
+        let answer = full.get(start..end).unwrap_or_default();
+        match answer.contains(text.trim()) {
+            true => Ok(end + self.other_end(answer, &alone[end..], &full[end..])),
             false => Err(self.changes_history(turn)),
         }
     }
 
-    /// The bytes that two texts begin with alike, special tokens as a whole.
+    /// The bytes that two texts begin with alike, tokens that are written as words as a whole.
     fn common(&self, text: &str, full: &str) -> usize {
         let same = text.chars().zip(full.chars()).take_while(|(a, b)| a == b);
         let end: usize = same.map(|(c, _)| c.len_utf8()).sum();
-        let words = self
-            .words
-            .iter()
-            .flat_map(|words| words.find_iter(full).flatten());
-        let mut around = words.filter(|word| word.start() < end && end < word.end());
-        around.next().map_or(end, |word| word.start())
+        let around = [text, full].into_iter().filter_map(|text| {
+            let mut words = found(&self.added, text);
+            words.find(|word| word.start < end && end < word.end)
+        });
+        around.map(|word| word.start).min().unwrap_or(end)
+    }
+
+    /// The bytes of the special token that ends an answer, where it ends with another one if nothing follows.
+    fn other_end(&self, answer: &str, alone: &str, full: &str) -> usize {
+        let first = |text| {
+            found(&self.words, text)
+                .next()
+                .filter(|word| word.start == 0)
+        };
+        match (self.ends_with_token(answer), first(alone), first(full)) {
+            (false, Some(_), Some(word)) => word.end,
+            _ => 0,
+        }
     }
 
     fn without_space_at_end<'a>(&self, answer: &'a str) -> &'a str {
         let trimmed = answer.trim_end();
-        let words = self
-            .words
-            .iter()
-            .flat_map(|words| words.find_iter(trimmed).flatten());
-        match words.last().is_some_and(|word| word.end() == trimmed.len()) {
+        match self.ends_with_token(trimmed) {
             true => trimmed,
             false => answer,
         }
+    }
+
+    fn ends_with_token(&self, text: &str) -> bool {
+        let text = text.trim_end();
+        let last = found(&self.words, text).last();
+        last.is_some_and(|word| word.end == text.len())
     }
 
     fn changes_history(&self, turn: usize) -> Error {
@@ -149,4 +164,10 @@ impl ChatTemplate {
         );
         Error::format(&self.source.path, message)
     }
+}
+
+/// The places of words.
+fn found<'a>(words: &'a Option<Arc<Regex>>, text: &'a str) -> impl Iterator<Item = Range<usize>> {
+    let words = words.iter().flat_map(|words| words.find_iter(text));
+    words.flatten().map(|word| word.range())
 }

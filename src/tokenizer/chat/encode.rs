@@ -36,7 +36,7 @@ impl<'a> ChatEncoder<'a> {
         Self {
             tokenizer,
             parsing,
-            words: words(tokenizer),
+            words: words(tokenizer, true),
         }
     }
 

@@ -7,18 +7,18 @@
 use std::ops::Range;
 
 use fancy_regex::Regex;
-use minijinja::value::{Kwargs, Value};
-use minijinja::{Error, State};
+use minijinja::value::Value;
 use serde_json::Value as Json;
 
-/// The function that the tag `{% generation %}` becomes a call of.
-pub(super) const GENERATION: &str = "_generation_";
+/// The variables that hold the marks of an answer's beginning and end.
+const BEGIN: &str = "_generation_begins_";
+const END: &str = "_generation_ends_";
 
 /// From where on Unicode leaves characters to everybody's own use; nobody's text has them, but it may.
 const PRIVATE: char = '\u{100000}';
 
-/// Writes `{% generation %}` as a call block, whose body is a macro as that of the tag is in transformers.
-/// Every line keeps its number.
+/// Writes `{% generation %}` as two blocks with a mark between them, so that white space around the tag goes where it
+/// went; what is set within is not known outside, as in transformers. Every line keeps its number.
 pub(super) fn without_generation_tags(source: &str) -> (String, bool) {
     let (mut out, mut rest, mut found) = (String::new(), source, false);
     while let Some(start) = rest.find("{%").into_iter().chain(rest.find("{#")).min() {
@@ -34,14 +34,15 @@ pub(super) fn without_generation_tags(source: &str) -> (String, bool) {
         let (tag, after) = from.split_at(length + 4);
         out.push_str(before);
         let word = tag[2..tag.len() - 2].trim_matches(['-', '+']).trim();
-        match (close, word) {
-            ("%}", "generation") => {
-                found = true;
-                out.push_str(&tag.replacen(word, &format!("call {GENERATION}()"), 1));
-            }
-            ("%}", "endgeneration") => out.push_str(&tag.replacen(word, "endcall", 1)),
-            _ => out.push_str(tag),
-        }
+        let written = match (close, word) {
+            ("%}", "generation") => Some(format!("if true %}}{{{{ {BEGIN} }}}}{{% with")),
+            ("%}", "endgeneration") => Some(format!("endwith %}}{{{{ {END} }}}}{{% endif")),
+            _ => None,
+        };
+        found |= written.is_some();
+        out.push_str(
+            &written.map_or_else(|| tag.to_owned(), |written| tag.replacen(word, &written, 1)),
+        );
         rest = after;
     }
     out.push_str(rest);
@@ -81,16 +82,10 @@ impl Marks {
         }
     }
 
-    /// The function [`GENERATION`].
-    pub(super) fn generation(self) -> Value {
-        let [open, close] = self.generated;
-        Value::from_function(
-            move |state: &State, kwargs: Kwargs| -> Result<String, Error> {
-                let caller: Value = kwargs.get("caller")?;
-                let body = caller.call(state, &[])?;
-                Ok(format!("{open}{body}{close}"))
-            },
-        )
+    /// What a template without tags writes around answers.
+    pub(super) fn variables(self) -> impl Iterator<Item = (String, Value)> {
+        let marks = [BEGIN, END].into_iter().zip(self.generated);
+        marks.map(|(name, mark)| (name.to_owned(), mark.to_string().into()))
     }
 
     /// The same texts with every one of these words marked, but for the keys of objects.
@@ -154,11 +149,11 @@ mod tests {
     use serde_json::json;
 
     #[test]
-    fn generation_tags_become_call_blocks() {
+    fn generation_tags_become_blocks_with_marks() {
         let source =
             "{# {% generation %} #}\n{%- generation -%}\n{{ x }}{%endgeneration\n%}{% if a %}";
-        let expected =
-            "{# {% generation %} #}\n{%- call _generation_() -%}\n{{ x }}{%endcall\n%}{% if a %}";
+        let expected = "{# {% generation %} #}\n{%- if true %}{{ _generation_begins_ }}{% with -%}\n{{ x }}\
+                        {%endwith %}{{ _generation_ends_ }}{% endif\n%}{% if a %}";
         assert_eq!(without_generation_tags(source), (expected.into(), true));
         let unfinished = "{% if generation %} {% generation";
         assert_eq!(

@@ -28,7 +28,7 @@ use crate::{Error, Result};
 pub use conversation::{Conversation, Message};
 pub use encode::{ChatEncoder, PlacedToken};
 pub use marks::Rendered;
-use marks::{GENERATION, Marks, has_any, without_generation_tags};
+use marks::{Marks, has_any, without_generation_tags};
 pub(super) use source::{ChatFiles, Source};
 
 /// What stands before ChatML for a tokenizer that puts BOS before every text.
@@ -83,6 +83,8 @@ pub struct ChatTemplate {
     special_tokens: Map<String, Json>,
     /// The names of special tokens, which messages may say but do not become.
     words: Option<Arc<Regex>>,
+    /// The names of these and of other tokens that are no pieces.
+    added: Option<Arc<Regex>>,
 }
 
 impl ChatTemplate {
@@ -167,7 +169,8 @@ impl ChatTemplate {
         self.special_tokens = own.collect();
         self.special_tokens
             .extend(tokenizer.chat.special_tokens.clone());
-        self.words = words(tokenizer).map(Arc::new);
+        self.words = words(tokenizer, true).map(Arc::new);
+        self.added = words(tokenizer, false).map(Arc::new);
         self
     }
 
@@ -237,6 +240,7 @@ impl ChatTemplate {
             marks_answers,
             special_tokens: Map::new(),
             words: None,
+            added: None,
         })
     }
 
@@ -250,8 +254,7 @@ impl ChatTemplate {
         let variables = variables
             .into_iter()
             .map(|(name, value)| (name, python::of_json(value)));
-        let generation = [(GENERATION.to_owned(), marks.generation())];
-        let variables: Value = variables.chain(generation).collect();
+        let variables: Value = variables.chain(marks.variables()).collect();
         let template = self.environment.get_template(name);
         let text = template.and_then(|template| template.render(variables));
         let text = text.map_err(|error| at_fault(&error, &self.source.path))?;
@@ -304,8 +307,15 @@ fn environment() -> Environment<'static> {
         )
     });
     environment.add_test("iterable", |value: &Value| {
-        value.kind() == ValueKind::String || value.try_iter().is_ok() && !value.is_undefined()
+        use ValueKind::{Iterable, Map, Seq, String};
+        matches!(value.kind(), String | Seq | Map | Iterable)
     });
+    for name in ["length", "count"] {
+        environment.add_filter(name, |value: &Value| match value.is_undefined() {
+            true => Ok(0),
+            false => minijinja::filters::length(value),
+        });
+    }
     environment.add_function(
         "raise_exception",
         |message: &Value| -> Result<Value, minijinja::Error> {
@@ -341,13 +351,14 @@ fn at_fault(error: &minijinja::Error, path: &Path) -> Error {
     )
 }
 
-/// The names of a tokenizer's special tokens, the longest first.
-fn words(tokenizer: &Tokenizer) -> Option<Regex> {
+/// The names of a tokenizer's special tokens, or of all that are no pieces, the longest first.
+fn words(tokenizer: &Tokenizer, only_special: bool) -> Option<Regex> {
     let added = tokenizer.inner.get_added_tokens_decoder();
-    let special = added
+    let named = added
         .values()
-        .filter(|token| token.special && !token.content.is_empty());
-    let mut words: Vec<&str> = special.map(|token| token.content.as_str()).collect();
+        .filter(|token| token.special || !only_special);
+    let names = named.map(|token| token.content.as_str());
+    let mut words: Vec<&str> = names.filter(|name| !name.is_empty()).collect();
     words.sort_unstable_by_key(|word| (std::cmp::Reverse(word.len()), *word));
     let words: Vec<_> = words.into_iter().map(fancy_regex::escape).collect();
     (!words.is_empty()).then(|| Regex::new(&words.join("|")).expect("words are a pattern"))
