@@ -429,7 +429,12 @@ mod answers {
         let text = "{% for m in messages %}{{ '[' ~ m.role ~ ']' ~ m.content }}\
                     {{ '<unk>' if loop.last and m.role == 'assistant' else '</s>' }}{% endfor %}\
                     {% if add_generation_prompt %}[assistant]{% endif %}";
-        let turns = [("user", "u"), ("assistant", "a"), ("user", "v"), ("assistant", "b")];
+        let turns = [
+            ("user", "u"),
+            ("assistant", "a"),
+            ("user", "v"),
+            ("assistant", "b"),
+        ];
         are(text, &turns, &["a</s>", "b<unk>"]);
     }
 
