@@ -1,4 +1,4 @@
-//! Asks a model, with or without an adapter, by Alpaca's prompt.
+//! Asks a model, with or without an adapter, by Alpaca's prompt or, with `--chat`, by its chat template.
 //!
 //! ```text
 //! cargo run --release --example generate -- --model DIR|FILE.gguf [--adapter DIR] "Name three colours."
@@ -18,7 +18,7 @@ use burn_peft::Result;
 use burn_peft::checkpoint::{load_any_base, load_peft, read_base_config, read_peft_config};
 use burn_peft::data::AlpacaRecord;
 use burn_peft::generate::GenerateOptions;
-use burn_peft::tokenizer::Tokenizer;
+use burn_peft::tokenizer::{ChatEncoder, ChatTemplate, Conversation, Tokenizer};
 use clap::Parser;
 
 /// Ask a model, with or without an adapter, by Alpaca's prompt.
@@ -29,6 +29,9 @@ struct Args {
     /// What to do it with.
     #[arg(long, default_value = "")]
     input: String,
+    /// By the model's chat template in place of Alpaca's prompt.
+    #[arg(long)]
+    chat: bool,
     /// A Hugging Face folder with its tokenizer, one of Meta's, or a GGUF file.
     #[arg(long, default_value = concat!(env!("CARGO_MANIFEST_DIR"), "/examples/assets/tiny"))]
     model: PathBuf,
@@ -77,13 +80,25 @@ fn ask(args: Args) -> Result<String> {
     if let Some(adapter) = &args.adapter {
         load_peft(&mut model, adapter)?;
     }
+    let options = GenerateOptions::greedy(args.max_new_tokens)
+        .with_temperature(args.temperature)
+        .with_seed(args.seed);
     let record = AlpacaRecord {
         instruction: args.instruction,
         input: args.input,
         output: String::new(),
     };
-    let options = GenerateOptions::greedy(args.max_new_tokens)
-        .with_temperature(args.temperature)
-        .with_seed(args.seed);
+    if args.chat {
+        let mut question = Conversation::from(&record);
+        question.messages.pop();
+        let prompt = prompt(&tokenizer, &question)?;
+        return answer::go_on(&model, &tokenizer, &prompt, &options);
+    }
     answer::answer(&model, &tokenizer, &record, &options)
+}
+
+fn prompt(tokenizer: &Tokenizer, question: &Conversation) -> Result<Vec<u32>> {
+    let template = ChatTemplate::choose(None, tokenizer)?;
+    let tokens = ChatEncoder::new(tokenizer).encode(&template.render(question, true)?)?;
+    Ok(tokens.into_iter().map(|token| token.id).collect())
 }

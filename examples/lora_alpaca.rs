@@ -1,4 +1,4 @@
-//! Finetunes a Llama with LoRA on Alpaca-like records.
+//! Finetunes a Llama with LoRA on instructions or conversations.
 //!
 //! Without arguments it finetunes the tiny model that ships in this repository and asks it, before
 //! and after, questions that it was not trained on. With a checkpoint and a data set it does the
@@ -320,6 +320,7 @@ impl<'a> Run<'a> {
         let (model, summary) = self.train(model, trainer, &job.data, order)?;
         let exact_match = quiz.after(&model, &job.tokenizer)?;
         self.save(model, &job.base)?;
+        self.save_template(&job.data)?;
         self.finish(&Summary {
             exact_match,
             ..summary
@@ -486,6 +487,18 @@ impl<'a> Run<'a> {
         }
         draw_loss_curve(self.dir.path());
         Ok(())
+    }
+
+    /// A template that the tokenizer does not bring goes where the model is looked for.
+    fn save_template(&self, data: &Data) -> Result<()> {
+        let Some(template) = &data.template else {
+            return Ok(());
+        };
+        template.save(self.dir.adapter_dir())?;
+        match self.config.save_adapter_weights_only {
+            true => Ok(()),
+            false => template.save(self.dir.merged_dir()),
+        }
     }
 
     fn finish(&self, summary: &Summary) -> Result<()> {

@@ -30,6 +30,8 @@ mod pages {
     struct FileFormats;
     #[doc = include_str!("../docs/design.md")]
     struct Design;
+    #[doc = include_str!("../docs/data.md")]
+    struct Data;
     #[doc = include_str!("../docs/scaling.md")]
     struct Scaling;
     #[doc = include_str!("../docs/own-models.md")]

@@ -4,7 +4,7 @@
 //! `tokenizer.model` of Meta's releases (SentencePiece, or the words of tiktoken), and llama.cpp's GGUF. Each joins pieces as the library
 //! does that it comes from, which may differ where a text can be joined in several ways of equal score.
 
-mod chat_template;
+mod chat;
 mod gguf;
 mod gguf_files;
 mod sentencepiece;
@@ -22,6 +22,8 @@ use serde::de::IgnoredAny;
 
 use crate::files::{create_dir, read_bytes, read_text, write_atomic};
 use crate::{Error, Result};
+use chat::ChatFiles;
+pub use chat::{ChatEncoder, ChatTemplate, Conversation, Message, PlacedToken, Rendered};
 use gguf_files::save_gguf_tokenizer;
 pub(crate) use tiktoken::MetaTokens;
 pub(crate) use to_gguf::gguf_vocabulary;
@@ -67,7 +69,7 @@ pub struct Tokenizer {
     bos_id: Option<u32>,
     eos_id: Option<u32>,
     pad_id: u32,
-    chat_template: Option<Arc<str>>,
+    chat: Arc<ChatFiles>,
 }
 
 impl Tokenizer {
@@ -93,7 +95,7 @@ impl Tokenizer {
         }
         let bytes = read_bytes(path)?;
         let names = Names::beside(path)?;
-        let chat_template = chat_template::beside(path)?;
+        let chat = ChatFiles::beside(path)?;
         let tokenizer = match (is_json(&bytes), tiktoken::is_tiktoken(&bytes)) {
             (true, _) => Self::from_json(&bytes, path, &names)?,
             (false, true) => {
@@ -110,7 +112,7 @@ impl Tokenizer {
             }
         };
         Ok(Self {
-            chat_template,
+            chat: Arc::new(chat),
             ..tokenizer
         })
     }
@@ -250,9 +252,12 @@ impl Tokenizer {
     }
 
     /// The template, in Jinja's language, by which a conversation becomes a text for the model, if the file has one or
-    /// one lies beside it. It is not applied here.
+    /// one lies beside it. [`ChatTemplate::of`] applies it.
     pub fn chat_template(&self) -> Option<&str> {
-        self.chat_template.as_deref()
+        self.chat
+            .template
+            .as_ref()
+            .map(|source| source.text.as_str())
     }
 
     fn from_sentencepiece(model: &ModelProto, origin: &Path, names: &Names) -> Result<Self> {
@@ -286,7 +291,7 @@ impl Tokenizer {
             pad_id: first(&PAD_NAMES, &inner).unwrap_or(0),
             origin: origin.to_owned(),
             sentencepiece: None,
-            chat_template: None,
+            chat: Arc::default(),
             inner,
         })
     }

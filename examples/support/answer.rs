@@ -14,8 +14,18 @@ pub fn answer(
     options: &GenerateOptions,
 ) -> Result<String> {
     let prompt = tokenizer.encode_with_bos(&record.prompt())?;
+    go_on(model, tokenizer, &prompt, options)
+}
+
+/// The text that follows a prompt.
+pub fn go_on(
+    model: &TransformerDecoder,
+    tokenizer: &Tokenizer,
+    prompt: &[u32],
+    options: &GenerateOptions,
+) -> Result<String> {
     let ends = tokenizer.eos_id().into_iter();
     let ends = ends.chain(model.config.eos_token_ids.iter().copied());
     let options = options.clone().with_stop_tokens(ends);
-    tokenizer.decode_continuation(&generate(model, &prompt, &options)?)
+    tokenizer.decode_continuation(&generate(model, prompt, &options)?)
 }

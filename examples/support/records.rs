@@ -4,12 +4,12 @@ use std::path::{Path, PathBuf};
 
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use burn_peft::data::{
-    AlpacaRecord, Batch, Padding, Sample, check_vocab, load_alpaca, pack, split_validation,
-    tokenize_records,
+    Batch, Padding, RecordCounts, Records, Sample, Split, check_vocab, load_split, pack,
+    split_validation,
 };
 use burn_peft::distributed::ProcessGroup;
 use burn_peft::llama::{LlamaConfig, TransformerDecoder};
-use burn_peft::tokenizer::Tokenizer;
+use burn_peft::tokenizer::{ChatTemplate, Tokenizer};
 use burn_peft::training::recipe::RecipeConfig;
 use burn_peft::training::validation_loss_in;
 use burn_peft::{Error, Result};
@@ -44,6 +44,8 @@ pub struct Data {
     /// The samples that share a row: one each, unless they are packed.
     pub rows: Vec<Vec<usize>>,
     pub validation: Vec<Batch>,
+    /// By which conversations were written, if it is not the tokenizer's own.
+    pub template: Option<ChatTemplate>,
     pad_id: u32,
     /// Where the records do not give what the configuration asks for.
     pub notes: Vec<String>,
@@ -57,18 +59,22 @@ impl Data {
         let longest = asked.min(context);
         let mut notes = Vec::from_iter(beyond_context(asked, context));
         notes.extend(other_end(tokenizer, llama));
-        let mut read = |path: &Path| {
-            let records = load_alpaca(path)?;
-            let samples = samples(&records, path, config, llama, tokenizer, longest)?;
-            notes.extend(left_out(path, records.len() - samples.len(), longest));
-            notes.extend(cut(path, &samples, longest));
-            Ok::<_, Error>(samples)
+        let mut reader = Reader {
+            config,
+            llama,
+            tokenizer,
+            longest,
+            template: None,
+            notes: &mut notes,
         };
-        let all = read(&path)?;
+        let all = reader.read(&path, Split::Train)?;
         let (samples, validation) = match &config.validation_dataset {
-            Some(path) => (all, read(path)?),
+            Some(path) => (all, reader.read(path, Split::Validation)?),
             None => split(all, config)?,
         };
+        let template = reader.template.take();
+        let own = template.as_ref().filter(|_| config.chat_template.is_none());
+        notes.extend(own.and_then(without_template));
         notes.extend(unvalidated(config, samples.len(), validation.len()));
         let lengths: Vec<usize> = samples.iter().map(Sample::len).collect();
         let rows = match config.packed {
@@ -83,6 +89,8 @@ impl Data {
             source: path,
             samples,
             rows,
+            template: template
+                .filter(|template| config.chat_template.is_some() || template.is_chatml()),
             pad_id,
             notes,
         })
@@ -106,8 +114,8 @@ impl Data {
         self.rows.iter().map(tokens).max().unwrap_or(0)
     }
 
-    /// Lets a model see records of the training, in its order and each alone, until it has seen enough tokens to tell
-    /// the directions of its layers' inputs.
+    /// Lets a model see records of the training, in its order and each alone, until it has seen enough tokens
+    /// to tell the directions of its layers' inputs.
     pub fn pass_first(&self, model: &TransformerDecoder, config: &RecipeConfig, device: &Device) {
         const ENOUGH: usize = 4096;
         let order = config.data_order(self.rows.len(), 1);
@@ -142,33 +150,58 @@ fn dataset(config: &RecipeConfig) -> Result<PathBuf> {
             origin: "configuration".into(),
             key: "dataset".into(),
             line: None,
-            message: "`dataset` is not set; name a file of Alpaca records to train on".into(),
+            message: "`dataset` is not set; name a file of records to train on".into(),
             nearest: Vec::new(),
         }),
     }
 }
 
-fn samples(
-    records: &[AlpacaRecord],
-    path: &Path,
-    config: &RecipeConfig,
-    llama: &LlamaConfig,
-    tokenizer: &Tokenizer,
+/// Reads the records of a run.
+struct Reader<'a> {
+    config: &'a RecipeConfig,
+    llama: &'a LlamaConfig,
+    tokenizer: &'a Tokenizer,
     longest: usize,
-) -> Result<Vec<Sample>> {
-    let mut samples = tokenize_records(records, tokenizer, config.train_on_input, Some(longest))?;
-    check_vocab(&samples, llama.vocab_size)?;
-    // A record whose prompt fills the whole sequence teaches nothing.
-    samples.retain(|sample| sample.num_label_tokens() > 0);
-    match samples.is_empty() {
-        false => Ok(samples),
-        true => Err(Error::Config {
-            origin: path.display().to_string(),
-            key: "max_seq_len".into(),
-            line: None,
-            message: format!("no record has an answer within max_seq_len = {longest} tokens"),
-            nearest: Vec::new(),
-        }),
+    template: Option<ChatTemplate>,
+    notes: &'a mut Vec<String>,
+}
+
+impl Reader<'_> {
+    fn read(&mut self, path: &Path, split: Split) -> Result<Vec<Sample>> {
+        let records = load_split(path, split, self.config.dataset_format)?;
+        let records = match &self.config.chat_template {
+            Some(_) => records.into_conversations(),
+            None => records,
+        };
+        let (samples, counts) = self.samples(&records)?;
+        check_vocab(&samples, self.llama.vocab_size)?;
+        self.notes.extend(told(path, &counts, self.longest));
+        match samples.is_empty() {
+            false => Ok(samples),
+            true => Err(Error::Config {
+                origin: path.display().to_string(),
+                key: "max_seq_len".into(),
+                line: None,
+                message: format!(
+                    "no record has an answer within max_seq_len = {} tokens",
+                    self.longest
+                ),
+                nearest: Vec::new(),
+            }),
+        }
+    }
+
+    /// A template that cannot be read is no matter where nothing is written by it.
+    fn samples(&mut self, records: &Records) -> Result<(Vec<Sample>, RecordCounts)> {
+        let encoder = self.config.record_encoder(self.tokenizer, self.longest);
+        if records.has_conversations() && self.template.is_none() {
+            let template =
+                ChatTemplate::choose(self.config.chat_template.as_deref(), self.tokenizer)?;
+            self.template = Some(template);
+        }
+        encoder
+            .with_template(self.template.clone())
+            .encode_all(records)
     }
 }
 
@@ -186,23 +219,37 @@ fn unvalidated(config: &RecipeConfig, all: usize, held_out: usize) -> Option<Str
         .then(|| format!("nothing is validated: {fraction} of {all} records is less than one"))
 }
 
-fn left_out(path: &Path, count: usize, longest: usize) -> Option<String> {
-    (count > 0).then(|| {
-        format!(
-            "{count} records of {} are left out, which have no answer within {longest} tokens",
-            path.display()
-        )
-    })
+/// What became of records that are not used as they are. An answer of Alpaca's that is cut ends, for the
+/// model, where it is cut.
+fn told(path: &Path, counts: &RecordCounts, longest: usize) -> Vec<String> {
+    let told = [
+        (
+            counts.without_labels,
+            format!("are left out, which have no answer within {longest} tokens"),
+        ),
+        (
+            counts.too_long,
+            format!("are left out, which are longer than {longest} tokens"),
+        ),
+        (
+            counts.cut,
+            format!("are longer than {longest} tokens and cut there"),
+        ),
+        (
+            counts.empty_answers,
+            "have an answer that says nothing".to_owned(),
+        ),
+    ];
+    let told = told.into_iter().filter(|(count, _)| *count > 0);
+    told.map(|(count, what)| format!("{count} records of {} {what}", path.display()))
+        .collect()
 }
 
-/// An answer that is cut ends, for the model, where it is cut.
-fn cut(path: &Path, samples: &[Sample], longest: usize) -> Option<String> {
-    let count = samples.iter().filter(|sample| sample.is_cut).count();
-    (count > 0).then(|| {
-        format!(
-            "{count} records of {} are longer than {longest} tokens and cut there",
-            path.display()
-        )
+fn without_template(template: &ChatTemplate) -> Option<String> {
+    template.is_chatml().then(|| {
+        "the tokenizer has no chat template, so conversations are written in ChatML; the template is saved \
+         beside the adapter and in the merged model, whose end of a text may have to be set to `<|im_end|>`"
+            .into()
     })
 }
 

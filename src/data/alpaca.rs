@@ -5,8 +5,10 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
+use super::json::parse_json;
+use crate::Result;
 use crate::files::read_text;
-use crate::{Error, Result};
+use crate::tokenizer::{Conversation, Message};
 
 /// One example of an Alpaca data set: what to do, to what, and the answer.
 ///
@@ -56,6 +58,18 @@ impl AlpacaRecord {
     }
 }
 
+impl From<&AlpacaRecord> for Conversation {
+    /// The instruction, with the input on the next line, and its answer.
+    fn from(record: &AlpacaRecord) -> Self {
+        let question = match record.input.is_empty() {
+            true => record.instruction.clone(),
+            false => format!("{}\n{}", record.instruction, record.input),
+        };
+        let answer = Message::new("assistant", &record.output);
+        Self::new([Message::new("user", &question), answer])
+    }
+}
+
 /// The keys of a record before they are checked, so that an error can name the key at fault.
 #[derive(Deserialize)]
 struct Fields(Map<String, Value>);
@@ -91,7 +105,7 @@ impl TryFrom<Fields> for AlpacaRecord {
 ///
 /// # Errors
 ///
-/// [`Error::Io`] if the file cannot be read, else those of [`parse_alpaca`].
+/// [`Error::Io`](crate::Error::Io) if the file cannot be read, else those of [`parse_alpaca`].
 pub fn load_alpaca(path: impl AsRef<Path>) -> Result<Vec<AlpacaRecord>> {
     let path = path.as_ref();
     let text = read_text(path)?;
@@ -102,88 +116,20 @@ pub fn load_alpaca(path: impl AsRef<Path>) -> Result<Vec<AlpacaRecord>> {
 ///
 /// # Errors
 ///
-/// - [`Error::Format`]: malformed JSON (with line and column), neither of the two forms, or no
-///   record at all.
-/// - [`Error::Record`]: a record without a task or an answer, or with something else than texts.
+/// - [`Error::Format`](crate::Error::Format): malformed JSON (with line and column), neither of the two
+///   forms, or no record at all.
+/// - [`Error::Record`](crate::Error::Record): a record without a task or an answer, or with something else
+///   than texts.
 pub fn parse_alpaca(text: &str, origin: impl AsRef<Path>) -> Result<Vec<AlpacaRecord>> {
-    let origin = origin.as_ref();
-    let text = text.trim_start_matches('\u{feff}');
-    let records = match text.trim_start().chars().next() {
-        Some('[') => parse_array(text, origin)?,
-        Some('{') if !holds_list(text) => parse_lines(text, origin)?,
-        Some(_) => {
-            let message = "neither a JSON array of records nor JSON lines with a record a line";
-            return Err(Error::format(origin, message));
-        }
-        None => Vec::new(),
-    };
-    if records.is_empty() {
-        let message = "the data set is empty; it must hold at least one record";
-        return Err(Error::format(origin, message));
-    }
-    Ok(records)
-}
-
-/// Whether the whole text is one object that is no record and holds a list, `{"data": [...]}` say.
-fn holds_list(text: &str) -> bool {
-    let object: Result<Map<String, Value>, _> = serde_json::from_str(text);
-    object.is_ok_and(|object| {
-        !object.contains_key("instruction") && object.values().any(Value::is_array)
-    })
-}
-
-fn parse_array(text: &str, origin: &Path) -> Result<Vec<AlpacaRecord>> {
-    let values: Vec<Value> = serde_json::from_str(text).map_err(|e| malformed(origin, &e, 0))?;
+    let is_record = |object: &Map<String, Value>| object.contains_key("instruction");
+    let values = parse_json(text, origin.as_ref(), is_record)?;
     values
         .into_iter()
-        .enumerate()
-        .map(|(index, value)| record(value, origin, index + 1, None))
+        .map(|(place, value)| record(value).map_err(|what| place.error(&what)))
         .collect()
 }
 
-fn parse_lines(text: &str, origin: &Path) -> Result<Vec<AlpacaRecord>> {
-    let lines = text.lines().enumerate();
-    lines
-        .filter(|(_, line)| !line.trim().is_empty())
-        .enumerate()
-        .map(|(index, (above, line))| {
-            let value = serde_json::from_str(line).map_err(|e| match e.is_eof() {
-                true => unfinished(origin, above + 1),
-                false => malformed(origin, &e, above),
-            })?;
-            record(value, origin, index + 1, Some(above + 1))
-        })
-        .collect()
-}
-
-fn unfinished(origin: &Path, line: usize) -> Error {
-    let message = format!(
-        "line {line} is not a whole record; JSON lines have a record a line, and records over several \
-         lines must stand in a list"
-    );
-    Error::format(origin, message)
-}
-
-fn record(value: Value, origin: &Path, record: usize, line: Option<usize>) -> Result<AlpacaRecord> {
-    serde_json::from_value(value).map_err(|e| Error::Record {
-        path: origin.to_owned(),
-        record,
-        line,
-        message: e.to_string(),
-    })
-}
-
-/// An [`Error::Format`] that says where in the file, of which `lines_above` lines came before the
-/// text that was parsed.
-fn malformed(origin: &Path, error: &serde_json::Error, lines_above: usize) -> Error {
-    let (line, column) = (error.line(), error.column());
-    let text = error.to_string();
-    let what = text
-        .strip_suffix(&format!(" at line {line} column {column}"))
-        .unwrap_or(&text);
-    let line = line + lines_above;
-    Error::format(
-        origin,
-        format!("malformed JSON at line {line}, column {column}: {what}"),
-    )
+/// A record as JSON has it, or what is wrong with it.
+pub(super) fn record(value: Value) -> Result<AlpacaRecord, String> {
+    serde_json::from_value(value).map_err(|error| error.to_string())
 }

@@ -1,7 +1,7 @@
-//! From a file of instructions to batches of token ids.
+//! From a file of records to batches of token ids.
 //!
 //! ```text
-//! load_alpaca -> AlpacaRecord -> Sample (tokens, labels) -> Batch (padded, on the host) -> tensors
+//! load_records -> Record -> Sample (tokens, labels) -> Batch (padded, on the host) -> tensors
 //! ```
 //!
 //! Everything up to [`Batch`] is plain host data, so a data set can be looked at, filtered and
@@ -27,13 +27,22 @@
 //! # Ok(())
 //! # }
 //! ```
+//!
+//! [`RecordEncoder`] makes the samples of conversations and of other formats, by the model's chat template.
 
 mod alpaca;
 mod batch;
+mod formats;
+mod json;
 mod order;
+mod record_encoder;
+mod records;
 mod tokens;
 
+pub use crate::tokenizer::{Conversation, Message};
 pub use alpaca::{AlpacaRecord, load_alpaca, parse_alpaca};
 pub use batch::{Batch, Padding, pack};
 pub use order::{DataOrder, shuffled_indices, split_validation};
+pub use record_encoder::{RecordCounts, RecordEncoder, TooLong, TrainOn};
+pub use records::{Format, Record, Records, Split, load_records, load_split, parse_records};
 pub use tokens::{IGNORE_INDEX, Sample, check_vocab, tokenize_records};

@@ -152,7 +152,7 @@ pub fn check_vocab(samples: &[Sample], vocab_size: usize) -> Result<()> {
     }
 }
 
-fn label(id: u32) -> Result<i32> {
+pub(super) fn label(id: u32) -> Result<i32> {
     i32::try_from(id).map_err(|_| Error::TokenOutOfRange {
         id,
         vocab_size: i32::MAX as usize,
@@ -168,7 +168,7 @@ fn no_eos() -> Error {
     }
 }
 
-fn zero_length() -> Error {
+pub(super) fn zero_length() -> Error {
     Error::InvalidArgument {
         name: "max_seq_len",
         message: "0 leaves no room for a token; give at least 1, or leave it out".into(),

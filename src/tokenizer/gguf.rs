@@ -3,13 +3,15 @@
 use std::fs::File;
 use std::io::{self, Read};
 use std::path::Path;
+use std::sync::Arc;
 
 use sentencepiece_model::{ModelProto, Type};
 use serde_json::{Value, json};
 
+use super::gguf_files::Special;
 use super::sentencepiece::{added_token, of_pieces};
 use super::to_gguf::steps_of;
-use super::{Names, Tokenizer};
+use super::{ChatFiles, Names, Tokenizer};
 use crate::checkpoint::{GgufFile, Metadata, SENTENCEPIECE, TOKENIZER};
 use crate::{Error, Result};
 
@@ -66,12 +68,12 @@ impl GgufFile {
             vocabulary.special("padding")?,
             vocabulary.special("unknown")?,
         ];
-        let template = vocabulary.chat_template()?;
+        let config = Special::of(&vocabulary)?.config("", vocabulary.chat_template()?);
         Ok(Tokenizer {
             bos_id: bos.filter(|_| vocabulary.adds_bos),
             eos_id: vocabulary.special("eos")?.or(tokenizer.eos_id),
             pad_id: pad.or(unknown).unwrap_or(tokenizer.pad_id),
-            chat_template: template.map(Into::into),
+            chat: Arc::new(ChatFiles::of_config(config, self.path())?),
             ..tokenizer
         })
     }

@@ -46,7 +46,7 @@ pub(super) fn save_gguf_tokenizer(from: &Path, to: &Path) -> Result<()> {
 type Token<'a> = (u32, &'a str);
 
 /// The tokens that a file names.
-struct Special<'a> {
+pub(super) struct Special<'a> {
     bos: Option<Token<'a>>,
     eos: Option<Token<'a>>,
     pad: Option<Token<'a>>,
@@ -55,7 +55,7 @@ struct Special<'a> {
 }
 
 impl<'a> Special<'a> {
-    fn of(vocabulary: &Vocabulary<'a>) -> Result<Self> {
+    pub(super) fn of(vocabulary: &Vocabulary<'a>) -> Result<Self> {
         let token = |kind| {
             let id = vocabulary.special(kind)?;
             Ok(id.map(|id| (id, vocabulary.tokens[id as usize])))
@@ -69,7 +69,7 @@ impl<'a> Special<'a> {
         })
     }
 
-    fn config(&self, class: &str, chat_template: Option<&str>) -> Value {
+    pub(super) fn config(&self, class: &str, chat_template: Option<&str>) -> Value {
         let text = |token: Option<Token<'a>>| token.map(|(_, text)| text);
         let mut config = json!({
             "tokenizer_class": class,

@@ -32,11 +32,12 @@ pub use keys::RecipeKey;
 
 use super::{Activations, AdamWConfig, LrSchedule, ScheduleKind, Trainer};
 use crate::checkpoint::{hf_config_key, read_base_config};
-use crate::data::DataOrder;
+use crate::data::{DataOrder, Format, RecordEncoder, TooLong, TrainOn};
 use crate::files::read_text;
 use crate::llama::{LlamaConfig, TransformerDecoder};
 use crate::lora::{AttnModule, Init, LoRAConfig, Targets, TrainedBias};
 use crate::ops::MatmulPrecision;
+use crate::tokenizer::Tokenizer;
 use crate::weight::{BaseFormat, Quantization};
 use crate::{Error, Result};
 use yaml::Setting;
@@ -111,10 +112,20 @@ pub struct RecipeConfig {
     pub validation_dataset: Option<PathBuf>,
     /// The fraction of `dataset` that is held out for validation instead.
     pub validation_split: f64,
-    /// Whether the loss counts the prompt's tokens beside the answer's.
+    /// The form of the records; [`Format::Auto`] is what their keys say.
+    pub dataset_format: Format,
+    /// The file of the template by which conversations become texts, or `chatml`; `None` means the tokenizer's own, or
+    /// ChatML if it has none. See [`ChatTemplate::choose`](crate::tokenizer::ChatTemplate::choose).
+    pub chat_template: Option<String>,
+    /// What the loss counts; `None` means the assistant's part of conversations, and of other records what
+    /// `train_on_input` says.
+    pub train_on: Option<TrainOn>,
+    /// Whether the loss counts the prompt's tokens beside the answer's, of records that are no conversations.
     pub train_on_input: bool,
     /// The length in tokens to which a record is cut; `None` means the model's context.
     pub max_seq_len: Option<usize>,
+    /// What becomes of longer records.
+    pub too_long: TooLong,
     /// Whether several records share a sequence, without seeing each other.
     pub packed: bool,
     /// Whether each epoch goes through the records in an order of its own.
@@ -203,8 +214,12 @@ impl Default for RecipeConfig {
             dataset: None,
             validation_dataset: None,
             validation_split: 0.0,
+            dataset_format: Format::Auto,
+            chat_template: None,
+            train_on: None,
             train_on_input: true,
             max_seq_len: None,
+            too_long: TooLong::Cut,
             packed: false,
             shuffle: true,
             seed: 0,
@@ -315,6 +330,23 @@ impl RecipeConfig {
             },
             other => other,
         })
+    }
+
+    /// Makes samples of records as the configuration says, of at most `longest` tokens; conversations still need a
+    /// [template](RecordEncoder::template).
+    pub fn record_encoder<'a>(
+        &self,
+        tokenizer: &'a Tokenizer,
+        longest: usize,
+    ) -> RecordEncoder<'a> {
+        RecordEncoder::new(tokenizer)
+            .with_train_on(self.train_on.unwrap_or(TrainOn::Assistant))
+            .with_train_on_input(
+                self.train_on
+                    .map_or(self.train_on_input, |on| on == TrainOn::All),
+            )
+            .with_max_seq_len(Some(longest))
+            .with_too_long(self.too_long)
     }
 
     /// Which records each step takes, for a run that `num_processes` began.
@@ -606,6 +638,7 @@ impl RecipeConfig {
             adapter_checkpoint: None,
             dataset: None,
             validation_dataset: None,
+            chat_template: None,
             output_dir: default.output_dir,
             device: default.device,
             ..self.clone()

@@ -123,6 +123,36 @@ def notes(recipe: Recipe) -> None:
         assert found, f"{override}: no note says `{note}`"
 
 
+def records_of_other_formats(recipe: Recipe) -> None:
+    """Conversations by ChatML, which is saved; what the loss counts; what is too long."""
+    short = {"messages": [{"role": "user", "content": "What is a tyre made of?"}, {"role": "assistant", "content": "rubber"}]}
+    long = {"messages": [short["messages"][0], {"role": "assistant", "content": "rubber " * 100}]}
+    path = recipe.folder / "chats.jsonl"
+    path.write_text("\n".join(map(json.dumps, [short] * 4 + [long])))
+    dataset = f"dataset={path}"
+    run = recipe.run(dataset, "save_adapter_weights_only=false").done()
+    assert "note: the tokenizer has no chat template" in run.output, run.output
+    assert "<|im_start|>" in (run.folder / "adapter/chat_template.jinja").read_text()
+    assert (run.folder / "merged/chat_template.jinja").exists()
+    assert run.metrics("loss") == recipe.run(dataset, "train_on=assistant", "dataset_format=messages").done().metrics("loss")
+    assert run.metrics("loss") != recipe.run(dataset, "train_on=all").done().metrics("loss")
+
+    dropped = recipe.run(dataset, "max_seq_len=128", "too_long=drop").done().output
+    assert f"note: 1 records of {path} are left out, which are longer than 128 tokens" in dropped, dropped
+    assert "finetuned on 4 records" in dropped, dropped
+    assert "record 5 (line 5): it is longer than 128 tokens" in recipe.run(dataset, "max_seq_len=128", "too_long=error").fails()
+
+    template = recipe.folder / "mine.jinja"
+    template.write_text("{% for message in messages %}{{ message.content }}{{ eos_token }}{% endfor %}")
+    mine = recipe.run(f"chat_template={template}").done()
+    assert (mine.folder / "adapter/chat_template.jinja").read_text() == template.read_text()
+    answers, plain = recipe.run("train_on=assistant").done(), recipe.run().done()
+    assert not (plain.folder / "adapter/chat_template.jinja").exists()
+    assert answers.metrics("loss") == plain.metrics("loss") != mine.metrics("loss")
+    whole = recipe.run("train_on_input=true").done()
+    assert whole.metrics("loss") == recipe.run("train_on=all").done().metrics("loss") != plain.metrics("loss")
+
+
 def a_finished_folder(recipe: Recipe) -> None:
     """A new run there deletes what the last one left, if told to."""
     first = recipe.run("save_every_n_steps=5").done()
@@ -332,6 +362,7 @@ def main(program: str) -> None:
             half_precision,
             variants,
             notes,
+            records_of_other_formats,
             a_finished_folder,
             an_adapter_to_begin_with,
             an_adapter_of_another_kind,

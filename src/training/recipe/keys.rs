@@ -197,14 +197,15 @@ pub(super) const KEYS: &[RecipeKey] = &[
     key(
         "dataset",
         PATH,
-        "Alpaca records to train on, JSON or JSONL; `null` is the embedded set, for the embedded model only.",
+        "Records to train on, see docs/data.md: JSON, JSONL or CSV, several files with commas between them, or a \
+         folder; `null` is the embedded set, for the embedded model only.",
     )
     .optional()
     .free(),
     key(
         "validation_dataset",
         PATH,
-        "Alpaca records for the validation loss.",
+        "Records for the validation loss, likewise.",
     )
     .optional()
     .free(),
@@ -214,9 +215,28 @@ pub(super) const KEYS: &[RecipeKey] = &[
         "Fraction of `dataset` held out for validation instead.",
     ),
     key(
+        "dataset_format",
+        Word(&["auto", "alpaca", "messages", "sharegpt", "prompt_completion", "text"]),
+        "Form of the records; `auto` is what the keys of a file's first record say.",
+    ),
+    key(
+        "chat_template",
+        Text("a path, or chatml"),
+        "Template that makes a conversation a text, in Jinja's language; set, it is for Alpaca's records too. `null` is \
+         the tokenizer's own, or ChatML if it has none, and Alpaca's prompt for Alpaca's records.",
+    )
+    .optional(),
+    key(
+        "train_on",
+        Word(&["assistant", "last", "all"]),
+        "What the loss counts: all answers, the last one, or every token; `null` is all answers of a conversation, and \
+         of other records what `train_on_input` says.",
+    )
+    .optional(),
+    key(
         "train_on_input",
         Flag,
-        "Count the prompt's tokens in the loss, not only the answer's.",
+        "Count the prompt's tokens in the loss, not only the answer's, of records that are no conversations.",
     ),
     key(
         "max_seq_len",
@@ -224,6 +244,11 @@ pub(super) const KEYS: &[RecipeKey] = &[
         "Length in tokens to which a record is cut, at most the model's context, which `null` means.",
     )
     .optional(),
+    key(
+        "too_long",
+        Word(&["cut", "drop", "error"]),
+        "What becomes of a longer record: it is cut, left out, or ends the run before it starts.",
+    ),
     key(
         "packed",
         Flag,
