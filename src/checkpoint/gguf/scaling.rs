@@ -162,13 +162,9 @@ fn yarn(model: &Model) -> Result<RopeScaling> {
             (LOG_MULTIPLIER, Some(multiplier), [0.0; 2]),
         ]);
     }
-    let near = |a: f64, b: f64| (a - b).abs() <= TOLERANCE * b.abs();
-    for (key, value, known) in others {
-        let is_known = |value: &f64| known.into_iter().any(|known| near(*value, known));
-        if let Some(other) = value.filter(|value| !is_known(value)) {
-            return Err(model.error(key, format!("{other} is not supported")));
-        }
-    }
+    others
+        .into_iter()
+        .try_for_each(|(key, value, known)| require_one_of(model, key, value, known))?;
     Ok(RopeScaling::Yarn {
         factor,
         beta_fast,
@@ -177,6 +173,16 @@ fn yarn(model: &Model) -> Result<RopeScaling> {
         attention_factor,
         original_max_seq_len: original_len(model)?,
     })
+}
+
+/// Checks that a value, if there is one, is one of two.
+fn require_one_of(model: &Model, key: &str, value: Option<f64>, known: [f64; 2]) -> Result<()> {
+    let is_near = |a: f64, b: f64| (a - b).abs() <= TOLERANCE * b.abs();
+    let is_known = |value: &f64| known.into_iter().any(|known| is_near(*value, known));
+    match value.filter(|value| !is_known(value)) {
+        Some(other) => Err(model.error(key, format!("{other} is not supported"))),
+        None => Ok(()),
+    }
 }
 
 /// What llama.cpp multiplies cos and sin by, by the factor and a file's multiplier of its logarithm.
@@ -240,20 +246,19 @@ pub(super) fn scaling_values(
             original_max_seq_len,
             ..
         }) => {
-            let mut values = vec![
+            // As Ministral's files have it where nothing is multiplied.
+            let is_one = architecture.reads_yarn_bounds && attention_factor == 1.0;
+            let multiplier = f64::from(is_one);
+            let scale = yarn_scale(factor, multiplier);
+            vec![
                 (TYPE, "yarn".into()),
                 (FACTOR, number(factor)),
                 (ORIGINAL, Value::size(original_max_seq_len)),
                 (BETAS[0], number(beta_fast)),
                 (BETAS[1], number(beta_slow)),
-            ];
-            // As Ministral's files have it where nothing is multiplied.
-            let is_one = architecture.reads_yarn_bounds && attention_factor == 1.0;
-            let multiplier = f64::from(is_one);
-            let scale = yarn_scale(factor, multiplier);
-            values.push((LOG_MULTIPLIER, number(multiplier)));
-            values.push((ATTN_FACTOR, number(attention_factor / scale)));
-            values
+                (LOG_MULTIPLIER, number(multiplier)),
+                (ATTN_FACTOR, number(attention_factor / scale)),
+            ]
         }
         Some(RopeScaling::LongRope {
             attention_factor,

@@ -125,12 +125,14 @@ impl GgufFile {
             return Err(Error::format(self.path(), message));
         }
         let entries: Vec<_> = [entry].into_iter().chain(up).collect();
+        let parts = |index| {
+            entries
+                .iter()
+                .map(move |entry| self.part(entry, index, count))
+        };
         let expert = |index: usize| GgufTensor {
             file: self,
-            parts: entries
-                .iter()
-                .map(|entry| self.part(entry, index, count))
-                .collect(),
+            parts: parts(index).collect(),
             shape: vec![entries.len() * rows, columns],
             key: format!("{layer}{EXPERTS}{index}.{module}"),
             is_rotary_permuted: false,
