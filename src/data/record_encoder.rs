@@ -1,5 +1,7 @@
 //! Records of all kinds as samples.
 
+use std::iter;
+
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
@@ -179,7 +181,7 @@ impl<'a> RecordEncoder<'a> {
         };
         let rendered = template.render(conversation, false)?;
         let answers = match self.train_on {
-            TrainOn::All => vec![0..rendered.text.len()],
+            TrainOn::All => iter::once(0..rendered.text.len()).collect(),
             train_on => template.answers(conversation, &rendered, train_on == TrainOn::Last)?,
         };
         let tokens = self.chat.encode(&rendered)?;

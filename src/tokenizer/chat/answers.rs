@@ -34,9 +34,9 @@ impl ChatTemplate {
         let messages = conversation.messages.iter().enumerate();
         let turns =
             messages.filter(|(place, message)| *place >= given && message.role() == ASSISTANT);
-        let turns = turns.map(|(place, _)| place);
+        let mut turns = turns.map(|(place, _)| place);
         let turns: Vec<usize> = match last {
-            true => turns.last().into_iter().collect(),
+            true => turns.next_back().into_iter().collect(),
             false => turns.collect(),
         };
         match (self.marks_answers, turns.first()) {
