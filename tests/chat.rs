@@ -958,6 +958,13 @@ mod formats {
              `text`; did you mean \
              `messages`?",
         );
+        let unknown = parse_records(r#"{"turns": []}"#, "x", Format::Auto).unwrap_err();
+        assert!(
+            unknown
+                .to_string()
+                .contains("the first record has the keys turns"),
+            "{unknown}"
+        );
         refused("[3]", "data.json: the first record is not an object");
         refused(
             " ",

@@ -16,6 +16,10 @@ use burn_peft::{Error, Result};
 
 use crate::embedded;
 
+const WITHOUT_TEMPLATE: &str = "\
+the tokenizer has no chat template, so conversations are written in ChatML; the template is saved beside the \
+adapter and in the merged model, whose end of a text may have to be set to `<|im_end|>`";
+
 /// The model's own end of a text serves where the tokenizer knows none.
 pub fn tokenizer(config: &RecipeConfig, base: &Path, llama: &LlamaConfig) -> Result<Tokenizer> {
     let path = config.tokenizer.as_deref().unwrap_or(base);
@@ -72,9 +76,7 @@ impl Data {
             Some(path) => (all, reader.read(path, Split::Validation)?),
             None => split(all, config)?,
         };
-        let template = reader.template.take();
-        let own = template.as_ref().filter(|_| config.chat_template.is_none());
-        notes.extend(own.and_then(without_template));
+        let template = reader.other_template();
         notes.extend(unvalidated(config, samples.len(), validation.len()));
         let lengths: Vec<usize> = samples.iter().map(Sample::len).collect();
         let rows = match config.packed {
@@ -89,8 +91,7 @@ impl Data {
             source: path,
             samples,
             rows,
-            template: template
-                .filter(|template| config.chat_template.is_some() || template.is_chatml()),
+            template,
             pad_id,
             notes,
         })
@@ -191,6 +192,18 @@ impl Reader<'_> {
         }
     }
 
+    /// The template by which conversations were written, if it is not the tokenizer's own.
+    fn other_template(self) -> Option<ChatTemplate> {
+        let is_asked = self.config.chat_template.is_some();
+        let template = self
+            .template
+            .filter(|template| is_asked || template.is_chatml());
+        if template.is_some() && !is_asked {
+            self.notes.push(WITHOUT_TEMPLATE.into());
+        }
+        template
+    }
+
     /// A template that cannot be read is no matter where nothing is written by it.
     fn samples(&mut self, records: &Records) -> Result<(Vec<Sample>, RecordCounts)> {
         let encoder = self.config.record_encoder(self.tokenizer, self.longest);
@@ -243,14 +256,6 @@ fn told(path: &Path, counts: &RecordCounts, longest: usize) -> Vec<String> {
     let told = told.into_iter().filter(|(count, _)| *count > 0);
     told.map(|(count, what)| format!("{count} records of {} {what}", path.display()))
         .collect()
-}
-
-fn without_template(template: &ChatTemplate) -> Option<String> {
-    template.is_chatml().then(|| {
-        "the tokenizer has no chat template, so conversations are written in ChatML; the template is saved \
-         beside the adapter and in the merged model, whose end of a text may have to be set to `<|im_end|>`"
-            .into()
-    })
 }
 
 /// Servers that have the adapter alone stop where the base model's configuration says.

@@ -41,10 +41,19 @@ pub(super) fn require_some<T>(records: Vec<T>, origin: &Path) -> Result<Vec<T>> 
     }
 }
 
-/// Whether the whole text is one object that is no record and holds a list, `{"data": [...]}` say.
+/// Whether the whole text is one object that is no record and holds a list, `{"data": [...]}` say. On a line
+/// of its own it may be a record of keys that nobody knows, unless the list is one of records.
 fn holds_list(text: &str, is_record: impl Fn(&Map<String, Value>) -> bool) -> bool {
+    let holds_records = |value: &Value| {
+        let first = value.get(0).and_then(Value::as_object);
+        first.is_some_and(&is_record)
+    };
+    let over_lines = text.trim().contains('\n');
     let object: Result<Map<String, Value>, _> = serde_json::from_str(text);
-    object.is_ok_and(|object| !is_record(&object) && object.values().any(Value::is_array))
+    object.is_ok_and(|object| {
+        let is_list = |value: &Value| value.is_array() && (over_lines || holds_records(value));
+        !is_record(&object) && object.values().any(is_list)
+    })
 }
 
 fn parse_array(text: &str, origin: &Path) -> Result<Vec<(Place, Value)>> {

@@ -160,7 +160,7 @@ impl<'a> RecordEncoder<'a> {
             let sample = sample.map_err(|error| in_record(error, place))?;
             match self.too_long {
                 TooLong::Drop if sample.is_cut => counts.too_long += 1,
-                TooLong::Error if sample.is_cut => return Err(self.too_long(place)),
+                TooLong::Error if sample.is_cut => return Err(self.too_many_tokens(place)),
                 _ if sample.num_label_tokens() == 0 => counts.without_labels += 1,
                 _ => {
                     counts.used += 1;
@@ -206,7 +206,7 @@ impl<'a> RecordEncoder<'a> {
         })
     }
 
-    fn too_long(&self, place: &Place) -> Error {
+    fn too_many_tokens(&self, place: &Place) -> Error {
         let max = self.max_seq_len.unwrap_or_default();
         place.error(&format!(
             "it is longer than {max} tokens; give a larger max_seq_len, or have such records cut or left out \

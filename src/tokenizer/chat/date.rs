@@ -36,11 +36,28 @@ pub(super) fn strftime_now(format: &str) -> String {
 
 /// `seconds` are counted from 1970.
 fn strftime(format: &str, seconds: u64) -> String {
+    let mut out = String::new();
+    let mut chars = format.chars();
+    while let Some(c) = chars.next() {
+        match (c, (c == '%').then(|| chars.next()).flatten()) {
+            // Without the zero in front, as the C libraries of Linux and macOS have it.
+            ('%', Some('-')) => {
+                let value = chars.next().map(|directive| written(directive, seconds));
+                out.push_str(value.unwrap_or_default().trim_start_matches(['0', ' ']));
+            }
+            ('%', Some(directive)) => out.push_str(&written(directive, seconds)),
+            (c, _) => out.push(c),
+        }
+    }
+    out
+}
+
+fn written(directive: char, seconds: u64) -> String {
     let days = seconds / 86_400;
     let (year, month, day) = civil(days);
     let (hour, minute, second) = (seconds / 3600 % 24, seconds / 60 % 60, seconds % 60);
     let (month_name, day_name) = (MONTHS[month - 1], DAYS[(days % 7) as usize]);
-    let of = |directive: char| match directive {
+    match directive {
         'Y' => format!("{year}"),
         'y' => format!("{:02}", year % 100),
         'm' => format!("{month:02}"),
@@ -62,21 +79,7 @@ fn strftime(format: &str, seconds: u64) -> String {
         't' => "\t".into(),
         '%' => "%".into(),
         other => format!("%{other}"),
-    };
-    let mut out = String::new();
-    let mut chars = format.chars();
-    while let Some(c) = chars.next() {
-        match (c, (c == '%').then(|| chars.next()).flatten()) {
-            // Without the zero in front, as the C libraries of Linux and macOS have it.
-            ('%', Some('-')) => {
-                let value = chars.next().map(of).unwrap_or_default();
-                out.push_str(value.trim_start_matches(['0', ' ']));
-            }
-            ('%', Some(directive)) => out.push_str(&of(directive)),
-            (c, _) => out.push(c),
-        }
     }
-    out
 }
 
 /// Year, month and day of a day counted from 1970, in the Gregorian calendar.

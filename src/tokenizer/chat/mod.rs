@@ -8,6 +8,7 @@ mod answers;
 mod conversation;
 mod date;
 mod encode;
+mod environment;
 mod marks;
 mod python;
 mod source;
@@ -16,9 +17,8 @@ use std::path::Path;
 use std::sync::Arc;
 
 use fancy_regex::Regex;
-use minijinja::value::{Value, ValueKind};
-use minijinja::{AutoEscape, Environment, ErrorKind};
-use minijinja_contrib::pycompat;
+use minijinja::value::Value;
+use minijinja::{Environment, ErrorKind};
 use serde_json::{Map, Value as Json};
 
 use super::Tokenizer;
@@ -27,6 +27,7 @@ use crate::{Error, Result};
 
 pub use conversation::{Conversation, Message};
 pub use encode::{ChatEncoder, PlacedToken};
+use environment::environment;
 pub use marks::Rendered;
 use marks::{Marks, has_any, without_generation_tags};
 pub(super) use source::{ChatFiles, Source};
@@ -57,9 +58,6 @@ const CHATML_ORIGIN: &str = "<chatml>";
 /// The names of the templates in an environment; the second is for conversations with tools.
 const PLAIN: &str = "plain";
 const TOOL_USE: &str = "tool_use";
-
-/// How many instructions a rendering may take: a thousand times what long conversations do.
-const FUEL: u64 = 50_000_000;
 
 /// A template in Jinja's language by which a conversation becomes a text for a model, applied as transformers
 /// applies it (`apply_chat_template`).
@@ -273,59 +271,6 @@ impl ChatTemplate {
             }
         }
     }
-}
-
-/// What transformers gives templates.
-fn environment() -> Environment<'static> {
-    let mut environment = Environment::new();
-    environment.set_trim_blocks(true);
-    environment.set_lstrip_blocks(true);
-    environment.set_auto_escape_callback(|_| AutoEscape::None);
-    environment.set_fuel(Some(FUEL));
-    environment.set_formatter(|out, _, value| {
-        let written = match value.is_undefined() {
-            true => Ok(()),
-            false => out.write_str(&python::str(value)),
-        };
-        written.map_err(minijinja::Error::from)
-    });
-    environment.set_unknown_method_callback(|state, value, method, args| {
-        match python::method(value, method, args) {
-            Err(error) if error.kind() == ErrorKind::UnknownMethod => {
-                pycompat::unknown_method_callback(state, value, method, args)
-            }
-            result => result,
-        }
-    });
-    environment.add_filter("tojson", python::tojson);
-    environment.add_filter("string", |value: &Value| python::str(value));
-    // Of a text and of an object, too.
-    environment.add_test("sequence", |value: &Value| {
-        matches!(
-            value.kind(),
-            ValueKind::Seq | ValueKind::String | ValueKind::Map
-        )
-    });
-    environment.add_test("iterable", |value: &Value| {
-        use ValueKind::{Iterable, Map, Seq, String};
-        matches!(value.kind(), String | Seq | Map | Iterable)
-    });
-    for name in ["length", "count"] {
-        environment.add_filter(name, |value: &Value| match value.is_undefined() {
-            true => Ok(0),
-            false => minijinja::filters::length(value),
-        });
-    }
-    environment.add_function(
-        "raise_exception",
-        |message: &Value| -> Result<Value, minijinja::Error> {
-            Err(python::invalid(format!(
-                "the template refuses it: {message}"
-            )))
-        },
-    );
-    environment.add_function("strftime_now", |format: &str| date::strftime_now(format));
-    environment
 }
 
 /// What is wrong, and where in the template.

@@ -266,48 +266,56 @@ impl Json {
 
 /// Methods of Python's texts and lists that are not among those of `pycompat`.
 pub(super) fn method(value: &Value, name: &str, args: &[Value]) -> Result<Value, Error> {
-    let unknown = || Err(Error::from(ErrorKind::UnknownMethod));
-    let texts: Option<Vec<&str>> = args.iter().map(Value::as_str).collect();
-    match (value.as_str(), name, texts.as_deref()) {
-        (Some(text), "removeprefix", Some([part])) => {
-            Ok(text.strip_prefix(part).unwrap_or(text).into())
-        }
-        (Some(text), "removesuffix", Some([part])) => {
-            Ok(text.strip_suffix(part).unwrap_or(text).into())
-        }
-        (Some(text), "partition", Some([part])) => Ok(match text.split_once(part) {
-            Some((before, after)) => list([before, part, after]),
-            None => list([text, "", ""]),
-        }),
-        (Some(text), "rpartition", Some([part])) => Ok(match text.rsplit_once(part) {
-            Some((before, after)) => list([before, part, after]),
-            None => list(["", "", text]),
-        }),
-        (Some(text), "rsplit", _) => match args {
-            [part, count] => {
-                let part = part.as_str().ok_or(ErrorKind::InvalidOperation)?;
-                let count = usize::try_from(count.clone())?;
-                let parts: Vec<&str> = text.rsplitn(count.saturating_add(1), part).collect();
-                Ok(list(parts.into_iter().rev()))
-            }
-            [part] => Ok(list(
-                text.split(part.as_str().ok_or(ErrorKind::InvalidOperation)?),
-            )),
-            _ => Ok(list(text.split_whitespace())),
+    match (value.as_str(), name, args) {
+        (Some(text), "rsplit", _) => rsplit(text, args),
+        (Some(text), _, [part]) => match part.as_str() {
+            Some(part) => text_method(text, name, part),
+            None => Err(ErrorKind::UnknownMethod.into()),
         },
-        (Some(text), "index", Some([part])) => match text.find(part) {
-            Some(byte) => Ok(text[..byte].chars().count().into()),
-            None => Err(invalid(format!("`{part}` is not in the text"))),
-        },
-        (None, "index", _) if value.kind() == ValueKind::Seq => {
-            let mut items = value.try_iter()?;
-            match items.position(|item| Some(&item) == args.first()) {
+        (None, "index", [item]) if value.kind() == ValueKind::Seq => {
+            match value.try_iter()?.position(|other| other == *item) {
                 Some(place) => Ok(place.into()),
                 None => Err(invalid("the list does not have this item")),
             }
         }
-        _ => unknown(),
+        _ => Err(ErrorKind::UnknownMethod.into()),
     }
+}
+
+fn text_method(text: &str, name: &str, part: &str) -> Result<Value, Error> {
+    let cut = |parts: Option<(&str, &str)>, others: [&str; 3]| match parts {
+        Some((before, after)) => list([before, part, after]),
+        None => list(others),
+    };
+    Ok(match name {
+        "removeprefix" => text.strip_prefix(part).unwrap_or(text).into(),
+        "removesuffix" => text.strip_suffix(part).unwrap_or(text).into(),
+        "partition" => cut(text.split_once(part), [text, "", ""]),
+        "rpartition" => cut(text.rsplit_once(part), ["", "", text]),
+        "index" => match text.find(part) {
+            Some(byte) => text[..byte].chars().count().into(),
+            None => return Err(invalid(format!("`{part}` is not in the text"))),
+        },
+        _ => return Err(ErrorKind::UnknownMethod.into()),
+    })
+}
+
+fn rsplit(text: &str, args: &[Value]) -> Result<Value, Error> {
+    let (part, count) = match args {
+        [] => return Ok(list(text.split_whitespace())),
+        [part] => (part, None),
+        [part, count, ..] => (part, Some(usize::try_from(count.clone())?)),
+    };
+    let part = part
+        .as_str()
+        .ok_or_else(|| invalid("rsplit takes a text"))?;
+    let parts: Vec<&str> = text
+        .rsplitn(
+            count.map_or(usize::MAX, |count| count.saturating_add(1)),
+            part,
+        )
+        .collect();
+    Ok(list(parts.into_iter().rev()))
 }
 
 fn list<'a>(texts: impl IntoIterator<Item = &'a str>) -> Value {
