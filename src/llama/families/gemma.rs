@@ -4,8 +4,8 @@
 use serde_json::{Map, Value, json};
 
 use super::layers::{layer_types, sliding_layers, window, windowed};
-use super::olmo::{by_layer_type, write_by_layer_type};
 use super::rope::Outside;
+use super::rope_by_layer::{by_layer_type, write_by_layer_type};
 use super::{DEFAULTS, Defaults, Family, Fields, map};
 use crate::llama::{
     Block, LayerAttention, LlamaConfig, NormPlacement, QkNorm, Rope, RopeScaling, Rotary, Span,

@@ -12,6 +12,7 @@ mod phi3;
 mod qwen;
 mod qwen3_moe;
 mod rope;
+mod rope_by_layer;
 mod smollm3;
 
 use serde_json::{Map, Value, json};
