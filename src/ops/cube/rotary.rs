@@ -6,7 +6,8 @@ use burn_cubecl::tensor::CubeTensor;
 use cubecl::prelude::*;
 
 use super::{elem, elementwise, empty, vector_size};
-use crate::ops::portable::columns;
+use crate::ops::portable::split;
+use crate::ops::types::Piece;
 
 /// A unit turns some neighbouring pairs of a head.
 #[cube(launch)]
@@ -42,7 +43,7 @@ pub fn forward(x: CubeTensor, cos: CubeTensor, sin: CubeTensor) -> CubeTensor {
         return turned(x, cos, sin);
     }
     let [first, kept] = [0..2 * pairs, 2 * pairs..head_dim]
-        .map(|part| columns::forward::<CubeBackend>(x.clone(), part.start, part.len()));
+        .map(|range| split::forward::<CubeBackend>(x.clone(), Piece { dim: 3, range }));
     CubeBackend::float_cat(vec![turned(first, cos, sin), kept], 3)
 }
 
