@@ -261,7 +261,8 @@ fn reset_peak() {
     let _ = std::fs::write("/proc/self/clear_refs", "5");
 }
 
-/// The most main memory that was held since [`reset_peak`], in bytes, as [`peak_memory_bytes`].
+/// The most main memory that was held since [`reset_peak`], in bytes; what [`peak_memory_bytes`] tells
+/// never falls.
 fn peak_since_reset() -> Option<u64> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
     let peak = status
@@ -269,6 +270,11 @@ fn peak_since_reset() -> Option<u64> {
         .find_map(|line| line.strip_prefix("VmHWM:"))?;
     let kib: u64 = peak.trim().strip_suffix(" kB")?.parse().ok()?;
     Some(kib * 1024)
+}
+
+/// Those of the steps after the first; of few steps that of the last one.
+fn timed(mut speeds: Vec<f64>) -> Vec<f64> {
+    speeds.split_off(WARMUP_STEPS.min(speeds.len().saturating_sub(1)))
 }
 
 fn main() -> Result<()> {
@@ -285,30 +291,27 @@ fn main() -> Result<()> {
     let estimated_bytes = estimated_bytes(&args, &model, lora);
     let (batches, held_out) = batches(&args, model.config.vocab_size)?;
     let mut trainer = trainer(&args);
-    let (mut losses, mut tokens_per_s, mut tokens) = (Vec::new(), Vec::new(), 0);
+    let (mut losses, mut speeds, mut tokens) = (Vec::new(), Vec::new(), 0);
     for batch in batches {
         let started = Instant::now();
         let (next, output) = trainer.step(model, &[batch]);
         let seconds = started.elapsed().as_secs_f64();
         model = next;
         losses.push(output.loss);
-        tokens_per_s.push(output.num_tokens as f64 / seconds);
+        speeds.push(output.num_tokens as f64 / seconds);
         tokens += output.num_tokens;
     }
     let steps_bytes = peak_since_reset();
-    let peak_bytes = loaded_bytes.max(steps_bytes);
-    // The last step is timed in any case.
-    let untimed = WARMUP_STEPS.min(tokens_per_s.len().saturating_sub(1));
     let held_out_loss = (!held_out.is_empty()).then(|| validation_loss(&model, &held_out));
     let line = serde_json::json!({
         "losses": losses,
         "held_out_loss": held_out_loss,
         "tokens": tokens,
-        "tokens_per_s": median(tokens_per_s.split_off(untimed)),
+        "tokens_per_s": median(timed(speeds)),
         "start_bytes": started_bytes,
         "loaded_bytes": loaded_bytes,
         "steps_bytes": steps_bytes,
-        "peak_bytes": peak_bytes,
+        "peak_bytes": loaded_bytes.max(steps_bytes),
         "estimated_bytes": estimated_bytes,
     });
     println!("{line}");

@@ -244,10 +244,9 @@ pub trait StepOps: Backend {
         glu::backward::<Self>(grad, gate, up, activation)
     }
 
-    /// A piece, copied.
+    /// A piece, copied; its backward pass asks what all pieces share.
     #[fusion(dtype = x, shape = piece_shape(x, piece))]
-    #[allow(unused_variables, reason = "a graph's")]
-    fn piece(x: FloatTensor<Self>, piece: Piece, whole: Whole) -> FloatTensor<Self> {
+    fn piece(x: FloatTensor<Self>, piece: Piece, _whole: Whole) -> FloatTensor<Self> {
         split::forward::<Self>(x, piece)
     }
 

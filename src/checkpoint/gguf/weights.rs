@@ -118,11 +118,7 @@ impl GgufFile {
             return Err(self.not_of_all(entry, count));
         }
         if let Some(up) = up.filter(|up| up.kind != entry.kind) {
-            let message = format!(
-                "the tensors `{}` and `{}` are packed in two ways, but here they are one matrix",
-                entry.name, up.name
-            );
-            return Err(Error::format(self.path(), message));
+            return Err(self.packed_in_two_ways(entry, up));
         }
         let entries: Vec<_> = [entry].into_iter().chain(up).collect();
         let parts = |index| {
@@ -140,6 +136,14 @@ impl GgufFile {
             head_dim: config.head_dim,
         };
         Ok((0..count).map(expert).collect())
+    }
+
+    fn packed_in_two_ways(&self, gate: &Entry, up: &Entry) -> Error {
+        let message = format!(
+            "the tensors `{}` and `{}` are packed in two ways, but here they are one matrix",
+            gate.name, up.name
+        );
+        Error::format(self.path(), message)
     }
 
     /// What one of so many experts has of a tensor.
