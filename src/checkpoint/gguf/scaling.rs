@@ -246,9 +246,7 @@ pub(super) fn scaling_values(
             original_max_seq_len,
             ..
         }) => {
-            // As Ministral's files have it where nothing is multiplied.
-            let is_one = architecture.reads_yarn_bounds && attention_factor == 1.0;
-            let multiplier = f64::from(is_one);
+            let multiplier = log_multiplier(architecture, attention_factor);
             let scale = yarn_scale(factor, multiplier);
             vec![
                 (TYPE, "yarn".into()),
@@ -270,6 +268,12 @@ pub(super) fn scaling_values(
         ],
         _ => Vec::new(),
     }
+}
+
+/// Where nothing is multiplied, 1 as Ministral's files have it.
+fn log_multiplier(architecture: &Architecture, attention_factor: f64) -> f64 {
+    let is_one = architecture.reads_yarn_bounds && attention_factor == 1.0;
+    f64::from(is_one)
 }
 
 /// The tensors of a model's scaling.
