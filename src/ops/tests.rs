@@ -318,57 +318,37 @@ fn normed_rotations_are_the_same() {
     }
 }
 
-/// Of what is computed and of a leaf, some of them not used, and the whole used beside them.
+/// Of a leaf and of what is computed.
 fn pieces_are_the_same() {
-    let product = |x: Tensor<3>, [a, b]: [Tensor<3>; 2]| {
-        a.clone().matmul(b) * x.mean().reshape([1, 1, 1]) + a.sum().reshape([1, 1, 1])
-    };
     for scale in [None, Some(0.5)] {
-        let scaled = |x: Tensor<3>| match scale {
-            Some(scale) => x * scale,
-            None => x,
+        let scaled = |x: Tensor<3>| scale.iter().fold(x, |x, scale| x * *scale);
+        let backwards = |pieces: Vec<Tensor<3>>| Tensor::cat(pieces.into_iter().rev().collect(), 2);
+        assert_equals_plain(
+            [random([2, 6, 4])],
+            |[x]| backwards(split(scaled(x), 2, &[1, 1, 2])),
+            |[x]| {
+                let column = |start, len| scaled(x.clone()).narrow(2, start, len);
+                backwards(vec![column(0, 1), column(1, 1), column(2, 2)])
+            },
+        );
+        // Some of them, of two dimensions, beside the whole.
+        let of = |whole: Tensor<3>, columns: Tensor<3>, rows: Tensor<3>| {
+            let [mean, sum] = [whole.mean(), rows.sum()].map(|x| x.reshape([1, 1, 1]));
+            columns * mean + sum
         };
         assert_equals_plain(
             [random([3, 7, 9])],
             |[x]| {
                 let x = scaled(x);
-                let columns = split(x.clone(), 2, &[5, 1, 3]);
-                let rows = split(x.clone(), 1, &[5, 2]);
-                product(
-                    x,
-                    [
-                        columns[2].clone().swap_dims(1, 2),
-                        rows[0].clone().swap_dims(1, 2).narrow(1, 2, 7),
-                    ],
-                )
+                let [columns, rows] = [
+                    split(x.clone(), 2, &[5, 1, 3]),
+                    split(x.clone(), 1, &[5, 2]),
+                ];
+                of(x, columns[2].clone(), rows[1].clone())
             },
             |[x]| {
                 let x = scaled(x);
-                let [columns, rows] = [x.clone().narrow(2, 6, 3), x.clone().narrow(1, 0, 5)];
-                product(
-                    x,
-                    [
-                        columns.swap_dims(1, 2),
-                        rows.swap_dims(1, 2).narrow(1, 2, 7),
-                    ],
-                )
-            },
-        );
-        assert_equals_plain(
-            [random([2, 6, 4])],
-            |[x]| {
-                let pieces = split(scaled(x), 2, &[1, 1, 2]);
-                Tensor::cat(pieces.into_iter().rev().collect(), 2)
-            },
-            |[x]| {
-                let x = scaled(x);
-                let pieces = [(2, 2), (1, 1), (0, 1)];
-                Tensor::cat(
-                    pieces
-                        .map(|(start, len)| x.clone().narrow(2, start, len))
-                        .into(),
-                    2,
-                )
+                of(x.clone(), x.clone().narrow(2, 6, 3), x.narrow(1, 5, 2))
             },
         );
     }

@@ -1,6 +1,6 @@
 use burn::backend::TensorMetadata;
 
-use super::rms_norm::{across, inverse_norm};
+use super::rms_norm::{across, write_normed};
 use super::rotary::{Angles, turn};
 use super::vector::map_rows;
 use super::{Primitive, contiguous, primitive};
@@ -13,10 +13,7 @@ pub fn forward(x: &Primitive, weight: &Primitive, eps: f64, angles: [&Primitive;
     let values = map_rows(heads * head_dim, [x.storage()], |position, [x], out| {
         let groups = x.chunks_exact(weight.len());
         for (x, out) in groups.zip(out.chunks_exact_mut(weight.len())) {
-            let norm = inverse_norm(x, eps);
-            for ((out, x), weight) in out.iter_mut().zip(x).zip(weight) {
-                *out = x * norm * weight;
-            }
+            write_normed(out, x, weight, eps);
         }
         let (cos, sin) = angles.of(position);
         for head in out.chunks_exact_mut(head_dim) {

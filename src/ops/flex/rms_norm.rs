@@ -8,12 +8,17 @@ pub fn forward(x: &Primitive, weight: &Primitive, eps: f64) -> Primitive {
     let (x, weight) = (contiguous(x), contiguous(weight));
     let weight: &[f32] = weight.storage();
     let values = map_rows(weight.len(), [x.storage()], |_, [x], out| {
-        let norm = inverse_norm(x, eps);
-        for ((out, x), weight) in out.iter_mut().zip(x).zip(weight) {
-            *out = x * norm * weight;
-        }
+        write_normed(out, x, weight, eps);
     });
     primitive(values, &x.shape())
+}
+
+#[inline(always)]
+pub fn write_normed(out: &mut [f32], x: &[f32], weight: &[f32], eps: f64) {
+    let norm = inverse_norm(x, eps);
+    for ((out, x), weight) in out.iter_mut().zip(x).zip(weight) {
+        *out = x * norm * weight;
+    }
 }
 
 /// With `n = 1 / sqrt(mean(x²) + eps)` and `h = w · grad`: `n h - n³ x mean(h · x)`.
@@ -41,7 +46,7 @@ pub fn across(h: &mut [f32], x: &[f32], eps: f64) {
 }
 
 #[inline(always)]
-pub fn inverse_norm(x: &[f32], eps: f64) -> f32 {
+fn inverse_norm(x: &[f32], eps: f64) -> f32 {
     1.0 / (dot(x, x) / x.len() as f32 + eps as f32).sqrt()
 }
 
