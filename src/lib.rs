@@ -8,6 +8,8 @@ pub mod distributed;
 mod error;
 mod files;
 pub mod generate;
+mod gguf;
+mod instructions;
 pub mod llama;
 pub mod lora;
 pub mod ops;

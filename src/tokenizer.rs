@@ -21,6 +21,7 @@ use serde::Deserialize;
 use serde::de::IgnoredAny;
 
 use crate::files::{create_dir, read_bytes, read_text, write_atomic};
+use crate::gguf::is_gguf;
 use crate::{Error, Result};
 use chat::ChatFiles;
 pub use chat::{ChatEncoder, ChatTemplate, Conversation, Message, PlacedToken, Rendered};
@@ -90,7 +91,7 @@ impl Tokenizer {
     /// that the file does not have.
     pub fn from_file(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
-        if gguf::is_gguf(path)? {
+        if is_gguf(path)? {
             return Self::from_gguf(path);
         }
         let bytes = read_bytes(path)?;
@@ -424,7 +425,7 @@ fn prefix(tokenizer: &tokenizers::Tokenizer) -> Option<u32> {
 /// [`Tokenizer::from_file`] on a file of Llama 3's.
 pub fn copy_tokenizer(from: impl AsRef<Path>, to: impl AsRef<Path>) -> Result<()> {
     let (from, to) = (from.as_ref(), to.as_ref());
-    if from.is_file() && gguf::is_gguf(from)? {
+    if from.is_file() && is_gguf(from)? {
         create_dir(to)?;
         return save_gguf_tokenizer(from, to);
     }

@@ -6,10 +6,11 @@ use burn::tensor::{DType, TensorData};
 
 use super::any_base::BaseKind;
 use super::base::BaseWeights;
-use super::gguf::{GgufFile, GgufWeights};
+use super::gguf::GgufWeights;
 use super::hf::HfFolder;
 use super::meta::MetaWeights;
 use crate::adapter::initialize_loftq;
+use crate::gguf::GgufFile;
 use crate::llama::TransformerDecoder;
 use crate::lora::Decomposition;
 use crate::{Error, Result};

@@ -6,9 +6,9 @@ use std::arch::x86_64::*;
 use super::decoder::{Decoder, DecoderVisitor, LANES};
 use super::four_bit::{FourBitBlocks, NestedAbsmax, PlainAbsmax, Planes};
 use super::gguf::{self, GgufBlocks};
-use super::instructions::Instructions;
 use super::int8::Int8Blocks;
 use super::layout::{BlockFormat, PackedLayout};
+use crate::instructions::Instructions;
 
 /// A packed matrix to read.
 #[derive(Clone, Copy)]
@@ -118,7 +118,9 @@ impl DecoderVisitor for Decode<'_> {
         unsafe {
             match by {
                 #[cfg(target_arch = "x86_64")]
-                Instructions::Avx512 => decode_avx512(decoder, row, column, out),
+                Instructions::Avx512 | Instructions::All => {
+                    decode_avx512(decoder, row, column, out)
+                }
                 #[cfg(target_arch = "x86_64")]
                 Instructions::Avx2 => decode_avx2(decoder, row, column, out),
                 Instructions::Portable => decode_portable(decoder, row, column, out),

@@ -20,7 +20,6 @@ mod bytes;
 mod decoder;
 mod four_bit;
 mod gguf;
-mod instructions;
 mod int8;
 mod join;
 mod layout;

@@ -1,7 +1,5 @@
 //! The tokenizer in the metadata of a GGUF file: byte-level BPE or SentencePiece.
 
-use std::fs::File;
-use std::io::{self, Read};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -12,28 +10,16 @@ use super::gguf_files::Special;
 use super::sentencepiece::{added_token, of_pieces};
 use super::to_gguf::steps_of;
 use super::{ChatFiles, Names, Tokenizer};
-use crate::checkpoint::{GgufFile, Metadata, SENTENCEPIECE, TOKENIZER};
-use crate::{Error, Result};
+use crate::Result;
+use crate::gguf::{GgufFile, Metadata, SENTENCEPIECE, TOKENIZER};
 
-const MAGIC: &[u8; 4] = b"GGUF";
-/// The kind of tokenizer that is byte-level BPE.
+/// The kind that is byte-level BPE.
 pub(super) const BYTE_LEVEL: &str = "gpt2";
 pub(super) const TOKENS: &str = "tokenizer.ggml.tokens";
 pub(super) const TYPES: &str = "tokenizer.ggml.token_type";
 pub(super) const SCORES: &str = "tokenizer.ggml.scores";
 pub(super) const MERGES: &str = "tokenizer.ggml.merges";
 pub(super) const PRE: &str = "tokenizer.ggml.pre";
-
-/// Whether a file begins as a GGUF file does.
-pub(super) fn is_gguf(path: &Path) -> Result<bool> {
-    let mut begin = [0; MAGIC.len()];
-    let read = File::open(path).and_then(|mut file| file.read_exact(&mut begin));
-    match read {
-        Ok(()) => Ok(begin == *MAGIC),
-        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Ok(false),
-        Err(error) => Err(Error::io(path)(error)),
-    }
-}
 
 impl Tokenizer {
     /// Reads the tokenizer in the metadata of a GGUF file: byte-level BPE (`gpt2`) or SentencePiece (`llama`).

@@ -10,8 +10,8 @@ use serde_json::{Value, json};
 use super::gguf::{Kind, Vocabulary};
 use super::sentencepiece::unknown;
 use super::{CONFIG_FILE, JSON_FILE, SENTENCEPIECE_FILE};
-use crate::checkpoint::GgufFile;
 use crate::files::{write_atomic, write_text};
+use crate::gguf::GgufFile;
 use crate::{Error, Result};
 
 /// Writes a `tokenizer.json` or `tokenizer.model` of the same tokens, and a `tokenizer_config.json` with what the file

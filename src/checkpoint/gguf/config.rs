@@ -1,16 +1,12 @@
 //! The configuration of a model, by its file's metadata and tensors: the fields of a `config.json` that say
 //! the same, which the model's family reads.
 
-use serde_json::{Map, Value, json};
+use serde_json::{Map, Value as Json, json};
 
 use super::architectures::{Architecture, COMMON, Kind, Row, Windows};
-use super::container::{Tensor, metadata_bytes};
-use super::cursor::Cursor;
-use super::kind::TensorKind;
-use super::metadata::{Metadata, Values};
-use super::reader::GgufFile;
 use super::scaling::scaling_fields;
 use crate::checkpoint::tensors::decode;
+use crate::gguf::{Cursor, GgufFile, Metadata, Tensor, TensorKind, Value, Values, metadata_bytes};
 use crate::llama::families::{FULL, Family, Fields, SLIDING, ends_to_json};
 use crate::llama::{LayerAttention, LlamaConfig, Rotary, Span};
 use crate::{Error, Result};
@@ -133,10 +129,7 @@ impl Tensors for [Tensor<'_>] {
 ///
 /// # Errors
 /// Those of [`GgufFile::config`].
-pub(super) fn described(
-    metadata: &[(String, super::Value)],
-    tensors: &[Tensor],
-) -> Result<LlamaConfig> {
+pub(super) fn described(metadata: &[(String, Value)], tensors: &[Tensor]) -> Result<LlamaConfig> {
     let bytes = metadata_bytes(metadata);
     let path = std::path::Path::new("the file to write");
     let values = Values::read(&mut Cursor::new(&bytes), metadata.len())
@@ -223,7 +216,7 @@ impl<'a> Model<'a> {
     }
 
     /// The fields of a `config.json` that say the same.
-    fn fields(&self) -> Result<Map<String, Value>> {
+    fn fields(&self) -> Result<Map<String, Json>> {
         let mut fields = Map::new();
         for row in COMMON {
             let value = match self.value(row)? {
@@ -250,18 +243,18 @@ impl<'a> Model<'a> {
         Ok(fields)
     }
 
-    fn value(&self, row: Row) -> Result<Option<Value>> {
+    fn value(&self, row: Row) -> Result<Option<Json>> {
         Ok(match row.kind {
-            Kind::Size => self.size_if_given(row.key)?.map(Value::from),
+            Kind::Size => self.size_if_given(row.key)?.map(Json::from),
             Kind::Number => self.number(row.key)?.map(|number| match number {
-                0.0 => Value::Null,
+                0.0 => Json::Null,
                 number => number.into(),
             }),
         })
     }
 
     /// The number of tokens, and those that begin and end a text: ids that the vocabulary has.
-    fn vocabulary(&self) -> Result<Map<String, Value>> {
+    fn vocabulary(&self) -> Result<Map<String, Json>> {
         let [bos, eos, eot, eom, pad] =
             ["bos", "eos", "eot", "eom", "padding"].map(|name| self.metadata.token_id(name));
         let vocab_size = self.need_shape("token_embd.weight")?[0];
@@ -282,7 +275,7 @@ impl<'a> Model<'a> {
     }
 
     /// A window that some layers have, and which.
-    fn window_fields(&self) -> Result<Map<String, Value>> {
+    fn window_fields(&self) -> Result<Map<String, Json>> {
         let Windows::AllBut { every, window } = self.architecture.windows else {
             return Ok(fields(json!({ "sliding_window": null })));
         };
@@ -495,9 +488,9 @@ pub(super) fn slides_but(every: usize, layers: usize) -> Vec<bool> {
 }
 
 /// An object's fields.
-pub(super) fn fields(object: Value) -> Map<String, Value> {
+pub(super) fn fields(object: Json) -> Map<String, Json> {
     match object {
-        Value::Object(fields) => fields,
+        Json::Object(fields) => fields,
         other => unreachable!("{other} is no object"),
     }
 }

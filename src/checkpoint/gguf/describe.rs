@@ -4,8 +4,8 @@ use serde_json::Value as Json;
 
 use super::architectures::{Architecture, COMMON, Kind, Windows};
 use super::config::{described, slides_but};
-use super::container::{Tensor, Value};
 use super::scaling::scaling_values;
+use crate::gguf::{Tensor, Value};
 use crate::llama::families::{Family, saved_family};
 use crate::llama::{LayerAttention, LlamaConfig, RopeScaling, Rotary};
 

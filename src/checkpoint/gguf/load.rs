@@ -5,13 +5,12 @@ use std::path::Path;
 
 use burn::tensor::{DType, TensorData};
 
-use super::kind::TensorKind;
 use super::names::to_gguf;
-use super::reader::GgufFile;
 use super::weights::GgufTensor;
 use crate::adapter::LoadReport;
 use crate::checkpoint::base::{BaseWeights, load_base};
 use crate::checkpoint::tensors::encode;
+use crate::gguf::{GgufFile, TensorKind};
 use crate::llama::{LlamaConfig, TransformerDecoder};
 use crate::quantization::{BlockFormat, PackedLayout, assemble_gguf, dequantize};
 use crate::weight::{BaseFormat, packed_words};

@@ -1,15 +1,10 @@
-//! GGUF files, those of llama.cpp.
+//! GGUF files, those of llama.cpp: models and adapters as their metadata and tensors.
 
 mod architectures;
 mod config;
-mod container;
-mod cursor;
 mod describe;
-mod kind;
 mod load;
-mod metadata;
 mod names;
-mod reader;
 mod rope;
 mod save;
 mod scaling;
@@ -22,17 +17,14 @@ use std::path::Path;
 use burn::tensor::{DType, TensorData};
 
 use self::architectures::Architecture;
-pub(crate) use self::container::Value;
-use self::container::{Tensor, write_gguf};
 pub(super) use self::load::{GgufWeights, gguf_packing};
 pub use self::load::{load_gguf, load_gguf_as};
-pub(crate) use self::metadata::{Metadata, SENTENCEPIECE, TOKENIZER};
 use self::names::to_gguf;
-pub(crate) use self::reader::GgufFile;
 pub use self::save::{GgufFormat, save_gguf};
 use super::peft::{Plain, Serving, served_layers};
 use super::rotary::{interleaved_row, permuted, rotated_rows};
 use crate::adapter::{adapter_config, to_host};
+use crate::gguf::{GgufFile, Tensor, Value, write_gguf};
 use crate::llama::{LlamaConfig, TransformerDecoder};
 use crate::lora::LORA_B;
 use crate::{Error, Result};

@@ -2,7 +2,7 @@
 
 use std::f32::consts::PI;
 
-use super::metadata::shortest;
+use crate::gguf::shortest;
 use crate::llama::RopeScaling;
 
 /// By how much a factor may differ from the formula's, relatively: both are rounded to f32 several times.

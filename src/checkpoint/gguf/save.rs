@@ -7,9 +7,7 @@ use burn::tensor::{DType, TensorData};
 use indexmap::IndexMap;
 
 use super::architectures::Architecture;
-use super::container::{Tensor, write_gguf};
 use super::describe::{metadata, require_told};
-use super::kind::TensorKind;
 use super::load::{block_format, kind_of};
 use super::names::{is_norm, is_rotated, to_gguf, up_of_experts};
 use super::scaling::scaling_tensors;
@@ -18,6 +16,7 @@ use crate::checkpoint::keys::{EMBEDDING, OUTPUT};
 use crate::checkpoint::merged::MergedCheckpoint;
 use crate::checkpoint::rotary::interleaved;
 use crate::checkpoint::tensors::{all_finite, encode};
+use crate::gguf::{Tensor, TensorKind, write_gguf};
 use crate::llama::names::expert_of;
 use crate::llama::{LlamaConfig, TransformerDecoder};
 use crate::quantization::{PackedLayout, quantize};

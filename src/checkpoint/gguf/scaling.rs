@@ -5,8 +5,8 @@ use serde_json::{Map, Value as Json, json};
 
 use super::architectures::Architecture;
 use super::config::{Model, fields};
-use super::container::Value;
 use super::rope::{factors_of, llama3_scaling};
+use crate::gguf::Value;
 use crate::llama::families::{longrope_attention_factor, scaling_to_json};
 use crate::llama::{LlamaConfig, RopeScaling};
 use crate::{Error, Result};
@@ -211,7 +211,7 @@ fn long_factors(model: &Model) -> Result<Option<[Vec<f32>; 2]>> {
 }
 
 fn longrope(model: &Model, [long, short]: [Vec<f32>; 2]) -> Result<RopeScaling> {
-    let decimals = |numbers: Vec<f32>| numbers.into_iter().map(super::metadata::shortest);
+    let decimals = |numbers: Vec<f32>| numbers.into_iter().map(crate::gguf::shortest);
     let original = original_len(model)?;
     let grown = model.size("context_length")? as f64 / original.max(1) as f64;
     let usual = longrope_attention_factor(grown, original);

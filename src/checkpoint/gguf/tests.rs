@@ -8,8 +8,7 @@ use rand::rngs::SmallRng;
 use rand::{RngExt, SeedableRng};
 use tempfile::TempDir;
 
-use super::kind::TensorKind;
-use super::reader::GgufFile;
+use crate::gguf::{GgufFile, TensorKind};
 use crate::llama::{QueryScaling, Span};
 use crate::tokenizer::Tokenizer;
 use crate::{Error, Result};

@@ -5,12 +5,11 @@ use std::ops::Range;
 
 use burn::tensor::{DType, TensorData};
 
-use super::kind::TensorKind;
 use super::names::{from_gguf, gate_of_experts, is_norm, is_rotated, up_of_experts};
-use super::reader::{Entry, GgufFile};
 use super::scaling::ROPE_TENSORS;
 use crate::checkpoint::rotary::half_split;
 use crate::checkpoint::tensors::{decode, encode};
+use crate::gguf::{Entry, GgufFile, TensorKind};
 use crate::llama::LlamaConfig;
 use crate::{Error, Result};
 

@@ -1,7 +1,7 @@
 //! Packed weights, decoded on their way into the panels of a product.
 
 #[cfg(target_arch = "x86_64")]
-use std::arch::x86_64::__m512;
+use std::arch::x86_64::{__m256, __m512};
 
 use burn::backend::Flex;
 use burn::backend::tensor::IntTensor;
@@ -139,5 +139,13 @@ impl<D: Decoder> Operand for Packed<'_, D> {
         let [row, column] = self.place(i, j);
         // SAFETY: the caller's.
         unsafe { self.decoder.load16(row, column) }
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    #[inline(always)]
+    unsafe fn load16_avx2(&self, i: usize, j: usize) -> [__m256; 2] {
+        let [row, column] = self.place(i, j);
+        // SAFETY: the caller's.
+        unsafe { self.decoder.load16_avx2(row, column) }
     }
 }

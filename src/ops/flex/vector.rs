@@ -4,13 +4,32 @@ use std::mem::MaybeUninit;
 
 use rayon::prelude::*;
 
+#[cfg(target_arch = "x86_64")]
+use crate::instructions::Instructions;
+
 /// Numbers that one thread takes at a time.
 pub const CHUNK: usize = 1 << 14;
 
 /// Runs `f` compiled for the widest vectors that the processor has. What it calls must be inlined.
 #[inline(always)]
 pub fn vectorized<R>(f: impl FnOnce() -> R) -> R {
-    pulp::Arch::new().dispatch(f)
+    widest().dispatch(f)
+}
+
+/// The widest vectors that the processor has and [`Instructions`] allow.
+#[inline]
+fn widest() -> pulp::Arch {
+    let arch = pulp::Arch::new();
+    #[cfg(target_arch = "x86_64")]
+    return match (Instructions::best(), arch) {
+        (Instructions::Portable, _) => pulp::Arch::Scalar,
+        (Instructions::Avx2, pulp::Arch::V4(_)) => {
+            pulp::x86::V3::try_new().map_or(pulp::Arch::Scalar, pulp::Arch::V3)
+        }
+        (_, arch) => arch,
+    };
+    #[cfg(not(target_arch = "x86_64"))]
+    arch
 }
 
 /// A new buffer of `len` numbers.

@@ -12,8 +12,9 @@ use std::sync::OnceLock;
 
 use rayon::prelude::*;
 
-use super::avx512::{self, Buffer, PANEL};
-use super::{Mat, MatMut, Operand, Output, all_panels};
+use super::avx512::{self, Buffer};
+use super::{Mat, MatMut, Operand, Output, PANEL, all_panels};
+use crate::instructions::Instructions;
 
 /// Rows and columns of a tile of the product.
 const TILE: usize = 16;
@@ -59,7 +60,11 @@ pub fn serves(rows: usize) -> bool {
 /// Whether the processor has the unit and the system lets this process use it.
 fn is_supported() -> bool {
     static SUPPORTED: OnceLock<bool> = OnceLock::new();
-    *SUPPORTED.get_or_init(|| avx512::multiplies_bf16() && has_unit() && asks_permission())
+    *SUPPORTED.get_or_init(|| may_be_used() && has_unit() && asks_permission())
+}
+
+fn may_be_used() -> bool {
+    Instructions::best() == Instructions::All && avx512::multiplies_bf16()
 }
 
 /// The unit by CPUID, its state in what the system saves (Intel's Software Developer's Manual, volume 1,
@@ -415,7 +420,12 @@ mod tests {
 
     #[test]
     fn what_is_not_finite_stays_so() {
-        for split in [Split::Rounded, Split::Exact] {
+        let splits = match avx512::multiplies_bf16() {
+            true => vec![Split::Rounded, Split::Exact],
+            // Rounding is an instruction of AVX-512.
+            false => vec![Split::Exact],
+        };
+        for split in splits {
             for number in [f32::INFINITY, f32::NEG_INFINITY] {
                 let pieces = pieces([number; ROW], split);
                 let sum: f32 = pieces.iter().map(|piece| piece[0]).sum();

@@ -4,12 +4,11 @@
 use std::arch::x86_64::*;
 use std::ops::Range;
 
-use super::{Mat, MatMut, Operand, Output, bf16_bits};
+use super::{Mat, MatMut, Operand, Output, PANEL, bf16_bits};
+use crate::instructions::Instructions;
 
-/// Columns of the product that are computed together: four vectors.
-pub const PANEL: usize = VECTORS * LANES;
-const VECTORS: usize = 4;
 const LANES: usize = 16;
+const VECTORS: usize = PANEL / LANES;
 /// Rows of the product whose sums are in registers: 6 x 4 of the 32.
 pub const ROWS: usize = 6;
 /// Rows of a panel that are in cache at a time: 512 x 64 numbers are 128 KiB.
@@ -25,7 +24,7 @@ pub struct PanelRow([f32; PANEL]);
 pub struct Buffer(Vec<PanelRow>);
 
 pub fn is_supported() -> bool {
-    is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512bw")
+    Instructions::best() >= Instructions::Avx512
 }
 
 pub fn multiplies_bf16() -> bool {

@@ -4,11 +4,14 @@
 //! With AVX-512 the product is computed by panels of `b`, 64 columns wide: a panel is brought to
 //! f32 and to row order once, in cache, and serves all rows of `a`, which is read where it lies.
 //! A weight so needs neither a transposed nor a widened copy, and both passes run at the same
-//! speed. Where there is a matrix unit (Intel AMX), it takes the products with bf16. Other processors
-//! use the `gemm` crate. `docs/performance.md` has the measurements.
+//! speed. Where there is a matrix unit (Intel AMX), it takes the products with bf16. With AVX2 weights
+//! that are not f32 have such panels too. All else is the `gemm` crate's. `docs/performance.md` has the
+//! measurements.
 
 #[cfg(target_arch = "x86_64")]
 mod amx;
+#[cfg(target_arch = "x86_64")]
+mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
 
@@ -23,6 +26,10 @@ use rayon::prelude::*;
 
 #[cfg(target_arch = "x86_64")]
 use super::vector::vectorized;
+
+/// Columns of the product that are computed together.
+#[cfg(target_arch = "x86_64")]
+const PANEL: usize = 64;
 
 /// A matrix to read, `[rows, cols]`; the element (i, j) is at `i · strides[0] + j · strides[1]`.
 #[derive(Clone, Copy)]
@@ -171,6 +178,13 @@ pub trait Operand: Copy + Send + Sync {
     #[cfg(target_arch = "x86_64")]
     unsafe fn load16(&self, i: usize, j: usize) -> __m512;
 
+    /// The same on a processor with AVX2, FMA and F16C.
+    ///
+    /// # Safety
+    /// They must lie inside, and the processor must have these.
+    #[cfg(target_arch = "x86_64")]
+    unsafe fn load16_avx2(&self, i: usize, j: usize) -> [__m256; 2];
+
     /// The same, rounded to bf16.
     ///
     /// # Safety
@@ -214,6 +228,13 @@ pub trait Number: Copy + Send + Sync {
     #[cfg(target_arch = "x86_64")]
     unsafe fn load16(source: *const Self) -> __m512;
 
+    /// Widens 8 numbers.
+    ///
+    /// # Safety
+    /// `source` must be readable for 8 numbers, and the processor must have AVX2, FMA and F16C.
+    #[cfg(target_arch = "x86_64")]
+    unsafe fn load8(source: *const Self) -> __m256;
+
     /// The same, rounded to bf16.
     ///
     /// # Safety
@@ -249,6 +270,12 @@ impl Number for f32 {
     unsafe fn load16(source: *const Self) -> __m512 {
         unsafe { _mm512_loadu_ps(source) }
     }
+
+    #[cfg(target_arch = "x86_64")]
+    #[inline(always)]
+    unsafe fn load8(source: *const Self) -> __m256 {
+        unsafe { _mm256_loadu_ps(source) }
+    }
 }
 
 impl Number for bf16 {
@@ -268,6 +295,15 @@ impl Number for bf16 {
         unsafe {
             let halves = _mm512_cvtepu16_epi32(_mm256_loadu_si256(source.cast()));
             _mm512_castsi512_ps(_mm512_slli_epi32::<16>(halves))
+        }
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    #[inline(always)]
+    unsafe fn load8(source: *const Self) -> __m256 {
+        unsafe {
+            let halves = _mm256_cvtepu16_epi32(_mm_loadu_si128(source.cast()));
+            _mm256_castsi256_ps(_mm256_slli_epi32::<16>(halves))
         }
     }
 
@@ -293,6 +329,12 @@ impl Number for f16 {
     #[inline(always)]
     unsafe fn load16(source: *const Self) -> __m512 {
         unsafe { _mm512_cvtph_ps(_mm256_loadu_si256(source.cast())) }
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    #[inline(always)]
+    unsafe fn load8(source: *const Self) -> __m256 {
+        unsafe { _mm256_cvtph_ps(_mm_loadu_si128(source.cast())) }
     }
 }
 
@@ -343,6 +385,13 @@ impl<T: Number> Operand for Mat<'_, T> {
 
     #[cfg(target_arch = "x86_64")]
     #[inline(always)]
+    unsafe fn load16_avx2(&self, i: usize, j: usize) -> [__m256; 2] {
+        let source = self.at(i, j);
+        unsafe { [T::load8(source), T::load8(source.add(8))] }
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    #[inline(always)]
     unsafe fn load16_bf16(&self, i: usize, j: usize) -> __m512 {
         unsafe { T::load16_bf16(self.at(i, j)) }
     }
@@ -368,6 +417,8 @@ pub fn matmul<B: Operand>(out: MatMut, output: Output, a: Mat, b: B) {
             return amx::matmul(out, output, a, b, amx::Split::Exact);
         }
         _ if avx512::is_supported() => return avx512_matmul(out, output, a, b),
+        // The `gemm` crate is as fast, but takes no other weight.
+        _ if avx2::is_supported() && b.as_f32().is_none() => return avx2_matmul(out, output, a, b),
         _ => {}
     }
     portable(out, output, a, b, gemm::Parallelism::Rayon(0));
@@ -381,22 +432,30 @@ fn avx512_matmul<B: Operand>(out: MatMut, output: Output, a: Mat, b: B) {
     });
 }
 
+#[cfg(target_arch = "x86_64")]
+fn avx2_matmul<B: Operand>(out: MatMut, output: Output, a: Mat, b: B) {
+    let rows = [avx2::ROWS, usize::MAX];
+    all_panels(out.shape, rows, |rows, first, buffer| {
+        avx2::panel(out, output, a, b, rows, first, buffer);
+    });
+}
+
 /// Calls `panel` with the rows and the first column of the parts of a product, on all threads. A part
 /// has at most `at_most` rows, brought up to a multiple of `multiple`.
 #[cfg(target_arch = "x86_64")]
-fn all_panels(
+fn all_panels<Buffer: Default>(
     [m, n]: [usize; 2],
     [multiple, at_most]: [usize; 2],
-    panel: impl Fn(Range<usize>, usize, &mut avx512::Buffer) + Sync,
+    panel: impl Fn(Range<usize>, usize, &mut Buffer) + Sync,
 ) {
-    let panels = n.div_ceil(avx512::PANEL);
+    let panels = n.div_ceil(PANEL);
     let parts = (2 * rayon::current_num_threads()).div_ceil(panels);
     let rows = m.div_ceil(parts).min(at_most).next_multiple_of(multiple);
     let tasks = (0..panels * m.div_ceil(rows)).into_par_iter();
-    tasks.for_each_init(avx512::Buffer::default, |buffer, task| {
+    tasks.for_each_init(Buffer::default, |buffer, task| {
         let (index, part) = (task % panels, task / panels);
         let rows = part * rows..m.min((part + 1) * rows);
-        panel(rows, index * avx512::PANEL, buffer);
+        panel(rows, index * PANEL, buffer);
     });
 }
 
@@ -476,6 +535,8 @@ pub fn bf16_bits(value: f32) -> u32 {
 pub struct Scratch {
     #[cfg(target_arch = "x86_64")]
     panel: avx512::Buffer,
+    #[cfg(target_arch = "x86_64")]
+    strip: avx2::Buffer,
 }
 
 impl Scratch {
@@ -488,10 +549,14 @@ impl Scratch {
             return;
         }
         #[cfg(target_arch = "x86_64")]
-        if avx512::is_supported() {
-            for first in (0..out.shape[1]).step_by(avx512::PANEL) {
+        if avx2::is_supported() {
+            let is_wide = avx512::is_supported();
+            for first in (0..out.shape[1]).step_by(PANEL) {
                 let rows = 0..out.shape[0];
-                avx512::panel(out, output, a, b, rows, first, &mut self.panel);
+                match is_wide {
+                    true => avx512::panel(out, output, a, b, rows, first, &mut self.panel),
+                    false => avx2::panel(out, output, a, b, rows, first, &mut self.strip),
+                }
             }
             return;
         }
@@ -509,7 +574,7 @@ fn is_done_by_check(out: &MatMut, output: Output, a: &Mat, b: &impl Operand) -> 
     m * n * k == 0
 }
 
-/// Lines of `b` that are widened at a time where the processor has no AVX-512.
+/// Lines of `b` that are widened at a time where the processor has neither AVX-512 nor AVX2.
 const WIDENED_LINES: usize = 256;
 
 /// By the `gemm` crate, `b` widened some of its lines at a time.
@@ -686,6 +751,17 @@ mod tests {
                     avx512_matmul(out, output, a, b);
                 }
             });
+        }
+        #[cfg(target_arch = "x86_64")]
+        if avx2::is_supported() {
+            fn here<T: Number>(out: MatMut, output: Output, a: Mat, b: Mat<T>) {
+                if !is_done_by_check(&out, output, &a, &b) {
+                    avx2_matmul(out, output, a, b);
+                }
+            }
+            assert_products(|value| value, here);
+            assert_products(bf16::from_f32, here);
+            assert_products(f16::from_f32, here);
         }
     }
 

@@ -11,10 +11,10 @@ use super::kind::TensorKind;
 use crate::files::write_atomic;
 use crate::{Error, Result};
 
-pub(super) const MAGIC: &[u8; 4] = b"GGUF";
-pub(super) const VERSION: u32 = 3;
+pub(crate) const MAGIC: &[u8; 4] = b"GGUF";
+pub(crate) const VERSION: u32 = 3;
 /// Where each tensor begins is a multiple of this, counted from the first one. A file may name another.
-pub(super) const ALIGNMENT: usize = 32;
+pub(crate) const ALIGNMENT: usize = 32;
 
 /// A value of the metadata.
 #[derive(Debug, Clone, PartialEq)]
@@ -41,7 +41,7 @@ impl Value {
     ///
     /// # Panics
     /// If it is not below 2³².
-    pub(super) fn size(size: usize) -> Self {
+    pub(crate) fn size(size: usize) -> Self {
         Self::U32(size.try_into().expect("a size of a model"))
     }
 
@@ -81,7 +81,7 @@ impl Value {
 }
 
 /// A tensor to write, whose numbers are made when its turn comes.
-pub(super) struct Tensor<'a> {
+pub(crate) struct Tensor<'a> {
     pub name: String,
     pub shape: Vec<usize>,
     pub kind: TensorKind,
@@ -94,7 +94,7 @@ impl<'a> Tensor<'a> {
     ///
     /// # Panics
     /// If they are not f32.
-    pub(super) fn of_f32(name: String, data: &'a TensorData) -> Self {
+    pub(crate) fn of_f32(name: String, data: &'a TensorData) -> Self {
         assert_eq!(data.dtype(), DType::F32, "numbers of f32");
         Self {
             name,
@@ -114,7 +114,7 @@ impl<'a> Tensor<'a> {
 ///
 /// # Errors
 /// [`Error::Io`] if it cannot be written, and those of the tensors. What stood at `path` stays then.
-pub(super) fn write_gguf(
+pub(crate) fn write_gguf(
     path: &Path,
     metadata: &[(String, Value)],
     tensors: &[Tensor],
@@ -152,7 +152,7 @@ fn header(metadata: &[(String, Value)], tensors: &[Tensor]) -> Vec<u8> {
 }
 
 /// The metadata, without their number.
-pub(super) fn metadata_bytes(metadata: &[(String, Value)]) -> Vec<u8> {
+pub(crate) fn metadata_bytes(metadata: &[(String, Value)]) -> Vec<u8> {
     let mut out = Vec::new();
     for (key, value) in metadata {
         put_string(&mut out, key);

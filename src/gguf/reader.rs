@@ -1,15 +1,17 @@
 //! Reading: a map of the file, or of the parts that it was split into, whose header has been checked against them.
 
 use std::collections::HashSet;
+use std::fs::File;
+use std::io::{self, Read};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use memmap2::Mmap;
 
-use super::container::{ALIGNMENT, MAGIC, VERSION};
 use super::cursor::Cursor;
 use super::kind::TensorKind;
 use super::metadata::{MIN_BYTES, Metadata, Values};
+use super::writer::{ALIGNMENT, MAGIC, VERSION};
 use crate::files::{map_file, release};
 use crate::{Error, Result};
 
@@ -41,11 +43,11 @@ struct Part {
 
 /// A tensor in the table.
 #[derive(Debug)]
-pub(super) struct Entry {
-    pub(super) name: String,
-    pub(super) kind: TensorKind,
+pub(crate) struct Entry {
+    pub(crate) name: String,
+    pub(crate) kind: TensorKind,
     /// The dimension along which numbers are neighbours is the last, as in a state dict.
-    pub(super) shape: Vec<usize>,
+    pub(crate) shape: Vec<usize>,
     part: usize,
     bytes: Range<usize>,
 }
@@ -56,6 +58,17 @@ struct Header {
     tensors: Vec<Entry>,
     /// Where it ends.
     end: usize,
+}
+
+/// Whether a file begins as a GGUF file does.
+pub(crate) fn is_gguf(path: &Path) -> Result<bool> {
+    let mut begin = [0; MAGIC.len()];
+    let read = File::open(path).and_then(|mut file| file.read_exact(&mut begin));
+    match read {
+        Ok(()) => Ok(begin == *MAGIC),
+        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Ok(false),
+        Err(error) => Err(Error::io(path)(error)),
+    }
 }
 
 impl GgufFile {
@@ -97,22 +110,22 @@ impl GgufFile {
     }
 
     /// All tensors, in the file's order.
-    pub(super) fn entries(&self) -> &[Entry] {
+    pub(crate) fn entries(&self) -> &[Entry] {
         &self.tensors
     }
 
     /// The tensor with a name of llama.cpp's.
-    pub(super) fn entry(&self, name: &str) -> Option<&Entry> {
+    pub(crate) fn entry(&self, name: &str) -> Option<&Entry> {
         self.tensors.iter().find(|entry| entry.name == name)
     }
 
     /// A tensor as it is stored, row by row.
-    pub(super) fn bytes(&self, entry: &Entry) -> &[u8] {
+    pub(crate) fn bytes(&self, entry: &Entry) -> &[u8] {
         &self.parts[entry.part].map[entry.bytes.clone()]
     }
 
     /// Lets the system take back the pages of some bytes of a tensor that have been copied.
-    pub(super) fn release(&self, entry: &Entry, bytes: Range<usize>) {
+    pub(crate) fn release(&self, entry: &Entry, bytes: Range<usize>) {
         let start = entry.bytes.start;
         let bytes = start + bytes.start..start + bytes.end;
         release(&self.parts[entry.part].map, bytes);

@@ -2,18 +2,18 @@
 
 /// Bytes that are read from the first on, and where the next one is. No more is ever read, or said to be there, than
 /// there is.
-pub(super) struct Cursor<'a> {
+pub(crate) struct Cursor<'a> {
     bytes: &'a [u8],
     at: usize,
 }
 
 impl<'a> Cursor<'a> {
-    pub(super) fn new(bytes: &'a [u8]) -> Self {
+    pub(crate) fn new(bytes: &'a [u8]) -> Self {
         Self { bytes, at: 0 }
     }
 
     /// How many bytes have been read.
-    pub(super) fn at(&self) -> usize {
+    pub(crate) fn at(&self) -> usize {
         self.at
     }
 
@@ -22,7 +22,7 @@ impl<'a> Cursor<'a> {
     }
 
     /// The next `len` bytes.
-    pub(super) fn take(&mut self, len: usize) -> Result<&'a [u8], String> {
+    pub(crate) fn take(&mut self, len: usize) -> Result<&'a [u8], String> {
         match self.bytes[self.at..].get(..len) {
             Some(bytes) => {
                 self.at += len;
@@ -36,21 +36,21 @@ impl<'a> Cursor<'a> {
         }
     }
 
-    pub(super) fn array<const N: usize>(&mut self) -> Result<[u8; N], String> {
+    pub(crate) fn array<const N: usize>(&mut self) -> Result<[u8; N], String> {
         let bytes = self.take(N)?;
         Ok(bytes.try_into().expect("as many as were asked for"))
     }
 
-    pub(super) fn u32(&mut self) -> Result<u32, String> {
+    pub(crate) fn u32(&mut self) -> Result<u32, String> {
         self.array().map(u32::from_le_bytes)
     }
 
-    pub(super) fn u64(&mut self) -> Result<u64, String> {
+    pub(crate) fn u64(&mut self) -> Result<u64, String> {
         self.array().map(u64::from_le_bytes)
     }
 
     /// How many things follow, of at least `min_bytes` each.
-    pub(super) fn count(&mut self, things: &str, min_bytes: usize) -> Result<usize, String> {
+    pub(crate) fn count(&mut self, things: &str, min_bytes: usize) -> Result<usize, String> {
         let start = self.at;
         let count = self.u64()?;
         let most = self.remaining() / min_bytes;
@@ -65,13 +65,13 @@ impl<'a> Cursor<'a> {
     }
 
     /// The bytes of a text.
-    pub(super) fn text_bytes(&mut self) -> Result<&'a [u8], String> {
+    pub(crate) fn text_bytes(&mut self) -> Result<&'a [u8], String> {
         let len = self.count("bytes of a text", 1)?;
         self.take(len)
     }
 
     /// A name.
-    pub(super) fn name(&mut self) -> Result<&'a str, String> {
+    pub(crate) fn name(&mut self) -> Result<&'a str, String> {
         let start = self.at;
         let bytes = self.text_bytes()?;
         std::str::from_utf8(bytes).map_err(|_| format!("the name at byte {start} is not UTF-8"))

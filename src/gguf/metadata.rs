@@ -18,7 +18,7 @@ const LENGTH: usize = size_of::<u64>();
 /// The bytes that stand before an array's elements: their type and number.
 const ARRAY_HEADER: usize = size_of::<u32>() + LENGTH;
 /// The least number of bytes of a value with its key and type.
-pub(super) const MIN_BYTES: usize = LENGTH + size_of::<u32>() + 1;
+pub(crate) const MIN_BYTES: usize = LENGTH + size_of::<u32>() + 1;
 
 /// The type of a value.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -95,11 +95,11 @@ struct Value {
 
 /// The values of a file.
 #[derive(Debug, Default)]
-pub(super) struct Values(HashMap<String, Value>);
+pub(crate) struct Values(HashMap<String, Value>);
 
 impl Values {
     /// Reads `count` values.
-    pub(super) fn read(cursor: &mut Cursor, count: usize) -> Result<Self, String> {
+    pub(crate) fn read(cursor: &mut Cursor, count: usize) -> Result<Self, String> {
         // It grows as values are found: a large file has room for more than memory has.
         let mut values = HashMap::new();
         for number in 1..=count {
@@ -151,10 +151,10 @@ fn skip(cursor: &mut Cursor, kind: Kind, depth: usize) -> Result<(), String> {
 /// The values of a file that is open.
 #[derive(Clone, Copy)]
 pub(crate) struct Metadata<'a> {
-    pub(super) values: &'a Values,
+    pub(crate) values: &'a Values,
     /// The whole file.
-    pub(super) bytes: &'a [u8],
-    pub(super) path: &'a Path,
+    pub(crate) bytes: &'a [u8],
+    pub(crate) path: &'a Path,
 }
 
 impl<'a> Metadata<'a> {
@@ -235,7 +235,7 @@ impl<'a> Metadata<'a> {
     ///
     /// # Errors
     /// See [`Self::text`].
-    pub(super) fn flags(&self, key: &str) -> Result<Option<Vec<bool>>> {
+    pub(crate) fn flags(&self, key: &str) -> Result<Option<Vec<bool>>> {
         self.list(key, "flags", |kind, cursor| match kind {
             Kind::Bool => Some(bool(cursor)),
             _ => integer(kind, cursor).map(|value| value.map(|value| value != 0)),
@@ -243,7 +243,7 @@ impl<'a> Metadata<'a> {
     }
 
     /// Whether the value of a key is a list.
-    pub(super) fn is_list(&self, key: &str) -> bool {
+    pub(crate) fn is_list(&self, key: &str) -> bool {
         let value = self.values.0.get(key);
         value.is_some_and(|value| value.kind == Kind::Array)
     }
@@ -273,7 +273,7 @@ impl<'a> Metadata<'a> {
     }
 
     /// The values whose keys begin so, as they are in the file.
-    pub(crate) fn stored(&self, prefix: &str) -> Vec<(String, super::Value)> {
+    pub(crate) fn stored(&self, prefix: &str) -> Vec<(String, super::writer::Value)> {
         let values = self.values.0.iter();
         let values = values.filter(|(key, _)| key.starts_with(prefix));
         let mut values: Vec<_> = values
@@ -281,7 +281,7 @@ impl<'a> Metadata<'a> {
                 let id = KINDS.iter().position(|other| other == kind);
                 let id = id.expect("the table has every type") as u32;
                 let bytes = self.bytes[bytes.clone()].to_vec();
-                (key.clone(), super::Value::Stored(id, bytes))
+                (key.clone(), super::writer::Value::Stored(id, bytes))
             })
             .collect();
         values.sort_by(|(a, _), (b, _)| a.cmp(b));
@@ -383,7 +383,7 @@ fn number(kind: Kind, cursor: &mut Cursor) -> Option<Result<f64, String>> {
 }
 
 /// The shortest decimal that rounds to a number of f32: what was written before it was rounded, most likely.
-pub(super) fn shortest(value: f32) -> f64 {
+pub(crate) fn shortest(value: f32) -> f64 {
     let decimal = value.to_string().parse();
     decimal.expect("a number's decimal is a number")
 }

@@ -70,7 +70,7 @@ const OTHERS: [(u32, &str); 23] = [
 
 impl TensorKind {
     /// The kind of a number in a file; what to say of one that is not read.
-    pub(super) fn from_id(id: u32) -> Result<Self, String> {
+    pub(crate) fn from_id(id: u32) -> Result<Self, String> {
         if let Some((kind, ..)) = KINDS.into_iter().find(|(_, known, ..)| *known == id) {
             return Ok(kind);
         }
@@ -85,7 +85,7 @@ impl TensorKind {
     }
 
     /// The number that stands for it in a file.
-    pub(super) fn id(self) -> u32 {
+    pub(crate) fn id(self) -> u32 {
         self.row().1
     }
 
