@@ -48,8 +48,8 @@ use burn_peft::adapter::{
     validate_state_dict_for_lora,
 };
 use burn_peft::checkpoint::{
-    copy_generation_config, initialize_loftq_from, load_any_adapter, load_any_base_as,
-    read_base_packing, save_hf, save_peft_with_base,
+    base_fingerprint, base_model_name, copy_generation_config, initialize_loftq_from,
+    load_any_adapter, load_any_base_as, read_base_packing, save_hf, save_peft_with_base,
 };
 use burn_peft::data::{Batch, DataOrder};
 use burn_peft::distributed::{ProcessGroup, broadcast_params, require_same};
@@ -66,7 +66,7 @@ use interrupt::State;
 use launch::{Member, exit_code, launch};
 use quiz::Quiz;
 use records::{Data, ending_as, tokenizer};
-use report::{Progress, Speed, print_device, print_notes, print_work};
+use report::{Progress, Speed, print_device, print_notes, print_progress, print_work};
 use serde_json::json;
 
 /// How LoftQ decomposes the error of a weight: to a thousandth of what is left as the exact decomposition does.
@@ -127,19 +127,21 @@ fn configuration(args: &Args) -> Result<RecipeConfig> {
 
 fn finetune(config: &RecipeConfig, member: &Member) -> Result<()> {
     let job = Job::load(config, member)?;
-    let dir = run_dir(config, member.group)?.on_data(&job.data.samples);
+    let dir = RunDir::open(config, member.group.rank(), member.group.size())?
+        .on_data(&job.data.samples)
+        .on_base(base_fingerprint(&job.base)?);
     let lora = dir.adapter_config(config)?;
     require_same_adapter(member.group, &lora)?;
     job.print_estimate(&lora)?;
-    let mut model = job.model(&lora)?;
-    if job.is_first() && !config.resume_from_checkpoint {
-        dir.begin(config)?;
-    }
+    let mut model = job.model(&lora, &dir)?;
     let order = config.data_order(job.data.rows.len(), dir.num_processes());
     let mut trainer = config.trainer(order.steps_per_epoch() * config.epochs);
-    if config.resume_from_checkpoint {
+    if dir.is_resumed() {
         dir.load_checkpoint(&mut model, &mut trainer)?;
         require_same(member.group, "last checkpoint", &trainer.step)?;
+    }
+    if job.is_first() {
+        dir.begin(config)?;
     }
     let model = broadcast_params(member.group, model)?;
     Run::new(config, member, dir, &trainer)?.complete(model, trainer, &job, &order)
@@ -193,10 +195,13 @@ impl<'a> Job<'a> {
     }
 
     /// The model that the training begins with.
-    fn model(&self, lora: &LoRAConfig) -> Result<TransformerDecoder> {
+    fn model(&self, lora: &LoRAConfig, dir: &RunDir) -> Result<TransformerDecoder> {
         let model = self.load_model(lora)?;
         allocator::keep_freed_memory();
-        self.begin(model)
+        match dir.is_resumed() {
+            true => Ok(model),
+            false => self.begin(model),
+        }
     }
 
     /// The base weights with new adapters beside them.
@@ -216,9 +221,6 @@ impl<'a> Job<'a> {
     /// the base's quantization.
     fn begin(&self, mut model: TransformerDecoder) -> Result<TransformerDecoder> {
         let config = self.config;
-        if config.resume_from_checkpoint {
-            return Ok(model);
-        }
         if let Some(path) = &config.adapter_checkpoint {
             load_any_adapter(&mut model, path)?;
             return Ok(model);
@@ -260,16 +262,6 @@ fn adapter_of(model: &TransformerDecoder) -> LoRAConfig {
     (*config.expect("the run has an adapter")).clone()
 }
 
-/// The folder of a run that begins, or of the one to go on with.
-fn run_dir(config: &RecipeConfig, group: &dyn ProcessGroup) -> Result<RunDir> {
-    match (config.resume_from_checkpoint, group.rank()) {
-        (true, 0) => RunDir::resume(config)?.locked(),
-        (true, _) => RunDir::resume(config),
-        (false, 0) => RunDir::claim(config, group.size()),
-        (false, _) => Ok(RunDir::join(config, group.size())),
-    }
-}
-
 /// A run as one of its members sees it. The first member reports and writes.
 struct Run<'a> {
     config: &'a RecipeConfig,
@@ -288,7 +280,7 @@ impl<'a> Run<'a> {
         trainer: &Trainer,
     ) -> Result<Self> {
         let (is_first, path) = (member.group.rank() == 0, dir.metrics_path());
-        let metrics = match (is_first, config.resume_from_checkpoint) {
+        let metrics = match (is_first, dir.is_resumed()) {
             (true, true) => Some(MetricsLog::resume(path, trainer.step)?),
             (true, false) => Some(MetricsLog::create(path)?),
             (false, _) => None,
@@ -316,6 +308,7 @@ impl<'a> Run<'a> {
         }
         println!("{}", ParamCount::of(&model));
         print_notes(&job.data.notes, &trainer.schedule);
+        print_progress(&self.dir, &trainer);
         let quiz = Quiz::before(self.config, &model, &job.tokenizer)?;
         let (model, summary) = self.train(model, trainer, &job.data, order)?;
         let exact_match = quiz.after(&model, &job.tokenizer)?;
@@ -468,7 +461,8 @@ impl<'a> Run<'a> {
     /// The last step is in a checkpoint by now. Each weight makes room for the merged one.
     fn save(&self, model: TransformerDecoder, base: &Path) -> Result<()> {
         *self.member.last_step.lock() = None;
-        let base_name = base.to_string_lossy();
+        let of_base = || base_model_name(base);
+        let base_name = self.config.base_model_name.clone().unwrap_or_else(of_base);
         let lora = adapter_of(&model);
         save_peft_with_base(&model, &lora, &base_name, self.dir.adapter_dir())?;
         println!("the adapter is in {}", self.dir.adapter_dir().display());

@@ -19,6 +19,7 @@
 
 mod adapter;
 mod keys;
+mod resume;
 mod yaml;
 
 use std::path::{Path, PathBuf};
@@ -29,6 +30,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 pub use keys::RecipeKey;
+pub use resume::Resume;
 
 use super::{Activations, AdamWConfig, LrSchedule, ScheduleKind, Trainer};
 use crate::checkpoint::{hf_config_key, read_base_config};
@@ -102,6 +104,9 @@ pub struct RecipeConfig {
     pub tokenizer: Option<PathBuf>,
     /// The folder of the base model, or its GGUF file; `None` means the embedded default model.
     pub checkpoint_dir: Option<PathBuf>,
+    /// What adapters name as their base; `None` means what [`base_model_name`](crate::checkpoint::base_model_name) makes of
+    /// `checkpoint_dir`.
+    pub base_model_name: Option<String>,
     /// An adapter to begin with, see [`read_adapter_config`](crate::checkpoint::read_adapter_config); `None` means a
     /// new one.
     pub adapter_checkpoint: Option<PathBuf>,
@@ -172,8 +177,8 @@ pub struct RecipeConfig {
     pub keep_last_n_checkpoints: Option<usize>,
     /// Whether only the adapter is saved at the end, not the merged model too.
     pub save_adapter_weights_only: bool,
-    /// Whether to go on from the last checkpoint in `output_dir`.
-    pub resume_from_checkpoint: bool,
+    /// Whether to go on, and from which checkpoint.
+    pub resume_from_checkpoint: Resume,
     /// Where the metrics go.
     pub metric_logger: MetricLogger,
     /// The number of steps between two lines of metrics.
@@ -210,6 +215,7 @@ impl Default for RecipeConfig {
             freeze_a: false,
             tokenizer: None,
             checkpoint_dir: None,
+            base_model_name: None,
             adapter_checkpoint: None,
             dataset: None,
             validation_dataset: None,
@@ -240,7 +246,7 @@ impl Default for RecipeConfig {
             save_every_n_steps: None,
             keep_last_n_checkpoints: None,
             save_adapter_weights_only: false,
-            resume_from_checkpoint: false,
+            resume_from_checkpoint: Resume::No,
             metric_logger: MetricLogger::Jsonl,
             log_every_n_steps: 1,
             log_peak_memory_stats: true,
@@ -611,7 +617,7 @@ impl RecipeConfig {
     /// The keys in which `other`, the configuration of a run that wants to go on from a checkpoint
     /// of `self`, differs in a way that would make it another run. Each entry names the key, the
     /// old and the new value. What only says where to run, what to log and what to save may differ, and so may the
-    /// first adapter and the place of the records. Two paths of one file are equal.
+    /// first adapter and the places of the base and of the records; `epochs` may grow. Two paths of one file are equal.
     ///
     /// # Panics
     /// If a path is not UTF-8.
@@ -622,10 +628,20 @@ impl RecipeConfig {
             .filter(|key| key.binds_resume())
             .map(|key| (key.name(), key.of(&old), key.of(&new)))
             .filter(|(_, old, new)| old != new && !is_same_file(old, new))
+            .filter(|(name, old, new)| *name != "epochs" || new.as_u64() < old.as_u64())
             .map(|(name, old, new)| {
                 format!("`{name}` was {}, now {}", keys::show(old), keys::show(new))
             })
             .collect()
+    }
+
+    /// The place of the base, if `other` has another: a difference too, where the content of neither is known.
+    pub(super) fn other_base(&self, other: &Self) -> Option<String> {
+        let key = RecipeKey::find("checkpoint_dir").expect("it is in the table");
+        let (old, new) = (self.tree(), other.tree());
+        let (old, new) = (key.of(&old), key.of(&new));
+        let is_other = old != new && !is_same_file(old, new);
+        is_other.then(|| format!("`{}` was {}, now {}", key.name(), keys::show(old), keys::show(new)))
     }
 
     /// The same without the places of files and without the device: what processes on machines of
@@ -635,10 +651,12 @@ impl RecipeConfig {
         Self {
             tokenizer: None,
             checkpoint_dir: None,
+            base_model_name: None,
             adapter_checkpoint: None,
             dataset: None,
             validation_dataset: None,
             chat_template: None,
+            resume_from_checkpoint: default.resume_from_checkpoint,
             output_dir: default.output_dir,
             device: default.device,
             ..self.clone()

@@ -153,6 +153,46 @@ def records_of_other_formats(recipe: Recipe) -> None:
     assert whole.metrics("loss") == recipe.run("train_on=all").done().metrics("loss") != plain.metrics("loss")
 
 
+def going_on(recipe: Recipe) -> None:
+    """From no checkpoint, one that was cut off, the last one, another run's; to the merged model; for longer."""
+    unbroken = recipe.run("save_every_n_steps=5", "resume_from_checkpoint=auto").done()
+    losses = unbroken.metrics("loss")
+    assert "going on" not in unbroken.output, unbroken.output
+
+    cut_off = recipe.run("resume_from_checkpoint=auto")
+    (cut_off.folder / "checkpoints/step_5").mkdir(parents=True)
+    shutil.copy(unbroken.folder / "config.yaml", cut_off.folder)
+    shutil.copy(unbroken.folder / "checkpoints/step_5/adapter_config.json", cut_off.folder / "checkpoints/step_5")
+    refused = Run(recipe.program, cut_off.folder, "resume_from_checkpoint=true").fails()
+    assert "begin anew by resume_from_checkpoint=false" in refused, refused
+    begun = Run(recipe.program, cut_off.folder, "resume_from_checkpoint=false").done()
+    assert begun.metrics("loss") == losses
+
+    branch = recipe.run(f"resume_from_checkpoint={unbroken.folder / 'checkpoints/step_5'}").done()
+    assert branch.metrics("loss") == losses
+    assert f"going on after step 5 of {STEPS}" in branch.output, branch.output
+    assert (unbroken.folder / "checkpoints/step_10").exists()
+
+    # As if it had been killed while it merged.
+    unbroken.command.append("save_adapter_weights_only=false")
+    (unbroken.folder / "summary.json").unlink()
+    (unbroken.folder / "merged").mkdir()
+    (unbroken.folder / "merged/.model.safetensors.0123456789abcdef.tmp").write_text("half")
+    unbroken.done()
+    assert f"the training is done, all {STEPS} steps" in unbroken.output, unbroken.output
+    assert {"model.safetensors", "config.json", "tokenizer.json"} <= set(os.listdir(unbroken.folder / "merged"))
+    assert unbroken.metrics("loss") == losses and unbroken.json("summary.json")["steps"] == STEPS
+
+    unbroken.command.append("epochs=2")
+    unbroken.done()
+    assert f"the schedule of all {2 * STEPS} steps" in unbroken.output, unbroken.output
+    longer = unbroken.metrics("loss")
+    assert len(longer) == 2 * STEPS and {step: longer[step] for step in losses} == losses
+    assert unbroken.metrics("lr")[STEPS + 1] > unbroken.metrics("lr")[STEPS]
+    unbroken.command.append("epochs=1")
+    assert "`epochs` was 2, now 1" in unbroken.fails()
+
+
 def a_finished_folder(recipe: Recipe) -> None:
     """A new run there deletes what the last one left, if told to."""
     first = recipe.run("save_every_n_steps=5").done()
@@ -259,6 +299,8 @@ def a_base_in_a_gguf_file(recipe: Recipe) -> None:
     base.rename(recipe.folder / "moved.gguf")
     missing = run.fails()
     assert str(base) in missing and "No such file" in missing, missing
+    run.command.append(f"checkpoint_dir={recipe.folder / 'moved.gguf'}")
+    assert run.done().metrics("loss") == losses
     folder = recipe.run(f"checkpoint_dir={recipe.folder}", *settings[1:]).fails()
     assert "name the one to load, such as" in folder, folder
 
@@ -363,6 +405,7 @@ def main(program: str) -> None:
             variants,
             notes,
             records_of_other_formats,
+            going_on,
             a_finished_folder,
             an_adapter_to_begin_with,
             an_adapter_of_another_kind,
