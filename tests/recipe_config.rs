@@ -87,7 +87,10 @@ fn every_choice_in_the_table_is_accepted_and_told_apart() {
             };
             // Without which one of the choices is refused.
             let quantized = "quantize_base=nf4";
-            let config = overridden(&[quantized, &format!("{}={value}", key.name())]).unwrap();
+            let validated = ["run_val_every_n_steps=1", "validation_split=0.5"];
+            let [every, split] = validated;
+            let choice = format!("{}={value}", key.name());
+            let config = overridden(&[quantized, every, split, &choice]).unwrap();
             assert!(seen.insert(config.to_yaml()), "{}={value}", key.name());
         }
     }
@@ -324,6 +327,8 @@ proptest! {
         ],
     ) {
         prop_assume!(!path.trim().is_empty());
+        // Read, it is the home folder, which `./~` is not.
+        let path = if path == "~" { "./~".to_owned() } else { path };
         let all = [AttnModule::QProj, AttnModule::KProj, AttnModule::VProj, AttnModule::OutputProj];
         let chosen = (0..4).filter(|i| mask & (1 << i) != 0).map(|i| all[i]).collect();
         let mut config = RecipeConfig::default();
@@ -891,6 +896,10 @@ fn what_does_not_change_the_training_is_no_difference() {
         "validation_dataset=v.json",
         "overwrite_output_dir=true",
         "run_val_every_n_steps=9",
+        "best_checkpoint=save",
+        "skip_nonfinite_steps=2",
+        "early_stopping_patience=2",
+        "save_every_epoch=true",
         "resume_from_checkpoint=true",
         "device=cuda:1",
     ]);
@@ -932,15 +941,25 @@ fn where_a_run_goes_on() {
         ("false", Resume::No),
         ("true", Resume::Last),
         ("auto", Resume::Auto),
-        ("run/checkpoints/step_3", Resume::From("run/checkpoints/step_3".into())),
+        (
+            "run/checkpoints/step_3",
+            Resume::From("run/checkpoints/step_3".into()),
+        ),
     ] {
         let config = overridden(&[&format!("resume_from_checkpoint={value}")]).unwrap();
         assert_eq!(config.resume_from_checkpoint, expected);
         assert_eq!(read(&config.to_yaml()).unwrap(), config);
-        assert!(config.to_yaml().contains(&format!("resume_from_checkpoint: {value}\n")));
+        assert!(
+            config
+                .to_yaml()
+                .contains(&format!("resume_from_checkpoint: {value}\n"))
+        );
     }
     let error = complaint("resume_from_checkpoint: 3");
-    assert!(error.contains("expected true, false, auto or a path"), "{error}");
+    assert!(
+        error.contains("expected true, false, auto or a path"),
+        "{error}"
+    );
 }
 
 #[test]
@@ -951,12 +970,21 @@ fn the_home_folder_in_paths() {
     let config = read(text).unwrap();
     assert_eq!(config.checkpoint_dir, Some(home.join("base")));
     let [first, last] = ["a.json", "c.json"].map(|name| home.join(name).display().to_string());
-    assert_eq!(config.dataset, Some(format!("{first},b.json,{last}").into()));
+    assert_eq!(
+        config.dataset,
+        Some(format!("{first},b.json,{last}").into())
+    );
     assert_eq!(config.output_dir, home);
     // Whose home that is, and what the character is within a path, is the shell's to know.
     assert_eq!(config.tokenizer, Some("~me/~/x".into()));
-    assert_eq!(config.resume_from_checkpoint, Resume::From(home.join("run")));
-    assert_eq!(config.chat_template, home.join("t.jinja").to_str().map(str::to_owned));
+    assert_eq!(
+        config.resume_from_checkpoint,
+        Resume::From(home.join("run"))
+    );
+    assert_eq!(
+        config.chat_template,
+        home.join("t.jinja").to_str().map(str::to_owned)
+    );
 }
 
 #[test]

@@ -8,9 +8,10 @@ use burn_peft::Error;
 use burn_peft::adapter::{StateDict, adapter_state_dict, initialize_adapters, initialize_params};
 use burn_peft::checkpoint::{base_fingerprint, load_hf, read_hf_config};
 use burn_peft::data::Batch;
+use burn_peft::distributed::SingleProcess;
 use burn_peft::llama::TransformerDecoder;
 use burn_peft::training::recipe::RecipeConfig;
-use burn_peft::training::{RunDir, Trainer};
+use burn_peft::training::{RunDir, Trainer, nonfinite_records};
 use tempfile::TempDir;
 
 const STEPS_PER_EPOCH: usize = 3;
@@ -62,10 +63,17 @@ fn batch(step: usize) -> Batch {
 }
 
 /// Trains up to `end` steps, with a checkpoint of each.
-fn train(run: &RunDir, config: &RecipeConfig, mut model: TransformerDecoder, trainer: &mut Trainer, end: usize) -> StateDict {
+fn train(
+    run: &RunDir,
+    config: &RecipeConfig,
+    mut model: TransformerDecoder,
+    trainer: &mut Trainer,
+    end: usize,
+) -> StateDict {
     while trainer.step < end {
         (model, _) = trainer.step(model, &[batch(trainer.step)]);
-        run.save_checkpoint(&model, &config.lora(), trainer).unwrap();
+        run.save_checkpoint(&model, &config.lora(), trainer)
+            .unwrap();
     }
     adapter_state_dict(&model)
 }
@@ -111,7 +119,10 @@ fn assert_refused<T>(result: Result<T, Error>, texts: &[&str]) {
 #[test]
 fn auto_begins_or_goes_on() {
     let dir = TempDir::new().unwrap();
-    let config = config(&dir.path().join("run"), &["resume_from_checkpoint=auto", "epochs=2"]);
+    let config = config(
+        &dir.path().join("run"),
+        &["resume_from_checkpoint=auto", "epochs=2"],
+    );
     let run = RunDir::open(&config, 0, 1).unwrap();
     assert!(!run.is_resumed());
     run.begin(&config).unwrap();
@@ -140,7 +151,10 @@ fn going_on_from_an_earlier_checkpoint_of_the_run() {
     let whole = config(dir.path(), &[]);
     let adapter = stopped(&whole, 3);
     let earlier = dir.path().join("checkpoints/step_1");
-    let earlier = with(&whole, &[&format!("resume_from_checkpoint={}", earlier.display())]);
+    let earlier = with(
+        &whole,
+        &[&format!("resume_from_checkpoint={}", earlier.display())],
+    );
     let (run, model, mut trainer) = gone_on(&earlier);
     assert_eq!(trainer.step, 1);
     // Or they would be taken for what this run comes to.
@@ -160,20 +174,31 @@ fn going_on_from_a_checkpoint_of_another_run() {
     // A copy by another name is no checkpoint of the run, but may be named.
     let copy = first.join("checkpoints/kept");
     fs::rename(first.join("checkpoints/step_1"), &copy).unwrap();
-    for (path, step) in [(first.clone(), 2), (first.join("checkpoints/step_2"), 2), (copy, 1)] {
+    for (path, step) in [
+        (first.clone(), 2),
+        (first.join("checkpoints/step_2"), 2),
+        (copy, 1),
+    ] {
         let from = format!("resume_from_checkpoint={}", path.display());
         let mut config = with(&config, &[&from]);
         config.output_dir = second.clone();
         let (run, model, mut trainer) = gone_on(&config);
         assert_eq!(trainer.step, step, "{}", path.display());
-        assert!(fs::read_to_string(run.metrics_path()).unwrap().contains("\"step\":2"));
+        assert!(
+            fs::read_to_string(run.metrics_path())
+                .unwrap()
+                .contains("\"step\":2")
+        );
         assert!(train(&run, &config, model, &mut trainer, 2) == adapter);
         assert_eq!(checkpoints(&first), ["kept", "step_2"]);
         drop(run);
         fs::remove_dir_all(&second).unwrap();
     }
     let missing = with(&config, &["resume_from_checkpoint=nowhere"]);
-    assert_refused(RunDir::open(&missing, 0, 1), &["nowhere", "neither a complete checkpoint", "step_N"]);
+    assert_refused(
+        RunDir::open(&missing, 0, 1),
+        &["nowhere", "neither a complete checkpoint", "step_N"],
+    );
 }
 
 /// As a program that was killed while it wrote it leaves one.
@@ -191,7 +216,10 @@ fn a_run_whose_first_checkpoint_was_cut_off() {
     cut_off(dir.path(), 1);
     let goes_on = with(&config, &["resume_from_checkpoint=true"]);
     let instruction = "begin anew by resume_from_checkpoint=false";
-    assert_refused(RunDir::open(&goes_on, 0, 1), &["no complete checkpoint", instruction]);
+    assert_refused(
+        RunDir::open(&goes_on, 0, 1),
+        &["no complete checkpoint", instruction],
+    );
     // What it says works.
     let run = RunDir::open(&config, 0, 1).unwrap();
     run.begin(&config).unwrap();
@@ -276,7 +304,9 @@ fn a_base_is_known_by_its_content() {
     copy_of_base(&base);
     let on = |path: &Path| format!("checkpoint_dir={}", path.display());
     let config = config(&dir.path().join("run"), &[&on(&base)]);
-    let run = RunDir::create(&config, 1).unwrap().on_base(base_fingerprint(&base).unwrap());
+    let run = RunDir::create(&config, 1)
+        .unwrap()
+        .on_base(base_fingerprint(&base).unwrap());
     train(&run, &config, new_model(&config), &mut trainer(&config), 1);
     drop(run);
     fs::rename(&base, &moved).unwrap();
@@ -300,7 +330,10 @@ fn a_base_is_known_by_its_content() {
     };
     let last_bit = |bytes: &mut Vec<u8>| *bytes.last_mut().unwrap() ^= 1;
     let other = change("model.safetensors", &last_bit);
-    assert_refused(other, &["another base", "checkpoint_dir", "another output_dir"]);
+    assert_refused(
+        other,
+        &["another base", "checkpoint_dir", "another output_dir"],
+    );
     let field = |name: &'static str| {
         move |bytes: &mut Vec<u8>| {
             let mut fields: serde_json::Value = serde_json::from_slice(bytes).unwrap();
@@ -308,7 +341,10 @@ fn a_base_is_known_by_its_content() {
             *bytes = serde_json::to_vec(&fields).unwrap();
         }
     };
-    assert_refused(change("config.json", &field("rms_norm_eps")), &["another base"]);
+    assert_refused(
+        change("config.json", &field("rms_norm_eps")),
+        &["another base"],
+    );
     // What programs write beside it says nothing of the model.
     change("config.json", &field("transformers_version")).unwrap();
 }
@@ -319,7 +355,160 @@ fn a_run_of_before_whose_base_has_moved() {
     let dir = TempDir::new().unwrap();
     let config = config(dir.path(), &["checkpoint_dir=here"]);
     stopped(&config, 1);
-    let moved = with(&config, &["checkpoint_dir=there", "resume_from_checkpoint=true"]);
-    assert_refused(RunDir::open(&moved, 0, 1), &["`checkpoint_dir` was here, now there"]);
+    let moved = with(
+        &config,
+        &["checkpoint_dir=there", "resume_from_checkpoint=true"],
+    );
+    assert_refused(
+        RunDir::open(&moved, 0, 1),
+        &["`checkpoint_dir` was here, now there"],
+    );
     RunDir::open(&with(&config, &["resume_from_checkpoint=true"]), 0, 1).unwrap();
+}
+
+// The best validation.
+
+/// The run with a checkpoint after each of these validation losses, of which `kept` are left.
+fn validated(config: &RecipeConfig, losses: &[f64], kept: usize) -> (RunDir, Vec<StateDict>) {
+    let run = RunDir::create(config, 1).unwrap();
+    let mut trainer = config.trainer(losses.len());
+    let mut model = new_model(config);
+    let mut adapters = Vec::new();
+    for loss in losses {
+        (model, _) = trainer.step(model, &[batch(trainer.step)]);
+        trainer.validations.add(trainer.step, *loss);
+        run.save_checkpoint(&model, &config.lora(), &trainer)
+            .unwrap();
+        run.keep_last_checkpoints(kept).unwrap();
+        adapters.push(adapter_state_dict(&model));
+    }
+    (run, adapters)
+}
+
+#[test]
+fn the_best_checkpoint_is_never_deleted() {
+    let dir = TempDir::new().unwrap();
+    let config = config(dir.path(), &[]);
+    let (run, adapters) = validated(&config, &[3.0, 1.0, 2.0, 4.0, 2.0], 1);
+    assert_eq!(checkpoints(dir.path()), ["step_2", "step_5"]);
+    drop(run);
+
+    // It is known to a run that goes on, too.
+    let goes_on = with(&config, &["resume_from_checkpoint=true"]);
+    let run = RunDir::open(&goes_on, 0, 1).unwrap();
+    let (mut model, mut trainer) = (new_model(&config), config.trainer(5));
+    run.load_checkpoint(&mut model, &mut trainer).unwrap();
+    let validations = trainer.validations;
+    assert_eq!(
+        (validations.since_best, validations.last.unwrap().step),
+        (3, 5)
+    );
+    let best = validations.best.unwrap();
+    assert_eq!((best.step, best.loss), (2, 1.0));
+    run.load_best(&mut model, best).unwrap();
+    assert!(adapter_state_dict(&model) == adapters[1]);
+
+    fs::remove_dir_all(dir.path().join("checkpoints/step_2")).unwrap();
+    assert_refused(
+        run.load_best(&mut model, best),
+        &["after step 2", "best_checkpoint=none"],
+    );
+}
+
+/// Only the best one of all is spared.
+#[test]
+fn a_best_checkpoint_that_was_overtaken_goes() {
+    let dir = TempDir::new().unwrap();
+    validated(&config(dir.path(), &[]), &[3.0, 1.0, 2.0, 0.5, 2.0, 0.7], 2);
+    assert_eq!(checkpoints(dir.path()), ["step_4", "step_5", "step_6"]);
+}
+
+// A step whose loss is no number.
+
+/// A base in which one token's embedding is none.
+fn with_broken_token(token: usize) -> TempDir {
+    let dir = TempDir::new().unwrap();
+    copy_of_base(dir.path());
+    let path = dir.path().join("model.safetensors");
+    let mut bytes = fs::read(&path).unwrap();
+    let header = 8 + u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
+    let tensors: serde_json::Value = serde_json::from_slice(&bytes[8..header]).unwrap();
+    let tensor = &tensors["model.embed_tokens.weight"];
+    let width = tensor["shape"][1].as_u64().unwrap() as usize * 4;
+    let start = header + tensor["data_offsets"][0].as_u64().unwrap() as usize + token * width;
+    bytes[start..start + 4].copy_from_slice(&f32::NAN.to_le_bytes());
+    fs::write(path, bytes).unwrap();
+    dir
+}
+
+/// Two rows, of which the first has two samples and the second is filled up.
+fn packed_batch(token: i32) -> Batch {
+    Batch {
+        input_ids: vec![1, 2, 3, 4, 5, 6, 7, 8, token, 9, 0, 0],
+        labels: vec![1, 2, 3, 4, 5, 6, 7, 8, token, 9, -100, -100],
+        segments: vec![vec![4, 2], vec![4]],
+        batch_size: 2,
+        seq_len: 6,
+        adapters: None,
+    }
+}
+
+#[test]
+fn a_step_that_is_no_number_names_its_records_and_can_be_left_out() {
+    const TOKEN: i32 = 77;
+    let (base, dir) = (with_broken_token(TOKEN as usize), TempDir::new().unwrap());
+    let config = config(dir.path(), &[]);
+    let mut model = new_model(&config);
+    load_hf(&mut model, base.path()).unwrap();
+    let whole = packed_batch(10);
+    let broken = packed_batch(TOKEN);
+    let records = whole.records();
+    let ids: Vec<_> = records
+        .iter()
+        .map(|record| record.input_ids.clone())
+        .collect();
+    assert_eq!(ids, [vec![1, 2, 3, 4], vec![5, 6], vec![7, 8, 10, 9]]);
+    assert!(
+        records
+            .iter()
+            .all(|record| record.labels == record.input_ids)
+    );
+
+    let found = nonfinite_records(&model, &[whole.clone(), broken.clone()]);
+    assert_eq!(found, [broken.records()[2].clone()]);
+    // If none is, it is what they make together.
+    assert_eq!(nonfinite_records(&model, &[whole.clone()]), records);
+
+    let mut trainer = trainer(&config);
+    let before = adapter_state_dict(&model);
+    let gradients = trainer
+        .gradients(&SingleProcess, &model, &[whole.clone(), broken])
+        .unwrap();
+    let error = trainer.require_finite(&gradients).unwrap_err();
+    let error = error.with_records(vec!["the third".into()]).to_string();
+    for text in ["step 1", "NaN", "the third", "skip_nonfinite_steps=1"] {
+        assert!(error.contains(text), "`{text}` is not in: {error}");
+    }
+    let output = trainer.skip(gradients);
+    assert!(output.loss.is_nan());
+    assert_eq!(
+        (trainer.step, trainer.skipped_steps, trainer.last_loss),
+        (1, 1, None)
+    );
+    assert_eq!(trainer.optimizer.num_states(), 0);
+    assert!(adapter_state_dict(&model) == before);
+
+    // A run that goes on knows how many it has left out.
+    let run = RunDir::create(&config, 1).unwrap();
+    let (model, _) = trainer.step(model, &[whole]);
+    run.save_checkpoint(&model, &config.lora(), &trainer)
+        .unwrap();
+    drop(run);
+    let (_run, _, trainer) = gone_on(&with(&config, &["resume_from_checkpoint=true"]));
+    assert_eq!((trainer.step, trainer.skipped_steps), (2, 1));
+    let gradients = trainer
+        .gradients(&SingleProcess, &model, &[packed_batch(TOKEN)])
+        .unwrap();
+    let error = trainer.require_finite(&gradients).unwrap_err().to_string();
+    assert!(error.contains("skip_nonfinite_steps=2"), "{error}");
 }

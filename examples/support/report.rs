@@ -80,12 +80,13 @@ fn late_warmup(schedule: &LrSchedule) -> Option<String> {
     })
 }
 
-/// Where a run that goes on does so, and what becomes of its schedule if it has more epochs now.
-pub fn print_progress(run: &RunDir, trainer: &Trainer) {
+/// How long a run is, where one that goes on does so, and what becomes of its schedule if it has more epochs now.
+pub fn print_progress(run: &RunDir, trainer: &Trainer, steps_per_epoch: usize, is_over: bool) {
     let (step, schedule) = (trainer.step, &trainer.schedule);
     let total = schedule.total_steps;
-    if step >= total {
-        println!("the training is done, all {total} steps; what follows it is done again");
+    println!("{steps_per_epoch} steps an epoch, {total} in all");
+    if is_over {
+        println!("the training is done, {step} steps of {total}; what follows it is done again");
     } else if run.is_resumed() {
         println!("going on after step {step} of {total}");
     }

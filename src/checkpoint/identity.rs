@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
-use std::path::{Component, Path, PathBuf};
+use std::path::{Component, Path};
 
 use serde_json::Value;
 
@@ -62,7 +62,9 @@ fn of_config(path: &Path) -> Result<u64> {
     let text = read_text(path)?;
     let fields: BTreeMap<String, Value> =
         serde_json::from_str(&text).map_err(|error| Error::format(path, error))?;
-    let fields = fields.iter().filter(|(name, _)| !NOTES.contains(&name.as_str()));
+    let fields = fields
+        .iter()
+        .filter(|(name, _)| !NOTES.contains(&name.as_str()));
     Ok(fields.fold(0, |hash, (name, value)| {
         let hash = of_bytes(hash, name.as_bytes());
         of_bytes(hash, value.to_string().as_bytes())
@@ -86,7 +88,9 @@ fn of_file(hash: u64, path: &Path, buffer: &mut Vec<u8>) -> std::io::Result<u64>
 fn parts(len: u64) -> Vec<(u64, u64)> {
     if len <= WHOLE_BYTES {
         let starts = (0..len).step_by(HEAD_BYTES as usize);
-        return starts.map(|start| (start, HEAD_BYTES.min(len - start))).collect();
+        return starts
+            .map(|start| (start, HEAD_BYTES.min(len - start)))
+            .collect();
     }
     let first = HEAD_BYTES;
     let last = len - PART_BYTES;
@@ -101,7 +105,8 @@ fn of_bytes(hash: u64, bytes: &[u8]) -> u64 {
     let hash = words
         .iter()
         .fold(hash, |hash, word| mix(hash, u64::from_le_bytes(*word)));
-    rest.iter().fold(hash, |hash, byte| mix(hash, u64::from(*byte)))
+    rest.iter()
+        .fold(hash, |hash, byte| mix(hash, u64::from(*byte)))
 }
 
 /// The name by which others find a base: `owner/name` for a folder in the Hub's cache
@@ -139,13 +144,26 @@ mod tests {
     /// From 0 to the end, without more than a file has.
     #[test]
     fn the_parts_of_a_file_lie_in_it() {
-        for len in [0, 1, HEAD_BYTES, WHOLE_BYTES, WHOLE_BYTES + 1, 5_000_000_000] {
+        for len in [
+            0,
+            1,
+            HEAD_BYTES,
+            WHOLE_BYTES,
+            WHOLE_BYTES + 1,
+            5_000_000_000,
+        ] {
             let parts = parts(len);
-            assert!(parts.iter().all(|(start, count)| start + count <= len), "{len}");
+            assert!(
+                parts.iter().all(|(start, count)| start + count <= len),
+                "{len}"
+            );
             assert_eq!(parts.first().map_or(0, |(start, _)| *start), 0);
             assert_eq!(parts.last().map_or(0, |(start, count)| start + count), len);
             let read: u64 = parts.iter().map(|(_, count)| count).sum();
-            assert!(read == len || read == HEAD_BYTES + PARTS * PART_BYTES, "{len}");
+            assert!(
+                read == len || read == HEAD_BYTES + PARTS * PART_BYTES,
+                "{len}"
+            );
         }
     }
 
@@ -153,7 +171,7 @@ mod tests {
     fn a_byte_and_a_length_make_another_number() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("file");
-        let mut hash_of = |bytes: &[u8]| {
+        let hash_of = |bytes: &[u8]| {
             std::fs::write(&path, bytes).unwrap();
             of_file(0, &path, &mut Vec::new()).unwrap()
         };
@@ -174,12 +192,16 @@ mod tests {
     #[test]
     fn a_base_in_the_hubs_cache_has_its_name_there() {
         let hub = |path: &str| name_on_hub(Path::new(path));
-        let cached = "/home/me/.cache/huggingface/hub/models--meta-llama--Llama-2-7b-hf/snapshots/01c7f73d";
+        let cached =
+            "/home/me/.cache/huggingface/hub/models--meta-llama--Llama-2-7b-hf/snapshots/01c7f73d";
         assert_eq!(hub(cached).as_deref(), Some("meta-llama/Llama-2-7b-hf"));
-        assert_eq!(hub("/hub/models--gpt2/snapshots/1").as_deref(), Some("gpt2"));
+        assert_eq!(
+            hub("/hub/models--gpt2/snapshots/1").as_deref(),
+            Some("gpt2")
+        );
         assert_eq!(hub("/models/meta-llama/Llama-2-7b-hf"), None);
         assert_eq!(hub("/hub/models--a--b/blobs/1"), None);
-        let here: PathBuf = std::env::current_dir().unwrap().join("models/base");
+        let here = std::env::current_dir().unwrap().join("models/base");
         assert_eq!(base_model_name("models/base"), here.to_string_lossy());
     }
 }

@@ -148,6 +148,8 @@ pub struct RecipeConfig {
     pub gradient_accumulation_steps: usize,
     /// The norm to which the gradients of all adapters together are clipped.
     pub clip_grad_norm: Option<f64>,
+    /// How many steps may be left out because their loss or gradients are no numbers, before one ends the run.
+    pub skip_nonfinite_steps: usize,
     /// AdamW's hyperparameters.
     pub optimizer: OptimizerConfig,
     /// The learning rate's course over the run.
@@ -173,6 +175,8 @@ pub struct RecipeConfig {
     pub overwrite_output_dir: bool,
     /// The number of steps between checkpoints; `None` means only one, at the end.
     pub save_every_n_steps: Option<usize>,
+    /// Whether a checkpoint is saved at the end of each epoch too.
+    pub save_every_epoch: bool,
     /// How many of the run's checkpoints are kept, the last ones; `None` keeps all.
     pub keep_last_n_checkpoints: Option<usize>,
     /// Whether only the adapter is saved at the end, not the merged model too.
@@ -187,6 +191,10 @@ pub struct RecipeConfig {
     pub log_peak_memory_stats: bool,
     /// The number of steps between two validations; `None` means only one, at the end.
     pub run_val_every_n_steps: Option<usize>,
+    /// What becomes of the adapter of the best validation.
+    pub best_checkpoint: BestCheckpoint,
+    /// How many validations may follow the best one before the training ends; `None` means any number.
+    pub early_stopping_patience: Option<usize>,
 }
 
 impl Default for RecipeConfig {
@@ -234,6 +242,7 @@ impl Default for RecipeConfig {
             max_steps_per_epoch: None,
             gradient_accumulation_steps: 1,
             clip_grad_norm: None,
+            skip_nonfinite_steps: 0,
             optimizer: OptimizerConfig::default(),
             lr_scheduler: SchedulerConfig::default(),
             dtype: Precision::F32,
@@ -244,6 +253,7 @@ impl Default for RecipeConfig {
             output_dir: "./lora_finetune_output".into(),
             overwrite_output_dir: false,
             save_every_n_steps: None,
+            save_every_epoch: false,
             keep_last_n_checkpoints: None,
             save_adapter_weights_only: false,
             resume_from_checkpoint: Resume::No,
@@ -251,6 +261,8 @@ impl Default for RecipeConfig {
             log_every_n_steps: 1,
             log_peak_memory_stats: true,
             run_val_every_n_steps: None,
+            best_checkpoint: BestCheckpoint::None,
+            early_stopping_patience: None,
         }
     }
 }
@@ -545,6 +557,19 @@ impl From<Precision> for burn::tensor::DType {
     }
 }
 
+/// What becomes of the adapter of the best validation, the one with the lowest loss.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum BestCheckpoint {
+    /// Nothing; but if it is in a checkpoint, that one is kept.
+    None,
+    /// It is saved in a checkpoint.
+    Save,
+    /// It is saved in a checkpoint, and the final adapter and the merged model are made of it.
+    Use,
+}
+
 /// Where a run's metrics go.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -686,13 +711,14 @@ impl RecipeConfig {
 
     /// The rules about two keys at once; the first that is broken is told.
     fn check(&self, settings: &[Setting]) -> Result<()> {
-        const RULES: [fn(&RecipeConfig) -> Option<Broken>; 6] = [
+        const RULES: [fn(&RecipeConfig) -> Option<Broken>; 7] = [
             RecipeConfig::validates_twice,
             RecipeConfig::has_no_adapter,
             RecipeConfig::has_invalid_adapter,
             RecipeConfig::makes_up_for_nothing,
             RecipeConfig::packs_without_length,
             RecipeConfig::validates_on_nothing,
+            RecipeConfig::waits_for_no_validation,
         ];
         match RULES.iter().find_map(|rule| rule(self)) {
             None => Ok(()),
@@ -749,6 +775,17 @@ impl RecipeConfig {
         let has_records = self.holds_out() || self.validation_dataset.is_some();
         let is_broken = self.run_val_every_n_steps.is_some() && !has_records;
         is_broken.then(|| ("run_val_every_n_steps", message.into()))
+    }
+
+    fn waits_for_no_validation(&self) -> Option<Broken> {
+        let key = match (self.early_stopping_patience, self.best_checkpoint) {
+            (Some(_), _) => "early_stopping_patience",
+            (None, BestCheckpoint::None) => return None,
+            (None, _) => "best_checkpoint",
+        };
+        let message = format!("`{key}` goes by validations, set `run_val_every_n_steps` too");
+        let is_broken = self.run_val_every_n_steps.is_none();
+        is_broken.then_some((key, message))
     }
 
     fn tree(&self) -> Value {

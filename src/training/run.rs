@@ -1,4 +1,5 @@
 mod checkpoints;
+mod disk;
 mod summary;
 
 use std::fs::{self, File, OpenOptions, TryLockError};
@@ -16,6 +17,7 @@ use crate::ops::mix;
 use crate::{Error, Result};
 use checkpoints::{Start, has_checkpoint, is_cut_off};
 
+pub use disk::available_disk_bytes;
 pub use summary::{ExactMatch, Summary};
 
 /// The folder of a run.

@@ -1747,12 +1747,14 @@ fn finished_run() -> (TempDir, RecipeConfig, RunDir) {
     let (dir, config, run) = unfinished_run();
     let summary = Summary {
         steps: 1,
+        skipped_steps: 0,
         final_loss: 1.0,
         total_params: 1,
         trainable_params: 1,
         tokens_per_second: 1.0,
         peak_memory_bytes: None,
         val_loss: None,
+        best_validation: None,
         exact_match: None,
     };
     run.finish(&summary).unwrap();

@@ -297,6 +297,13 @@ pub(super) const KEYS: &[RecipeKey] = &[
     )
     .optional(),
     key(
+        "skip_nonfinite_steps",
+        Count(0),
+        "How many steps of the run are left out, without an update, because their loss or gradients are no numbers; one \
+         more ends the run.",
+    )
+    .free(),
+    key(
         "optimizer.lr",
         NonNegative,
         "AdamW's highest learning rate.",
@@ -381,9 +388,16 @@ pub(super) const KEYS: &[RecipeKey] = &[
     .optional()
     .free(),
     key(
+        "save_every_epoch",
+        Flag,
+        "Save a checkpoint at the end of each epoch too.",
+    )
+    .free(),
+    key(
         "keep_last_n_checkpoints",
         Count(1),
-        "How many of the run's checkpoints are kept, the last ones; `null` keeps all.",
+        "How many of the run's checkpoints are kept, the last ones, and beside them that of the best validation; \
+         `null` keeps all.",
     )
     .optional()
     .free(),
@@ -422,6 +436,20 @@ pub(super) const KEYS: &[RecipeKey] = &[
         "run_val_every_n_steps",
         Count(1),
         "Steps between two validations; `null` validates at the end only.",
+    )
+    .optional()
+    .free(),
+    key(
+        "best_checkpoint",
+        Word(&["none", "save", "use"]),
+        "With `save`, a validation that is the best so far saves a checkpoint; with `use`, the final adapter and the \
+         merged model are made of it too.",
+    )
+    .free(),
+    key(
+        "early_stopping_patience",
+        Count(1),
+        "After how many validations without a better one the training ends; `null` is never.",
     )
     .optional()
     .free(),

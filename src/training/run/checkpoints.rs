@@ -15,8 +15,8 @@ use crate::checkpoint::{
 use crate::files::{create_dir, write_text};
 use crate::llama::TransformerDecoder;
 use crate::lora::{DEFAULT_ADAPTER, Init, LoRAConfig};
-use crate::training::Trainer;
 use crate::training::recipe::{RecipeConfig, Resume};
+use crate::training::{Trainer, Validation, Validations};
 use crate::{Error, Result};
 
 /// An adapter that PEFT has no form for.
@@ -33,6 +33,9 @@ const NO_CHECKPOINT: &str = "there is no complete checkpoint to resume from in t
 pub(super) struct TrainerState {
     pub step: usize,
     loss: Option<f64>,
+    /// The steps that were left out.
+    #[serde(default)]
+    skipped_steps: usize,
     /// The steps of the whole run, which follow from the number of records.
     total_steps: Option<usize>,
     /// The epochs of the whole run.
@@ -41,6 +44,9 @@ pub(super) struct TrainerState {
     data: Option<u64>,
     /// The fingerprint of the base.
     pub base: Option<u64>,
+    /// The validations until then.
+    #[serde(default)]
+    validations: Validations,
     /// The processes that the run began with.
     #[serde(default = "one")]
     pub num_processes: usize,
@@ -67,11 +73,13 @@ impl Checkpoint {
 
     /// The one in a folder, or the last one of the run in it.
     fn at(path: &Path) -> Result<Self> {
-        let missing = || Error::Resume {
+        let missing = || {
+            Error::Resume {
             path: path.to_owned(),
             message: "this is neither a complete checkpoint (checkpoints/step_N of a run) nor a run with one; \
                       name one of these as resume_from_checkpoint"
                 .into(),
+        }
         };
         match Self::in_folder(path.to_owned()) {
             Some(checkpoint) => Ok(checkpoint),
@@ -212,10 +220,12 @@ impl RunDir {
         let state = TrainerState {
             step: trainer.step,
             loss: trainer.last_loss,
+            skipped_steps: trainer.skipped_steps,
             total_steps: Some(trainer.schedule.total_steps),
             epochs: Some(self.config.epochs),
             data: self.data,
             base: self.base,
+            validations: trainer.validations,
             num_processes: self.num_processes,
         };
         let dir = self.path.join(CHECKPOINTS).join(folder_of(trainer.step));
@@ -240,14 +250,21 @@ impl RunDir {
         write_text(&self.path.join(CONFIG), &config)
     }
 
-    /// Deletes all complete checkpoints but the last `count`.
+    /// Deletes all complete checkpoints but the last `count` and that of the best validation.
     ///
     /// # Errors
     /// [`Error::Io`] if one cannot be deleted.
     pub fn keep_last_checkpoints(&self, count: usize) -> Result<()> {
         let mut checkpoints = own_checkpoints(&self.path)?;
         checkpoints.sort_by_key(|checkpoint| Reverse(checkpoint.state.step));
-        checkpoints.iter().skip(count).try_for_each(delete)
+        let best = checkpoints
+            .first()
+            .and_then(|last| last.state.validations.best);
+        let is_best =
+            |checkpoint: &&Checkpoint| best.is_some_and(|best| best.step == checkpoint.state.step);
+        let old = checkpoints.iter().skip(count);
+        old.filter(|checkpoint| !is_best(checkpoint))
+            .try_for_each(delete)
     }
 
     /// Deletes the checkpoints after the one that the run goes on from.
@@ -280,7 +297,25 @@ impl RunDir {
         trainer.optimizer = optimizer;
         trainer.step = checkpoint.state.step;
         trainer.last_loss = checkpoint.state.loss;
+        trainer.skipped_steps = checkpoint.state.skipped_steps;
+        trainer.validations = checkpoint.state.validations;
         Ok(())
+    }
+
+    /// Loads the adapter of the best validation, of a run that has saved it.
+    ///
+    /// # Errors
+    /// [`Error::Resume`] if there is no checkpoint of that step, and the errors of [`load_any_adapter`].
+    pub fn load_best(&self, model: &mut TransformerDecoder, best: Validation) -> Result<()> {
+        let folder = self.path.join(CHECKPOINTS).join(folder_of(best.step));
+        let Some(checkpoint) = Checkpoint::in_folder(folder) else {
+            return Err(self.error(&format!(
+                "the best validation was after step {}, of which there is no checkpoint; \
+                 use the last step by best_checkpoint=none",
+                best.step
+            )));
+        };
+        load_any_adapter(model, checkpoint.adapter()).map(drop)
     }
 
     fn require_same_run(&self, state: &TrainerState, total_steps: usize) -> Result<()> {
@@ -296,7 +331,9 @@ impl RunDir {
             )));
         }
         let differs = |of_run: Option<u64>, today: Option<u64>| {
-            of_run.zip(today).is_some_and(|(of_run, today)| of_run != today)
+            of_run
+                .zip(today)
+                .is_some_and(|(of_run, today)| of_run != today)
         };
         if differs(state.data, self.data) {
             return Err(self.error(

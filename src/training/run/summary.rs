@@ -6,6 +6,8 @@ use serde::{Deserialize, Serialize};
 
 use super::SUMMARY;
 use crate::files::read_text;
+use crate::training::Validation;
+use crate::training::validations::nan_for_null;
 use crate::{Error, Result};
 
 /// What a run came to.
@@ -13,7 +15,11 @@ use crate::{Error, Result};
 pub struct Summary {
     /// The optimizer steps.
     pub steps: usize,
-    /// The loss of the last step.
+    /// The steps among them that were left out, as their loss or gradients were no numbers.
+    #[serde(default)]
+    pub skipped_steps: usize,
+    /// The loss of the last step that was not left out.
+    #[serde(deserialize_with = "nan_for_null")]
     pub final_loss: f64,
     /// The elements of all parameters.
     pub total_params: usize,
@@ -26,6 +32,9 @@ pub struct Summary {
     /// The mean loss over the validation set after the last step.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub val_loss: Option<f64>,
+    /// The best validation of all and its step, where there is one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub best_validation: Option<Validation>,
     /// How held-out prompts were answered, where there are any.
     #[serde(flatten)]
     pub exact_match: Option<ExactMatch>,
