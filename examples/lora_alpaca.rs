@@ -58,7 +58,7 @@ use burn_peft::ops::set_matmul_precision;
 use burn_peft::tokenizer::{Tokenizer, copy_tokenizer};
 use burn_peft::training::recipe::{BestCheckpoint, RecipeConfig};
 use burn_peft::training::{
-    MetricsLog, RunDir, StepGradients, StepOutput, Summary, Trainer, nonfinite_records,
+    MetricLogger, Metrics, RunDir, StepGradients, StepOutput, Summary, Trainer, nonfinite_records,
     peak_memory_bytes,
 };
 use burn_peft::{Error, Result};
@@ -68,7 +68,6 @@ use launch::{Member, exit_code, launch};
 use quiz::Quiz;
 use records::{Data, ending_as, name_of, tokenizer};
 use report::{Progress, Speed, print_device, print_notes, print_progress, print_work};
-use serde_json::json;
 
 /// How LoftQ decomposes the error of a weight: to a thousandth of what is left as the exact decomposition does.
 const LOFTQ: Decomposition = Decomposition::Randomized {
@@ -186,7 +185,10 @@ impl<'a> Job<'a> {
     /// The records of a step that make its loss no number, by the end of their texts.
     fn name_broken(&self, model: &TransformerDecoder, batches: &[Batch]) -> Result<Vec<String>> {
         let records = nonfinite_records(model, batches);
-        records.iter().map(|record| name_of(record, &self.tokenizer)).collect()
+        records
+            .iter()
+            .map(|record| name_of(record, &self.tokenizer))
+            .collect()
     }
 
     /// What the training will need, if the member is the one that reports.
@@ -274,9 +276,9 @@ struct Run<'a> {
     config: &'a RecipeConfig,
     member: &'a Member<'a>,
     dir: RunDir,
-    metrics: Option<MetricsLog>,
+    metrics: Vec<Box<dyn MetricLogger>>,
     /// What is known of the last step, until it is logged.
-    unlogged: Option<serde_json::Value>,
+    unlogged: Option<Metrics>,
     progress: Progress,
     speed: Speed,
 }
@@ -288,11 +290,10 @@ impl<'a> Run<'a> {
         dir: RunDir,
         trainer: &Trainer,
     ) -> Result<Self> {
-        let (is_first, path) = (member.group.rank() == 0, dir.metrics_path());
-        let metrics = match (is_first, dir.is_resumed()) {
-            (true, true) => Some(MetricsLog::resume(path, trainer.step)?),
-            (true, false) => Some(MetricsLog::create(path)?),
-            (false, _) => None,
+        let is_first = member.group.rank() == 0;
+        let metrics = match is_first {
+            true => dir.metric_loggers(trainer.step)?,
+            false => Vec::new(),
         };
         Ok(Self {
             config,
@@ -401,17 +402,21 @@ impl<'a> Run<'a> {
         let Some(val_loss) = data.validation_loss(self.member.group, model)? else {
             return Ok(false);
         };
-        self.log(&json!({ "step": step, "val_loss": val_loss }));
+        self.log(&Metrics::new(step).with("val_loss", val_loss));
         self.progress
             .say(&format!("step {step}: validation loss {val_loss:.4}"));
         let is_best = trainer.validations.add(step, val_loss);
         if let Some(kept) = self.member.last_step.lock().as_mut() {
             kept.trainer.validations = trainer.validations;
         }
-        if trainer.validations.have_ended(config.early_stopping_patience) {
+        if trainer
+            .validations
+            .have_ended(config.early_stopping_patience)
+        {
             let best = trainer.validations.best.map_or(0, |best| best.step);
-            self.progress
-                .say(&format!("step {step}: no better validation since step {best}, the training ends"));
+            self.progress.say(&format!(
+                "step {step}: no better validation since step {best}, the training ends"
+            ));
         }
         Ok(is_best && config.best_checkpoint != BestCheckpoint::None)
     }
@@ -447,7 +452,14 @@ impl<'a> Run<'a> {
         if trainer.skipped_steps >= self.config.skip_nonfinite_steps {
             return Err(error);
         }
-        if let Error::Diverged { step, loss, grad_norm, records, .. } = &error {
+        if let Error::Diverged {
+            step,
+            loss,
+            grad_norm,
+            records,
+            ..
+        } = &error
+        {
             let records = records.join(", ");
             self.progress.say(&format!(
                 "step {step} is left out: its loss is {loss}, its gradients' norm {grad_norm}; {records}"
@@ -470,7 +482,12 @@ impl<'a> Run<'a> {
         }
     }
 
-    fn complete_step(&mut self, step: usize, output: &StepOutput, (started, epoch): (Instant, usize)) {
+    fn complete_step(
+        &mut self,
+        step: usize,
+        output: &StepOutput,
+        (started, epoch): (Instant, usize),
+    ) {
         self.speed.add(output.num_tokens, started.elapsed());
         self.progress.show(step, output.loss, self.speed.mean());
         self.unlogged = Some(self.step_metrics(step, epoch, output));
@@ -495,7 +512,10 @@ impl<'a> Run<'a> {
         let is_first = self.member.group.rank() == 0;
         match best.filter(|best| is_first && best.step != trainer.step) {
             Some(best) => {
-                println!("the adapter is that of step {}, validation loss {:.4}", best.step, best.loss);
+                println!(
+                    "the adapter is that of step {}, validation loss {:.4}",
+                    best.step, best.loss
+                );
                 self.dir.load_best(model, best)
             }
             None => Ok(()),
@@ -520,29 +540,32 @@ impl<'a> Run<'a> {
     }
 
     /// A training is not lost for want of its log.
-    fn log(&mut self, metrics: &serde_json::Value) {
-        let logged = self.metrics.as_mut().map(|log| log.log(metrics));
-        if let Some(Err(error)) = logged {
-            eprintln!("warning: no more metrics are logged: {error}");
-            self.metrics = None;
-        }
+    fn log(&mut self, metrics: &Metrics) {
+        self.metrics.retain_mut(|logger| {
+            let logged = logger.log(metrics);
+            if let Err(error) = &logged {
+                eprintln!("warning: no more metrics are logged there: {error}");
+            }
+            logged.is_ok()
+        });
     }
 
-    fn step_metrics(&self, step: usize, epoch: usize, output: &StepOutput) -> serde_json::Value {
+    fn step_metrics(&self, step: usize, epoch: usize, output: &StepOutput) -> Metrics {
         let is_asked = self.config.log_peak_memory_stats;
         let memory = peak_memory_bytes().filter(|_| is_asked);
         let pools = || self.member.device.memory_pool_usage();
         let device_memory = is_asked.then(pools).flatten();
-        json!({
-            "step": step,
-            "epoch": epoch,
-            "loss": output.loss,
-            "lr": output.lr,
-            "grad_norm": output.grad_norm,
-            "tokens_per_second": self.speed.last,
-            "peak_memory_bytes": memory,
-            "device_memory_bytes": device_memory.map(|usage| usage.bytes_reserved),
-        })
+        Metrics::new(step)
+            .with("epoch", epoch)
+            .with("loss", output.loss)
+            .with("lr", output.lr)
+            .with("grad_norm", output.grad_norm)
+            .with("tokens_per_second", self.speed.last)
+            .with("peak_memory_bytes", memory)
+            .with(
+                "device_memory_bytes",
+                device_memory.map(|usage| usage.bytes_reserved),
+            )
     }
 
     fn summary(&self, model: &TransformerDecoder, trainer: &Trainer) -> Summary {
@@ -608,7 +631,10 @@ impl<'a> Run<'a> {
             println!("validation loss {val_loss:.4}");
         }
         if let Some(best) = summary.best_validation {
-            println!("the best validation was after step {}, loss {:.4}", best.step, best.loss);
+            println!(
+                "the best validation was after step {}, loss {:.4}",
+                best.step, best.loss
+            );
         }
         println!(
             "loss curve and summary are in {}",

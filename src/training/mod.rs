@@ -23,7 +23,10 @@ pub use estimate::{
     saved_bytes_per_layer, suggestions,
 };
 pub use gradients::lm_loss_sum;
-pub use metrics::{MetricsLog, available_memory_bytes, peak_memory_bytes};
+pub use metrics::{
+    CsvMetrics, MetricLogger, Metrics, MetricsLog, TensorBoardMetrics, available_memory_bytes,
+    peak_memory_bytes,
+};
 pub use nonfinite::nonfinite_records;
 pub use options::{Activations, GradientOptions, LossNormalization};
 pub use run::{ExactMatch, RunDir, Summary, available_disk_bytes};

@@ -183,8 +183,8 @@ pub struct RecipeConfig {
     pub save_adapter_weights_only: bool,
     /// Whether to go on, and from which checkpoint.
     pub resume_from_checkpoint: Resume,
-    /// Where the metrics go.
-    pub metric_logger: MetricLogger,
+    /// The forms of the metrics.
+    pub metric_logger: Vec<MetricFormat>,
     /// The number of steps between two lines of metrics.
     pub log_every_n_steps: usize,
     /// Whether the metrics hold the peak memory.
@@ -257,7 +257,7 @@ impl Default for RecipeConfig {
             keep_last_n_checkpoints: None,
             save_adapter_weights_only: false,
             resume_from_checkpoint: Resume::No,
-            metric_logger: MetricLogger::Jsonl,
+            metric_logger: vec![MetricFormat::Jsonl],
             log_every_n_steps: 1,
             log_peak_memory_stats: true,
             run_val_every_n_steps: None,
@@ -570,13 +570,17 @@ pub enum BestCheckpoint {
     Use,
 }
 
-/// Where a run's metrics go.
+/// A form in which a run's metrics are written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
-pub enum MetricLogger {
-    /// `metrics.jsonl` in the run's folder, a JSON object a line.
+pub enum MetricFormat {
+    /// `metrics.jsonl` in the run's folder, a JSON object a line. It is always written.
     Jsonl,
+    /// `metrics.csv` beside it.
+    Csv,
+    /// An event file in the folder `tensorboard`.
+    Tensorboard,
 }
 
 impl RecipeConfig {
@@ -666,7 +670,14 @@ impl RecipeConfig {
         let (old, new) = (self.tree(), other.tree());
         let (old, new) = (key.of(&old), key.of(&new));
         let is_other = old != new && !is_same_file(old, new);
-        is_other.then(|| format!("`{}` was {}, now {}", key.name(), keys::show(old), keys::show(new)))
+        is_other.then(|| {
+            format!(
+                "`{}` was {}, now {}",
+                key.name(),
+                keys::show(old),
+                keys::show(new)
+            )
+        })
     }
 
     /// The same without the places of files and without the device: what processes on machines of

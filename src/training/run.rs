@@ -1,5 +1,6 @@
 mod checkpoints;
 mod disk;
+mod logs;
 mod summary;
 
 use std::fs::{self, File, OpenOptions, TryLockError};
@@ -25,7 +26,7 @@ pub use summary::{ExactMatch, Summary};
 /// ```text
 /// output_dir/
 ///   config.yaml            the effective configuration
-///   metrics.jsonl          a line a logged step
+///   metrics.jsonl          a line a logged step; metrics.csv and tensorboard/ if they are asked for
 ///   checkpoints/step_N/    a PEFT adapter folder, the optimizer's state, the step and the configuration
 ///   adapter/               the final adapter, in PEFT's format
 ///   merged/                the final model, in Hugging Face's format
@@ -53,6 +54,8 @@ pub struct RunDir {
 const CONFIG: &str = "config.yaml";
 const LOCK: &str = ".lock";
 const METRICS: &str = "metrics.jsonl";
+const TABLE: &str = "metrics.csv";
+const TENSORBOARD: &str = "tensorboard";
 const SUMMARY: &str = "summary.json";
 const CHECKPOINTS: &str = "checkpoints";
 
@@ -99,7 +102,11 @@ impl RunDir {
         }
         let is_finished = run.path.join(SUMMARY).exists();
         if !config.overwrite_output_dir {
-            let what = if is_finished { "finished" } else { "not finished" };
+            let what = if is_finished {
+                "finished"
+            } else {
+                "not finished"
+            };
             let instead = match !is_finished && has_checkpoint(&run.path)? {
                 true => "go on with it by resume_from_checkpoint=true, ",
                 false => "",

@@ -416,8 +416,9 @@ pub(super) const KEYS: &[RecipeKey] = &[
     .free(),
     key(
         "metric_logger",
-        Word(&["jsonl"]),
-        "Where metrics go: `jsonl` is `metrics.jsonl` in the run's folder.",
+        Words(&["jsonl", "csv", "tensorboard"]),
+        "Where metrics go in the run's folder: `metrics.jsonl`, which is always written, `metrics.csv`, an event file for \
+         TensorBoard.",
     )
     .free(),
     key(
