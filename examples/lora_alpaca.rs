@@ -42,14 +42,13 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Instant;
 
-use burn_peft::Result;
 use burn_peft::adapter::{
     ParamCount, adapter_config, get_params, initialize_adapters, initialize_eva, initialize_params,
     validate_state_dict_for_lora,
 };
 use burn_peft::checkpoint::{
-    copy_generation_config, initialize_loftq_from, load_any_adapter, load_any_base_as,
-    read_base_packing, save_hf, save_peft_with_base,
+    base_fingerprint, base_model_name, copy_generation_config, initialize_loftq_from,
+    load_any_adapter, load_any_base_as, read_base_packing, save_hf, save_peft_with_base,
 };
 use burn_peft::data::{Batch, DataOrder};
 use burn_peft::distributed::{ProcessGroup, broadcast_params, require_same};
@@ -57,17 +56,18 @@ use burn_peft::llama::{LlamaConfig, TransformerDecoder};
 use burn_peft::lora::{DEFAULT_ADAPTER, Decomposition, Init, LoRAConfig};
 use burn_peft::ops::set_matmul_precision;
 use burn_peft::tokenizer::{Tokenizer, copy_tokenizer};
-use burn_peft::training::recipe::RecipeConfig;
+use burn_peft::training::recipe::{BestCheckpoint, RecipeConfig};
 use burn_peft::training::{
-    MetricsLog, RunDir, StepGradients, StepOutput, Summary, Trainer, peak_memory_bytes,
+    MetricLogger, Metrics, RunDir, StepGradients, StepOutput, Summary, Trainer, nonfinite_records,
+    peak_memory_bytes,
 };
+use burn_peft::{Error, Result};
 use clap::Parser;
 use interrupt::State;
 use launch::{Member, exit_code, launch};
 use quiz::Quiz;
-use records::{Data, ending_as, tokenizer};
-use report::{Progress, Speed, print_device, print_notes, print_work};
-use serde_json::json;
+use records::{Data, ending_as, name_of, tokenizer};
+use report::{Progress, Speed, print_device, print_notes, print_progress, print_work};
 
 /// How LoftQ decomposes the error of a weight: to a thousandth of what is left as the exact decomposition does.
 const LOFTQ: Decomposition = Decomposition::Randomized {
@@ -127,19 +127,21 @@ fn configuration(args: &Args) -> Result<RecipeConfig> {
 
 fn finetune(config: &RecipeConfig, member: &Member) -> Result<()> {
     let job = Job::load(config, member)?;
-    let dir = run_dir(config, member.group)?.on_data(&job.data.samples);
+    let dir = RunDir::open(config, member.group.rank(), member.group.size())?
+        .on_data(&job.data.samples)
+        .on_base(base_fingerprint(&job.base)?);
     let lora = dir.adapter_config(config)?;
     require_same_adapter(member.group, &lora)?;
     job.print_estimate(&lora)?;
-    let mut model = job.model(&lora)?;
-    if job.is_first() && !config.resume_from_checkpoint {
-        dir.begin(config)?;
-    }
+    let mut model = job.model(&lora, &dir)?;
     let order = config.data_order(job.data.rows.len(), dir.num_processes());
     let mut trainer = config.trainer(order.steps_per_epoch() * config.epochs);
-    if config.resume_from_checkpoint {
+    if dir.is_resumed() {
         dir.load_checkpoint(&mut model, &mut trainer)?;
         require_same(member.group, "last checkpoint", &trainer.step)?;
+    }
+    if job.is_first() {
+        dir.begin(config)?;
     }
     let model = broadcast_params(member.group, model)?;
     Run::new(config, member, dir, &trainer)?.complete(model, trainer, &job, &order)
@@ -180,6 +182,15 @@ impl<'a> Job<'a> {
         self.member.group.rank() == 0
     }
 
+    /// The records of a step that make its loss no number, by the end of their texts.
+    fn name_broken(&self, model: &TransformerDecoder, batches: &[Batch]) -> Result<Vec<String>> {
+        let records = nonfinite_records(model, batches);
+        records
+            .iter()
+            .map(|record| name_of(record, &self.tokenizer))
+            .collect()
+    }
+
     /// What the training will need, if the member is the one that reports.
     fn print_estimate(&self, lora: &LoRAConfig) -> Result<()> {
         if self.is_first() {
@@ -193,10 +204,13 @@ impl<'a> Job<'a> {
     }
 
     /// The model that the training begins with.
-    fn model(&self, lora: &LoRAConfig) -> Result<TransformerDecoder> {
+    fn model(&self, lora: &LoRAConfig, dir: &RunDir) -> Result<TransformerDecoder> {
         let model = self.load_model(lora)?;
         allocator::keep_freed_memory();
-        self.begin(model)
+        match dir.is_resumed() {
+            true => Ok(model),
+            false => self.begin(model),
+        }
     }
 
     /// The base weights with new adapters beside them.
@@ -216,9 +230,6 @@ impl<'a> Job<'a> {
     /// the base's quantization.
     fn begin(&self, mut model: TransformerDecoder) -> Result<TransformerDecoder> {
         let config = self.config;
-        if config.resume_from_checkpoint {
-            return Ok(model);
-        }
         if let Some(path) = &config.adapter_checkpoint {
             load_any_adapter(&mut model, path)?;
             return Ok(model);
@@ -260,22 +271,14 @@ fn adapter_of(model: &TransformerDecoder) -> LoRAConfig {
     (*config.expect("the run has an adapter")).clone()
 }
 
-/// The folder of a run that begins, or of the one to go on with.
-fn run_dir(config: &RecipeConfig, group: &dyn ProcessGroup) -> Result<RunDir> {
-    match (config.resume_from_checkpoint, group.rank()) {
-        (true, 0) => RunDir::resume(config)?.locked(),
-        (true, _) => RunDir::resume(config),
-        (false, 0) => RunDir::claim(config, group.size()),
-        (false, _) => Ok(RunDir::join(config, group.size())),
-    }
-}
-
 /// A run as one of its members sees it. The first member reports and writes.
 struct Run<'a> {
     config: &'a RecipeConfig,
     member: &'a Member<'a>,
     dir: RunDir,
-    metrics: Option<MetricsLog>,
+    metrics: Vec<Box<dyn MetricLogger>>,
+    /// What is known of the last step, until it is logged.
+    unlogged: Option<Metrics>,
     progress: Progress,
     speed: Speed,
 }
@@ -287,17 +290,17 @@ impl<'a> Run<'a> {
         dir: RunDir,
         trainer: &Trainer,
     ) -> Result<Self> {
-        let (is_first, path) = (member.group.rank() == 0, dir.metrics_path());
-        let metrics = match (is_first, config.resume_from_checkpoint) {
-            (true, true) => Some(MetricsLog::resume(path, trainer.step)?),
-            (true, false) => Some(MetricsLog::create(path)?),
-            (false, _) => None,
+        let is_first = member.group.rank() == 0;
+        let metrics = match is_first {
+            true => dir.metric_loggers(trainer.step)?,
+            false => Vec::new(),
         };
         Ok(Self {
             config,
             member,
             dir,
             metrics,
+            unlogged: None,
             progress: Progress::new(trainer.schedule.total_steps, trainer.step, is_first),
             speed: Speed::default(),
         })
@@ -312,12 +315,16 @@ impl<'a> Run<'a> {
         order: &DataOrder,
     ) -> Result<()> {
         if !job.is_first() {
-            return self.train(model, trainer, &job.data, order).map(drop);
+            return self.train(model, trainer, job, order).map(drop);
         }
-        println!("{}", ParamCount::of(&model));
+        let count = ParamCount::of(&model);
+        println!("{count}");
         print_notes(&job.data.notes, &trainer.schedule);
+        let steps = order.steps_per_epoch();
+        print_progress(&self.dir, &trainer, steps, self.is_over(&trainer));
+        self.dir.require_space(&count, &trainer, steps)?;
         let quiz = Quiz::before(self.config, &model, &job.tokenizer)?;
-        let (model, summary) = self.train(model, trainer, &job.data, order)?;
+        let (model, summary) = self.train(model, trainer, job, order)?;
         let exact_match = quiz.after(&model, &job.tokenizer)?;
         self.save(model, &job.base)?;
         self.save_template(&job.data)?;
@@ -331,76 +338,188 @@ impl<'a> Run<'a> {
         &mut self,
         mut model: TransformerDecoder,
         mut trainer: Trainer,
-        data: &Data,
+        job: &Job,
         order: &DataOrder,
     ) -> Result<(TransformerDecoder, Summary)> {
-        let (config, group) = (self.config, self.member.group);
-        let total_steps = trainer.schedule.total_steps;
-        let due = |every: Option<usize>, step: usize| every.is_some_and(|n| step.is_multiple_of(n));
-        let mut val_loss = None;
-        while trainer.step < total_steps {
+        let (group, data) = (self.member.group, &job.data);
+        // The one that a run which goes on was ended in.
+        if self.validate(&model, &mut trainer, data)? {
+            self.save_checkpoint(&model, &trainer)?;
+        }
+        while !self.is_over(&trainer) {
             let started = Instant::now();
+            let epoch = order.epoch_of(trainer.step);
             let indices = order.shard(trainer.step, group.rank(), group.size());
             let micro_batches: Vec<Batch> = indices.iter().map(|i| data.batch(i)).collect();
             let gradients = trainer.gradients(group, &model, &micro_batches)?;
-            trainer.require_finite(&gradients)?;
-            let output;
-            (model, output) = self.update(model, &mut trainer, gradients);
-            let step = trainer.step;
-            self.speed.add(output.num_tokens, started.elapsed());
-            self.progress.show(step, output.loss, self.speed.mean());
-            if due(Some(config.log_every_n_steps), step) {
-                self.log(&self.step_metrics(step, order.epoch_of(step - 1), &output));
-            }
-            val_loss = match due(config.run_val_every_n_steps, step) {
-                true => self.validate(&model, data, step)?,
-                false => None,
+            let time = (started, epoch);
+            model = match trainer.require_finite(&gradients) {
+                Ok(()) => self.update(model, &mut trainer, gradients, time),
+                Err(error) => {
+                    let error = error.with_records(job.name_broken(&model, &micro_batches)?);
+                    self.skip(model, &mut trainer, gradients, time, error)?
+                }
             };
-            if due(config.save_every_n_steps, step) || step == total_steps {
+            let is_best = self.validate(&model, &mut trainer, data)?;
+            if is_best || self.saves(&trainer, order) {
                 self.save_checkpoint(&model, &trainer)?;
             }
         }
+        self.log_last_step();
         self.progress.finish();
-        if val_loss.is_none() {
-            val_loss = data.validation_loss(group, &model)?;
-        }
-        let summary = self.summary(&model, &trainer, val_loss);
+        self.take_best(&mut model, &trainer)?;
+        let summary = self.summary(&model, &trainer);
         Ok((model, summary))
     }
 
+    fn is_over(&self, trainer: &Trainer) -> bool {
+        let patience = self.config.early_stopping_patience;
+        trainer.step >= trainer.schedule.total_steps || trainer.validations.have_ended(patience)
+    }
+
+    /// Whether a checkpoint is due.
+    fn saves(&self, trainer: &Trainer, order: &DataOrder) -> bool {
+        let (config, step) = (self.config, trainer.step);
+        let ends_epoch = step.is_multiple_of(order.steps_per_epoch());
+        is_due(config.save_every_n_steps, step)
+            || config.save_every_epoch && ends_epoch
+            || self.is_over(trainer)
+    }
+
+    /// Validates if that is due and has not been done. Whether what came out is to be saved as the best so far.
     fn validate(
         &mut self,
         model: &TransformerDecoder,
+        trainer: &mut Trainer,
         data: &Data,
-        step: usize,
-    ) -> Result<Option<f64>> {
-        let val_loss = data.validation_loss(self.member.group, model)?;
-        if let Some(val_loss) = val_loss {
-            self.log(&json!({ "step": step, "val_loss": val_loss }));
-            self.progress
-                .say(&format!("step {step}: validation loss {val_loss:.4}"));
+    ) -> Result<bool> {
+        let (config, step) = (self.config, trainer.step);
+        let is_last = step >= trainer.schedule.total_steps;
+        let is_due = step > 0 && (is_last || is_due(config.run_val_every_n_steps, step));
+        if !is_due || trainer.validations.has(step) {
+            return Ok(false);
         }
-        Ok(val_loss)
+        let Some(val_loss) = data.validation_loss(self.member.group, model)? else {
+            return Ok(false);
+        };
+        self.log(&Metrics::new(step).with("val_loss", val_loss));
+        self.progress
+            .say(&format!("step {step}: validation loss {val_loss:.4}"));
+        let is_best = trainer.validations.add(step, val_loss);
+        if let Some(kept) = self.member.last_step.lock().as_mut() {
+            kept.trainer.validations = trainer.validations;
+        }
+        if trainer
+            .validations
+            .have_ended(config.early_stopping_patience)
+        {
+            let best = trainer.validations.best.map_or(0, |best| best.step);
+            self.progress.say(&format!(
+                "step {step}: no better validation since step {best}, the training ends"
+            ));
+        }
+        Ok(is_best && config.best_checkpoint != BestCheckpoint::None)
     }
 
-    /// The optimizer's update, after which the step is complete and kept.
+    /// The optimizer's update, after which the step is complete and kept. It is logged before the program can be
+    /// ended, or a run that goes on would lack it.
     fn update(
-        &self,
+        &mut self,
         model: TransformerDecoder,
         trainer: &mut Trainer,
         gradients: StepGradients,
-    ) -> (TransformerDecoder, StepOutput) {
-        let mut last_step = self.member.last_step.lock();
+        time: (Instant, usize),
+    ) -> TransformerDecoder {
+        let member = self.member;
+        let mut last_step = member.last_step.lock();
         // Or the old values would be in memory beside the new ones.
         *last_step = None;
         let (model, output) = trainer.update(model, gradients);
-        *last_step = Some(State {
+        *last_step = Some(self.state(&model, trainer));
+        self.complete_step(trainer.step, &output, time);
+        model
+    }
+
+    /// A step whose loss or gradients are no numbers is left out, if there were not too many.
+    fn skip(
+        &mut self,
+        model: TransformerDecoder,
+        trainer: &mut Trainer,
+        gradients: StepGradients,
+        time: (Instant, usize),
+        error: Error,
+    ) -> Result<TransformerDecoder> {
+        if trainer.skipped_steps >= self.config.skip_nonfinite_steps {
+            return Err(error);
+        }
+        if let Error::Diverged {
+            step,
+            loss,
+            grad_norm,
+            records,
+            ..
+        } = &error
+        {
+            let records = records.join(", ");
+            self.progress.say(&format!(
+                "step {step} is left out: its loss is {loss}, its gradients' norm {grad_norm}; {records}"
+            ));
+        }
+        let member = self.member;
+        let mut last_step = member.last_step.lock();
+        let output = trainer.skip(gradients);
+        *last_step = Some(self.state(&model, trainer));
+        self.complete_step(trainer.step, &output, time);
+        Ok(model)
+    }
+
+    fn state(&self, model: &TransformerDecoder, trainer: &Trainer) -> State {
+        State {
             run: self.dir.clone(),
-            lora: adapter_of(&model),
+            lora: adapter_of(model),
             model: model.clone(),
             trainer: trainer.clone(),
-        });
-        (model, output)
+        }
+    }
+
+    fn complete_step(
+        &mut self,
+        step: usize,
+        output: &StepOutput,
+        (started, epoch): (Instant, usize),
+    ) {
+        self.speed.add(output.num_tokens, started.elapsed());
+        self.progress.show(step, output.loss, self.speed.mean());
+        self.unlogged = Some(self.step_metrics(step, epoch, output));
+        if is_due(Some(self.config.log_every_n_steps), step) {
+            self.log_last_step();
+        }
+    }
+
+    /// The last step is logged at the end, whichever it is.
+    fn log_last_step(&mut self) {
+        if let Some(metrics) = self.unlogged.take() {
+            self.log(&metrics);
+        }
+    }
+
+    /// The adapter of the best validation in the place of the last one, if that is asked for.
+    fn take_best(&self, model: &mut TransformerDecoder, trainer: &Trainer) -> Result<()> {
+        let best = match self.config.best_checkpoint {
+            BestCheckpoint::Use => trainer.validations.best,
+            _ => None,
+        };
+        let is_first = self.member.group.rank() == 0;
+        match best.filter(|best| is_first && best.step != trainer.step) {
+            Some(best) => {
+                println!(
+                    "the adapter is that of step {}, validation loss {:.4}",
+                    best.step, best.loss
+                );
+                self.dir.load_best(model, best)
+            }
+            None => Ok(()),
+        }
     }
 
     /// Only the first member writes.
@@ -421,46 +540,46 @@ impl<'a> Run<'a> {
     }
 
     /// A training is not lost for want of its log.
-    fn log(&mut self, metrics: &serde_json::Value) {
-        let logged = self.metrics.as_mut().map(|log| log.log(metrics));
-        if let Some(Err(error)) = logged {
-            eprintln!("warning: no more metrics are logged: {error}");
-            self.metrics = None;
-        }
+    fn log(&mut self, metrics: &Metrics) {
+        self.metrics.retain_mut(|logger| {
+            let logged = logger.log(metrics);
+            if let Err(error) = &logged {
+                eprintln!("warning: no more metrics are logged there: {error}");
+            }
+            logged.is_ok()
+        });
     }
 
-    fn step_metrics(&self, step: usize, epoch: usize, output: &StepOutput) -> serde_json::Value {
+    fn step_metrics(&self, step: usize, epoch: usize, output: &StepOutput) -> Metrics {
         let is_asked = self.config.log_peak_memory_stats;
         let memory = peak_memory_bytes().filter(|_| is_asked);
         let pools = || self.member.device.memory_pool_usage();
         let device_memory = is_asked.then(pools).flatten();
-        json!({
-            "step": step,
-            "epoch": epoch,
-            "loss": output.loss,
-            "lr": output.lr,
-            "grad_norm": output.grad_norm,
-            "tokens_per_second": self.speed.last,
-            "peak_memory_bytes": memory,
-            "device_memory_bytes": device_memory.map(|usage| usage.bytes_reserved),
-        })
+        Metrics::new(step)
+            .with("epoch", epoch)
+            .with("loss", output.loss)
+            .with("lr", output.lr)
+            .with("grad_norm", output.grad_norm)
+            .with("tokens_per_second", self.speed.last)
+            .with("peak_memory_bytes", memory)
+            .with(
+                "device_memory_bytes",
+                device_memory.map(|usage| usage.bytes_reserved),
+            )
     }
 
-    fn summary(
-        &self,
-        model: &TransformerDecoder,
-        trainer: &Trainer,
-        val_loss: Option<f64>,
-    ) -> Summary {
+    fn summary(&self, model: &TransformerDecoder, trainer: &Trainer) -> Summary {
         let count = ParamCount::of(model);
         Summary {
             steps: trainer.step,
-            final_loss: trainer.last_loss.expect("a run has at least one step"),
+            skipped_steps: trainer.skipped_steps,
+            final_loss: trainer.last_loss.unwrap_or(f64::NAN),
             total_params: count.total,
             trainable_params: count.trainable,
             tokens_per_second: self.speed.mean(),
             peak_memory_bytes: peak_memory_bytes(),
-            val_loss,
+            val_loss: trainer.validations.last.map(|last| last.loss),
+            best_validation: trainer.validations.best,
             exact_match: None,
         }
     }
@@ -468,7 +587,8 @@ impl<'a> Run<'a> {
     /// The last step is in a checkpoint by now. Each weight makes room for the merged one.
     fn save(&self, model: TransformerDecoder, base: &Path) -> Result<()> {
         *self.member.last_step.lock() = None;
-        let base_name = base.to_string_lossy();
+        let of_base = || base_model_name(base);
+        let base_name = self.config.base_model_name.clone().unwrap_or_else(of_base);
         let lora = adapter_of(&model);
         save_peft_with_base(&model, &lora, &base_name, self.dir.adapter_dir())?;
         println!("the adapter is in {}", self.dir.adapter_dir().display());
@@ -510,6 +630,12 @@ impl<'a> Run<'a> {
         if let Some(val_loss) = summary.val_loss {
             println!("validation loss {val_loss:.4}");
         }
+        if let Some(best) = summary.best_validation {
+            println!(
+                "the best validation was after step {}, loss {:.4}",
+                best.step, best.loss
+            );
+        }
         println!(
             "loss curve and summary are in {}",
             self.dir.path().display()
@@ -522,6 +648,11 @@ fn draw_loss_curve(run: &Path) {
     let drawn = plot::Run::read(run)
         .and_then(|curve| plot::loss_curve(&[curve], plot::SMOOTHING, &run.join("loss_curve.svg")));
     warn("no loss curve", drawn);
+}
+
+/// Whether something that comes every so many steps comes after this one.
+fn is_due(every: Option<usize>, step: usize) -> bool {
+    every.is_some_and(|every| step.is_multiple_of(every))
 }
 
 /// A run is not lost for want of extras.

@@ -152,9 +152,10 @@ pub enum Error {
 
     /// A training's loss or its gradients are no numbers any more.
     #[error(
-        "step {step}: the loss is {loss} and the gradients' norm {grad_norm}; begin anew \
-         with a lower optimizer.lr, with clip_grad_norm, or with dtype bf16 in place of f16, and look for \
-         broken records"
+        "step {step}: the loss is {loss} and the gradients' norm {grad_norm}{}; mend the records if they are broken, \
+         leave the step out by skip_nonfinite_steps={} resume_from_checkpoint=auto, or begin anew with a lower \
+         optimizer.lr, with clip_grad_norm, or with dtype bf16 in place of f16",
+        of_records(records), skipped + 1
     )]
     Diverged {
         /// The step, counted from 1.
@@ -163,6 +164,26 @@ pub enum Error {
         loss: f64,
         /// The norm of its gradients before clipping.
         grad_norm: f64,
+        /// The steps of the run that were left out before it.
+        skipped: usize,
+        /// The records at fault, where they are known: those whose loss alone is no number, or else all of the step.
+        records: Vec<String>,
+    },
+
+    /// A disk has no room for what will be written.
+    #[error(
+        "{}: at least {:.1} GB will be written, and the disk has room for {:.1} GB; free some space, choose \
+         another output_dir, or write less by keep_last_n_checkpoints, a larger save_every_n_steps or \
+         save_adapter_weights_only=true",
+        path.display(), *needed as f64 / 1e9, *available as f64 / 1e9
+    )]
+    DiskSpace {
+        /// The folder.
+        path: PathBuf,
+        /// The least number of bytes that will be written.
+        needed: u64,
+        /// Those that there is room for.
+        available: u64,
     },
 
     /// Another member of a group that trains together has ended.
@@ -195,6 +216,14 @@ impl Error {
             path: path.as_ref().to_owned(),
             source,
         }
+    }
+
+    /// The same error about a step that is no number, with its records in words.
+    pub fn with_records(mut self, names: Vec<String>) -> Self {
+        if let Self::Diverged { records, .. } = &mut self {
+            *records = names;
+        }
+        self
     }
 
     /// The same error about keys, a shape or a value, which a file rather than a value in memory had.
@@ -258,6 +287,13 @@ fn likeness(word: &str, other: &str) -> f64 {
     match is_part(&word, &other) || is_part(&other, &word) {
         true => letters.max(0.9),
         false => letters,
+    }
+}
+
+fn of_records(records: &[String]) -> String {
+    match records.is_empty() {
+        true => String::new(),
+        false => format!(", which come(s) of {}", shorten(records)),
     }
 }
 

@@ -9,7 +9,7 @@ use burn_peft::checkpoint::read_peft_config;
 use burn_peft::data::DataOrder;
 use burn_peft::llama::LlamaConfig;
 use burn_peft::lora::{AttnModule, Init, LoRAConfig, Targets, TrainedBias};
-use burn_peft::training::recipe::{ModelSize, Modules, Precision, RecipeConfig, RecipeKey};
+use burn_peft::training::recipe::{ModelSize, Modules, Precision, RecipeConfig, RecipeKey, Resume};
 use burn_peft::training::{Activations, AdamWConfig, LrSchedule, ScheduleKind, Trainer};
 use proptest::prelude::*;
 use serde_json::{Value, json};
@@ -87,7 +87,10 @@ fn every_choice_in_the_table_is_accepted_and_told_apart() {
             };
             // Without which one of the choices is refused.
             let quantized = "quantize_base=nf4";
-            let config = overridden(&[quantized, &format!("{}={value}", key.name())]).unwrap();
+            let validated = ["run_val_every_n_steps=1", "validation_split=0.5"];
+            let [every, split] = validated;
+            let choice = format!("{}={value}", key.name());
+            let config = overridden(&[quantized, every, split, &choice]).unwrap();
             assert!(seen.insert(config.to_yaml()), "{}={value}", key.name());
         }
     }
@@ -324,6 +327,8 @@ proptest! {
         ],
     ) {
         prop_assume!(!path.trim().is_empty());
+        // Read, it is the home folder, which `./~` is not.
+        let path = if path == "~" { "./~".to_owned() } else { path };
         let all = [AttnModule::QProj, AttnModule::KProj, AttnModule::VProj, AttnModule::OutputProj];
         let chosen = (0..4).filter(|i| mask & (1 << i) != 0).map(|i| all[i]).collect();
         let mut config = RecipeConfig::default();
@@ -884,10 +889,17 @@ fn what_does_not_change_the_training_is_no_difference() {
         "save_every_n_steps=3",
         "keep_last_n_checkpoints=2",
         "save_adapter_weights_only=true",
+        "checkpoint_dir=b",
+        "base_model_name=me/b",
+        "epochs=2",
         "dataset=d.json",
         "validation_dataset=v.json",
         "overwrite_output_dir=true",
         "run_val_every_n_steps=9",
+        "best_checkpoint=save",
+        "skip_nonfinite_steps=2",
+        "early_stopping_patience=2",
+        "save_every_epoch=true",
         "resume_from_checkpoint=true",
         "device=cuda:1",
     ]);
@@ -897,7 +909,7 @@ fn what_does_not_change_the_training_is_no_difference() {
     for name in [
         "epochs",
         "seed",
-        "checkpoint_dir",
+        "tokenizer",
         "validation_split",
         "max_steps_per_epoch",
         "dtype",
@@ -910,10 +922,69 @@ fn what_does_not_change_the_training_is_no_difference() {
 fn two_paths_of_one_folder_are_no_difference() {
     let folder = repository().join("examples");
     let detour = folder.join("../examples");
-    let config = |dir: &Path| overridden(&[&format!("checkpoint_dir={}", dir.display())]).unwrap();
+    let config = |dir: &Path| overridden(&[&format!("tokenizer={}", dir.display())]).unwrap();
     assert!(config(&folder).difference(&config(&detour)).is_empty());
     let other = config(&repository().join("src"));
     assert_eq!(config(&folder).difference(&other).len(), 1);
+}
+
+#[test]
+fn an_epoch_less_is_a_difference() {
+    let of = |epochs: usize| overridden(&[&format!("epochs={epochs}")]).unwrap();
+    assert_eq!(of(3).difference(&of(2)), ["`epochs` was 3, now 2"]);
+    assert!(of(2).difference(&of(3)).is_empty());
+}
+
+#[test]
+fn where_a_run_goes_on() {
+    for (value, expected) in [
+        ("false", Resume::No),
+        ("true", Resume::Last),
+        ("auto", Resume::Auto),
+        (
+            "run/checkpoints/step_3",
+            Resume::From("run/checkpoints/step_3".into()),
+        ),
+    ] {
+        let config = overridden(&[&format!("resume_from_checkpoint={value}")]).unwrap();
+        assert_eq!(config.resume_from_checkpoint, expected);
+        assert_eq!(read(&config.to_yaml()).unwrap(), config);
+        assert!(
+            config
+                .to_yaml()
+                .contains(&format!("resume_from_checkpoint: {value}\n"))
+        );
+    }
+    let error = complaint("resume_from_checkpoint: 3");
+    assert!(
+        error.contains("expected true, false, auto or a path"),
+        "{error}"
+    );
+}
+
+#[test]
+fn the_home_folder_in_paths() {
+    let home = std::env::home_dir().unwrap();
+    let text = "checkpoint_dir: ~/base\ndataset: ~/a.json,b.json,~/c.json\noutput_dir: '~'\ntokenizer: ~me/~/x\n\
+                resume_from_checkpoint: ~/run\nchat_template: ~/t.jinja\n";
+    let config = read(text).unwrap();
+    assert_eq!(config.checkpoint_dir, Some(home.join("base")));
+    let [first, last] = ["a.json", "c.json"].map(|name| home.join(name).display().to_string());
+    assert_eq!(
+        config.dataset,
+        Some(format!("{first},b.json,{last}").into())
+    );
+    assert_eq!(config.output_dir, home);
+    // Whose home that is, and what the character is within a path, is the shell's to know.
+    assert_eq!(config.tokenizer, Some("~me/~/x".into()));
+    assert_eq!(
+        config.resume_from_checkpoint,
+        Resume::From(home.join("run"))
+    );
+    assert_eq!(
+        config.chat_template,
+        home.join("t.jinja").to_str().map(str::to_owned)
+    );
 }
 
 #[test]

@@ -32,6 +32,18 @@ pub fn tokenizer(config: &RecipeConfig, base: &Path, llama: &LlamaConfig) -> Res
     Ok(tokenizer.with_special_ids(None, eos))
 }
 
+/// The end of a record's text, by which it is found in a file: what comes first is often the same in all.
+pub fn name_of(record: &Batch, tokenizer: &Tokenizer) -> Result<String> {
+    const SHOWN: usize = 160;
+    let ids: Vec<u32> = record.input_ids.iter().map(|id| *id as u32).collect();
+    let text = tokenizer.decode(&ids)?;
+    let start = text.char_indices().rev().nth(SHOWN - 1);
+    Ok(match start {
+        Some((start, _)) if start > 0 => format!("the record that ends in {:?}", &text[start..]),
+        _ => format!("the record {text:?}"),
+    })
+}
+
 /// The model with the end of a text that it learns among those where it stops.
 pub fn ending_as(tokenizer: &Tokenizer, mut llama: LlamaConfig) -> LlamaConfig {
     let known = &llama.eos_token_ids;

@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use burn_peft::ops::lacks_cublas;
 use burn_peft::training::{
-    Bytes, EstimateConfig, LrSchedule, available_memory_bytes, estimate, suggestions,
+    Bytes, EstimateConfig, LrSchedule, RunDir, Trainer, available_memory_bytes, estimate,
+    suggestions,
 };
 use indicatif::{ProgressBar, ProgressStyle};
 
@@ -77,6 +78,26 @@ fn late_warmup(schedule: &LrSchedule) -> Option<String> {
              lr_scheduler.num_warmup_steps is {warmup}"
         )
     })
+}
+
+/// How long a run is, where one that goes on does so, and what becomes of its schedule if it has more epochs now.
+pub fn print_progress(run: &RunDir, trainer: &Trainer, steps_per_epoch: usize, is_over: bool) {
+    let (step, schedule) = (trainer.step, &trainer.schedule);
+    let total = schedule.total_steps;
+    println!("{steps_per_epoch} steps an epoch, {total} in all");
+    if is_over {
+        println!("the training is done, {step} steps of {total}; what follows it is done again");
+    } else if run.is_resumed() {
+        println!("going on after step {step} of {total}");
+    }
+    if let Some(epochs) = run.epochs_before() {
+        println!(
+            "note: the run had {epochs} epoch(s) until now; the learning rate goes on along the schedule of all \
+             {total} steps: {:.3e} at step {}",
+            schedule.lr_at(step),
+            step + 1
+        );
+    }
 }
 
 /// Tokens per second of the steps alone.

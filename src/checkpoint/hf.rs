@@ -204,7 +204,7 @@ impl BaseWeights for HfFolder {
 }
 
 /// The safetensors files of a folder: the single one, or those that the index names.
-fn weight_files(dir: &Path) -> Result<Vec<PathBuf>> {
+pub(super) fn weight_files(dir: &Path) -> Result<Vec<PathBuf>> {
     let single = dir.join(SINGLE_FILE);
     let index_path = dir.join(INDEX_FILE);
     if single.exists() {

@@ -15,6 +15,7 @@ mod experts;
 mod gguf;
 mod hf;
 mod hf_config;
+mod identity;
 mod keys;
 mod loftq;
 mod merged;
@@ -36,6 +37,7 @@ pub use gguf::{
     GgufFormat, load_gguf, load_gguf_as, read_gguf_config, save_gguf, save_gguf_adapter,
 };
 pub use hf::{copy_generation_config, load_hf, load_hf_as, read_hf_config, save_hf};
+pub use identity::{base_fingerprint, base_model_name};
 pub use loftq::initialize_loftq_from;
 pub use merged::MergedCheckpoint;
 pub use meta::{load_meta, load_meta_as, read_meta_config};

@@ -104,6 +104,28 @@ impl Batch {
         }
     }
 
+    /// Each sample in a batch of its own.
+    pub fn records(&self) -> Vec<Self> {
+        let mut records = Vec::new();
+        for (row, lengths) in self.segments.iter().enumerate() {
+            let mut start = row * self.seq_len;
+            for length in lengths {
+                let place = start..start + length;
+                start = place.end;
+                let adapter = self.adapters.as_ref().map(|rows| vec![rows[row].clone()]);
+                records.push(Self {
+                    input_ids: self.input_ids[place.clone()].to_vec(),
+                    labels: self.labels[place].to_vec(),
+                    segments: vec![vec![*length]],
+                    batch_size: 1,
+                    seq_len: *length,
+                    adapters: adapter,
+                });
+            }
+        }
+        records
+    }
+
     /// The same rows, each with the adapter of a name, or with none.
     ///
     /// # Panics

@@ -104,6 +104,11 @@ impl GgufFile {
         &self.parts[0].path
     }
 
+    /// The files, one but for a model that was split.
+    pub(crate) fn paths(&self) -> Vec<PathBuf> {
+        self.parts.iter().map(|part| part.path.clone()).collect()
+    }
+
     /// The metadata; of a model that was split those of its first part.
     pub(crate) fn metadata(&self) -> Metadata<'_> {
         self.parts[0].metadata()

@@ -7,11 +7,13 @@ mod estimate;
 mod experts;
 mod gradients;
 mod metrics;
+mod nonfinite;
 mod options;
 pub mod recipe;
 mod run;
 mod schedule;
 mod step;
+mod validations;
 
 pub use crate::ops::cross_entropy_sum;
 pub use adamw::{AdamW, AdamWConfig};
@@ -21,10 +23,15 @@ pub use estimate::{
     saved_bytes_per_layer, suggestions,
 };
 pub use gradients::lm_loss_sum;
-pub use metrics::{MetricsLog, available_memory_bytes, peak_memory_bytes};
+pub use metrics::{
+    CsvMetrics, MetricLogger, Metrics, MetricsLog, TensorBoardMetrics, available_memory_bytes,
+    peak_memory_bytes,
+};
+pub use nonfinite::nonfinite_records;
 pub use options::{Activations, GradientOptions, LossNormalization};
-pub use run::{ExactMatch, RunDir, Summary};
+pub use run::{ExactMatch, RunDir, Summary, available_disk_bytes};
 pub use schedule::{LrSchedule, ScheduleKind};
 pub use step::{
     StepGradients, StepOutput, Trainer, accumulate_gradients, validation_loss, validation_loss_in,
 };
+pub use validations::{Validation, Validations};

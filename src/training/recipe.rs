@@ -19,6 +19,7 @@
 
 mod adapter;
 mod keys;
+mod resume;
 mod yaml;
 
 use std::path::{Path, PathBuf};
@@ -29,6 +30,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 pub use keys::RecipeKey;
+pub use resume::Resume;
 
 use super::{Activations, AdamWConfig, LrSchedule, ScheduleKind, Trainer};
 use crate::checkpoint::{hf_config_key, read_base_config};
@@ -102,6 +104,9 @@ pub struct RecipeConfig {
     pub tokenizer: Option<PathBuf>,
     /// The folder of the base model, or its GGUF file; `None` means the embedded default model.
     pub checkpoint_dir: Option<PathBuf>,
+    /// What adapters name as their base; `None` means what [`base_model_name`](crate::checkpoint::base_model_name) makes of
+    /// `checkpoint_dir`.
+    pub base_model_name: Option<String>,
     /// An adapter to begin with, see [`read_adapter_config`](crate::checkpoint::read_adapter_config); `None` means a
     /// new one.
     pub adapter_checkpoint: Option<PathBuf>,
@@ -143,6 +148,8 @@ pub struct RecipeConfig {
     pub gradient_accumulation_steps: usize,
     /// The norm to which the gradients of all adapters together are clipped.
     pub clip_grad_norm: Option<f64>,
+    /// How many steps may be left out because their loss or gradients are no numbers, before one ends the run.
+    pub skip_nonfinite_steps: usize,
     /// AdamW's hyperparameters.
     pub optimizer: OptimizerConfig,
     /// The learning rate's course over the run.
@@ -168,20 +175,26 @@ pub struct RecipeConfig {
     pub overwrite_output_dir: bool,
     /// The number of steps between checkpoints; `None` means only one, at the end.
     pub save_every_n_steps: Option<usize>,
+    /// Whether a checkpoint is saved at the end of each epoch too.
+    pub save_every_epoch: bool,
     /// How many of the run's checkpoints are kept, the last ones; `None` keeps all.
     pub keep_last_n_checkpoints: Option<usize>,
     /// Whether only the adapter is saved at the end, not the merged model too.
     pub save_adapter_weights_only: bool,
-    /// Whether to go on from the last checkpoint in `output_dir`.
-    pub resume_from_checkpoint: bool,
-    /// Where the metrics go.
-    pub metric_logger: MetricLogger,
+    /// Whether to go on, and from which checkpoint.
+    pub resume_from_checkpoint: Resume,
+    /// The forms of the metrics.
+    pub metric_logger: Vec<MetricFormat>,
     /// The number of steps between two lines of metrics.
     pub log_every_n_steps: usize,
     /// Whether the metrics hold the peak memory.
     pub log_peak_memory_stats: bool,
     /// The number of steps between two validations; `None` means only one, at the end.
     pub run_val_every_n_steps: Option<usize>,
+    /// What becomes of the adapter of the best validation.
+    pub best_checkpoint: BestCheckpoint,
+    /// How many validations may follow the best one before the training ends; `None` means any number.
+    pub early_stopping_patience: Option<usize>,
 }
 
 impl Default for RecipeConfig {
@@ -210,6 +223,7 @@ impl Default for RecipeConfig {
             freeze_a: false,
             tokenizer: None,
             checkpoint_dir: None,
+            base_model_name: None,
             adapter_checkpoint: None,
             dataset: None,
             validation_dataset: None,
@@ -228,6 +242,7 @@ impl Default for RecipeConfig {
             max_steps_per_epoch: None,
             gradient_accumulation_steps: 1,
             clip_grad_norm: None,
+            skip_nonfinite_steps: 0,
             optimizer: OptimizerConfig::default(),
             lr_scheduler: SchedulerConfig::default(),
             dtype: Precision::F32,
@@ -238,13 +253,16 @@ impl Default for RecipeConfig {
             output_dir: "./lora_finetune_output".into(),
             overwrite_output_dir: false,
             save_every_n_steps: None,
+            save_every_epoch: false,
             keep_last_n_checkpoints: None,
             save_adapter_weights_only: false,
-            resume_from_checkpoint: false,
-            metric_logger: MetricLogger::Jsonl,
+            resume_from_checkpoint: Resume::No,
+            metric_logger: vec![MetricFormat::Jsonl],
             log_every_n_steps: 1,
             log_peak_memory_stats: true,
             run_val_every_n_steps: None,
+            best_checkpoint: BestCheckpoint::None,
+            early_stopping_patience: None,
         }
     }
 }
@@ -539,13 +557,30 @@ impl From<Precision> for burn::tensor::DType {
     }
 }
 
-/// Where a run's metrics go.
+/// What becomes of the adapter of the best validation, the one with the lowest loss.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
-pub enum MetricLogger {
-    /// `metrics.jsonl` in the run's folder, a JSON object a line.
+pub enum BestCheckpoint {
+    /// Nothing; but if it is in a checkpoint, that one is kept.
+    None,
+    /// It is saved in a checkpoint.
+    Save,
+    /// It is saved in a checkpoint, and the final adapter and the merged model are made of it.
+    Use,
+}
+
+/// A form in which a run's metrics are written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum MetricFormat {
+    /// `metrics.jsonl` in the run's folder, a JSON object a line. It is always written.
     Jsonl,
+    /// `metrics.csv` beside it.
+    Csv,
+    /// An event file in the folder `tensorboard`.
+    Tensorboard,
 }
 
 impl RecipeConfig {
@@ -611,7 +646,7 @@ impl RecipeConfig {
     /// The keys in which `other`, the configuration of a run that wants to go on from a checkpoint
     /// of `self`, differs in a way that would make it another run. Each entry names the key, the
     /// old and the new value. What only says where to run, what to log and what to save may differ, and so may the
-    /// first adapter and the place of the records. Two paths of one file are equal.
+    /// first adapter and the places of the base and of the records; `epochs` may grow. Two paths of one file are equal.
     ///
     /// # Panics
     /// If a path is not UTF-8.
@@ -622,10 +657,27 @@ impl RecipeConfig {
             .filter(|key| key.binds_resume())
             .map(|key| (key.name(), key.of(&old), key.of(&new)))
             .filter(|(_, old, new)| old != new && !is_same_file(old, new))
+            .filter(|(name, old, new)| *name != "epochs" || new.as_u64() < old.as_u64())
             .map(|(name, old, new)| {
                 format!("`{name}` was {}, now {}", keys::show(old), keys::show(new))
             })
             .collect()
+    }
+
+    /// The place of the base, if `other` has another: a difference too, where the content of neither is known.
+    pub(super) fn other_base(&self, other: &Self) -> Option<String> {
+        let key = RecipeKey::find("checkpoint_dir").expect("it is in the table");
+        let (old, new) = (self.tree(), other.tree());
+        let (old, new) = (key.of(&old), key.of(&new));
+        let is_other = old != new && !is_same_file(old, new);
+        is_other.then(|| {
+            format!(
+                "`{}` was {}, now {}",
+                key.name(),
+                keys::show(old),
+                keys::show(new)
+            )
+        })
     }
 
     /// The same without the places of files and without the device: what processes on machines of
@@ -635,10 +687,12 @@ impl RecipeConfig {
         Self {
             tokenizer: None,
             checkpoint_dir: None,
+            base_model_name: None,
             adapter_checkpoint: None,
             dataset: None,
             validation_dataset: None,
             chat_template: None,
+            resume_from_checkpoint: default.resume_from_checkpoint,
             output_dir: default.output_dir,
             device: default.device,
             ..self.clone()
@@ -668,13 +722,14 @@ impl RecipeConfig {
 
     /// The rules about two keys at once; the first that is broken is told.
     fn check(&self, settings: &[Setting]) -> Result<()> {
-        const RULES: [fn(&RecipeConfig) -> Option<Broken>; 6] = [
+        const RULES: [fn(&RecipeConfig) -> Option<Broken>; 7] = [
             RecipeConfig::validates_twice,
             RecipeConfig::has_no_adapter,
             RecipeConfig::has_invalid_adapter,
             RecipeConfig::makes_up_for_nothing,
             RecipeConfig::packs_without_length,
             RecipeConfig::validates_on_nothing,
+            RecipeConfig::waits_for_no_validation,
         ];
         match RULES.iter().find_map(|rule| rule(self)) {
             None => Ok(()),
@@ -731,6 +786,17 @@ impl RecipeConfig {
         let has_records = self.holds_out() || self.validation_dataset.is_some();
         let is_broken = self.run_val_every_n_steps.is_some() && !has_records;
         is_broken.then(|| ("run_val_every_n_steps", message.into()))
+    }
+
+    fn waits_for_no_validation(&self) -> Option<Broken> {
+        let key = match (self.early_stopping_patience, self.best_checkpoint) {
+            (Some(_), _) => "early_stopping_patience",
+            (None, BestCheckpoint::None) => return None,
+            (None, _) => "best_checkpoint",
+        };
+        let message = format!("`{key}` goes by validations, set `run_val_every_n_steps` too");
+        let is_broken = self.run_val_every_n_steps.is_none();
+        is_broken.then_some((key, message))
     }
 
     fn tree(&self) -> Value {

@@ -5,7 +5,7 @@ use super::clip::{clip_factor, scale_gradients, squared_norm};
 use super::experts::add_zeros;
 use super::gradients::{lm_loss_sum, micro_batch_gradients, prepare_memory, read_sum};
 use super::options::{Activations, GradientOptions, LossNormalization};
-use super::{AdamW, AdamWConfig, LrSchedule};
+use super::{AdamW, AdamWConfig, LrSchedule, Validations};
 use crate::data::Batch;
 use crate::distributed::{ProcessGroup, SingleProcess, reduce_gradients};
 use crate::llama::TransformerDecoder;
@@ -184,8 +184,12 @@ pub struct Trainer {
     pub options: GradientOptions,
     /// The number of steps done.
     pub step: usize,
-    /// The loss of the last step done.
+    /// The loss of the last step done that was not left out.
     pub last_loss: Option<f64>,
+    /// The steps among those done that were left out, see [`skip`](Self::skip).
+    pub skipped_steps: usize,
+    /// The validations until then.
+    pub validations: Validations,
 }
 
 impl Trainer {
@@ -198,6 +202,8 @@ impl Trainer {
             options: GradientOptions::default(),
             step: 0,
             last_loss: None,
+            skipped_steps: 0,
+            validations: Validations::default(),
         }
     }
 
@@ -307,8 +313,23 @@ impl Trainer {
                 step: self.step + 1,
                 loss,
                 grad_norm,
+                skipped: self.skipped_steps,
+                records: Vec::new(),
             }),
         }
+    }
+
+    /// In the place of [`update`](Self::update), leaves model and optimizer as they are: the step counts as done.
+    pub fn skip(&mut self, gradients: StepGradients) -> StepOutput {
+        let output = StepOutput {
+            loss: gradients.loss,
+            lr: self.schedule.lr_at(self.step),
+            grad_norm: gradients.grad_norm,
+            num_tokens: gradients.num_tokens,
+        };
+        self.step += 1;
+        self.skipped_steps += 1;
+        output
     }
 
     /// The second half of a step: clipping and the optimizer's update.

@@ -1708,7 +1708,7 @@ fn resuming_where_there_is_no_checkpoint() {
     assert_says(
         &error,
         &[
-            "no checkpoint to resume from",
+            "no complete checkpoint to resume from",
             "resume_from_checkpoint=false",
         ],
     );
@@ -1721,7 +1721,7 @@ fn resuming_where_there_is_no_checkpoint() {
         run.load_checkpoint(m, &mut trainer)
     });
     assert_variant!(error, Resume);
-    assert_says(&error, &["no checkpoint to resume from"]);
+    assert_says(&error, &["no complete checkpoint to resume from"]);
 }
 
 #[test]
@@ -1747,12 +1747,14 @@ fn finished_run() -> (TempDir, RecipeConfig, RunDir) {
     let (dir, config, run) = unfinished_run();
     let summary = Summary {
         steps: 1,
+        skipped_steps: 0,
         final_loss: 1.0,
         total_params: 1,
         trainable_params: 1,
         tokens_per_second: 1.0,
         peak_memory_bytes: None,
         val_loss: None,
+        best_validation: None,
         exact_match: None,
     };
     run.finish(&summary).unwrap();
@@ -1956,8 +1958,14 @@ fn a_checkpoint_names_its_base() {
     let (_dir, mut config, run) = unfinished_run();
     drop(run);
     let trainer = config.trainer(10);
-    for base in [None, Some("models/base")] {
-        config.checkpoint_dir = base.map(PathBuf::from);
+    let absolute = std::path::absolute("models/base").unwrap();
+    for (dir, name, base) in [
+        (None, None, None),
+        (Some("models/base"), None, absolute.to_str()),
+        (Some("models/base"), Some("me/base"), Some("me/base")),
+    ] {
+        config.checkpoint_dir = dir.map(PathBuf::from);
+        config.base_model_name = name.map(str::to_owned);
         let run = RunDir::join(&config, 1);
         run.save_checkpoint(&lora_model(&config.lora()), &config.lora(), &trainer)
             .unwrap();

@@ -74,10 +74,122 @@ def validation(recipe: Recipe) -> None:
     for source in ["validation_split=0.1", f"validation_dataset={path}"]:
         run = recipe.run(source, "run_val_every_n_steps=5").done()
         losses = run.metrics("val_loss")
-        assert list(losses) == [5, 10], losses
-        assert run.json("summary.json")["val_loss"] not in losses.values()
+        assert list(losses) == [5, 10, STEPS], losses
+        assert run.json("summary.json")["val_loss"] == losses[STEPS]
         run = recipe.run(source, f"run_val_every_n_steps={STEPS}").done()
         assert run.json("summary.json")["val_loss"] == run.metrics("val_loss")[STEPS]
+
+
+def the_best_validation(recipe: Recipe) -> None:
+    """It is kept, used if that is asked for, and the training ends where none is better."""
+    validated = ["validation_split=0.1", "run_val_every_n_steps=1", "lr_scheduler.num_warmup_steps=0"]
+    # It learns, and then too fast.
+    kept = ["save_every_n_steps=2", "keep_last_n_checkpoints=1"]
+    run = recipe.run(*validated, *kept, "optimizer.lr=0.3", "clip_grad_norm=null", "best_checkpoint=use").done()
+    losses = run.metrics("val_loss")
+    best = min(losses, key=losses.get)
+    assert best < STEPS, losses
+    assert sorted(os.listdir(run.folder / "checkpoints")) == sorted({f"step_{best}", f"step_{STEPS}"})
+    adapter = (run.folder / "adapter/adapter_model.safetensors").read_bytes()
+    assert adapter == (run.folder / f"checkpoints/step_{best}/adapter_model.safetensors").read_bytes()
+    summary = run.json("summary.json")
+    assert summary["best_validation"] == {"step": best, "loss": losses[best]}, summary
+    assert summary["val_loss"] == losses[STEPS], summary
+
+    # One that learns nothing.
+    ends = [*validated, "run_val_every_n_steps=2", "optimizer.lr=0", "log_every_n_steps=100"]
+    run = recipe.run(*ends, "early_stopping_patience=2").done()
+    assert list(run.metrics("val_loss")) == [2, 4, 6] and list(run.metrics("loss")) == [6]
+    assert "no better validation since step 2" in run.output, run.output
+    assert os.listdir(run.folder / "checkpoints") == ["step_6"]
+    assert run.json("summary.json")["steps"] == 6
+    run.command.append("resume_from_checkpoint=true")
+    assert f"the training is done, 6 steps of {STEPS}" in run.done().output
+    run.command.append("early_stopping_patience=3")
+    assert list(run.done().metrics("val_loss")) == [2, 4, 6, 8]
+    refused = recipe.run("best_checkpoint=save").fails()
+    assert "goes by validations, set `run_val_every_n_steps` too" in refused, refused
+
+
+def an_interrupted_validation(recipe: Recipe) -> None:
+    """The state that is saved when a validation is interrupted has none of that step: it is done again."""
+    run = recipe.run("validation_split=0.1", "run_val_every_n_steps=5", "save_every_n_steps=5").done()
+    losses = run.metrics("val_loss")
+    for step in [10, STEPS]:
+        shutil.rmtree(run.folder / f"checkpoints/step_{step}")
+    state = run.json("checkpoints/step_5/trainer.json")
+    assert state["validations"]["last"]["step"] == 5
+    state["validations"] = {"last": None, "best": None, "since_best": 0}
+    (run.folder / "checkpoints/step_5/trainer.json").write_text(json.dumps(state))
+    lines = (run.folder / "metrics.jsonl").read_text().splitlines(keepends=True)
+    lines = [line for line in lines if "val_loss" not in line]
+    (run.folder / "metrics.jsonl").write_text("".join(lines))
+    run.command.append("resume_from_checkpoint=true")
+    assert run.done().metrics("val_loss") == losses
+    # One that was done is not.
+    run.command.append("validation_split=0.1")
+    assert "step 10: validation" not in run.done().output
+
+
+def how_long_and_how_much(recipe: Recipe) -> None:
+    """Checkpoints of epochs, steps an epoch, and what no disk has room for."""
+    run = recipe.run("epochs=3", "max_steps_per_epoch=4", "save_every_epoch=true").done()
+    assert sorted(os.listdir(run.folder / "checkpoints")) == ["step_12", "step_4", "step_8"]
+    assert "4 steps an epoch, 12 in all" in run.output, run.output
+    full = recipe.run("epochs=100000000", "save_every_n_steps=1").fails()
+    assert "GB will be written, and the disk has room for" in full and "keep_last_n_checkpoints" in full, full
+
+
+def with_broken_token(folder: pathlib.Path, text: str) -> pathlib.Path:
+    """The embedded model with an output of its own, in which the embedding of one token is no number."""
+    embedded = pathlib.Path(__file__).parents[2] / "examples/assets/tiny"
+    shutil.copytree(embedded, folder)
+    token = json.loads((folder / "tokenizer.json").read_text())["model"]["vocab"][text]
+    path = folder / "model.safetensors"
+    data = path.read_bytes()
+    (length,) = struct.unpack("<Q", data[:8])
+    header, data = json.loads(data[8 : 8 + length]), bytearray(data[8 + length :])
+    tensor = header["model.embed_tokens.weight"]
+    start, end = tensor["data_offsets"]
+    header["lm_head.weight"] = {**tensor, "data_offsets": [len(data), len(data) + end - start]}
+    data += data[start:end]
+    row = start + token * tensor["shape"][1] * 4
+    data[row : row + 4] = struct.pack("<f", float("nan"))
+    header = json.dumps(header).encode()
+    header += b" " * (-len(header) % 8)
+    path.write_bytes(struct.pack("<Q", len(header)) + header + data)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "tie_word_embeddings": False}))
+    return folder
+
+
+def a_step_that_is_no_number(recipe: Recipe) -> None:
+    """It names its record, can be left out, and a run that it has ended goes on past it."""
+    base = with_broken_token(recipe.folder / "broken", "~")
+    records = [{"instruction": f"Say {word}.", "input": "", "output": word} for word in "abcdefgh"]
+    records[5]["output"] = "six ~ of them"
+    dataset = recipe.folder / "broken.json"
+    dataset.write_text(json.dumps(records))
+    settings = [f"checkpoint_dir={base}", f"dataset={dataset}", "shuffle=false", "batch_size=2", "max_seq_len=128"]
+    run = recipe.run(*settings, "log_every_n_steps=2")
+    errors = run.fails()
+    assert "step 3: the loss is NaN" in errors and "six ~ of them" in errors, errors
+    assert "Say f." in errors and "Say e." not in errors, errors
+    assert "skip_nonfinite_steps=1 resume_from_checkpoint=auto" in errors, errors
+    assert "step 2 is saved" in errors, errors
+    run.command += ["skip_nonfinite_steps=1", "resume_from_checkpoint=auto"]
+    run.done()
+    assert "step 3 is left out" in run.output and "six ~ of them" in run.output, run.output
+    summary = run.json("summary.json")
+    assert (summary["steps"], summary["skipped_steps"]) == (4, 1), summary
+    assert summary["final_loss"] == run.metrics("loss")[4]
+
+    # As a run that leaves it out from the beginning, of which the log has every step.
+    again = recipe.run(*settings, "skip_nonfinite_steps=1").done()
+    assert again.metrics("loss")[3] is None and again.metrics("loss")[4] == run.metrics("loss")[4]
+    # One more than may be left out.
+    twice = recipe.run(*settings, "skip_nonfinite_steps=1", "epochs=2").fails()
+    assert "step 7" in twice and "skip_nonfinite_steps=2" in twice, twice
 
 
 def half_precision(recipe: Recipe) -> None:
@@ -107,7 +219,7 @@ def variants(recipe: Recipe) -> None:
     assert len(losses) == STEPS and losses[STEPS] < losses[1], losses
 
     sparse = recipe.run("log_every_n_steps=5").done()
-    assert sparse.metrics("loss") == {step: plain.metrics("loss")[step] for step in (5, 10)}
+    assert sparse.metrics("loss") == {step: plain.metrics("loss")[step] for step in (5, 10, STEPS)}
 
 
 def notes(recipe: Recipe) -> None:
@@ -151,6 +263,46 @@ def records_of_other_formats(recipe: Recipe) -> None:
     assert answers.metrics("loss") == plain.metrics("loss") != mine.metrics("loss")
     whole = recipe.run("train_on_input=true").done()
     assert whole.metrics("loss") == recipe.run("train_on=all").done().metrics("loss") != plain.metrics("loss")
+
+
+def going_on(recipe: Recipe) -> None:
+    """From no checkpoint, one that was cut off, the last one, another run's; to the merged model; for longer."""
+    unbroken = recipe.run("save_every_n_steps=5", "resume_from_checkpoint=auto").done()
+    losses = unbroken.metrics("loss")
+    assert "going on" not in unbroken.output, unbroken.output
+
+    cut_off = recipe.run("resume_from_checkpoint=auto")
+    (cut_off.folder / "checkpoints/step_5").mkdir(parents=True)
+    shutil.copy(unbroken.folder / "config.yaml", cut_off.folder)
+    shutil.copy(unbroken.folder / "checkpoints/step_5/adapter_config.json", cut_off.folder / "checkpoints/step_5")
+    refused = Run(recipe.program, cut_off.folder, "resume_from_checkpoint=true").fails()
+    assert "begin anew by resume_from_checkpoint=false" in refused, refused
+    begun = Run(recipe.program, cut_off.folder, "resume_from_checkpoint=false").done()
+    assert begun.metrics("loss") == losses
+
+    branch = recipe.run(f"resume_from_checkpoint={unbroken.folder / 'checkpoints/step_5'}").done()
+    assert branch.metrics("loss") == losses
+    assert f"going on after step 5 of {STEPS}" in branch.output, branch.output
+    assert (unbroken.folder / "checkpoints/step_10").exists()
+
+    # As if it had been killed while it merged.
+    unbroken.command.append("save_adapter_weights_only=false")
+    (unbroken.folder / "summary.json").unlink()
+    (unbroken.folder / "merged").mkdir()
+    (unbroken.folder / "merged/.model.safetensors.0123456789abcdef.tmp").write_text("half")
+    unbroken.done()
+    assert f"the training is done, {STEPS} steps of {STEPS}" in unbroken.output, unbroken.output
+    assert {"model.safetensors", "config.json", "tokenizer.json"} <= set(os.listdir(unbroken.folder / "merged"))
+    assert unbroken.metrics("loss") == losses and unbroken.json("summary.json")["steps"] == STEPS
+
+    unbroken.command.append("epochs=2")
+    unbroken.done()
+    assert f"the schedule of all {2 * STEPS} steps" in unbroken.output, unbroken.output
+    longer = unbroken.metrics("loss")
+    assert len(longer) == 2 * STEPS and {step: longer[step] for step in losses} == losses
+    assert unbroken.metrics("lr")[STEPS + 1] > unbroken.metrics("lr")[STEPS]
+    unbroken.command.append("epochs=1")
+    assert "`epochs` was 2, now 1" in unbroken.fails()
 
 
 def a_finished_folder(recipe: Recipe) -> None:
@@ -259,6 +411,8 @@ def a_base_in_a_gguf_file(recipe: Recipe) -> None:
     base.rename(recipe.folder / "moved.gguf")
     missing = run.fails()
     assert str(base) in missing and "No such file" in missing, missing
+    run.command.append(f"checkpoint_dir={recipe.folder / 'moved.gguf'}")
+    assert run.done().metrics("loss") == losses
     folder = recipe.run(f"checkpoint_dir={recipe.folder}", *settings[1:]).fails()
     assert "name the one to load, such as" in folder, folder
 
@@ -359,10 +513,15 @@ def main(program: str) -> None:
         recipe = Recipe(program, folder)
         for check in [
             validation,
+            the_best_validation,
+            an_interrupted_validation,
+            how_long_and_how_much,
+            a_step_that_is_no_number,
             half_precision,
             variants,
             notes,
             records_of_other_formats,
+            going_on,
             a_finished_folder,
             an_adapter_to_begin_with,
             an_adapter_of_another_kind,

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use crate::{Error, Result};
 
-pub(super) const PARAMS: &str = "params.json";
+pub(in crate::checkpoint) const PARAMS: &str = "params.json";
 
 /// Whether a folder is one of Meta's, by what lies in it.
 pub(in crate::checkpoint) fn is_meta(dir: &Path) -> bool {
@@ -14,7 +14,7 @@ pub(in crate::checkpoint) fn is_meta(dir: &Path) -> bool {
 }
 
 /// The files with weights, one for each process that the model was made for.
-pub(super) fn weight_files(dir: &Path) -> Result<Vec<PathBuf>> {
+pub(in crate::checkpoint) fn weight_files(dir: &Path) -> Result<Vec<PathBuf>> {
     let found = numbers(dir)?;
     let gap = (0..)
         .zip(&found)

@@ -17,7 +17,7 @@ mod weights;
 
 use std::path::Path;
 
-pub(super) use self::files::is_meta;
+pub(super) use self::files::{PARAMS, is_meta, weight_files};
 pub(super) use self::weights::MetaWeights;
 use super::base::load_base;
 use crate::Result;

@@ -5,7 +5,7 @@ use std::path::Path;
 use serde_json::{Value, json};
 
 use super::yaml::{self, Setting};
-use super::{RecipeConfig, RecipeKey, keys};
+use super::{RecipeConfig, RecipeKey, Resume, keys};
 use crate::checkpoint::{read_adapter_config, translated};
 use crate::lora::{Init, LoRAConfig, Targets};
 use crate::{Error, Result};
@@ -77,7 +77,7 @@ impl RecipeConfig {
         };
         match read_adapter_config(path) {
             // The run has its checkpoints.
-            Err(_) if self.resume_from_checkpoint => Ok(None),
+            Err(_) if self.resume_from_checkpoint != Resume::No => Ok(None),
             read => read,
         }
     }

@@ -36,6 +36,10 @@ enum Kind {
     FractionPair,
     /// A text of this meaning.
     Text(&'static str),
+    /// A path, or several with commas between them; in words.
+    Path(&'static str),
+    /// See [`Resume`](super::Resume).
+    ResumeFrom,
     Word(&'static [&'static str]),
     Words(&'static [&'static str]),
     /// A word for how A and B begin, see [`Init::WORDS`].
@@ -54,7 +58,7 @@ enum Kind {
 }
 use Kind::*;
 
-const PATH: Kind = Text("a path");
+const PATH: Kind = Path("a path");
 
 /// Those of [`Init::WORDS`] without a number.
 const BEGINNINGS: [&str; 7] = [
@@ -186,7 +190,16 @@ pub(super) const KEYS: &[RecipeKey] = &[
         "Folder of the base model in Hugging Face's format, one that bitsandbytes quantized too, or as Meta releases it \
          (`params.json`), or a `.gguf` file; `null` is the embedded model.",
     )
-    .optional(),
+    .optional()
+    .free(),
+    key(
+        "base_model_name",
+        Text("a name"),
+        "What adapters name as their base, such as its name on the Hub; `null` is this name for a model in the Hub's \
+         cache, and else the absolute path of `checkpoint_dir`.",
+    )
+    .optional()
+    .free(),
     key(
         "adapter_checkpoint",
         PATH,
@@ -221,7 +234,7 @@ pub(super) const KEYS: &[RecipeKey] = &[
     ),
     key(
         "chat_template",
-        Text("a path, or chatml"),
+        Path("a path, or chatml"),
         "Template that makes a conversation a text, in Jinja's language; set, it is for Alpaca's records too. `null` is \
          the tokenizer's own, or ChatML if it has none, and Alpaca's prompt for Alpaca's records.",
     )
@@ -283,6 +296,13 @@ pub(super) const KEYS: &[RecipeKey] = &[
         "Norm to which the gradients of all adapters together are clipped.",
     )
     .optional(),
+    key(
+        "skip_nonfinite_steps",
+        Count(0),
+        "How many steps of the run are left out, without an update, because their loss or gradients are no numbers; one \
+         more ends the run.",
+    )
+    .free(),
     key(
         "optimizer.lr",
         NonNegative,
@@ -368,9 +388,16 @@ pub(super) const KEYS: &[RecipeKey] = &[
     .optional()
     .free(),
     key(
+        "save_every_epoch",
+        Flag,
+        "Save a checkpoint at the end of each epoch too.",
+    )
+    .free(),
+    key(
         "keep_last_n_checkpoints",
         Count(1),
-        "How many of the run's checkpoints are kept, the last ones; `null` keeps all.",
+        "How many of the run's checkpoints are kept, the last ones, and beside them that of the best validation; \
+         `null` keeps all.",
     )
     .optional()
     .free(),
@@ -382,14 +409,16 @@ pub(super) const KEYS: &[RecipeKey] = &[
     .free(),
     key(
         "resume_from_checkpoint",
-        Flag,
-        "Go on from the last checkpoint in `output_dir`.",
+        ResumeFrom,
+        "Go on from the last checkpoint in `output_dir` (`true`), or do so if there is one and begin if there is none \
+         (`auto`), or from a checkpoint of this run or another one, by the path of its folder.",
     )
     .free(),
     key(
         "metric_logger",
-        Word(&["jsonl"]),
-        "Where metrics go: `jsonl` is `metrics.jsonl` in the run's folder.",
+        Words(&["jsonl", "csv", "tensorboard"]),
+        "Where metrics go in the run's folder: `metrics.jsonl`, which is always written, `metrics.csv`, an event file for \
+         TensorBoard.",
     )
     .free(),
     key(
@@ -408,6 +437,20 @@ pub(super) const KEYS: &[RecipeKey] = &[
         "run_val_every_n_steps",
         Count(1),
         "Steps between two validations; `null` validates at the end only.",
+    )
+    .optional()
+    .free(),
+    key(
+        "best_checkpoint",
+        Word(&["none", "save", "use"]),
+        "With `save`, a validation that is the best so far saves a checkpoint; with `use`, the final adapter and the \
+         merged model are made of it too.",
+    )
+    .free(),
+    key(
+        "early_stopping_patience",
+        Count(1),
+        "After how many validations without a better one the training ends; `null` is never.",
     )
     .optional()
     .free(),
@@ -566,7 +609,10 @@ impl Kind {
             FractionPair => value
                 .as_array()
                 .is_some_and(|pair| pair.len() == 2 && pair.iter().all(is_fraction)),
-            Text(_) => value.as_str().is_some_and(|text| !text.trim().is_empty()),
+            Text(_) => is_text(value),
+            Path(_) => return paths(value),
+            ResumeFrom if value.is_boolean() => true,
+            ResumeFrom => return paths(value),
             Word(choices) => return word(choices, value).map(Value::from),
             Words(choices) => return words(choices, value),
             Beginning => return beginning(value).map(|init| init.to_string().into()),
@@ -589,6 +635,27 @@ fn beginning(value: &Value) -> Option<Init> {
     match value {
         Value::Bool(true) => Some(Init::Kaiming),
         value => value.as_str()?.parse().ok(),
+    }
+}
+
+fn is_text(value: &Value) -> bool {
+    value.as_str().is_some_and(|text| !text.trim().is_empty())
+}
+
+/// Paths with the home folder in the place of `~`, which shells put there only at the beginning of a word.
+fn paths(value: &Value) -> Option<Value> {
+    let text = value.as_str().filter(|_| is_text(value))?;
+    let paths: Vec<String> = text.split(',').map(with_home).collect();
+    Some(paths.join(",").into())
+}
+
+fn with_home(path: &str) -> String {
+    let below_home = path
+        .strip_prefix('~')
+        .filter(|rest| rest.is_empty() || rest.starts_with(std::path::is_separator));
+    match (below_home, std::env::home_dir()) {
+        (Some(rest), Some(home)) => format!("{}{rest}", home.display()),
+        _ => path.to_owned(),
     }
 }
 
@@ -635,7 +702,8 @@ impl fmt::Display for Kind {
             AtLeast(min) => write!(f, "a number, at least {min}"),
             Fraction => write!(f, "a number from 0 to below 1"),
             FractionPair => write!(f, "two numbers from 0 to below 1"),
-            Text(meaning) => write!(f, "{meaning}"),
+            Text(meaning) | Path(meaning) => write!(f, "{meaning}"),
+            ResumeFrom => write!(f, "true, false, auto or a path"),
             Word(choices) => write!(f, "{}", or(choices)),
             Words(choices) => write!(f, "a list of {}", choices.join(", ")),
             Beginning => write!(f, "{}", or(&Init::WORDS)),
