@@ -23,6 +23,8 @@ mod allocator;
 mod answer;
 #[path = "support/device.rs"]
 mod device;
+#[path = "support/dry_run.rs"]
+mod dry_run;
 #[path = "support/embedded.rs"]
 mod embedded;
 #[path = "support/interrupt.rs"]
@@ -82,6 +84,10 @@ struct Args {
     /// The recipe's YAML file; without it, the tiny model of this repository is finetuned.
     #[arg(long)]
     config: Option<PathBuf>,
+    /// Prints the configuration, what becomes of the records, the memory that the run takes and three records as the
+    /// training has them, and ends.
+    #[arg(long)]
+    dry_run: bool,
     /// Changes of single keys, such as `lora_rank=32` or `optimizer.lr=1e-4`.
     #[arg(value_name = "KEY=VALUE")]
     overrides: Vec<String>,
@@ -92,7 +98,10 @@ fn main() -> ExitCode {
     match configuration(&args) {
         Ok(config) => {
             set_matmul_precision(config.matmul_precision);
-            launch(&config, &|member| finetune(&config, &member))
+            launch(&config, &|member| match args.dry_run {
+                true => rehearse(&config, &member),
+                false => finetune(&config, &member),
+            })
         }
         Err(error) => exit_code(Err(error)),
     }
@@ -145,6 +154,25 @@ fn finetune(config: &RecipeConfig, member: &Member) -> Result<()> {
     }
     let model = broadcast_params(member.group, model)?;
     Run::new(config, member, dir, &trainer)?.complete(model, trainer, &job, &order)
+}
+
+/// What a run would do. Nothing is written, and no weight is read.
+fn rehearse(config: &RecipeConfig, member: &Member) -> Result<()> {
+    let job = Job::load(config, member)?;
+    let dir = match config.resume_from_checkpoint {
+        true => RunDir::resume(config)?,
+        false => RunDir::join(config, member.group.size()),
+    };
+    if !job.is_first() {
+        return Ok(());
+    }
+    dry_run::print_configuration(config);
+    let order = config.data_order(job.data.num_rows(), dir.num_processes());
+    dry_run::print_counts(&job.data, &order, config);
+    job.print_estimate(&dir.adapter_config(config)?)?;
+    let trainer = config.trainer(order.steps_per_epoch() * config.epochs);
+    print_notes(&job.data.notes, &trainer.schedule);
+    dry_run::print_examples(&job.data, config, &job.tokenizer)
 }
 
 /// What a member works with, as the configuration names it.
@@ -243,9 +271,13 @@ impl<'a> Job<'a> {
     }
 
     fn begin_by_data(&self, model: TransformerDecoder) -> Result<TransformerDecoder> {
+        let mut passed = Ok(());
         let model = initialize_eva(model, self.config.eva_rho, |model| {
-            self.data.pass_first(model, self.config, self.member.device);
+            passed = self
+                .data
+                .pass_first(model, self.config, self.member.device);
         })?;
+        passed?;
         initialize_params(&model);
         require_same_adapter(self.member.group, &adapter_of(&model))?;
         Ok(model)

@@ -4,6 +4,7 @@
 //! `tokenizer.model` of Meta's releases (SentencePiece, or the words of tiktoken), and llama.cpp's GGUF. Each joins pieces as the library
 //! does that it comes from, which may differ where a text can be joined in several ways of equal score.
 
+mod beginning;
 mod chat;
 mod gguf;
 mod gguf_files;
@@ -23,6 +24,7 @@ use serde::de::IgnoredAny;
 use crate::files::{create_dir, read_bytes, read_text, write_atomic};
 use crate::gguf::is_gguf;
 use crate::{Error, Result};
+use beginning::first_tokens;
 use chat::ChatFiles;
 pub use chat::{ChatEncoder, ChatTemplate, Conversation, Message, PlacedToken, Rendered};
 use gguf_files::save_gguf_tokenizer;
@@ -176,6 +178,16 @@ impl Tokenizer {
         Ok(encoding.get_ids().to_vec())
     }
 
+    /// The first `count` token ids of `text`. Of a long text no more is encoded than they take, so that a token may
+    /// differ from that of the whole text only where that depends on letters some hundred bytes behind it.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Tokenizer::encode`].
+    pub fn encode_first(&self, text: &str, count: usize) -> Result<Vec<u32>> {
+        first_tokens(text, count, |text| self.encode(text))
+    }
+
     /// The token ids of `text` after the token that begins a sequence, if there is one: what a model is asked
     /// with.
     ///
@@ -202,6 +214,16 @@ impl Tokenizer {
         }
     }
 
+    /// The first `count` of the [ids of a text that goes on](Self::encode_continuation), as
+    /// [`encode_first`](Self::encode_first).
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Tokenizer::encode`].
+    pub fn encode_continuation_first(&self, text: &str, count: usize) -> Result<Vec<u32>> {
+        first_tokens(text, count, |text| self.encode_continuation(text))
+    }
+
     /// The text of `ids`. Special tokens and ids that the tokenizer does not know (a model's
     /// vocabulary may be padded) are left out; bytes that are not UTF-8 become U+FFFD.
     ///
@@ -225,6 +247,19 @@ impl Tokenizer {
     /// Those of [`Tokenizer::decode`].
     pub fn decode_continuation(&self, ids: &[u32]) -> Result<String> {
         let text = self.decode(&[&self.encode(BEFORE)?, ids].concat())?;
+        Ok(text.strip_prefix(BEFORE).unwrap_or(&text).to_owned())
+    }
+
+    /// The text of ids from the middle of a text, special tokens by their names: for people to read.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Tokenizer::decode`].
+    pub fn show(&self, ids: &[u32]) -> Result<String> {
+        let ids = [&self.encode(BEFORE)?, ids].concat();
+        let text = self.inner.decode(&ids, false);
+        let text =
+            text.map_err(|e| Error::format(&self.origin, format!("the ids cannot be decoded: {e}")))?;
         Ok(text.strip_prefix(BEFORE).unwrap_or(&text).to_owned())
     }
 

@@ -702,9 +702,10 @@ mod samples {
             counts.cut,
             counts.empty_answers,
             counts.too_long,
+            counts.prompt_only,
             counts.without_labels,
         );
-        assert_eq!(told, (5, 3, 1, 1, 0, 2));
+        assert_eq!(told, (5, 3, 1, 1, 2, 1, 1));
 
         let (samples, counts) = encoder
             .with_too_long(TooLong::Drop)
@@ -739,6 +740,124 @@ mod samples {
                 ..
             })
         ));
+    }
+
+    /// Under `train_on_input` a prompt that fills all the room has labels, but teaches nothing of an answer.
+    #[test]
+    fn prompts_without_room_for_an_answer() {
+        let tokenizer = tiny();
+        let long = "hello ".repeat(200);
+        let alpaca = records(&[
+            json!({"instruction": long, "output": "he"}),
+            json!({"instruction": "he", "output": "he"}),
+        ]);
+        let chats = records(&[
+            chat(&[("user", &long), ("assistant", "he")]),
+            chat(&[("user", "he"), ("assistant", "he")]),
+            // Has no answer to be lost.
+            chat(&[("user", &long)]),
+        ]);
+        let encoder = |max| {
+            self::encoder(&tokenizer)
+                .with_train_on_input(true)
+                .with_train_on(TrainOn::All)
+                .with_max_seq_len(Some(max))
+        };
+        let (samples, counts) = encoder(220).encode_all(&alpaca).unwrap();
+        assert_eq!((samples.len(), counts.used, counts.prompt_only), (1, 1, 1));
+        assert_eq!((counts.too_long, counts.cut, counts.without_labels), (1, 0, 0));
+        let (samples, counts) = encoder(100).encode_all(&chats).unwrap();
+        assert_eq!((samples.len(), counts.prompt_only), (2, 1));
+        assert_eq!((counts.too_long, counts.cut), (2, 1));
+        // Without room for one of its tokens; with room for one.
+        let (_, counts) = encoder(202).encode_all(&chats).unwrap();
+        assert_eq!((counts.prompt_only, counts.cut), (1, 1));
+        let (_, counts) = encoder(203).encode_all(&chats).unwrap();
+        assert_eq!((counts.prompt_only, counts.cut), (0, 1));
+
+        let kept = encoder(220).with_prompt_only(Treatment::Keep);
+        let (samples, counts) = kept.encode_all(&alpaca).unwrap();
+        assert_eq!((samples.len(), counts.prompt_only, counts.cut), (2, 1, 1));
+        let refused = encoder(220).with_prompt_only(Treatment::Error);
+        assert_eq!(
+            refused.encode_all(&alpaca).unwrap_err().to_string(),
+            "data.jsonl: record 1 (line 1): its prompt fills 220 tokens, so that nothing of its answer is left; \
+             give a larger max_seq_len, or have such records left out (prompt_only)"
+        );
+    }
+
+    #[test]
+    fn what_says_nothing() {
+        let tokenizer = tiny();
+        let alpaca = records(&[
+            json!({"instruction": "he", "output": " "}),
+            json!({"instruction": " \n", "input": "he", "output": "he"}),
+            json!({"instruction": "", "output": ""}),
+            json!({"instruction": "he", "output": "he"}),
+        ]);
+        let chats = records(&[
+            chat(&[("user", "he"), ("assistant", "")]),
+            chat(&[("user", "he"), ("assistant", "he"), ("user", " "), ("assistant", "he")]),
+            chat(&[("user", ""), ("assistant", "")]),
+            chat(&[("assistant", "he")]),
+        ]);
+        // A picture is something to ask about.
+        let picture = json!({"messages": [{"role": "user", "content": [{"type": "image"}]}]});
+        assert!(!records(&[picture]).as_slice()[0].has_empty_instruction());
+        for records in [&alpaca, &chats] {
+            let encoder = || encoder(&tokenizer).with_train_on(TrainOn::All);
+            let (samples, counts) = encoder().encode_all(records).unwrap();
+            assert_eq!((counts.empty_answers, counts.empty_instructions), (2, 2));
+            assert_eq!((samples.len(), counts.used, counts.read), (2, 2, 4));
+
+            let keeping = encoder().with_empty_instructions(Treatment::Keep);
+            assert_eq!(keeping.encode_all(records).unwrap().0.len(), 4);
+            let dropping = encoder().with_empty_answers(Treatment::Drop);
+            let (samples, counts) = dropping.encode_all(records).unwrap();
+            assert_eq!((samples.len(), counts.empty_answers), (1, 2));
+
+            let refusing = encoder().with_empty_answers(Treatment::Error);
+            let error = refusing.encode_all(records).unwrap_err().to_string();
+            assert_eq!(
+                error,
+                "data.jsonl: record 1 (line 1): its answer is empty; write one, or have such records kept or left \
+                 out (empty_answers)"
+            );
+            let refusing = encoder().with_empty_instructions(Treatment::Error);
+            let error = refusing.encode_all(records).unwrap_err().to_string();
+            assert!(
+                error.starts_with("data.jsonl: record 2 (line 2): its instruction is empty"),
+                "{error}"
+            );
+        }
+        let unlabelled = records(&[chat(&[("user", "he")]), chat(&[("user", "he"), ("assistant", "he")])]);
+        let (samples, counts) = encoder(&tokenizer).encode_all(&unlabelled).unwrap();
+        assert_eq!((samples.len(), counts.without_labels), (1, 1));
+        let keeping = encoder(&tokenizer).with_without_labels(Treatment::Keep);
+        assert_eq!(keeping.encode_all(&unlabelled).unwrap().0.len(), 2);
+        let refusing = encoder(&tokenizer).with_without_labels(Treatment::Error);
+        let error = refusing.encode_all(&unlabelled).unwrap_err().to_string();
+        assert!(error.contains("record 1 (line 1): the loss counts nothing of it"), "{error}");
+    }
+
+    /// Of a conversation that is cut only the beginning is encoded and looked at.
+    #[test]
+    fn long_conversations_are_cut_where_the_whole_would_be() {
+        let tokenizer = tiny();
+        let turns = [("user", "hello he <s> he"), ("assistant", "hello hello")].repeat(300);
+        let records = records(&[chat(&turns)]);
+        let record = &records.as_slice()[0];
+        for train_on in [TrainOn::Assistant, TrainOn::All] {
+            let whole = encoder(&tokenizer).with_train_on(train_on).encode(record).unwrap();
+            assert!(whole.len() > 2000);
+            for max in [1, 2, 17, 500, 1500] {
+                let encoder = encoder(&tokenizer).with_train_on(train_on);
+                let cut = encoder.with_max_seq_len(Some(max)).encode(record).unwrap();
+                assert_eq!(cut.tokens, whole.tokens[..max]);
+                assert_eq!(cut.labels, whole.labels[..max]);
+                assert!(cut.is_cut);
+            }
+        }
     }
 
     #[test]

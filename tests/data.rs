@@ -235,6 +235,35 @@ mod samples {
         }
     }
 
+    /// The first tokens of a long text are those of the whole, though only a part of it is encoded.
+    #[test]
+    fn long_records_are_cut_where_the_whole_would_be() {
+        let assets = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/assets/tiny");
+        let tokenizers = [tiny(), Tokenizer::from_dir(assets).unwrap()];
+        let words = "hello he, what is a tyre made of?\n  It is \u{e9}\u{4e16} ".repeat(400);
+        let one_word = "helo\u{e9}".repeat(3000);
+        for (tokenizer, text) in tokenizers
+            .iter()
+            .flat_map(|tokenizer| [(tokenizer, &words), (tokenizer, &one_word)])
+        {
+            let whole = tokenizer.encode(text).unwrap();
+            let behind = tokenizer.encode_continuation(text).unwrap();
+            for count in [0, 1, 100, 700, whole.len(), usize::MAX] {
+                let first = &whole[..count.min(whole.len())];
+                assert_eq!(tokenizer.encode_first(text, count).unwrap(), first);
+                let first = &behind[..count.min(behind.len())];
+                assert_eq!(
+                    tokenizer.encode_continuation_first(text, count).unwrap(),
+                    first
+                );
+            }
+            let long = Sample::from_prompt("he", text, tokenizer, false, Some(300)).unwrap();
+            let whole = Sample::from_prompt("he", text, tokenizer, false, None).unwrap();
+            assert_eq!(long.tokens, whole.tokens[..300]);
+            assert!(long.is_cut);
+        }
+    }
+
     #[test]
     fn without_bos_the_prompt_comes_first() {
         let mut json: serde_json::Value = serde_json::from_str(&tiny_tokenizer::json()).unwrap();
@@ -262,27 +291,42 @@ mod samples {
         assert_eq!(empty.num_label_tokens(), 0);
     }
 
+    /// What is cut does not end with EOS, or it would teach to stop in the middle of an answer.
     #[test]
-    fn truncation_keeps_eos() {
+    fn what_is_cut_does_not_end() {
         let (prompt, he, bang) = (id("\u{2581}he"), id("he"), id("!"));
         let cut = |max| sample("he", "he!!!", false, Some(max));
-        assert_eq!(cut(5).tokens, [1, prompt, he, bang, 2]);
-        assert_eq!(cut(5).num_label_tokens(), 3);
-        assert_eq!(cut(3).tokens, [1, prompt, 2]);
-        // Nothing of the answer is left for EOS to follow.
-        assert_eq!(cut(3).num_label_tokens(), 0);
-        assert_eq!(cut(4).labels[2..], [i32::try_from(he).unwrap(), 2]);
+        assert_eq!(cut(7).tokens, [1, prompt, he, bang, bang, bang, 2]);
+        assert_eq!(cut(6).tokens, [1, prompt, he, bang, bang, bang]);
+        assert_eq!(cut(4).tokens, [1, prompt, he, bang]);
+        assert_eq!(cut(4).num_label_tokens(), 2);
+        // Nothing of the answer is left.
+        assert_eq!(cut(2).tokens, [1, prompt]);
+        assert_eq!(cut(2).num_label_tokens(), 0);
+        assert_eq!(cut(1).tokens, [1]);
+        assert_eq!(cut(1).labels, [IGNORE_INDEX]);
         // An answer that is empty fits.
         let empty = sample("he", "", false, Some(3));
         assert_eq!(empty.labels, [IGNORE_INDEX, IGNORE_INDEX, 2]);
-        assert_eq!(cut(2).tokens, [1, 2]);
-        assert_eq!(cut(2).num_label_tokens(), 0);
-        assert_eq!(cut(1).tokens, [2]);
-        assert_eq!(cut(1).labels, [IGNORE_INDEX]);
         assert_eq!(
-            [cut(5).is_cut, cut(7).is_cut, empty.is_cut],
+            [cut(6).is_cut, cut(7).is_cut, empty.is_cut],
             [true, false, false]
         );
+    }
+
+    #[test]
+    fn spans_are_what_the_loss_counts() {
+        let spans = sample("he", "he!", false, None).spans();
+        assert_eq!(spans, [(0..2, false), (2..5, true)]);
+        // The first token is predicted by nothing.
+        let spans = sample("he", "he!", true, None).spans();
+        assert_eq!(spans, [(0..1, false), (1..5, true)]);
+        let nothing = Sample {
+            is_cut: false,
+            tokens: vec![],
+            labels: vec![],
+        };
+        assert!(nothing.spans().is_empty());
     }
 
     #[test]
@@ -321,8 +365,7 @@ mod samples {
     }
 
     proptest! {
-        /// The truncated sample is the start of the whole one, then EOS; labels that are left are
-        /// the labels of the whole one.
+        /// The truncated sample is the start of the whole one.
         #[test]
         fn truncation_law(
             prompt in "[helo !]{0,12}",
@@ -332,20 +375,22 @@ mod samples {
         ) {
             let whole = sample(&prompt, &answer, train_on_input, None);
             let cut = sample(&prompt, &answer, train_on_input, Some(max));
-            prop_assert_eq!(cut.len(), whole.len().min(max));
-            prop_assert_eq!(cut.labels.len(), cut.len());
-            let last = cut.len() - 1;
-            prop_assert_eq!(cut.tokens[last], 2);
-            prop_assert_eq!(&cut.tokens[..last], &whole.tokens[..last]);
-            prop_assert_eq!(&cut.labels[..last], &whole.labels[..last]);
+            let left = whole.len().min(max);
+            prop_assert_eq!(&cut.tokens, &whole.tokens[..left]);
+            prop_assert_eq!(&cut.labels, &whole.labels[..left]);
+            prop_assert_eq!(cut.is_cut, whole.len() > max);
+        }
 
-            let prompt_len = 1 + tiny().encode(&prompt).unwrap().len();
-            let follows_answer = whole.len() <= max || prompt_len < last;
-            let expected = if follows_answer { 2 } else { IGNORE_INDEX };
-            prop_assert_eq!(cut.labels[last], expected);
-            if !follows_answer && !train_on_input {
-                prop_assert_eq!(cut.num_label_tokens(), 0);
-            }
+        /// Spans go over all tokens, and tell what the loss counts.
+        #[test]
+        fn span_law(prompt in "[helo !]{0,12}", answer in "[helo !]{0,12}", train_on_input: bool) {
+            let sample = sample(&prompt, &answer, train_on_input, None);
+            let spans = sample.spans();
+            let counted = spans.iter().filter(|(_, is_counted)| *is_counted);
+            let counted: usize = counted.map(|(span, _)| span.len()).sum();
+            prop_assert_eq!(counted, sample.num_label_tokens());
+            let places: Vec<usize> = spans.into_iter().flat_map(|(span, _)| span).collect();
+            prop_assert_eq!(places, (0..sample.len()).collect::<Vec<_>>());
         }
 
         /// Masking the prompt takes labels away and changes none.

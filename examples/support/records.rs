@@ -4,8 +4,8 @@ use std::path::{Path, PathBuf};
 
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use burn_peft::data::{
-    Batch, Padding, RecordCounts, Records, Sample, Split, check_vocab, load_split, pack,
-    split_validation,
+    Batch, Padding, RecordCounts, Records, Sample, Split, TooLong, Treatment, check_vocab, load_split,
+    pack, split_validation,
 };
 use burn_peft::distributed::ProcessGroup;
 use burn_peft::llama::{LlamaConfig, TransformerDecoder};
@@ -65,6 +65,8 @@ pub struct Data {
     pad_id: u32,
     /// Where the records do not give what the configuration asks for.
     pub notes: Vec<String>,
+    /// What became of the records of each data set.
+    pub counts: Vec<(PathBuf, RecordCounts)>,
 }
 
 impl Data {
@@ -75,6 +77,7 @@ impl Data {
         let longest = asked.min(context);
         let mut notes = Vec::from_iter(beyond_context(asked, context));
         notes.extend(other_end(tokenizer, llama));
+        let mut counts = Vec::new();
         let mut reader = Reader {
             config,
             llama,
@@ -82,6 +85,7 @@ impl Data {
             longest,
             template: None,
             notes: &mut notes,
+            counts: &mut counts,
         };
         let all = reader.read(&path, Split::Train)?;
         let (samples, validation) = match &config.validation_dataset {
@@ -106,6 +110,7 @@ impl Data {
             template,
             pad_id,
             notes,
+            counts,
         })
     }
 
@@ -127,23 +132,44 @@ impl Data {
         self.rows.iter().map(tokens).max().unwrap_or(0)
     }
 
-    /// Lets a model see records of the training, in its order and each alone, until it has seen enough tokens
-    /// to tell the directions of its layers' inputs.
-    pub fn pass_first(&self, model: &TransformerDecoder, config: &RecipeConfig, device: &Device) {
-        const ENOUGH: usize = 4096;
+    pub fn num_rows(&self) -> usize {
+        self.rows.len()
+    }
+
+    /// The samples that are held out.
+    pub fn num_validation(&self) -> usize {
+        let samples = |batch: &Batch| batch.segments.iter().flatten().count();
+        self.validation.iter().map(samples).sum()
+    }
+
+    /// The samples of the first epoch in its order.
+    pub fn first_samples(&self, config: &RecipeConfig) -> impl Iterator<Item = Result<Sample>> {
         let order = config.data_order(self.rows.len(), 1);
         let steps = 0..order.steps_per_epoch();
-        let rows = steps.flat_map(|step| order.step(step).concat());
-        let samples = rows.flat_map(|row| self.rows[row].iter().map(|index| &self.samples[*index]));
+        let rows = steps.flat_map(move |step| order.step(step).concat());
+        rows.flat_map(|row| self.rows[row].iter().map(|index| Ok(self.samples[*index].clone())))
+    }
+
+    /// Lets a model see records of the training, in its order and each alone, until it has seen enough tokens
+    /// to tell the directions of its layers' inputs.
+    pub fn pass_first(
+        &self,
+        model: &TransformerDecoder,
+        config: &RecipeConfig,
+        device: &Device,
+    ) -> Result<()> {
+        const ENOUGH: usize = 4096;
         let mut seen = 0;
-        for sample in samples {
+        for sample in self.first_samples(config) {
+            let sample = sample?;
             let ids = TensorData::new(sample.tokens.clone(), [1, sample.len()]);
             model.forward(Tensor::<2, Int>::from_data(ids, device), None);
             seen += sample.len();
             if seen >= ENOUGH {
-                return;
+                break;
             }
         }
+        Ok(())
     }
 
     pub fn batch(&self, rows: &[usize]) -> Batch {
@@ -177,6 +203,7 @@ struct Reader<'a> {
     longest: usize,
     template: Option<ChatTemplate>,
     notes: &'a mut Vec<String>,
+    counts: &'a mut Vec<(PathBuf, RecordCounts)>,
 }
 
 impl Reader<'_> {
@@ -188,20 +215,30 @@ impl Reader<'_> {
         };
         let (samples, counts) = self.samples(&records)?;
         check_vocab(&samples, self.llama.vocab_size)?;
-        self.notes.extend(told(path, &counts, self.longest));
+        self.notes
+            .extend(told(path, &counts, self.config, self.longest));
+        self.counts.push((path.to_owned(), counts));
         match samples.is_empty() {
             false => Ok(samples),
             true => Err(Error::Config {
-                origin: path.display().to_string(),
+                origin: "configuration".into(),
                 key: "max_seq_len".into(),
                 line: None,
-                message: format!(
-                    "no record has an answer within max_seq_len = {} tokens",
-                    self.longest
-                ),
+                message: self.nothing_left(path),
                 nearest: Vec::new(),
             }),
         }
+    }
+
+    fn nothing_left(&self, path: &Path) -> String {
+        let told = self.counts.last().map(|(_, counts)| {
+            let told = told(path, counts, self.config, self.longest);
+            told.join("; ")
+        });
+        format!(
+            "no record is left to train on: {}",
+            told.unwrap_or_default()
+        )
     }
 
     /// The template by which conversations were written, if it is not the tokenizer's own.
@@ -244,30 +281,56 @@ fn unvalidated(config: &RecipeConfig, all: usize, held_out: usize) -> Option<Str
         .then(|| format!("nothing is validated: {fraction} of {all} records is less than one"))
 }
 
-/// What became of records that are not used as they are. An answer of Alpaca's that is cut ends, for the
-/// model, where it is cut.
-fn told(path: &Path, counts: &RecordCounts, longest: usize) -> Vec<String> {
+/// What records may be that is no good, and what became of them.
+fn told(path: &Path, counts: &RecordCounts, config: &RecipeConfig, longest: usize) -> Vec<String> {
+    let longer = match config.too_long {
+        TooLong::Cut => "cut there",
+        _ => "left out",
+    };
+    let became = |treatment| match treatment {
+        Treatment::Drop => "left out",
+        _ => "used",
+    };
     let told = [
         (
-            counts.without_labels,
-            format!("are left out, which have no answer within {longest} tokens"),
-        ),
-        (
             counts.too_long,
-            format!("are left out, which are longer than {longest} tokens"),
+            format!("are longer than {longest} tokens: {longer} (too_long)"),
         ),
         (
-            counts.cut,
-            format!("are longer than {longest} tokens and cut there"),
+            counts.prompt_only,
+            format!(
+                "have no room for an answer within {longest} tokens: {} (prompt_only)",
+                became(config.prompt_only)
+            ),
+        ),
+        (
+            counts.without_labels,
+            format!(
+                "have nothing that the loss counts: {} (without_labels)",
+                became(config.without_labels)
+            ),
         ),
         (
             counts.empty_answers,
-            "have an answer that says nothing".to_owned(),
+            format!(
+                "have an answer that says nothing: {} (empty_answers)",
+                became(config.empty_answers)
+            ),
+        ),
+        (
+            counts.empty_instructions,
+            format!(
+                "have an instruction that says nothing: {} (empty_instructions)",
+                became(config.empty_instructions)
+            ),
         ),
     ];
     let told = told.into_iter().filter(|(count, _)| *count > 0);
-    told.map(|(count, what)| format!("{count} records of {} {what}", path.display()))
-        .collect()
+    told.map(|(count, what)| {
+        let read = counts.read;
+        format!("{count} of {read} records of {} {what}", path.display())
+    })
+    .collect()
 }
 
 /// Servers that have the adapter alone stop where the base model's configuration says.

@@ -88,12 +88,8 @@ impl TryFrom<Fields> for AlpacaRecord {
                 format!("`{key}` is missing; a record needs `instruction` and `output`")
             })
         };
-        let instruction = required("instruction", text("instruction")?)?;
-        if instruction.trim().is_empty() {
-            return Err("`instruction` is empty; write the task there, or drop the record".into());
-        }
         Ok(Self {
-            instruction,
+            instruction: required("instruction", text("instruction")?)?,
             input: text("input")?.unwrap_or_default(),
             output: required("output", text("output")?)?,
         })
@@ -123,9 +119,16 @@ pub fn load_alpaca(path: impl AsRef<Path>) -> Result<Vec<AlpacaRecord>> {
 pub fn parse_alpaca(text: &str, origin: impl AsRef<Path>) -> Result<Vec<AlpacaRecord>> {
     let is_record = |object: &Map<String, Value>| object.contains_key("instruction");
     let values = parse_json(text, origin.as_ref(), is_record)?;
+    let with_task = |record: AlpacaRecord| match record.instruction.trim().is_empty() {
+        false => Ok(record),
+        true => Err("`instruction` is empty; write the task there, or drop the record".to_owned()),
+    };
     values
         .into_iter()
-        .map(|(place, value)| record(value).map_err(|what| place.error(&what)))
+        .map(|(place, value)| {
+            let record = record(value).and_then(with_task);
+            record.map_err(|what| place.error(&what))
+        })
         .collect()
 }
 

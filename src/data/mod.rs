@@ -43,6 +43,6 @@ pub use crate::tokenizer::{Conversation, Message};
 pub use alpaca::{AlpacaRecord, load_alpaca, parse_alpaca};
 pub use batch::{Batch, Padding, pack};
 pub use order::{DataOrder, shuffled_indices, split_validation};
-pub use record_encoder::{RecordCounts, RecordEncoder, TooLong, TrainOn};
+pub use record_encoder::{RecordCounts, RecordEncoder, TooLong, TrainOn, Treatment};
 pub use records::{Format, Record, Records, Split, load_records, load_split, parse_records};
 pub use tokens::{IGNORE_INDEX, Sample, check_vocab, tokenize_records};

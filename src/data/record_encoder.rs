@@ -1,12 +1,13 @@
 //! Records of all kinds as samples.
 
 use std::iter;
+use std::ops::Range;
 
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use super::records::{Place, Record, Records};
-use super::tokens::{IGNORE_INDEX, Sample, label};
+use super::tokens::{IGNORE_INDEX, Sample, label, longest};
 use crate::settings::setters;
 use crate::tokenizer::{ChatEncoder, ChatTemplate, Conversation, PlacedToken, Tokenizer};
 use crate::{Error, Result};
@@ -38,6 +39,35 @@ pub enum TooLong {
     Error,
 }
 
+/// What becomes of a record that may be a mistake.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum Treatment {
+    /// It is used.
+    Keep,
+    /// It is left out.
+    Drop,
+    /// It is an error.
+    Error,
+}
+
+/// Why a record may not be what its file's writer meant.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Flaw {
+    EmptyInstruction,
+    EmptyAnswer,
+    TooLong,
+    PromptOnly,
+    WithoutLabels,
+}
+
+/// A record's sample, and what is to be told of it.
+struct Encoded {
+    sample: Sample,
+    flaws: Vec<Flaw>,
+}
+
 /// Makes samples of records.
 ///
 /// ```no_run
@@ -66,9 +96,18 @@ pub struct RecordEncoder<'a> {
     pub max_seq_len: Option<usize>,
     /// What becomes of longer records.
     pub too_long: TooLong,
+    /// What becomes of a record whose prompt fills [`max_seq_len`](Self::max_seq_len), so that nothing of its answer is
+    /// left.
+    pub prompt_only: Treatment,
+    /// What becomes of another record of which the loss counts nothing: a conversation without an answer, say.
+    pub without_labels: Treatment,
+    /// What becomes of a record whose answer says nothing.
+    pub empty_answers: Treatment,
+    /// What becomes of a record that asks nothing.
+    pub empty_instructions: Treatment,
 }
 
-/// What became of a data set's records.
+/// What became of a data set's records. One that is of several kinds counts as each.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct RecordCounts {
@@ -78,16 +117,33 @@ pub struct RecordCounts {
     pub used: usize,
     /// Those of them that lost their end.
     pub cut: usize,
-    /// Those of them whose answer says nothing.
-    pub empty_answers: usize,
-    /// Those left out because they are too long, where that was asked for.
+    /// Those of more tokens than there is room for.
     pub too_long: usize,
-    /// Those left out because nothing of them is to be learned: no answer, or none in the part that is left.
+    /// Those of them of which only the prompt has room.
+    pub prompt_only: usize,
+    /// Those of which the loss counts nothing, for another reason.
     pub without_labels: usize,
+    /// Those whose answer says nothing.
+    pub empty_answers: usize,
+    /// Those that ask nothing.
+    pub empty_instructions: usize,
+}
+
+impl RecordCounts {
+    fn of(&mut self, flaw: Flaw) -> &mut usize {
+        match flaw {
+            Flaw::EmptyInstruction => &mut self.empty_instructions,
+            Flaw::EmptyAnswer => &mut self.empty_answers,
+            Flaw::TooLong => &mut self.too_long,
+            Flaw::PromptOnly => &mut self.prompt_only,
+            Flaw::WithoutLabels => &mut self.without_labels,
+        }
+    }
 }
 
 impl<'a> RecordEncoder<'a> {
-    /// For no conversations yet; labels on answers, samples of any length.
+    /// For no conversations yet; labels on answers, samples of any length. Records without an instruction or without
+    /// labels are left out, empty answers kept.
     pub fn new(tokenizer: &'a Tokenizer) -> Self {
         Self {
             tokenizer,
@@ -97,6 +153,10 @@ impl<'a> RecordEncoder<'a> {
             train_on_input: false,
             max_seq_len: None,
             too_long: TooLong::Cut,
+            prompt_only: Treatment::Drop,
+            without_labels: Treatment::Drop,
+            empty_answers: Treatment::Keep,
+            empty_instructions: Treatment::Drop,
         }
     }
 
@@ -106,113 +166,206 @@ impl<'a> RecordEncoder<'a> {
         with_train_on_input => train_on_input: bool,
         with_max_seq_len => max_seq_len: Option<usize>,
         with_too_long => too_long: TooLong,
+        with_prompt_only => prompt_only: Treatment,
+        with_without_labels => without_labels: Treatment,
+        with_empty_answers => empty_answers: Treatment,
+        with_empty_instructions => empty_instructions: Treatment,
     }
 
-    /// A sample of the whole record, or of its beginning of `max_seq_len` tokens.
+    /// A sample of the whole record, or of its beginning of `max_seq_len` tokens, whatever it says. No more of a long
+    /// record is encoded than that takes.
     ///
     /// - Alpaca's: [`Sample::from_record`].
     /// - A conversation: what the template writes, encoded by [`ChatEncoder`], with labels on what
     ///   [`train_on`](Self::train_on) names ([`ChatTemplate::answers`]): on a token if any letter of it is in
-    ///   an answer. What is cut ends without an end token.
+    ///   an answer.
     /// - A prompt with its completion: [`Sample::from_prompt`].
     /// - A text: BOS, the text and EOS, with labels.
+    ///
+    /// What is cut does not end with the token that ends a text.
     ///
     /// # Errors
     ///
     /// Those of [`Sample::from_prompt`], [`ChatTemplate::render`] and [`ChatTemplate::answers`], and
     /// [`Error::InvalidArgument`] for a conversation without a template.
     pub fn encode(&self, record: &Record) -> Result<Sample> {
-        let (tokenizer, max) = (self.tokenizer, self.max_seq_len);
-        match record {
-            Record::Alpaca(record) => {
-                Sample::from_record(record, tokenizer, self.train_on_input, max)
-            }
-            Record::Completion { prompt, completion } => {
-                Sample::from_prompt(prompt, completion, tokenizer, self.train_on_input, max)
-            }
-            Record::Text(text) => Sample::from_prompt("", text, tokenizer, true, max),
-            Record::Chat(conversation) => self.chat(conversation),
-        }
+        self.sample_of(record).map(|(sample, _)| sample)
     }
 
-    /// The samples of the records that can be used, in their order, and what became of all.
+    /// The samples of the records that are used, in their order, and what became of all.
     ///
     /// # Errors
     ///
     /// [`Error::Record`] with the file and the record: those of [`RecordEncoder::encode`] that are about it,
-    /// and a record that is too long where `too_long` makes that an error.
+    /// and a record of a kind that is to be an error.
     pub fn encode_all(&self, records: &Records) -> Result<(Vec<Sample>, RecordCounts)> {
-        let all: Vec<Result<Sample>> = records
+        let all: Vec<Result<Encoded>> = records
             .as_slice()
             .par_iter()
-            .map(|record| self.encode(record))
+            .map(|record| self.examine(record))
             .collect();
-        let mut counts = RecordCounts {
-            read: all.len(),
-            ..RecordCounts::default()
-        };
+        let mut counts = RecordCounts::default();
         let mut samples = Vec::new();
-        for ((sample, record), place) in all
-            .into_iter()
-            .zip(records.as_slice())
-            .zip(records.places())
-        {
-            let sample = sample.map_err(|error| in_record(error, place))?;
-            match self.too_long {
-                TooLong::Drop if sample.is_cut => counts.too_long += 1,
-                TooLong::Error if sample.is_cut => return Err(self.too_many_tokens(place)),
-                _ if sample.num_label_tokens() == 0 => counts.without_labels += 1,
-                _ => {
-                    counts.used += 1;
-                    counts.cut += usize::from(sample.is_cut);
-                    counts.empty_answers += usize::from(record.has_empty_answer());
-                    samples.push(sample);
-                }
-            }
+        for (encoded, place) in all.into_iter().zip(records.places()) {
+            let encoded = encoded.map_err(|error| in_record(error, place))?;
+            samples.extend(self.used(encoded, place, &mut counts)?);
         }
         Ok((samples, counts))
     }
 
-    fn chat(&self, conversation: &Conversation) -> Result<Sample> {
-        let template = self.template.as_ref().ok_or_else(no_template)?;
-        let max = match self.max_seq_len {
-            Some(0) => return Err(super::tokens::zero_length()),
-            max => max.unwrap_or(usize::MAX),
-        };
-        let rendered = template.render(conversation, false)?;
-        let answers = match self.train_on {
-            TrainOn::All => iter::once(0..rendered.text.len()).collect(),
-            train_on => template.answers(conversation, &rendered, train_on == TrainOn::Last)?,
-        };
-        let tokens = self.chat.encode(&rendered)?;
-        let mut labels = vec![IGNORE_INDEX; tokens.len()];
-        for answer in answers.into_iter().filter(|answer| !answer.is_empty()) {
-            let start = tokens.partition_point(|token| token.place.end <= answer.start);
-            let end = tokens.partition_point(|token| token.place.start < answer.end);
-            for (label_of, token) in labels.iter_mut().zip(&tokens).take(end).skip(start) {
-                *label_of = label(token.id)?;
+    /// A record's sample, if it is one that is used.
+    fn used(
+        &self,
+        Encoded { sample, flaws }: Encoded,
+        place: &Place,
+        counts: &mut RecordCounts,
+    ) -> Result<Option<Sample>> {
+        counts.read += 1;
+        let mut is_used = true;
+        for flaw in flaws {
+            *counts.of(flaw) += 1;
+            match self.treatment(flaw) {
+                Treatment::Keep => {}
+                Treatment::Drop => is_used = false,
+                Treatment::Error => return Err(place.error(&self.complaint(flaw))),
             }
         }
-        labels.truncate(max);
-        let is_cut = tokens.len() > max;
-        let tokens = tokens
-            .into_iter()
-            .take(max)
-            .map(|PlacedToken { id, .. }| id);
-        Ok(Sample {
-            tokens: tokens.collect(),
-            labels,
-            is_cut,
+        counts.used += usize::from(is_used);
+        counts.cut += usize::from(is_used && sample.is_cut);
+        Ok(is_used.then_some(sample))
+    }
+
+    fn treatment(&self, flaw: Flaw) -> Treatment {
+        match (flaw, self.too_long) {
+            (Flaw::TooLong, TooLong::Cut) => Treatment::Keep,
+            (Flaw::TooLong, TooLong::Drop) => Treatment::Drop,
+            (Flaw::TooLong, TooLong::Error) => Treatment::Error,
+            (Flaw::PromptOnly, _) => self.prompt_only,
+            (Flaw::WithoutLabels, _) => self.without_labels,
+            (Flaw::EmptyAnswer, _) => self.empty_answers,
+            (Flaw::EmptyInstruction, _) => self.empty_instructions,
+        }
+    }
+
+    /// What is wrong with a record of a kind that is an error, and what to do.
+    fn complaint(&self, flaw: Flaw) -> String {
+        let max = self.max_seq_len.unwrap_or_default();
+        match flaw {
+            Flaw::TooLong => format!(
+                "it is longer than {max} tokens; give a larger max_seq_len, or have such records cut or left out \
+                 (too_long)"
+            ),
+            Flaw::PromptOnly => format!(
+                "its prompt fills {max} tokens, so that nothing of its answer is left; give a larger max_seq_len, or \
+                 have such records left out (prompt_only)"
+            ),
+            Flaw::WithoutLabels => "the loss counts nothing of it; give it an answer, or have such records left out \
+                                    (without_labels)"
+                .into(),
+            Flaw::EmptyAnswer => "its answer is empty; write one, or have such records kept or left out \
+                                  (empty_answers)"
+                .into(),
+            Flaw::EmptyInstruction => "its instruction is empty; write the task there, or have such records kept or \
+                                       left out (empty_instructions)"
+                .into(),
+        }
+    }
+
+    /// The record's sample with what may be wrong with it.
+    fn examine(&self, record: &Record) -> Result<Encoded> {
+        let (sample, is_prompt) = self.sample_of(record)?;
+        let flaws = [
+            (Flaw::EmptyInstruction, record.has_empty_instruction()),
+            (Flaw::EmptyAnswer, record.has_empty_answer()),
+            (Flaw::TooLong, sample.is_cut),
+            (Flaw::PromptOnly, is_prompt),
+            (
+                Flaw::WithoutLabels,
+                !is_prompt && sample.num_label_tokens() == 0,
+            ),
+        ];
+        let flaws = flaws.into_iter().filter(|(_, is_so)| *is_so);
+        Ok(Encoded {
+            flaws: flaws.map(|(flaw, _)| flaw).collect(),
+            sample,
         })
     }
 
-    fn too_many_tokens(&self, place: &Place) -> Error {
-        let max = self.max_seq_len.unwrap_or_default();
-        place.error(&format!(
-            "it is longer than {max} tokens; give a larger max_seq_len, or have such records cut or left out \
-             (too_long)"
-        ))
+    /// The record's sample, and whether only its prompt has room.
+    fn sample_of(&self, record: &Record) -> Result<(Sample, bool)> {
+        let of_prompt = |prompt: &str, answer: &str, train_on_input| {
+            let (tokenizer, max) = (self.tokenizer, self.max_seq_len);
+            let sample = Sample::with_prompt_len(prompt, answer, tokenizer, train_on_input, max);
+            sample.map(|(sample, prompt_len)| {
+                let is_prompt = sample.is_cut && prompt_len == sample.len();
+                (sample, is_prompt)
+            })
+        };
+        match record {
+            Record::Alpaca(record) => {
+                of_prompt(&record.prompt(), &record.output, self.train_on_input)
+            }
+            Record::Completion { prompt, completion } => {
+                of_prompt(prompt, completion, self.train_on_input)
+            }
+            Record::Text(text) => of_prompt("", text, true),
+            Record::Chat(conversation) => self.chat(conversation),
+        }
     }
+
+    fn chat(&self, conversation: &Conversation) -> Result<(Sample, bool)> {
+        let template = self.template.as_ref().ok_or_else(no_template)?;
+        let max = longest(self.max_seq_len)?;
+        let rendered = template.render(conversation, false)?;
+        let mut tokens = self.chat.encode_first(&rendered, max.saturating_add(1))?;
+        let is_cut = tokens.len() > max;
+        tokens.truncate(max);
+        let end = match is_cut {
+            true => tokens.last().map_or(0, |token| token.place.end),
+            false => rendered.text.len(),
+        };
+        let last = self.train_on == TrainOn::Last;
+        let found = match (self.train_on, is_cut) {
+            (TrainOn::All, false) => Ok(Vec::new()),
+            _ => template.answers_before(end, conversation, &rendered, last),
+        };
+        let mut learned = conversation.messages.iter().skip(conversation.num_given);
+        let is_answered = learned.any(|message| message.role() == "assistant");
+        let lost = |found: &Vec<_>| !begins(found, end);
+        let is_prompt = is_cut && is_answered && found.as_ref().is_ok_and(lost);
+        let answers = match self.train_on {
+            // A template that does not tell answers serves here too.
+            TrainOn::All => iter::once(0..rendered.text.len()).collect(),
+            _ => found?,
+        };
+        let labels = labels_of(&tokens, answers)?;
+        let tokens = tokens.into_iter().map(|token| token.id).collect();
+        let sample = Sample {
+            tokens,
+            labels,
+            is_cut,
+        };
+        Ok((sample, is_prompt))
+    }
+}
+
+/// Whether any of the answers has a letter before `end`.
+fn begins(answers: &[Range<usize>], end: usize) -> bool {
+    let mut answers = answers.iter();
+    answers.any(|answer| !answer.is_empty() && answer.start < end)
+}
+
+/// A label for each token of which any letter is in an answer.
+fn labels_of(tokens: &[PlacedToken], answers: Vec<Range<usize>>) -> Result<Vec<i32>> {
+    let mut labels = vec![IGNORE_INDEX; tokens.len()];
+    for answer in answers.into_iter().filter(|answer| !answer.is_empty()) {
+        let start = tokens.partition_point(|token| token.place.end <= answer.start);
+        let end = tokens.partition_point(|token| token.place.start < answer.end);
+        for (label_of, token) in labels.iter_mut().zip(tokens).take(end).skip(start) {
+            *label_of = label(token.id)?;
+        }
+    }
+    Ok(labels)
 }
 
 /// What is wrong with a record, and where it stands; what is wrong with the tokenizer or the settings is not

@@ -64,6 +64,19 @@ pub enum Record {
 }
 
 impl Record {
+    /// Whether it asks nothing: the instruction of Alpaca's, or the last that the user says in a conversation.
+    pub fn has_empty_instruction(&self) -> bool {
+        match self {
+            Self::Alpaca(record) => record.instruction.trim().is_empty(),
+            Self::Chat(conversation) => {
+                let mut messages = conversation.messages.iter().rev();
+                let asked = messages.find(|message| message.role() == "user");
+                asked.is_some_and(|message| message.is_empty())
+            }
+            Self::Completion { .. } | Self::Text(_) => false,
+        }
+    }
+
     /// Whether what it teaches says nothing.
     pub fn has_empty_answer(&self) -> bool {
         match self {

@@ -1,5 +1,7 @@
 //! Records as token ids with labels.
 
+use std::ops::Range;
+
 use crate::tokenizer::Tokenizer;
 use crate::{Error, Result};
 
@@ -53,10 +55,10 @@ impl Sample {
     ///
     /// With `train_on_input` every token has a label, otherwise only the answer and EOS.
     ///
-    /// Longer than `max_seq_len`, the answer loses its tail and EOS stays the last token. If
-    /// prompt and BOS leave no room for any of the answer, the prompt is cut as well and EOS, which
-    /// does not follow an answer then, has no label: without `train_on_input` such a sample has no
-    /// label at all ([`Sample::num_label_tokens`] is 0) and can be dropped.
+    /// Longer than `max_seq_len`, it is the first tokens of that: an answer that is cut does not end with EOS, for
+    /// that would teach to stop there. If nothing of the answer is left, the sample has no label without
+    /// `train_on_input` ([`Sample::num_label_tokens`] is 0), and with it those of a prompt alone:
+    /// [`RecordEncoder`](super::RecordEncoder) drops either.
     ///
     /// # Errors
     ///
@@ -70,37 +72,58 @@ impl Sample {
         train_on_input: bool,
         max_seq_len: Option<usize>,
     ) -> Result<Self> {
+        Self::with_prompt_len(prompt, answer, tokenizer, train_on_input, max_seq_len)
+            .map(|(sample, _)| sample)
+    }
+
+    /// The same, and how many of its tokens are the prompt's.
+    pub(super) fn with_prompt_len(
+        prompt: &str,
+        answer: &str,
+        tokenizer: &Tokenizer,
+        train_on_input: bool,
+        max_seq_len: Option<usize>,
+    ) -> Result<(Self, usize)> {
         let eos = tokenizer.eos_id().ok_or_else(no_eos)?;
-        let room = match max_seq_len {
-            Some(0) => return Err(zero_length()),
-            Some(length) => length - 1,
-            None => usize::MAX,
-        };
-        let mut tokens = tokenizer.encode_with_bos(prompt)?;
-        let prompt_len = tokens.len();
+        let max = longest(max_seq_len)?;
+        // One token more than there is room for tells that the record is longer.
+        let room = |tokens: &Vec<u32>| max.saturating_add(1).saturating_sub(tokens.len());
+        let mut tokens = Vec::from_iter(tokenizer.bos_id());
+        tokens.extend(tokenizer.encode_first(prompt, room(&tokens))?);
+        let prompt_len = tokens.len().min(max);
         tokens.extend(match prompt.is_empty() {
-            true => tokenizer.encode(answer)?,
-            false => tokenizer.encode_continuation(answer)?,
+            true => tokenizer.encode_first(answer, room(&tokens))?,
+            false => tokenizer.encode_continuation_first(answer, room(&tokens))?,
         });
-        let is_cut = tokens.len() > room;
-        let is_lost = is_cut && prompt_len >= room;
-        tokens.truncate(room);
         tokens.push(eos);
+        let is_cut = tokens.len() > max;
+        tokens.truncate(max);
 
         let labels = tokens.iter().map(|&t| label(t));
         let mut labels = labels.collect::<Result<Vec<_>>>()?;
         if !train_on_input {
-            let masked = prompt_len.min(labels.len());
-            labels[..masked].fill(IGNORE_INDEX);
+            labels[..prompt_len].fill(IGNORE_INDEX);
         }
-        if is_lost {
-            labels[room] = IGNORE_INDEX;
-        }
-        Ok(Self {
+        let sample = Self {
             tokens,
             labels,
             is_cut,
-        })
+        };
+        Ok((sample, prompt_len))
+    }
+
+    /// Tokens that follow each other and have labels, or have none, with whether they have: what the loss counts, and
+    /// what it only reads. The first token of a sample is never counted.
+    pub fn spans(&self) -> Vec<(Range<usize>, bool)> {
+        let is_counted = |place: usize| place > 0 && self.labels[place] != IGNORE_INDEX;
+        let mut spans: Vec<(Range<usize>, bool)> = Vec::new();
+        for place in 0..self.len() {
+            match spans.last_mut() {
+                Some((span, counted)) if *counted == is_counted(place) => span.end += 1,
+                _ => spans.push((place..place + 1, is_counted(place))),
+            }
+        }
+        spans
     }
 
     /// The number of tokens.
@@ -168,9 +191,13 @@ fn no_eos() -> Error {
     }
 }
 
-pub(super) fn zero_length() -> Error {
-    Error::InvalidArgument {
-        name: "max_seq_len",
-        message: "0 leaves no room for a token; give at least 1, or leave it out".into(),
+/// The most tokens of a sample, in numbers.
+pub(super) fn longest(max_seq_len: Option<usize>) -> Result<usize> {
+    match max_seq_len {
+        Some(0) => Err(Error::InvalidArgument {
+            name: "max_seq_len",
+            message: "0 leaves no room for a token; give at least 1, or leave it out".into(),
+        }),
+        max => Ok(max.unwrap_or(usize::MAX)),
     }
 }

@@ -34,7 +34,7 @@ pub use resume::Resume;
 
 use super::{Activations, AdamWConfig, LrSchedule, ScheduleKind, Trainer};
 use crate::checkpoint::{hf_config_key, read_base_config};
-use crate::data::{DataOrder, Format, RecordEncoder, TooLong, TrainOn};
+use crate::data::{DataOrder, Format, RecordEncoder, TooLong, TrainOn, Treatment};
 use crate::files::read_text;
 use crate::llama::{LlamaConfig, TransformerDecoder};
 use crate::lora::{AttnModule, Init, LoRAConfig, Targets, TrainedBias};
@@ -131,6 +131,14 @@ pub struct RecipeConfig {
     pub max_seq_len: Option<usize>,
     /// What becomes of longer records.
     pub too_long: TooLong,
+    /// What becomes of those of which only the prompt has room.
+    pub prompt_only: Treatment,
+    /// What becomes of other records of which the loss counts nothing.
+    pub without_labels: Treatment,
+    /// What becomes of records whose answer says nothing.
+    pub empty_answers: Treatment,
+    /// What becomes of records that ask nothing.
+    pub empty_instructions: Treatment,
     /// Whether several records share a sequence, without seeing each other.
     pub packed: bool,
     /// Whether each epoch goes through the records in an order of its own.
@@ -234,6 +242,10 @@ impl Default for RecipeConfig {
             train_on_input: true,
             max_seq_len: None,
             too_long: TooLong::Cut,
+            prompt_only: Treatment::Drop,
+            without_labels: Treatment::Drop,
+            empty_answers: Treatment::Keep,
+            empty_instructions: Treatment::Drop,
             packed: false,
             shuffle: true,
             seed: 0,
@@ -365,6 +377,10 @@ impl RecipeConfig {
             )
             .with_max_seq_len(Some(longest))
             .with_too_long(self.too_long)
+            .with_prompt_only(self.prompt_only)
+            .with_without_labels(self.without_labels)
+            .with_empty_answers(self.empty_answers)
+            .with_empty_instructions(self.empty_instructions)
     }
 
     /// Which records each step takes, for a run that `num_processes` began.

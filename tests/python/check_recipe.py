@@ -224,8 +224,8 @@ def variants(recipe: Recipe) -> None:
 
 def notes(recipe: Recipe) -> None:
     for override, note in [
-        ("max_seq_len=60", "60 tokens and cut there"),
-        ("max_seq_len=60", "have no answer within 60 tokens"),
+        ("max_seq_len=60", "60 tokens: cut there (too_long)"),
+        ("max_seq_len=60", "have no room for an answer within 60 tokens: left out (prompt_only)"),
         ("max_seq_len=100000", "cut to the model's context"),
         ("validation_split=0.0001", "nothing is validated"),
         (f"lr_scheduler.num_warmup_steps={STEPS}", "never reaches optimizer.lr"),
@@ -233,6 +233,16 @@ def notes(recipe: Recipe) -> None:
         lines = recipe.run(override).done().output.splitlines()
         found = [line for line in lines if line.startswith("note: ") and note in line]
         assert found, f"{override}: no note says `{note}`"
+
+
+def dry_run(recipe: Recipe) -> None:
+    """Prints what a run would do, and does nothing."""
+    run = recipe.run("--dry-run", "max_seq_len=60")
+    output = run.done().output
+    assert not run.folder.exists() or not any(run.folder.iterdir()), list(run.folder.iterdir())
+    for part in ["lora_rank: ", "longer than max_seq_len", "steps an epoch", "Estimated memory", "note: ", "1: ", "2: ", "3: "]:
+        assert part in output, f"{part!r} is not in {output}"
+    assert "\x1b[" not in output and "[[" in output.split("3: ")[1], output
 
 
 def records_of_other_formats(recipe: Recipe) -> None:
@@ -250,9 +260,17 @@ def records_of_other_formats(recipe: Recipe) -> None:
     assert run.metrics("loss") != recipe.run(dataset, "train_on=all").done().metrics("loss")
 
     dropped = recipe.run(dataset, "max_seq_len=128", "too_long=drop").done().output
-    assert f"note: 1 records of {path} are left out, which are longer than 128 tokens" in dropped, dropped
+    assert f"note: 1 of 5 records of {path} are longer than 128 tokens: left out (too_long)" in dropped, dropped
     assert "finetuned on 4 records" in dropped, dropped
     assert "record 5 (line 5): it is longer than 128 tokens" in recipe.run(dataset, "max_seq_len=128", "too_long=error").fails()
+
+    long_prompts = recipe.folder / "prompts.jsonl"
+    question = {"instruction": "What is a tyre made of?", "output": "rubber"}
+    empty, boilerplate = {**question, "output": ""}, {**question, "input": "tyre " * 100}
+    long_prompts.write_text("\n".join(map(json.dumps, [question] * 3 + [empty] * 2 + [boilerplate])))
+    told = recipe.run(f"dataset={long_prompts}", "max_seq_len=100", "train_on_input=true").done().output
+    assert f"note: 2 of 6 records of {long_prompts} have an answer that says nothing: used (empty_answers)" in told, told
+    assert f"note: 1 of 6 records of {long_prompts} have no room for an answer within 100 tokens: left out" in told, told
 
     template = recipe.folder / "mine.jinja"
     template.write_text("{% for message in messages %}{{ message.content }}{{ eos_token }}{% endfor %}")
@@ -520,6 +538,7 @@ def main(program: str) -> None:
             half_precision,
             variants,
             notes,
+            dry_run,
             records_of_other_formats,
             going_on,
             a_finished_folder,

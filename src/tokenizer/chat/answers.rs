@@ -30,6 +30,17 @@ impl ChatTemplate {
         rendered: &Rendered,
         last: bool,
     ) -> Result<Vec<Range<usize>>> {
+        self.answers_before(rendered.text.len(), conversation, rendered, last)
+    }
+
+    /// [`ChatTemplate::answers`] that begin before a place: what stands behind it is not looked at.
+    pub(crate) fn answers_before(
+        &self,
+        place: usize,
+        conversation: &Conversation,
+        rendered: &Rendered,
+        last: bool,
+    ) -> Result<Vec<Range<usize>>> {
         let given = conversation.num_given;
         let messages = conversation.messages.iter().enumerate();
         let turns =
@@ -52,15 +63,26 @@ impl ChatTemplate {
             }
             (false, Some(_)) => {
                 let turns = turns.into_iter().filter(|turn| *turn > 0);
-                turns
-                    .map(|turn| self.answer(turn, conversation, &rendered.text))
-                    .collect()
+                let mut answers = Vec::new();
+                for turn in turns {
+                    let start = self.start_of(turn, conversation, &rendered.text)?;
+                    if start >= place {
+                        break;
+                    }
+                    answers.push(self.answer(turn, start, conversation, &rendered.text)?);
+                }
+                Ok(answers)
             }
         }
     }
 
-    fn answer(&self, turn: usize, conversation: &Conversation, full: &str) -> Result<Range<usize>> {
-        let start = self.start_of(turn, conversation, full)?;
+    fn answer(
+        &self,
+        turn: usize,
+        start: usize,
+        conversation: &Conversation,
+        full: &str,
+    ) -> Result<Range<usize>> {
         // Nothing of a message that the template leaves out.
         let end = self.end_of(turn, start, conversation, full)?.max(start);
         Ok(start..self.without_space_at_end(&full[start..end]).len() + start)

@@ -92,10 +92,13 @@ impl Message {
         &mut self.0
     }
 
-    /// Whether it says nothing and calls no tool.
+    /// Whether it says nothing, shows nothing and calls no tool.
     pub fn is_empty(&self) -> bool {
-        let calls = self.0.get("tool_calls").and_then(Value::as_array);
-        self.text().trim().is_empty() && calls.is_none_or(Vec::is_empty)
+        let list = |key| self.0.get(key).and_then(Value::as_array);
+        let is_text = |part: &Value| part.is_string() || part["text"].is_string();
+        self.text().trim().is_empty()
+            && list("tool_calls").is_none_or(Vec::is_empty)
+            && list("content").is_none_or(|parts| parts.iter().all(is_text))
     }
 
     /// What a template sees: a message's thoughts by the names that templates know, as transformers gives

@@ -5,6 +5,7 @@ use std::ops::Range;
 use fancy_regex::Regex;
 
 use super::{Rendered, words};
+use crate::tokenizer::beginning::first_tokens;
 use crate::tokenizer::{BEFORE, Tokenizer};
 use crate::{Error, Result};
 
@@ -49,33 +50,46 @@ impl<'a> ChatEncoder<'a> {
     ///
     /// Those of [`Tokenizer::encode`].
     pub fn encode(&self, rendered: &Rendered) -> Result<Vec<PlacedToken>> {
+        self.encode_first(rendered, usize::MAX)
+    }
+
+    /// The first `count` tokens of a text, of which no more is encoded than that takes; see
+    /// [`Tokenizer::encode_first`].
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Tokenizer::encode`].
+    pub fn encode_first(&self, rendered: &Rendered, count: usize) -> Result<Vec<PlacedToken>> {
         let text = &rendered.text;
         let mut tokens = Vec::new();
         let mut done = 0;
         for quoted in &rendered.quoted {
-            self.encode_part(text, done..quoted.start, true, &mut tokens)?;
-            self.encode_part(text, quoted.clone(), false, &mut tokens)?;
+            self.encode_part(text, done..quoted.start, true, count, &mut tokens)?;
+            self.encode_part(text, quoted.clone(), false, count, &mut tokens)?;
             done = quoted.end;
         }
-        self.encode_part(text, done..text.len(), true, &mut tokens)?;
+        self.encode_part(text, done..text.len(), true, count, &mut tokens)?;
         Ok(tokens)
     }
 
+    /// Appends the tokens of a part, so that there are at most `count` of all.
     fn encode_part(
         &self,
         text: &str,
         part: Range<usize>,
         parses: bool,
+        count: usize,
         tokens: &mut Vec<PlacedToken>,
     ) -> Result<()> {
         let (start, part) = (part.start, &text[part]);
-        if part.is_empty() {
+        let count = count - tokens.len();
+        if part.is_empty() || count == 0 {
             return Ok(());
         }
-        let found = match start {
-            0 => self.encode_text(part, parses)?,
-            _ => self.encode_behind(part, parses)?,
-        };
+        let found = first_tokens(part, count, |part| match start {
+            0 => self.encode_text(part, parses),
+            _ => self.encode_behind(part, parses),
+        })?;
         tokens.extend(found.into_iter().map(|token| PlacedToken {
             id: token.id,
             place: token.place.start + start..token.place.end + start,

@@ -59,6 +59,7 @@ enum Kind {
 use Kind::*;
 
 const PATH: Kind = Path("a path");
+const TREATMENT: Kind = Word(&["keep", "drop", "error"]);
 
 /// Those of [`Init::WORDS`] without a number.
 const BEGINNINGS: [&str; 7] = [
@@ -261,6 +262,27 @@ pub(super) const KEYS: &[RecipeKey] = &[
         "too_long",
         Word(&["cut", "drop", "error"]),
         "What becomes of a longer record: it is cut, left out, or ends the run before it starts.",
+    ),
+    key(
+        "prompt_only",
+        TREATMENT,
+        "What becomes of a record whose prompt fills `max_seq_len`, so that nothing of its answer is left: it is used, \
+         left out, or ends the run before it starts.",
+    ),
+    key(
+        "without_labels",
+        TREATMENT,
+        "What becomes of another record of which the loss counts nothing, likewise.",
+    ),
+    key(
+        "empty_answers",
+        TREATMENT,
+        "What becomes of a record whose answer says nothing, likewise.",
+    ),
+    key(
+        "empty_instructions",
+        TREATMENT,
+        "What becomes of a record that asks nothing, likewise.",
     ),
     key(
         "packed",
