@@ -22,7 +22,7 @@ use burn_peft::checkpoint::{
     SafetensorsFile, load_any_base, load_any_base_as, load_peft, read_base_config, read_peft_config,
 };
 use burn_peft::data::Batch;
-use burn_peft::generate::{GenerateOptions, generate};
+use burn_peft::generate::{GenerateOptions, generate_batch};
 use burn_peft::llama::TransformerDecoder;
 use burn_peft::training::cross_entropy_sum;
 use burn_peft::{Error, Result};
@@ -98,13 +98,14 @@ fn compare(args: &Args) -> Result<serde_json::Value> {
 /// The tokens that follow each row, row by row.
 fn greedy(model: &TransformerDecoder, rows: &[Vec<i32>], count: usize) -> Result<Vec<i32>> {
     let options = GenerateOptions::greedy(count).with_stop_tokens([]);
-    let mut all = Vec::new();
-    for row in rows {
-        let prompt: Vec<u32> = row.iter().map(|id| *id as u32).collect();
-        let generated = generate(model, &prompt, &options)?;
-        all.extend(generated.into_iter().map(|id| id as i32));
-    }
-    Ok(all)
+    let prompt = |row: &Vec<i32>| row.iter().map(|id| *id as u32).collect::<Vec<_>>();
+    let prompts: Vec<_> = rows.iter().map(prompt).collect();
+    let generated = generate_batch(model, &prompts, &options)?;
+    Ok(generated
+        .into_iter()
+        .flatten()
+        .map(|id| id as i32)
+        .collect())
 }
 
 fn load(args: &Args) -> Result<TransformerDecoder> {

@@ -1,4 +1,5 @@
-//! Asks a model, with or without an adapter, by Alpaca's prompt or, with `--chat`, by its chat template.
+//! Asks a model, with or without an adapter, by Alpaca's prompt or, with `--chat`, by its chat template. Prints the answer
+//! as it comes.
 //!
 //! ```text
 //! cargo run --release --example generate -- --model DIR|FILE.gguf [--adapter DIR] "Name three colours."
@@ -6,18 +7,18 @@
 //!
 //! Without `--model` it asks the tiny model of this repository.
 
-#[path = "support/answer.rs"]
-mod answer;
 #[path = "support/device.rs"]
 mod device;
 
+use std::io::{Write, stdout};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use burn_peft::Result;
 use burn_peft::checkpoint::{load_any_base, load_peft, read_base_config, read_peft_config};
 use burn_peft::data::AlpacaRecord;
-use burn_peft::generate::GenerateOptions;
+use burn_peft::generate::{GenerateOptions, TextGeneration, generate_text};
+use burn_peft::llama::TransformerDecoder;
 use burn_peft::tokenizer::{ChatEncoder, ChatTemplate, Conversation, Tokenizer};
 use clap::Parser;
 
@@ -47,6 +48,24 @@ struct Args {
     /// 0 takes the likeliest token each time.
     #[arg(long, default_value_t = 0.0)]
     temperature: f64,
+    /// Only the K likeliest tokens can be drawn.
+    #[arg(long)]
+    top_k: Option<usize>,
+    /// Only the fewest tokens that have this probability together can be drawn.
+    #[arg(long)]
+    top_p: Option<f64>,
+    /// Only tokens that have this part of the likeliest one's probability can be drawn.
+    #[arg(long)]
+    min_p: Option<f64>,
+    /// Above 1, makes tokens that were there before less likely.
+    #[arg(long, default_value_t = 1.0)]
+    repetition_penalty: f64,
+    /// A text before which the answer ends; may be given several times.
+    #[arg(long)]
+    stop: Vec<String>,
+    /// The number of answers.
+    #[arg(long, default_value_t = 1)]
+    answers: usize,
     /// The seed of what a higher temperature draws.
     #[arg(long, default_value_t = 0)]
     seed: u64,
@@ -54,10 +73,7 @@ struct Args {
 
 fn main() -> ExitCode {
     match ask(Args::parse()) {
-        Ok(answer) => {
-            println!("{answer}");
-            ExitCode::SUCCESS
-        }
+        Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("error: {error}");
             ExitCode::FAILURE
@@ -65,7 +81,7 @@ fn main() -> ExitCode {
     }
 }
 
-fn ask(args: Args) -> Result<String> {
+fn ask(args: Args) -> Result<()> {
     let device = device::from_name(&args.device, 0)?;
     let tokenizer = match args.model.is_dir() {
         true => Tokenizer::from_dir(&args.model)?,
@@ -80,25 +96,51 @@ fn ask(args: Args) -> Result<String> {
     if let Some(adapter) = &args.adapter {
         load_peft(&mut model, adapter)?;
     }
-    let options = GenerateOptions::greedy(args.max_new_tokens)
-        .with_temperature(args.temperature)
-        .with_seed(args.seed);
-    let record = AlpacaRecord {
-        instruction: args.instruction,
-        input: args.input,
-        output: String::new(),
-    };
-    if args.chat {
-        let mut question = Conversation::from(&record);
-        question.messages.pop();
-        let prompt = prompt(&tokenizer, &question)?;
-        return answer::go_on(&model, &tokenizer, &prompt, &options);
+    let options = options(&args, &model, &tokenizer);
+    let prompt = prompt(&args, &tokenizer)?;
+    if args.answers > 1 {
+        for text in generate_text(&model, &tokenizer, &[prompt], &options)? {
+            println!("---\n{text}");
+        }
+        return Ok(());
     }
-    answer::answer(&model, &tokenizer, &record, &options)
+    for pieces in TextGeneration::new(&model, &tokenizer, &[prompt], &options)? {
+        for piece in pieces? {
+            print!("{}", piece.text);
+        }
+        // That a terminal is gone is seen by the last line.
+        let _ = stdout().flush();
+    }
+    println!();
+    Ok(())
 }
 
-fn prompt(tokenizer: &Tokenizer, question: &Conversation) -> Result<Vec<u32>> {
+fn options(args: &Args, model: &TransformerDecoder, tokenizer: &Tokenizer) -> GenerateOptions {
+    let ends = tokenizer.eos_id().into_iter();
+    let mut options = GenerateOptions::greedy(args.max_new_tokens)
+        .with_temperature(args.temperature)
+        .with_repetition_penalty(args.repetition_penalty)
+        .with_stop_tokens(ends.chain(model.config.eos_token_ids.iter().copied()))
+        .with_stop_strings(args.stop.iter().cloned())
+        .with_answers(args.answers)
+        .with_seed(args.seed);
+    (options.top_k, options.top_p, options.min_p) = (args.top_k, args.top_p, args.min_p);
+    options
+}
+
+/// The ids of the question.
+fn prompt(args: &Args, tokenizer: &Tokenizer) -> Result<Vec<u32>> {
+    let record = AlpacaRecord {
+        instruction: args.instruction.clone(),
+        input: args.input.clone(),
+        output: String::new(),
+    };
+    if !args.chat {
+        return tokenizer.encode_with_bos(&record.prompt());
+    }
+    let mut question = Conversation::from(&record);
+    question.messages.pop();
     let template = ChatTemplate::choose(None, tokenizer)?;
-    let tokens = ChatEncoder::new(tokenizer).encode(&template.render(question, true)?)?;
+    let tokens = ChatEncoder::new(tokenizer).encode(&template.render(&question, true)?)?;
     Ok(tokens.into_iter().map(|token| token.id).collect())
 }

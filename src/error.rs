@@ -150,6 +150,18 @@ pub enum Error {
         vocab_size: usize,
     },
 
+    /// A model computes what is infinite or no number.
+    #[error(
+        "{what} is {value}: look for weights of the base or the adapter that are no numbers, and try another \
+         dtype if it is f16"
+    )]
+    NotFinite {
+        /// What was computed.
+        what: String,
+        /// Its value.
+        value: f64,
+    },
+
     /// A training's loss or its gradients are no numbers any more.
     #[error(
         "step {step}: the loss is {loss} and the gradients' norm {grad_norm}{}; mend the records if they are broken, \

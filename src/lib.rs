@@ -42,6 +42,8 @@ mod pages {
     struct Targets;
     #[doc = include_str!("../docs/several-adapters.md")]
     struct SeveralAdapters;
+    #[doc = include_str!("../docs/generation.md")]
+    struct Generation;
     #[doc = include_str!("../docs/methods/lora.md")]
     struct Lora;
     #[doc = include_str!("../docs/methods/optimizers.md")]

@@ -76,7 +76,7 @@ impl CausalSelfAttention {
     ///   cache keeps included, and the adapter of each row
     ///
     /// # Panics
-    /// If the shapes do not fit.
+    /// If the shapes do not fit, or there is a cache and the context is not the one that the decoder makes for it.
     pub fn forward(
         &self,
         x: Tensor<3>,
@@ -89,7 +89,7 @@ impl CausalSelfAttention {
         let q = told.query_scale.iter().fold(q, scaled);
         let (k, v) = match cache {
             None => (k, v),
-            Some(cache) => cache.append(k, v, told.span),
+            Some(cache) => cache.append(k, v, told.growth.as_ref().expect(NO_GROWTH)),
         };
         let heads = attention_scored(q, k, v, &told.mask, self.scores); // [b, t, h, d]
         let [batch, seq, num_heads, head_dim] = heads.dims();
@@ -136,6 +136,8 @@ impl CausalSelfAttention {
         projected.reshape([batch, seq, width / self.head_dim, self.head_dim])
     }
 }
+
+const NO_GROWTH: &str = "a context for a pass with a cache is made from the cache";
 
 /// Queries or keys, normed one head after the other or all of a position together, and rotated: in one pass where both are
 /// done and the rows share one norm.

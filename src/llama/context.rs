@@ -1,5 +1,6 @@
 use burn::tensor::{Bool, DType, Device, Tensor, TensorData};
 
+use super::cache::Growth;
 use super::mask::segment_starts;
 use super::{AttentionMask, LayerAttention, LlamaConfig, RotaryEmbedding, Span};
 use crate::lora::Routes;
@@ -27,8 +28,8 @@ pub struct AttentionContext {
     pub query_scale: Option<Tensor<4>>,
     /// Which keys each query sees.
     pub mask: AttentionMask,
-    /// The span that the mask is for.
-    pub(super) span: Span,
+    /// How the layers' caches grow, in the context of a cache.
+    pub(super) growth: Option<Growth>,
 }
 
 impl Context {
@@ -70,6 +71,32 @@ impl Context {
         Self::new(config, &positions, seq, mask, device)
     }
 
+    /// Rows of which each had so many positions before, and has so many tokens now, then padding up to `seq`; `growths`
+    /// are those of the kinds of attention. Each row turns by the angles of its own length.
+    pub(super) fn following(
+        config: &LlamaConfig,
+        rows: &[(usize, usize)],
+        seq: usize,
+        growths: Vec<Growth>,
+        device: &Device,
+    ) -> Self {
+        let positions = rows.iter().flat_map(|(before, _)| *before..before + seq);
+        let positions = Positions {
+            positions: positions.collect(),
+            lengths: rows.iter().map(|(before, new)| before + new).collect(),
+            seq,
+        };
+        let kinds = config.attention_kinds().into_iter().zip(growths);
+        let attention = kinds.map(|(told, growth)| {
+            let mask = growth.mask(told.span, rows);
+            AttentionContext {
+                growth: Some(growth),
+                ..positions.told(config, told, mask, device)
+            }
+        });
+        Self::of(attention.collect())
+    }
+
     fn new(
         config: &LlamaConfig,
         positions: &[usize],
@@ -77,17 +104,20 @@ impl Context {
         mask: impl Fn(Span) -> AttentionMask,
         device: &Device,
     ) -> Self {
+        let longest = positions.iter().max().map_or(0, |last| last + 1);
+        let positions = Positions {
+            lengths: vec![longest; positions.len() / seq],
+            positions: positions.to_vec(),
+            seq,
+        };
         let kinds = config.attention_kinds().into_iter();
-        let attention = kinds.map(|LayerAttention { span, rotary }| AttentionContext {
-            rope: config.rope_of(rotary).map(|rope| {
-                RotaryEmbedding::new(&rope, config.rotated_dim(), positions, seq, device)
-            }),
-            query_scale: query_scale(config, positions, seq, device),
-            mask: mask(span),
-            span,
-        });
+        let attention = kinds.map(|told| positions.told(config, told, mask(told.span), device));
+        Self::of(attention.collect())
+    }
+
+    fn of(attention: Vec<AttentionContext>) -> Self {
         Self {
-            attention: attention.collect(),
+            attention,
             routes: None,
             seed: None,
         }
@@ -134,16 +164,42 @@ impl Context {
     }
 }
 
-fn query_scale(
-    config: &LlamaConfig,
-    positions: &[usize],
+/// The positions of tokens.
+struct Positions {
+    /// Row by row, `seq` each.
+    positions: Vec<usize>,
+    /// The length of the text that each row belongs to: some rotations depend on it.
+    lengths: Vec<usize>,
     seq: usize,
-    device: &Device,
-) -> Option<Tensor<4>> {
-    let scaling = config.query_scaling?;
-    let factors: Vec<f32> = positions.iter().map(|at| scaling.factor(*at)).collect();
-    let data = TensorData::new(factors, [positions.len() / seq, seq, 1, 1]);
-    Some(Tensor::from_data(data, (device, DType::F32)))
+}
+
+impl Positions {
+    fn told(
+        &self,
+        config: &LlamaConfig,
+        LayerAttention { rotary, .. }: LayerAttention,
+        mask: AttentionMask,
+        device: &Device,
+    ) -> AttentionContext {
+        let (positions, lengths) = (&self.positions, &self.lengths);
+        let rope = config.rope_of(rotary).map(|rope| {
+            RotaryEmbedding::of_lengths(&rope, config.rotated_dim(), positions, lengths, device)
+        });
+        AttentionContext {
+            rope,
+            query_scale: self.query_scale(config, device),
+            mask,
+            growth: None,
+        }
+    }
+
+    fn query_scale(&self, config: &LlamaConfig, device: &Device) -> Option<Tensor<4>> {
+        let scaling = config.query_scaling?;
+        let positions = self.positions.iter();
+        let factors: Vec<f32> = positions.map(|at| scaling.factor(*at)).collect();
+        let data = TensorData::new(factors, [self.lengths.len(), self.seq, 1, 1]);
+        Some(Tensor::from_data(data, (device, DType::F32)))
+    }
 }
 
 /// What a forward pass on tensors without numbers is told.

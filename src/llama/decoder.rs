@@ -289,12 +289,72 @@ impl TransformerDecoder {
         cache: &mut KvCache,
         routes: Option<&Routes>,
     ) -> Tensor<2> {
+        let [batch, seq] = ids.dims();
+        self.forward_cached_rows(ids, &vec![seq; batch], cache, routes)
+    }
+
+    /// The same for rows of different lengths, padded on the left, on the right or on both sides. Padding leaves nothing
+    /// in the cache, and no token sees it.
+    ///
+    /// # Shapes
+    /// - `ids`: `[batch, seq]`
+    /// - `is_token`: `[batch, seq]`, false at padding
+    /// - output: `[batch, vocab_size]`, the logits after each row's last token
+    ///
+    /// # Panics
+    /// As [`Self::forward_cached`], and if a row has no token, or padding between two.
+    pub fn forward_cached_padded(
+        &self,
+        ids: Tensor<2, Int>,
+        is_token: Tensor<2, Bool>,
+        cache: &mut KvCache,
+        routes: Option<&Routes>,
+    ) -> Tensor<2> {
         let [_, seq] = ids.dims();
-        let context = Context::causal(&self.config, cache.len(), seq, &ids.device());
+        assert_eq!(ids.dims(), is_token.dims(), "each id is a token or padding");
+        let tokens = token_ranges(is_token);
+        let lengths: Vec<_> = tokens.iter().map(|range| range.len()).collect();
+        let is_left = tokens.iter().any(|range| range.start > 0);
+        let ids = match is_left {
+            true => {
+                let from = |start: usize| (0..seq).map(move |i| ((start + i) % seq) as i32);
+                let sources = tokens.iter().flat_map(|range| from(range.start));
+                let sources = Vec::from_iter(sources);
+                let sources = Tensor::<1, Int>::from_ints(&sources[..], &ids.device());
+                let dims = ids.dims();
+                ids.gather(1, sources.reshape(dims))
+            }
+            false => ids,
+        };
+        self.forward_cached_rows(ids, &lengths, cache, routes)
+    }
+
+    /// The same for rows of these lengths, padded on the right.
+    pub(crate) fn forward_cached_rows(
+        &self,
+        ids: Tensor<2, Int>,
+        lengths: &[usize],
+        cache: &mut KvCache,
+        routes: Option<&Routes>,
+    ) -> Tensor<2> {
+        let [batch, seq] = ids.dims();
+        let device = ids.device();
+        let context = cache.context(&self.config, lengths, seq, &device);
         let context = context.with_routes(routes.cloned());
         let embedded = self.embed(ids, &context);
         let hidden = self.apply_layers(0..self.layers.len(), embedded, &context, Some(cache));
-        let last = hidden.narrow(1, seq - 1, 1);
+        cache.advance(lengths);
+        let last = match lengths.iter().all(|length| *length == seq) {
+            true => hidden.narrow(1, seq - 1, 1),
+            false => {
+                let [_, _, dim] = hidden.dims();
+                let last = lengths.iter().enumerate();
+                let last: Vec<_> = last.map(|(row, n)| (row * seq + n - 1) as i32).collect();
+                let rows = Tensor::<1, Int>::from_ints(&last[..], &device);
+                let flat = hidden.reshape([batch * seq, dim]);
+                flat.select(0, rows).reshape([batch, 1, dim])
+            }
+        };
         self.head(last, routes).squeeze_dim(1)
     }
 
@@ -317,16 +377,11 @@ impl TransformerDecoder {
         context: &Context,
         mut cache: Option<&mut KvCache>,
     ) -> Tensor<3> {
-        let [_, seq, _] = x.dims();
-        let hidden = indices.fold(x, |x, index| {
+        indices.fold(x, |x, index| {
             let cache: Option<&mut LayerCache> = cache.as_deref_mut().map(|c| c.layer(index));
             context.seed_layer(index);
             self.layers[index].forward(x, context, cache)
-        });
-        if let Some(cache) = cache {
-            cache.advance(seq);
-        }
-        hidden
+        })
     }
 
     /// The logits of hidden states after the last layer, `[batch, seq, embed_dim]`.
@@ -361,6 +416,22 @@ impl TransformerDecoder {
             None => logits,
         }
     }
+}
+
+/// Where the tokens of each row lie.
+fn token_ranges(is_token: Tensor<2, Bool>) -> Vec<Range<usize>> {
+    let [_, seq] = is_token.dims();
+    let is_token: Vec<bool> = is_token.into_data().iter::<bool>().collect();
+    let ranges = is_token.chunks(seq).enumerate().map(|(row, is_token)| {
+        let start = is_token.iter().position(|is_token| *is_token);
+        let start = start.unwrap_or_else(|| panic!("row {row} has no token"));
+        let len = is_token[start..].iter().take_while(|is_token| **is_token);
+        let end = start + len.count();
+        let follows = is_token[end..].contains(&true);
+        assert!(!follows, "row {row} has padding between its tokens");
+        start..end
+    });
+    ranges.collect()
 }
 
 /// Whether a layer is the router of a mixture of experts: small, and a slight error of it is another expert.

@@ -31,14 +31,38 @@ impl RotaryEmbedding {
             "the positions are no whole number of rows"
         );
         let longest = positions.iter().max().map_or(0, |last| last + 1);
-        let frequencies = rope.frequencies(rotary_dim, longest);
+        let lengths = vec![longest; positions.len() / seq_len];
+        Self::of_lengths(rope, rotary_dim, positions, &lengths, device)
+    }
+
+    /// The same for rows each of which turns by the angles of a text of its own length.
+    pub(super) fn of_lengths(
+        rope: &Rope,
+        rotary_dim: usize,
+        positions: &[usize],
+        lengths: &[usize],
+        device: &Device,
+    ) -> Self {
         let factor = rope.attention_factor();
-        let angles = positions
-            .iter()
-            .flat_map(|position| frequencies.iter().map(move |f| *position as f32 * f));
+        let seq_len = positions.len() / lengths.len();
+        let mut last = lengths[0];
+        let mut frequencies = rope.frequencies(rotary_dim, last);
+        let mut angles = Vec::with_capacity(positions.len() * frequencies.len());
+        for (row, length) in positions.chunks(seq_len).zip(lengths) {
+            if *length != last {
+                frequencies = rope.frequencies(rotary_dim, *length);
+                last = *length;
+            }
+            let of_position = |position: &usize| {
+                let position = *position as f32;
+                frequencies.iter().map(move |f| position * f)
+            };
+            angles.extend(row.iter().flat_map(of_position));
+        }
+        let angles = angles.into_iter();
         let (cos, sin): (Vec<f32>, Vec<f32>) =
             angles.map(|a| (a.cos() * factor, a.sin() * factor)).unzip();
-        let shape = [positions.len() / seq_len, seq_len, 1, frequencies.len()];
+        let shape = [lengths.len(), seq_len, 1, frequencies.len()];
         let tensor =
             |values| Tensor::from_data(TensorData::new(values, shape), (device, DType::F32));
         Self {

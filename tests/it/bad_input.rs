@@ -1558,6 +1558,10 @@ fn generation_options_out_of_range() {
         (greedy().with_top_k(0), "top_k"),
         (greedy().with_top_p(0.0), "top_p"),
         (greedy().with_top_p(1.5), "top_p"),
+        (greedy().with_min_p(0.0), "min_p"),
+        (greedy().with_repetition_penalty(0.0), "repetition_penalty"),
+        (greedy().with_stop_strings([""]), "stop_strings"),
+        (greedy().with_answers(0), "answers"),
     ] {
         let error = generate(&base_model(), &[1], &options).unwrap_err();
         assert_variant!(error, InvalidArgument);

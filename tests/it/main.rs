@@ -9,6 +9,7 @@ mod common;
 mod counts;
 mod distributed;
 mod experts;
+mod generation;
 mod gguf;
 mod gguf_models;
 mod golden;
