@@ -31,8 +31,6 @@ mod embedded;
 mod interrupt;
 #[path = "support/launch.rs"]
 mod launch;
-#[path = "support/plot.rs"]
-mod plot;
 #[path = "support/quiz.rs"]
 mod quiz;
 #[path = "support/records.rs"]
@@ -57,6 +55,7 @@ use burn_peft::distributed::{ProcessGroup, broadcast_params, require_same};
 use burn_peft::llama::{LlamaConfig, TransformerDecoder};
 use burn_peft::lora::{DEFAULT_ADAPTER, Decomposition, Init, LoRAConfig};
 use burn_peft::ops::set_matmul_precision;
+use burn_peft::report::{Answer, Curves, Report, SMOOTHING, draw_curves, draw_loss};
 use burn_peft::tokenizer::{Tokenizer, copy_tokenizer};
 use burn_peft::training::recipe::{BestCheckpoint, RecipeConfig};
 use burn_peft::training::{
@@ -355,15 +354,17 @@ impl<'a> Run<'a> {
         let steps = order.steps_per_epoch();
         print_progress(&self.dir, &trainer, steps, self.is_over(&trainer));
         self.dir.require_space(&count, &trainer, steps)?;
-        let quiz = Quiz::before(self.config, &model, &job.tokenizer)?;
+        let quiz = Quiz::before(self.config, &model, &job.tokenizer, &job.data)?;
         let (model, summary) = self.train(model, trainer, job, order)?;
-        let exact_match = quiz.after(&model, &job.tokenizer)?;
+        let (exact_match, answers) = quiz.after(&model, &job.tokenizer)?;
         self.save(model, &job.base)?;
         self.save_template(&job.data)?;
-        self.finish(&Summary {
+        let summary = Summary {
             exact_match,
             ..summary
-        })
+        };
+        warn("no curves and no report", self.draw(&summary, &answers));
+        self.finish(&summary)
     }
 
     fn train(
@@ -637,7 +638,6 @@ impl<'a> Run<'a> {
                 copy_generation_config(base, self.dir.merged_dir()),
             );
         }
-        draw_loss_curve(self.dir.path());
         Ok(())
     }
 
@@ -651,6 +651,21 @@ impl<'a> Run<'a> {
             true => Ok(()),
             false => template.save(self.dir.merged_dir()),
         }
+    }
+
+    /// Pictures of what the run has told, and the page about it.
+    fn draw(&self, summary: &Summary, answers: &[Answer]) -> Result<()> {
+        let dir = self.dir.path();
+        let curves = [Curves::read(dir)?];
+        draw_loss(&curves, SMOOTHING, dir.join("loss_curve.svg"))?;
+        draw_curves(&curves, SMOOTHING, dir.join("curves.svg"))?;
+        let report = Report {
+            config: self.config,
+            summary,
+            curves: &curves,
+            answers,
+        };
+        report.save(dir.join("report.html"))
     }
 
     fn finish(&self, summary: &Summary) -> Result<()> {
@@ -669,17 +684,11 @@ impl<'a> Run<'a> {
             );
         }
         println!(
-            "loss curve and summary are in {}",
+            "curves, report.html and summary are in {}",
             self.dir.path().display()
         );
         Ok(())
     }
-}
-
-fn draw_loss_curve(run: &Path) {
-    let drawn = plot::Run::read(run)
-        .and_then(|curve| plot::loss_curve(&[curve], plot::SMOOTHING, &run.join("loss_curve.svg")));
-    warn("no loss curve", drawn);
 }
 
 /// Whether something that comes every so many steps comes after this one.

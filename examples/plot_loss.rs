@@ -1,31 +1,31 @@
-//! Lays the loss curves of several runs over each other.
+//! Lays the curves of several runs over each other.
 //!
 //! ```sh
-//! cargo run --release --example plot_loss -- RUN_DIR [RUN_DIR...] [-o loss.svg] [--smooth 0.9]
+//! cargo run --release --example plot_loss -- RUN_DIR [RUN_DIR...] [-o loss.svg] [--smooth 0.9] [--all]
 //! ```
-
-#[path = "support/plot.rs"]
-mod plot;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use burn_peft::Result;
+use burn_peft::report::{Curves, SMOOTHING, draw_curves, draw_loss};
 use clap::Parser;
-use plot::{Run, SMOOTHING, loss_curve};
 
-/// Draw the loss curves of one or more runs into one SVG picture.
+/// Draw the loss curves of one or more runs into one picture.
 #[derive(Parser)]
 struct Args {
     /// Folders of runs, each with a metrics.jsonl.
     #[arg(required = true, value_name = "RUN_DIR")]
     runs: Vec<PathBuf>,
-    /// The picture.
+    /// The picture, .svg or .png.
     #[arg(short, long, default_value = "loss.svg", value_name = "FILE")]
     output: PathBuf,
     /// How much of the running average each step keeps: from 0, no smoothing, to below 1.
     #[arg(long, default_value_t = SMOOTHING, value_parser = fraction)]
     smooth: f64,
+    /// Learning rate, gradient norm, memory and tokens per second too, a chart each.
+    #[arg(long)]
+    all: bool,
 }
 
 fn main() -> ExitCode {
@@ -46,14 +46,17 @@ fn plot(args: &Args) -> Result<()> {
     let mut runs = args
         .runs
         .iter()
-        .map(|folder| Run::read(folder))
+        .map(Curves::read)
         .collect::<Result<Vec<_>>>()?;
     name_apart(&mut runs, &args.runs);
-    loss_curve(&runs, args.smooth, &args.output)
+    match args.all {
+        true => draw_curves(&runs, args.smooth, &args.output),
+        false => draw_loss(&runs, args.smooth, &args.output),
+    }
 }
 
 /// Runs whose folders have the same name get the path as it was written instead.
-fn name_apart(runs: &mut [Run], folders: &[PathBuf]) {
+fn name_apart(runs: &mut [Curves], folders: &[PathBuf]) {
     let names: Vec<String> = runs.iter().map(|run| run.name.clone()).collect();
     for (run, folder) in runs.iter_mut().zip(folders) {
         if names.iter().filter(|name| **name == run.name).count() > 1 {

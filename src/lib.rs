@@ -14,6 +14,8 @@ pub mod llama;
 pub mod lora;
 pub mod ops;
 pub mod quantization;
+#[cfg(feature = "plot")]
+pub mod report;
 mod settings;
 pub mod tokenizer;
 pub mod training;

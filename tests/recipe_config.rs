@@ -895,6 +895,7 @@ fn what_does_not_change_the_training_is_no_difference() {
         "dataset=d.json",
         "validation_dataset=v.json",
         "overwrite_output_dir=true",
+        "report_samples=0",
         "run_val_every_n_steps=9",
         "best_checkpoint=save",
         "skip_nonfinite_steps=2",

@@ -477,7 +477,10 @@ fn a_step_that_is_no_number_names_its_records_and_can_be_left_out() {
     let found = nonfinite_records(&model, &[whole.clone(), broken.clone()]);
     assert_eq!(found, [broken.records()[2].clone()]);
     // If none is, it is what they make together.
-    assert_eq!(nonfinite_records(&model, &[whole.clone()]), records);
+    assert_eq!(
+        nonfinite_records(&model, std::slice::from_ref(&whole)),
+        records
+    );
 
     let mut trainer = trainer(&config);
     let before = adapter_state_dict(&model);

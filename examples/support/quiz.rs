@@ -1,20 +1,32 @@
-//! What the embedded model is asked before and after its training.
+//! What a model is asked before and after its training.
 
 use burn_peft::Result;
-use burn_peft::data::AlpacaRecord;
+use burn_peft::data::{AlpacaRecord, Batch, IGNORE_INDEX};
 use burn_peft::generate::GenerateOptions;
 use burn_peft::llama::TransformerDecoder;
+use burn_peft::report::Answer;
 use burn_peft::tokenizer::Tokenizer;
 use burn_peft::training::ExactMatch;
 use burn_peft::training::recipe::RecipeConfig;
 
-use crate::answer::answer;
+use crate::answer::{answer, go_on};
 use crate::embedded;
+use crate::records::Data;
 
-/// The held-out questions of the embedded default, asked before and after training.
+/// The most tokens of an answer to a record of the user's.
+const MAX_TOKENS: usize = 64;
+
+/// Of the embedded default, its held-out questions, which have right answers; else beginnings of records to go on with.
 pub struct Quiz {
     records: Vec<AlpacaRecord>,
+    beginnings: Vec<Beginning>,
     base: Vec<String>,
+}
+
+/// The beginning of a record: its prompt, or half of one that is to be learned as a whole.
+struct Beginning {
+    ids: Vec<u32>,
+    rest: Vec<u32>,
 }
 
 impl Quiz {
@@ -22,63 +34,124 @@ impl Quiz {
         config: &RecipeConfig,
         model: &TransformerDecoder,
         tokenizer: &Tokenizer,
+        data: &Data,
     ) -> Result<Self> {
         let is_embedded = config.checkpoint_dir.is_none() && config.dataset.is_none();
-        let records = if is_embedded {
-            embedded::held_out()?
-        } else {
-            Vec::new()
+        let (records, beginnings) = match is_embedded {
+            true => (embedded::held_out()?, Vec::new()),
+            false => (Vec::new(), beginnings(data, config.report_samples)),
         };
-        let base_model = model.clone().without_adapters();
-        let base = answers(&base_model, tokenizer, &records)?;
-        Ok(Self { records, base })
+        let mut quiz = Self {
+            records,
+            beginnings,
+            base: Vec::new(),
+        };
+        quiz.base = quiz.ask(&model.clone().without_adapters(), tokenizer)?;
+        Ok(quiz)
     }
 
-    /// Prints some answers and returns the fractions of exact ones, before and after.
+    /// A model's own answers, chosen greedily.
+    fn ask(&self, model: &TransformerDecoder, tokenizer: &Tokenizer) -> Result<Vec<String>> {
+        let options = GenerateOptions::greedy(embedded::MAX_ANSWER_TOKENS);
+        let records = self.records.iter();
+        let records = records.map(|record| answer(model, tokenizer, record, &options));
+        let options = GenerateOptions::greedy(MAX_TOKENS);
+        let beginnings = self.beginnings.iter();
+        let beginnings = beginnings.map(|begun| go_on(model, tokenizer, &begun.ids, &options));
+        records.chain(beginnings).collect()
+    }
+
+    /// Prints some answers to questions and returns the fractions of exact ones, before and after, with what the report
+    /// shows.
     pub fn after(
         &self,
         model: &TransformerDecoder,
         tokenizer: &Tokenizer,
-    ) -> Result<Option<ExactMatch>> {
+    ) -> Result<(Option<ExactMatch>, Vec<Answer>)> {
+        let finetuned = self.ask(model, tokenizer)?;
         if self.records.is_empty() {
-            return Ok(None);
+            return Ok((None, self.continuations(&finetuned, tokenizer)?));
         }
-        let finetuned = answers(model, tokenizer, &self.records)?;
+        let shown = self.shown(&finetuned);
         println!("\nQuestions that were not trained on:");
-        let answers = self.base.iter().zip(&finetuned);
-        let shown = self.records.iter().zip(answers);
-        for (record, (base, finetuned)) in shown.step_by(self.records.len().div_ceil(6)) {
-            println!(
-                "  {} {}",
-                record.instruction,
-                record.input.replace('\n', " ")
-            );
-            println!("    base:      {:?}", base);
-            println!(
-                "    finetuned: {:?} (right: {:?})",
-                finetuned, record.output
-            );
+        for answer in &shown {
+            println!("  {}", answer.prompt);
+            println!("    base:      {:?}", answer.base);
+            let right = answer.expected.as_deref().unwrap_or_default();
+            println!("    finetuned: {:?} (right: {right:?})", answer.finetuned);
         }
         let base = embedded::exact_match(&self.base, &self.records);
         let finetuned = embedded::exact_match(&finetuned, &self.records);
         let (before, after, count) = (base * 100.0, finetuned * 100.0, self.records.len());
         println!("exactly right of {count}: base {before:.0} %, finetuned {after:.0} %\n");
-        Ok(Some(ExactMatch {
+        let exact = ExactMatch {
             exact_match_base: base,
             exact_match_finetuned: finetuned,
-        }))
+        };
+        Ok((Some(exact), shown))
+    }
+
+    /// Some of the questions.
+    fn shown(&self, finetuned: &[String]) -> Vec<Answer> {
+        let answers = self.base.iter().zip(finetuned);
+        let shown = self.records.iter().zip(answers);
+        let shown = shown.step_by(self.records.len().div_ceil(6));
+        shown
+            .map(|(record, (base, finetuned))| Answer {
+                prompt: format!("{} {}", record.instruction, record.input.replace('\n', " ")),
+                base: base.clone(),
+                finetuned: finetuned.clone(),
+                expected: Some(record.output.clone()),
+            })
+            .collect()
+    }
+
+    fn continuations(&self, finetuned: &[String], tokenizer: &Tokenizer) -> Result<Vec<Answer>> {
+        let answers = self.base.iter().zip(finetuned);
+        let begun = self.beginnings.iter().zip(answers);
+        begun
+            .map(|(begun, (base, finetuned))| {
+                Ok(Answer {
+                    prompt: tokenizer.decode(&begun.ids)?,
+                    base: base.clone(),
+                    finetuned: finetuned.clone(),
+                    expected: Some(tokenizer.decode_continuation(&begun.rest)?),
+                })
+            })
+            .collect()
     }
 }
 
-/// A model's own answer to each record, chosen greedily.
-fn answers(
-    model: &TransformerDecoder,
-    tokenizer: &Tokenizer,
-    records: &[AlpacaRecord],
-) -> Result<Vec<String>> {
-    let options = GenerateOptions::greedy(embedded::MAX_ANSWER_TOKENS);
-    let records = records.iter();
-    records
-        .map(|record| answer(model, tokenizer, record, &options))
-        .collect()
+/// Of the first validation records, or else of the first ones that are trained on.
+fn beginnings(data: &Data, count: usize) -> Vec<Beginning> {
+    let validation = data.validation.iter().flat_map(Batch::records);
+    let records: Vec<Batch> = validation.take(count).collect();
+    match records.is_empty() {
+        false => records.iter().map(Beginning::of).collect(),
+        true => {
+            let rows: Vec<usize> = (0..count.min(data.rows.len())).collect();
+            let batch = (!rows.is_empty()).then(|| data.batch(&rows));
+            let records = batch.iter().flat_map(Batch::records).take(count);
+            records.map(|record| Beginning::of(&record)).collect()
+        }
+    }
+}
+
+impl Beginning {
+    fn of(record: &Batch) -> Self {
+        let ids: Vec<u32> = record.input_ids.iter().map(|id| *id as u32).collect();
+        let first = record
+            .labels
+            .iter()
+            .position(|label| *label != IGNORE_INDEX);
+        let end = match first {
+            // The first token may be predicted by nothing.
+            None | Some(0..=1) => ids.len().div_ceil(2),
+            Some(first) => first,
+        };
+        Self {
+            rest: ids[end..].to_vec(),
+            ids: ids[..end].to_vec(),
+        }
+    }
 }

@@ -197,6 +197,8 @@ pub struct RecipeConfig {
     pub log_every_n_steps: usize,
     /// Whether the metrics hold the peak memory.
     pub log_peak_memory_stats: bool,
+    /// How many records the model goes on with before and after the training, for the report.
+    pub report_samples: usize,
     /// The number of steps between two validations; `None` means only one, at the end.
     pub run_val_every_n_steps: Option<usize>,
     /// What becomes of the adapter of the best validation.
@@ -272,6 +274,7 @@ impl Default for RecipeConfig {
             metric_logger: vec![MetricFormat::Jsonl],
             log_every_n_steps: 1,
             log_peak_memory_stats: true,
+            report_samples: 3,
             run_val_every_n_steps: None,
             best_checkpoint: BestCheckpoint::None,
             early_stopping_patience: None,

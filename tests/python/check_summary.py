@@ -28,6 +28,8 @@ def main(run_dir: str) -> None:
         "config.yaml",
         "metrics.jsonl",
         "loss_curve.svg",
+        "curves.svg",
+        "report.html",
         "adapter/adapter_config.json",
         "adapter/adapter_model.safetensors",
         "merged/tokenizer.json",

@@ -456,6 +456,12 @@ pub(super) const KEYS: &[RecipeKey] = &[
     )
     .free(),
     key(
+        "report_samples",
+        Count(0),
+        "With how many records the model goes on before and after the training, in 64 tokens at most, for `report.html`.",
+    )
+    .free(),
+    key(
         "run_val_every_n_steps",
         Count(1),
         "Steps between two validations; `null` validates at the end only.",
