@@ -28,7 +28,14 @@ use tempfile::TempDir;
 
 use crate::common::{Tensors, device, floats, max_abs_diff};
 
-const NAMES: [&str; 4] = ["llama2", "llama2_sharded", "tied", "llama3_sharded"];
+const NAMES: [&str; 6] = [
+    "llama1",
+    "llama2",
+    "llama2_sharded",
+    "tied",
+    "llama3_2",
+    "llama3_sharded",
+];
 const FIRST: &str = "consolidated.00.pth";
 const SECOND: &str = "consolidated.01.pth";
 
@@ -347,6 +354,23 @@ fn no_tokenizer_leaves_special_tokens_open() {
     assert_eq!(
         (config.bos_token_id, config.eos_token_ids),
         (None, Vec::new())
+    );
+}
+
+/// As in Llama 3.2. By the file's size it could be told wrong, were it another view of the same storage.
+#[test]
+fn an_output_that_is_stored_as_the_embedding_is_tied() {
+    let dir = copy_of("llama3_2");
+    assert!(read_meta_config(dir.path()).unwrap().tie_embeddings);
+    let other = fixture("refused/other_output.pth");
+    fs::copy(other, dir.path().join(FIRST)).unwrap();
+    let mut model = read_meta_config(dir.path())
+        .unwrap()
+        .init(&Device::default());
+    let error = load_meta(&mut model, dir.path()).unwrap_err().to_string();
+    assert_says(
+        &error,
+        &[FIRST, "`output.weight` is not `tok_embeddings.weight`"],
     );
 }
 
