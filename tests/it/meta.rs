@@ -551,15 +551,15 @@ fn sizes_that_disagree_are_told_by_their_fields() {
             json!(64),
             "`dim`: rotary embedding needs an even width",
         ),
-        ("n_heads", json!(-1), "invalid value"),
+        ("n_heads", json!(-1), "n_heads: invalid value"),
         ("n_kv_heads", json!(0), "`n_kv_heads`: must be at least 1"),
         (
             "n_kv_heads",
             json!(3),
             "`n_kv_heads`: 4 query heads cannot share 3",
         ),
-        ("dim", json!(u64::MAX), "invalid value"),
-        ("dim", Value::Null, "missing field `dim`"),
+        ("dim", json!(u64::MAX), "dim: invalid value"),
+        ("dim", Value::Null, "there is no dim"),
         (
             "n_layers",
             json!(3),
@@ -587,7 +587,7 @@ fn sizes_that_disagree_are_told_by_their_fields() {
             json!(0),
             "`rope_theta` is 0, but must be above 0",
         ),
-        ("norm_eps", json!("small"), "invalid type"),
+        ("norm_eps", json!("small"), "norm_eps: invalid type"),
         ("max_seq_len", json!(0), "max_seq_len"),
         ("moe", json!({"num_experts": 8}), "`moe` is set"),
         (
