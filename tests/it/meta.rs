@@ -633,6 +633,15 @@ fn folders_of_other_forms_are_what_they_were() {
     let model = &mut config.init(&Device::default());
     let error = load_any_base(model, dir.path()).unwrap_err().to_string();
     assert_says(&error, &["model.safetensors", "must be converted first"]);
+    // One that has Meta's folder inside of it, as the Hub has them beside a model of Hugging Face's.
+    let outer = tempfile::tempdir().unwrap();
+    let inner = outer.path().join("original");
+    fs::rename(copy_of("llama2").keep(), &inner).unwrap();
+    let error = read_base_config(outer.path()).unwrap_err().to_string();
+    assert_says(&error, &["no config.json", "name that: ", "original"]);
+    // A file of weights is no base of its own.
+    let error = read_base_config(inner.join(FIRST)).unwrap_err();
+    assert_says(&error.to_string(), &[FIRST, "named by its folder"]);
     // And one with nothing names what is looked for.
     let empty = tempfile::tempdir().unwrap();
     let error = read_base_config(empty.path()).unwrap_err().to_string();
