@@ -503,6 +503,12 @@ mod tests {
         let error = parse(&config.to_string(), Path::new("config.json")).unwrap_err();
         let told = "the nearest is qwen3, which has no `linear_num_value_heads`";
         assert!(error.to_string().ends_with(told), "{error}");
+        // Fields that the family may have, but writes in another way or not at all.
+        let config = json!({"model_type": "qwen2_5", "layer_types": [], "max_window_layers": 28, "quantization_config": {},
+                            "shared_layers": 4});
+        let error = parse(&config.to_string(), Path::new("config.json")).unwrap_err();
+        let told = "the nearest is qwen2, which has no `shared_layers`";
+        assert!(error.to_string().ends_with(told), "{error}");
     }
 
     #[test]
