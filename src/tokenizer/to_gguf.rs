@@ -6,10 +6,10 @@ use std::path::{Path, PathBuf};
 use sentencepiece_model::{ModelProto, Type};
 use serde_json::Value as Json;
 
-use super::gguf::{BYTE_LEVEL, MERGES, PRE, SCORES, TOKENS, TYPES, is_gguf, words_of};
+use super::gguf::{BYTE_LEVEL, MERGES, PRE, SCORES, TYPES, is_gguf, words_of};
 use super::tiktoken::{Words, is_tiktoken};
 use super::{JSON_FILE, SENTENCEPIECE_FILE, Tokenizer, is_json, sentencepiece};
-use crate::checkpoint::{GgufFile, GgufValue as Value, SENTENCEPIECE, TOKENIZER};
+use crate::checkpoint::{GgufFile, GgufValue as Value, SENTENCEPIECE, TOKENIZER, TOKENS};
 use crate::files::read_bytes;
 use crate::llama::LlamaConfig;
 use crate::{Error, Result};
