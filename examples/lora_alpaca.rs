@@ -272,9 +272,7 @@ impl<'a> Job<'a> {
     fn begin_by_data(&self, model: TransformerDecoder) -> Result<TransformerDecoder> {
         let mut passed = Ok(());
         let model = initialize_eva(model, self.config.eva_rho, |model| {
-            passed = self
-                .data
-                .pass_first(model, self.config, self.member.device);
+            passed = self.data.pass_first(model, self.config, self.member.device);
         })?;
         passed?;
         initialize_params(&model);

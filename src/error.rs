@@ -328,7 +328,7 @@ fn what_to_try(kind: ErrorKind) -> &'static str {
             "; choose a place that this user may read and write"
         }
         ErrorKind::StorageFull => "; free some space, or choose another disk",
-        ErrorKind::InvalidData => "; is this another kind of file?",
+        ErrorKind::InvalidData => "; is this a text in another encoding, or another kind of file?",
         _ => "",
     }
 }

@@ -258,8 +258,8 @@ impl Tokenizer {
     pub fn show(&self, ids: &[u32]) -> Result<String> {
         let ids = [&self.encode(BEFORE)?, ids].concat();
         let text = self.inner.decode(&ids, false);
-        let text =
-            text.map_err(|e| Error::format(&self.origin, format!("the ids cannot be decoded: {e}")))?;
+        let text = text
+            .map_err(|e| Error::format(&self.origin, format!("the ids cannot be decoded: {e}")))?;
         Ok(text.strip_prefix(BEFORE).unwrap_or(&text).to_owned())
     }
 

@@ -4,8 +4,8 @@ use std::path::{Path, PathBuf};
 
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use burn_peft::data::{
-    Batch, Padding, RecordCounts, Records, Sample, Split, TooLong, Treatment, check_vocab, load_split,
-    pack, split_validation,
+    Batch, Padding, RecordCounts, Records, Sample, Split, TooLong, Treatment, check_vocab,
+    load_split, pack, split_validation,
 };
 use burn_peft::distributed::ProcessGroup;
 use burn_peft::llama::{LlamaConfig, TransformerDecoder};
@@ -147,7 +147,11 @@ impl Data {
         let order = config.data_order(self.rows.len(), 1);
         let steps = 0..order.steps_per_epoch();
         let rows = steps.flat_map(move |step| order.step(step).concat());
-        rows.flat_map(|row| self.rows[row].iter().map(|index| Ok(self.samples[*index].clone())))
+        rows.flat_map(|row| {
+            self.rows[row]
+                .iter()
+                .map(|index| Ok(self.samples[*index].clone()))
+        })
     }
 
     /// Lets a model see records of the training, in its order and each alone, until it has seen enough tokens

@@ -25,7 +25,7 @@ pub(super) enum BaseKind {
 }
 
 impl BaseKind {
-    /// What a path names: any file is a GGUF file, and what would be one by its name.
+    /// What a path names. A file is taken for a GGUF file, and so is a path without a file that ends in `.gguf`.
     pub(super) fn of(path: &Path) -> Self {
         match () {
             () if path.is_file() || has_gguf_name(path) => Self::Gguf,
@@ -44,7 +44,8 @@ fn has_gguf_name(path: &Path) -> bool {
 /// ([`read_meta_config`]: one without a `config.json`), or a GGUF file ([`read_gguf_config`]).
 ///
 /// # Errors
-/// Those of the three, and [`Error::Format`] for a folder that has GGUF files in a model's place: the message names one.
+/// Those of the three, and [`Error::Format`] for a folder that has GGUF files in a model's place, or a folder of Meta's below
+/// it: the message names one.
 pub fn read_base_config(path: impl AsRef<Path>) -> Result<LlamaConfig> {
     let path = path.as_ref();
     match BaseKind::of(path) {
@@ -57,21 +58,27 @@ pub fn read_base_config(path: impl AsRef<Path>) -> Result<LlamaConfig> {
     }
 }
 
-/// A folder without a configuration may be one of GGUF files, of which none is known to be meant.
+/// A folder without a configuration may be one of GGUF files, of which none is known to be meant, or have Meta's own files
+/// one level below.
 fn require_hf_folder(dir: &Path) -> Result<()> {
     if dir.join(CONFIG_FILE).exists() {
         return Ok(());
     }
     let entries = fs::read_dir(dir).into_iter().flatten().flatten();
-    let files = entries.map(|entry| entry.path());
-    let first = files.filter(|path| has_gguf_name(path)).min();
-    first.map_or(Ok(()), |file| {
-        let message = format!(
+    let paths: Vec<_> = entries.map(|entry| entry.path()).collect();
+    let first = |is_one: fn(&Path) -> bool| paths.iter().filter(|path| is_one(path)).min();
+    let message = match (first(has_gguf_name), first(is_meta)) {
+        (Some(file), _) => format!(
             "no {CONFIG_FILE} is in this folder, but GGUF files are; name the one to load, such as {}",
             file.display()
-        );
-        Err(Error::format(dir, message))
-    })
+        ),
+        (None, Some(folder)) => format!(
+            "no {CONFIG_FILE} is in this folder, but Meta's own files are in one below; name that: {}",
+            folder.display()
+        ),
+        (None, None) => return Ok(()),
+    };
+    Err(Error::format(dir, message))
 }
 
 /// Loads the base weights of a Hugging Face folder ([`load_hf`]), one as Meta releases it ([`load_meta`]) or a GGUF file

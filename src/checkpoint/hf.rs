@@ -64,10 +64,22 @@ pub fn read_hf_config(dir: impl AsRef<Path>) -> Result<LlamaConfig> {
     })
 }
 
-/// What `config.json` alone says.
+/// What `config.json` alone says; where it does not say whether embedding and output are one, what the files have, as
+/// transformers takes them.
 fn read_model_config(dir: &Path) -> Result<LlamaConfig> {
     let path = dir.join(CONFIG_FILE);
-    hf_config::parse(&read_text(&path)?, &path)
+    let text = read_text(&path)?;
+    let config = hf_config::parse(&text, &path)?;
+    let is_open = config.tie_embeddings && hf_config::leaves_output_open(&text);
+    let is_tied = config.tie_embeddings && !(is_open && has_other_output(dir, &config));
+    Ok(config.with_tie_embeddings(is_tied))
+}
+
+/// Whether the files have an output that is not the embedding. What is wrong with them is told when they are loaded.
+fn has_other_output(dir: &Path, config: &LlamaConfig) -> bool {
+    let weights = weight_files(dir).and_then(|files| open(files, config, false));
+    let found = weights.and_then(|weights| weights.has_other_output());
+    found.unwrap_or_default()
 }
 
 /// Loads the base weights of a Hugging Face folder into a model, with or without adapters, in the

@@ -134,6 +134,14 @@ fn text_model(mut fields: Map<String, Value>) -> Result<Map<String, Value>, Stri
     Ok(text)
 }
 
+/// Whether the text of a `config.json` is that of a model that reads images too, and does not say whether its embedding and
+/// output are one.
+pub(super) fn leaves_output_open(text: &str) -> bool {
+    let fields: Map<String, Value> = serde_json::from_str(text).unwrap_or_default();
+    let is_tied = fields.get("tie_word_embeddings");
+    fields.contains_key("text_config") && is_tied.is_none_or(Value::is_null)
+}
+
 /// Models that read images too, and what their text model is where they do not say.
 const TEXT_MODELS: [(&str, &str); 2] = [("gemma3", "gemma3_text"), ("mistral3", "mistral")];
 
@@ -494,6 +502,12 @@ mod tests {
         let config = json!({"model_type": "qwen3_next", "hidden_size": 64, "use_cache": true, "linear_num_value_heads": 4});
         let error = parse(&config.to_string(), Path::new("config.json")).unwrap_err();
         let told = "the nearest is qwen3, which has no `linear_num_value_heads`";
+        assert!(error.to_string().ends_with(told), "{error}");
+        // Fields that the family may have, but writes in another way or not at all.
+        let config = json!({"model_type": "qwen2_5", "layer_types": [], "max_window_layers": 28, "quantization_config": {},
+                            "shared_layers": 4});
+        let error = parse(&config.to_string(), Path::new("config.json")).unwrap_err();
+        let told = "the nearest is qwen2, which has no `shared_layers`";
         assert!(error.to_string().ends_with(told), "{error}");
     }
 

@@ -136,6 +136,14 @@ impl Weights {
         )))
     }
 
+    /// Whether there is an output beside the embedding, of other numbers.
+    pub(super) fn has_other_output(&self) -> Result<bool> {
+        let both = self.entries.get(OUTPUT).zip(self.entries.get(EMBEDDING));
+        both.map_or(Ok(false), |(output, embedding)| {
+            Ok(!output.stored.holds_same(&embedding.stored)?)
+        })
+    }
+
     /// Makes one weight of several, if the files have all of them and they go together; others stay what they are.
     pub(super) fn join<const N: usize>(&mut self, key: &str, of: [String; N], form: Form) {
         let shapes = of.iter().map(|key| Some(&self.entries.get(key)?.shape[..]));

@@ -259,15 +259,21 @@ impl<'a> RecordEncoder<'a> {
                 "its prompt fills {max} tokens, so that nothing of its answer is left; give a larger max_seq_len, or \
                  have such records left out (prompt_only)"
             ),
-            Flaw::WithoutLabels => "the loss counts nothing of it; give it an answer, or have such records left out \
+            Flaw::WithoutLabels => {
+                "the loss counts nothing of it; give it an answer, or have such records left out \
                                     (without_labels)"
-                .into(),
-            Flaw::EmptyAnswer => "its answer is empty; write one, or have such records kept or left out \
+                    .into()
+            }
+            Flaw::EmptyAnswer => {
+                "its answer is empty; write one, or have such records kept or left out \
                                   (empty_answers)"
-                .into(),
-            Flaw::EmptyInstruction => "its instruction is empty; write the task there, or have such records kept or \
+                    .into()
+            }
+            Flaw::EmptyInstruction => {
+                "its instruction is empty; write the task there, or have such records kept or \
                                        left out (empty_instructions)"
-                .into(),
+                    .into()
+            }
         }
     }
 

@@ -9,6 +9,8 @@ use crate::{Error, Result};
 
 /// The key of a tokenizer's kind.
 pub(crate) const TOKENIZER: &str = "tokenizer.ggml.model";
+/// The key of the tokens' texts, by id.
+pub(crate) const TOKENS: &str = "tokenizer.ggml.tokens";
 /// The kind that is a SentencePiece model.
 pub(crate) const SENTENCEPIECE: &str = "llama";
 /// How deep arrays of arrays may go. No known key has any.

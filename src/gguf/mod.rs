@@ -11,6 +11,6 @@ mod writer;
 
 pub(crate) use cursor::Cursor;
 pub(crate) use kind::TensorKind;
-pub(crate) use metadata::{Metadata, SENTENCEPIECE, TOKENIZER, Values, shortest};
+pub(crate) use metadata::{Metadata, SENTENCEPIECE, TOKENIZER, TOKENS, Values, shortest};
 pub(crate) use reader::{Entry, GgufFile, is_gguf};
 pub(crate) use writer::{Tensor, Value, metadata_bytes, write_gguf};

@@ -283,7 +283,8 @@ impl Entry {
 fn header(bytes: &[u8]) -> Result<Header, String> {
     let mut cursor = Cursor::new(bytes);
     if !bytes.starts_with(MAGIC) {
-        return Err("no GGUF file: it does not begin with `GGUF`".into());
+        let message = "no GGUF file: it does not begin with `GGUF`; a model of other files is named by its folder";
+        return Err(message.into());
     }
     cursor.take(MAGIC.len())?;
     require_version(cursor.u32()?)?;

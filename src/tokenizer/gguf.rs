@@ -11,11 +11,10 @@ use super::sentencepiece::{added_token, of_pieces};
 use super::to_gguf::steps_of;
 use super::{ChatFiles, Names, Tokenizer};
 use crate::Result;
-use crate::gguf::{GgufFile, Metadata, SENTENCEPIECE, TOKENIZER};
+use crate::gguf::{GgufFile, Metadata, SENTENCEPIECE, TOKENIZER, TOKENS};
 
 /// The kind that is byte-level BPE.
 pub(super) const BYTE_LEVEL: &str = "gpt2";
-pub(super) const TOKENS: &str = "tokenizer.ggml.tokens";
 pub(super) const TYPES: &str = "tokenizer.ggml.token_type";
 pub(super) const SCORES: &str = "tokenizer.ggml.scores";
 pub(super) const MERGES: &str = "tokenizer.ggml.merges";

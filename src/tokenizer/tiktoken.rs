@@ -40,7 +40,7 @@ const ENDS: [u32; 3] = [1, 8, 9];
 /// The number of the first reserved token after the named ones.
 const FIRST_RESERVED: usize = 3;
 
-/// Whether a file is one of words: its first line is a word in base64 and a rank.
+/// Whether a file is one of tiktoken's words: its first line is a word in base64 and a rank.
 pub(super) fn is_tiktoken(bytes: &[u8]) -> bool {
     let first = bytes.split(|byte| *byte == b'\n').next();
     first.and_then(parse_line).is_some()
@@ -52,8 +52,8 @@ fn parse_line(line: &[u8]) -> Option<(Vec<u8>, usize)> {
     Some((word, rank.parse().ok()?)).filter(|(word, _)| !word.is_empty())
 }
 
-/// Words by their ranks, which are their ids: of two that can be joined from a text's pieces, that of the lower rank
-/// comes first.
+/// Words in the order of their ranks, which are their ids. Where pieces of a text can be joined to several words, that of the
+/// lowest rank is made first.
 pub(super) struct Words {
     words: Vec<Vec<u8>>,
     ranks: HashMap<Vec<u8>, usize>,

@@ -6,11 +6,11 @@ use std::path::{Path, PathBuf};
 use sentencepiece_model::{ModelProto, Type};
 use serde_json::Value as Json;
 
-use super::gguf::{BYTE_LEVEL, MERGES, PRE, SCORES, TOKENS, TYPES, words_of};
+use super::gguf::{BYTE_LEVEL, MERGES, PRE, SCORES, TYPES, words_of};
 use super::tiktoken::{Words, is_tiktoken};
 use super::{JSON_FILE, SENTENCEPIECE_FILE, Tokenizer, is_json, sentencepiece};
 use crate::files::read_bytes;
-use crate::gguf::{GgufFile, SENTENCEPIECE, TOKENIZER, Value, is_gguf};
+use crate::gguf::{GgufFile, SENTENCEPIECE, TOKENIZER, TOKENS, Value, is_gguf};
 use crate::llama::LlamaConfig;
 use crate::{Error, Result};
 

@@ -431,6 +431,26 @@ fn an_output_that_is_not_the_embedding_of_a_tied_model() {
     );
 }
 
+/// As in transformers: a model that reads images too is tied if nothing is said, unless its files have two.
+#[test]
+fn an_output_of_which_a_configuration_says_nothing() {
+    for is_same in [false, true] {
+        let dir = tied(|values, embedding| {
+            if is_same {
+                values.insert("lm_head.weight".into(), embedding);
+            }
+        });
+        edit_json(&dir.path().join("config.json"), |config| {
+            let mut text = config.take();
+            text["model_type"] = json!("mistral");
+            *config = json!({ "model_type": "mistral3", "text_config": text });
+        });
+        let config = read_hf_config(dir.path()).unwrap();
+        assert_eq!(config.tie_embeddings, is_same);
+        load_hf(&mut config.init(&device()), dir.path()).unwrap();
+    }
+}
+
 #[test]
 fn the_embedding_of_a_tied_model_may_stand_under_both_names_or_the_outputs() {
     let load = |dir: &TempDir| {

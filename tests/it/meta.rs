@@ -28,7 +28,14 @@ use tempfile::TempDir;
 
 use crate::common::{Tensors, device, floats, max_abs_diff};
 
-const NAMES: [&str; 4] = ["llama2", "llama2_sharded", "tied", "llama3_sharded"];
+const NAMES: [&str; 6] = [
+    "llama1",
+    "llama2",
+    "llama2_sharded",
+    "tied",
+    "llama3_2",
+    "llama3_sharded",
+];
 const FIRST: &str = "consolidated.00.pth";
 const SECOND: &str = "consolidated.01.pth";
 
@@ -350,6 +357,23 @@ fn no_tokenizer_leaves_special_tokens_open() {
     );
 }
 
+/// As in Llama 3.2. By the file's size it could be told wrong, were it another view of the same storage.
+#[test]
+fn an_output_that_is_stored_as_the_embedding_is_tied() {
+    let dir = copy_of("llama3_2");
+    assert!(read_meta_config(dir.path()).unwrap().tie_embeddings);
+    let other = fixture("refused/other_output.pth");
+    fs::copy(other, dir.path().join(FIRST)).unwrap();
+    let mut model = read_meta_config(dir.path())
+        .unwrap()
+        .init(&Device::default());
+    let error = load_meta(&mut model, dir.path()).unwrap_err().to_string();
+    assert_says(
+        &error,
+        &[FIRST, "`output.weight` is not `tok_embeddings.weight`"],
+    );
+}
+
 /// Gives a tensor in the index of a file another name of the same length. A zip archive whose directory has no checksum
 /// of an entry is read without.
 fn rename_tensor(path: &Path, from: &str, to: &str) {
@@ -527,15 +551,15 @@ fn sizes_that_disagree_are_told_by_their_fields() {
             json!(64),
             "`dim`: rotary embedding needs an even width",
         ),
-        ("n_heads", json!(-1), "invalid value"),
+        ("n_heads", json!(-1), "n_heads: invalid value"),
         ("n_kv_heads", json!(0), "`n_kv_heads`: must be at least 1"),
         (
             "n_kv_heads",
             json!(3),
             "`n_kv_heads`: 4 query heads cannot share 3",
         ),
-        ("dim", json!(u64::MAX), "invalid value"),
-        ("dim", Value::Null, "missing field `dim`"),
+        ("dim", json!(u64::MAX), "dim: invalid value"),
+        ("dim", Value::Null, "there is no dim"),
         (
             "n_layers",
             json!(3),
@@ -563,7 +587,7 @@ fn sizes_that_disagree_are_told_by_their_fields() {
             json!(0),
             "`rope_theta` is 0, but must be above 0",
         ),
-        ("norm_eps", json!("small"), "invalid type"),
+        ("norm_eps", json!("small"), "norm_eps: invalid type"),
         ("max_seq_len", json!(0), "max_seq_len"),
         ("moe", json!({"num_experts": 8}), "`moe` is set"),
         (
@@ -609,6 +633,15 @@ fn folders_of_other_forms_are_what_they_were() {
     let model = &mut config.init(&Device::default());
     let error = load_any_base(model, dir.path()).unwrap_err().to_string();
     assert_says(&error, &["model.safetensors", "must be converted first"]);
+    // One that has Meta's folder inside of it, as the Hub has them beside a model of Hugging Face's.
+    let outer = tempfile::tempdir().unwrap();
+    let inner = outer.path().join("original");
+    fs::rename(copy_of("llama2").keep(), &inner).unwrap();
+    let error = read_base_config(outer.path()).unwrap_err().to_string();
+    assert_says(&error, &["no config.json", "name that: ", "original"]);
+    // A file of weights is no base of its own.
+    let error = read_base_config(inner.join(FIRST)).unwrap_err();
+    assert_says(&error.to_string(), &[FIRST, "named by its folder"]);
     // And one with nothing names what is looked for.
     let empty = tempfile::tempdir().unwrap();
     let error = read_base_config(empty.path()).unwrap_err().to_string();

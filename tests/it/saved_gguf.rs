@@ -247,7 +247,11 @@ fn models_that_llama_cpp_does_not_have_are_refused() {
         (scaled(of("gemma3_text"), 0.5), "score_scale"),
         (
             of("gemma3_text").with_rope_scaling(yarn.clone()),
-            "`yarn` is not one of none, linear",
+            "no `gemma3` whose rotary embedding is scaled by \"yarn\"; known are linear",
+        ),
+        (
+            of("qwen3").with_rope_scaling(Some(RopeScaling::llama3(8.0))),
+            "scaled by \"llama3\"; known are linear, yarn",
         ),
         (of("phi3").with_head_dim(32), "heads"),
         (

@@ -201,7 +201,8 @@ def case(name):
     return cls, config(**SIZES | settings), changed, is_left_out
 
 
-# Models that read images too: their class and configuration, how they see, and the settings of their text model.
+# Models that read images too: their class and configuration, how they see, the settings of their text model and of the
+# whole, and what is left out of config.json.
 VISION = {
     "hidden_size": 32, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 28,
     "patch_size": 14}
@@ -216,10 +217,14 @@ WITH_IMAGES = {
     "Mistral Small that reads images, tied": (
         Mistral3ForConditionalGeneration, Mistral3Config, {"model_type": "pixtral", "head_dim": 16},
         {"model_type": "mistral", "sliding_window": WINDOW}, {"image_token_index": 127}),
+    "Mistral Small that reads images, nothing said of its output": (
+        Mistral3ForConditionalGeneration, Mistral3Config, {"model_type": "pixtral", "head_dim": 16},
+        {"model_type": "mistral", "sliding_window": WINDOW}, {"image_token_index": 127, "tie_word_embeddings": False},
+        ["tie_word_embeddings"]),
 }
 
 
 def case_with_images(name):
-    """The class of a model and its configuration."""
-    cls, config, vision, text, settings = WITH_IMAGES[name]
-    return cls, config(vision_config=VISION | vision, text_config=SIZES | text, **settings)
+    """The class of a model, its configuration, and what is left out of config.json."""
+    cls, config, vision, text, settings, left_out = (*WITH_IMAGES[name], [])[:6]
+    return cls, config(vision_config=VISION | vision, text_config=SIZES | text, **settings), left_out

@@ -5,13 +5,16 @@ tiktoken have of the same models, or checks them.
     python make_meta.py --out DIR      # write them
     python make_meta.py --check DIR    # make them again and compare
 
+    llama1            one file in f16, frequencies in each layer
     llama2            one file in bf16, SentencePiece
     llama2_sharded    the files of two processes in f16, the embedding divided by columns; tensors that share a storage
     tied              one file in f32 without an output
+    llama3_2          one file in bf16, an output that shares the embedding's storage; its rope scaling, tiktoken
     llama3_sharded    the files of two processes in bf16, the embedding divided by rows; its rope scaling, tiktoken
     expected.json     their configurations, as `config.json`, and their tokenizers' ids of some texts
     expected.safetensors    logits of transformers
-    refused           files that are no dictionaries of plain tensors, or have fewer numbers than they say
+    refused           files that are no dictionaries of plain tensors, have fewer numbers than they say, or another output than
+                      their size tells
 """
 
 import argparse
@@ -108,7 +111,7 @@ def seeded(config, dtype):
     return model
 
 
-def shards(model, params, count, embedding, dtype, share):
+def shards(model, params, count, embedding, dtype, share, inner_rope, has_output):
     """What each process has of the model."""
     weights = model.state_dict()
     heads = {"wq": params["n_heads"], "wk": params["n_kv_heads"]}
@@ -122,6 +125,10 @@ def shards(model, params, count, embedding, dtype, share):
     for part in parts:
         head_dim = params["dim"] // params["n_heads"]
         part["rope.freqs"] = (1.0 / 1e4 ** (torch.arange(0, head_dim, 2) / head_dim)).to(dtype)
+        for layer in range(params["n_layers"] if inner_rope else 0):
+            part[f"layers.{layer}.attention.inner_attention.rope.freqs"] = part["rope.freqs"].clone()
+        if has_output and model.config.tie_word_embeddings:
+            part["output.weight"] = part["tok_embeddings.weight"]
     return [shared(part) for part in parts] if share else parts
 
 
@@ -137,7 +144,7 @@ def make(folder):
     expected, logits = {}, {}
 
     def case(name, params, tokenizer, encode, vocab_size, dtype, count, embedding, share=False, tied=False,
-             **rest):
+             inner_rope=False, has_output=False, **rest):
         inner = 2 * 4 * params["dim"] // 3
         inner = -(-int(inner * params.get("ffn_dim_multiplier", 1)) // params["multiple_of"]) * params["multiple_of"]
         config = LlamaConfig(
@@ -148,7 +155,8 @@ def make(folder):
         (folder / name).mkdir()
         (folder / name / "params.json").write_text(json.dumps(params) + "\n")
         (folder / name / "tokenizer.model").write_bytes(tokenizer)
-        for number, part in enumerate(shards(model, params, count, embedding, dtype, share)):
+        for number, part in enumerate(shards(
+                model, params, count, embedding, dtype, share, inner_rope, has_output)):
             torch.save(part, folder / name / f"consolidated.{number:02}.pth")
         ids = torch.arange(LENGTH).mul(7).remainder(vocab_size)[None]
         with torch.no_grad():
@@ -158,6 +166,9 @@ def make(folder):
     model = pieces()
     piece = {"tokenizer": model.serialized_model_proto(), "encode": model.encode, "vocab_size": model.GetPieceSize()}
     old = {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4}, "max_position_embeddings": 4096}
+    oldest = old | {"max_position_embeddings": 2048}
+    case("llama1", SIZES | {"n_layers": 1, "norm_eps": 1e-6, "vocab_size": -1}, dtype=torch.float16, count=1, embedding=1,
+         inner_rope=True, **piece, **oldest)
     case("llama2", SIZES | WIDE | {"vocab_size": -1}, dtype=torch.bfloat16, count=1, embedding=1, **piece, **old)
     case("llama2_sharded", SIZES | {"vocab_size": -1, "ffn_dim_multiplier": 1.3}, dtype=torch.float16, count=2,
          embedding=1, share=True, **piece, **old)
@@ -168,10 +179,13 @@ def make(folder):
     encoding = tiktoken.Encoding("words", pat_str=pattern, mergeable_ranks={w: i for i, w in enumerate(ranks)},
                                  special_tokens={})
     begin = len(ranks)
-    case("llama3_sharded", SIZES | {"vocab_size": begin + 256, "rope_theta": 500000.0, "use_scaled_rope": True},
-         tiktoken_file(ranks).encode(), encoding.encode_ordinary, begin + 256, torch.bfloat16, 2, 0,
-         rope_parameters=LLAMA3, max_position_embeddings=131072, bos_token_id=begin,
-         eos_token_id=[begin + 1, begin + 8, begin + 9])
+    llama3 = {"vocab_size": begin + 256, "rope_theta": 500000.0, "use_scaled_rope": True}
+    words_of_it = {"tokenizer": tiktoken_file(ranks).encode(), "encode": encoding.encode_ordinary, "vocab_size": begin + 256}
+    new = {"rope_parameters": LLAMA3, "max_position_embeddings": 131072, "bos_token_id": begin,
+           "eos_token_id": [begin + 1, begin + 8, begin + 9]}
+    case("llama3_2", SIZES | {"n_layers": 1} | llama3, dtype=torch.bfloat16, count=1, embedding=0, tied=True,
+         has_output=True, **words_of_it, **new)
+    case("llama3_sharded", SIZES | llama3, dtype=torch.bfloat16, count=2, embedding=0, **words_of_it, **new)
 
     expected["llama3_sharded"]["ids"] += [[text, encoding.encode_ordinary(text)] for text in MORE]
     (folder / "expected.json").write_text(as_lines(expected))
@@ -182,6 +196,12 @@ def make(folder):
                         "repeated": {"norm.weight": torch.zeros(1).expand(2**12)},
                         "empty": {"norm.weight": torch.zeros(0, 2**40)}}.items():
         torch.save(value, folder / "refused" / f"{name}.pth")
+    # An output that begins one row after the embedding, in the same storage.
+    part = torch.load(folder / "llama3_2/consolidated.00.pth")
+    embedding = part["tok_embeddings.weight"]
+    flat = torch.cat([embedding, embedding[:1]])
+    part |= {"tok_embeddings.weight": flat[:-1], "output.weight": flat[1:]}
+    torch.save(part, folder / "refused/other_output.pth")
     save_file(logits, folder / "expected.safetensors")
 
 

@@ -1,12 +1,15 @@
 //! The configuration of a model, by its file's metadata and tensors: the fields of a `config.json` that say
 //! the same, which the model's family reads.
 
+use indexmap::IndexSet;
 use serde_json::{Map, Value as Json, json};
 
 use super::architectures::{Architecture, COMMON, Kind, Row, Windows};
 use super::scaling::scaling_fields;
 use crate::checkpoint::tensors::decode;
-use crate::gguf::{Cursor, GgufFile, Metadata, Tensor, TensorKind, Value, Values, metadata_bytes};
+use crate::gguf::{
+    Cursor, GgufFile, Metadata, TOKENS, Tensor, TensorKind, Value, Values, metadata_bytes,
+};
 use crate::llama::families::{FULL, Family, Fields, SLIDING, ends_to_json};
 use crate::llama::{LayerAttention, LlamaConfig, Rotary, Span};
 use crate::{Error, Result};
@@ -41,6 +44,21 @@ const KEYS: [(&str, &str); 9] = [
     ("max_seq_len", "context_length"),
     ("rotary_dim", "rope.dimension_count"),
     ("experts", "expert_count"),
+];
+
+/// Tokens that end a text or a turn of a conversation by what they are called, whatever the metadata name: converters tell
+/// one of several, and llama.cpp stops at all of these.
+const ENDS: [&str; 10] = [
+    "<|endoftext|>",
+    "<|end_of_text|>",
+    "<|end|>",
+    "<|eot_id|>",
+    "<|eom_id|>",
+    "<|im_end|>",
+    "<end_of_turn>",
+    "<EOT>",
+    "_<EOT>",
+    "<end_of_utterance>",
 ];
 
 /// Sizes and numbers that llama.cpp has a value of its own for.
@@ -259,12 +277,10 @@ impl<'a> Model<'a> {
             ["bos", "eos", "eot", "eom", "padding"].map(|name| self.metadata.token_id(name));
         let vocab_size = self.need_shape("token_embd.weight")?[0];
         let known = |id: Option<u32>| id.filter(|id| (*id as usize) < vocab_size);
-        let mut ends: Vec<u32> = Vec::new();
-        for id in [eos?, eot?, eom?].into_iter().filter_map(known) {
-            if !ends.contains(&id) {
-                ends.push(id);
-            }
-        }
+        let named = [eos?, eot?, eom?].into_iter().flatten();
+        let ends = named.chain(self.ends_by_text()?).map(Some);
+        let ends: IndexSet<u32> = ends.filter_map(known).collect();
+        let ends = Vec::from_iter(ends);
         Ok(fields(json!({
             "vocab_size": vocab_size,
             "tie_word_embeddings": self.tensors.shape_of("output.weight").is_none(),
@@ -272,6 +288,13 @@ impl<'a> Model<'a> {
             "eos_token_id": ends_to_json(&ends),
             "pad_token_id": known(pad?),
         })))
+    }
+
+    /// The ids of [`ENDS`].
+    fn ends_by_text(&self) -> Result<Vec<u32>> {
+        let tokens = self.metadata.texts(TOKENS)?.unwrap_or_default();
+        let ends = (0..).zip(tokens).filter(|(_, text)| ENDS.contains(text));
+        Ok(ends.map(|(id, _)| id).collect())
     }
 
     /// A window that some layers have, and which.

@@ -4,7 +4,7 @@ use serde_json::Value as Json;
 
 use super::architectures::{Architecture, COMMON, Kind, Windows};
 use super::config::{described, slides_but};
-use super::scaling::scaling_values;
+use super::scaling::{require_scaling, scaling_values};
 use crate::gguf::{Tensor, Value};
 use crate::llama::families::{Family, saved_family};
 use crate::llama::{LayerAttention, LlamaConfig, RopeScaling, Rotary};
@@ -87,6 +87,7 @@ pub(super) fn require_told(
     metadata: &[(String, Value)],
     tensors: &[Tensor],
 ) -> Result<(), String> {
+    require_scaling(architecture, config)?;
     let found = described(metadata, tensors).map_err(|error| error.to_string())?;
     let [own, found] = [config, &found].map(told);
     match different(&own, &found) {

@@ -36,7 +36,8 @@ use crate::{Error, Result};
 /// `phi3`, `smollm3`, `granite`, `olmo2`, which OLMo 3's models have too, and `mistral3`, which is Ministral's. The rotary
 /// embedding's scaling is none, linear, yarn, Phi-3's longrope or Llama 3.1's, each in the architectures in which llama.cpp
 /// computes it. A setting that changes what is computed and is not one of the architecture's is an error. The tokens that end
-/// a text are the file's `eos`, `eot` and `eom`; ids that the vocabulary does not have are none.
+/// a text are the file's `eos`, `eot` and `eom`, then those that end one by their texts (`<end_of_turn>`, `<|im_end|>`, `<|end|>`
+/// and the like, as in llama.cpp); ids that the vocabulary does not have are none.
 ///
 /// # Errors
 /// [`Error::Io`] if a file cannot be read; [`Error::Format`] if it is truncated or damaged, or describes a model that

@@ -228,6 +228,29 @@ fn longrope(model: &Model, [long, short]: [Vec<f32>; 2]) -> Result<RopeScaling> 
     })
 }
 
+/// Checks that llama.cpp computes a model's scaling in an architecture.
+///
+/// # Errors
+/// What it does not compute, and what it does.
+pub(super) fn require_scaling(
+    architecture: &Architecture,
+    config: &LlamaConfig,
+) -> Result<(), String> {
+    let Some(scaling) = &config.rope_scaling else {
+        return Ok(());
+    };
+    let kind = &scaling_to_json(scaling)["rope_type"];
+    let known = architecture.scalings;
+    match known.iter().any(|known| kind == known) {
+        true => Ok(()),
+        false => Err(format!(
+            "llama.cpp computes no `{}` whose rotary embedding is scaled by {kind}; known are {}",
+            architecture.name,
+            known.join(", ")
+        )),
+    }
+}
+
 /// What a file says of a model's scaling, below the architecture's name.
 pub(super) fn scaling_values(
     architecture: &Architecture,

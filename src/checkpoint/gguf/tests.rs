@@ -758,6 +758,12 @@ fn settings_that_a_file_may_leave_out_or_name() {
         llama("tokenizer.ggml.eot_token_id", u32_(3)).eos_token_ids,
         [0, 3]
     );
+    // Converters name one end of several: of Gemma and Phi-3 that of a document, not that of a turn.
+    let tokens = texts(&["<eos>", "a", "<end_of_turn>", "<|end|>x", "<|im_end|>"]);
+    assert_eq!(
+        llama("tokenizer.ggml.tokens", tokens).eos_token_ids,
+        [0, 2, 4]
+    );
     let untied = config(Builder::llama().with_f32("output.weight", &[8, 5]));
     assert!(!untied.tie_embeddings);
     let biased = Builder::llama()

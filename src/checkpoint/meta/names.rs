@@ -38,8 +38,15 @@ const LAYER: [Row; 9] = [
     ("mlp.w3", "feed_forward.w3", Split::Rows),
 ];
 
-/// The frequencies of the rotary embedding, which follow from the configuration.
-pub(super) const ROPE: &str = "rope.freqs";
+/// The frequencies of the rotary embedding, which follow from the configuration: those of the model, and of each layer in
+/// Llama 1 (`layers.0.attention.inner_attention.rope.freqs`).
+const ROPE: &str = "rope.freqs";
+
+/// Whether a tensor is one of frequencies.
+pub(super) fn is_rope(name: &str) -> bool {
+    let before = name.strip_suffix(ROPE);
+    before.is_some_and(|before| before.is_empty() || before.ends_with(".inner_attention."))
+}
 
 /// `layers.0.attn.q_proj.weight` to `layers.0.attention.wq.weight`.
 pub(super) fn to_meta(key: &str) -> Option<String> {
@@ -119,5 +126,8 @@ mod tests {
         }
         assert_eq!(to_meta("layers.0.attn.q_proj.lora_a.weight"), None);
         assert_eq!(layer_of("layers.x.attention.wq.weight"), None);
+        let of_layer = "layers.0.attention.inner_attention.rope.freqs";
+        assert!(is_rope(ROPE) && is_rope(of_layer));
+        assert!(!is_rope("layers.0.other_rope.freqs") && !is_rope("rope.weight"));
     }
 }

@@ -2,12 +2,12 @@
 
 use std::path::{Path, PathBuf};
 
-use serde::Deserialize;
 use serde_json::{Map, Value};
 
 use super::files::PARAMS;
 use crate::files::read_text;
 use crate::llama::RopeScaling;
+use crate::llama::families::Fields as JsonFields;
 use crate::{Error, Result};
 
 /// Fields of other models and of quantized ones, which change what is computed.
@@ -28,7 +28,6 @@ const CODE_LLAMA_BASE: f64 = 1e6;
 const NARROW: usize = 4096;
 
 /// The fields.
-#[derive(Deserialize)]
 pub(super) struct Fields {
     dim: u32,
     pub n_layers: u32,
@@ -37,24 +36,39 @@ pub(super) struct Fields {
     pub vocab_size: Option<i64>,
     multiple_of: Option<u32>,
     ffn_dim_multiplier: Option<f64>,
-    #[serde(default = "norm_eps")]
     pub norm_eps: f64,
-    #[serde(default = "rope_theta")]
     pub rope_theta: f64,
-    #[serde(default)]
     use_scaled_rope: bool,
     rope_scaling_factor: Option<f64>,
     max_seq_len: Option<u32>,
-    #[serde(flatten)]
-    others: Map<String, Value>,
 }
 
-fn norm_eps() -> f64 {
-    1e-5
-}
-
-fn rope_theta() -> f64 {
-    1e4
+impl Fields {
+    fn read(json: JsonFields) -> Result<Self, String> {
+        let is_set = |field: &&str| {
+            let value = json.0.get(*field);
+            value.is_some_and(|value| !matches!(value, Value::Null | Value::Bool(false)))
+        };
+        if let Some(field) = NOT_COMPUTED.into_iter().find(is_set) {
+            return Err(format!(
+                "`{field}` is set, but such models are not computed here"
+            ));
+        }
+        Ok(Self {
+            dim: json.need("dim")?,
+            n_layers: json.need("n_layers")?,
+            n_heads: json.need("n_heads")?,
+            n_kv_heads: json.get("n_kv_heads")?,
+            vocab_size: json.get("vocab_size")?,
+            multiple_of: json.get("multiple_of")?,
+            ffn_dim_multiplier: json.get("ffn_dim_multiplier")?,
+            norm_eps: json.get_or("norm_eps", 1e-5)?,
+            rope_theta: json.get_or("rope_theta", 1e4)?,
+            use_scaled_rope: json.flag("use_scaled_rope")?,
+            rope_scaling_factor: json.get("rope_scaling_factor")?,
+            max_seq_len: json.get("max_seq_len")?,
+        })
+    }
 }
 
 /// A file whose fields have been checked.
@@ -66,8 +80,10 @@ pub(super) struct Params {
 impl Params {
     pub fn read(dir: &Path) -> Result<Self> {
         let path = dir.join(PARAMS);
-        let fields = serde_json::from_str(&read_text(&path)?);
-        let fields = fields.map_err(|error| Error::format(&path, error))?;
+        let json = serde_json::from_str(&read_text(&path)?);
+        let json: Map<_, _> = json.map_err(|error| Error::format(&path, error))?;
+        let fields = Fields::read(JsonFields(&json));
+        let fields = fields.map_err(|message| Error::format(&path, message))?;
         let params = Self { path, fields };
         params.check().map_err(|message| params.wrong(message))?;
         Ok(params)
@@ -75,15 +91,6 @@ impl Params {
 
     fn check(&self) -> Result<(), String> {
         let Fields { dim, n_heads, .. } = self.fields;
-        let is_set = |field: &str| {
-            let value = self.fields.others.get(field);
-            value.is_some_and(|value| !matches!(value, Value::Null | Value::Bool(false)))
-        };
-        if let Some(field) = NOT_COMPUTED.into_iter().find(|field| is_set(field)) {
-            return Err(format!(
-                "`{field}` is set, but such models are not computed here"
-            ));
-        }
         if n_heads == 0 || dim == 0 || !dim.is_multiple_of(n_heads) {
             return Err(format!(
                 "`n_heads` of {n_heads} does not divide `dim` of {dim}"
@@ -117,8 +124,9 @@ impl Params {
         (self.fields.dim / self.fields.n_heads) as usize
     }
 
-    /// The width inside the feed-forward block, if the file tells it: two thirds of four times `dim`, times a factor, up
-    /// to the next multiple, as Meta's own code rounds it. What makes no width is 0.
+    /// The width inside the feed-forward block, if the file tells it: two thirds of four times `dim`, times
+    /// `ffn_dim_multiplier`, each rounded down as in Meta's own code, then up to the next multiple of `multiple_of`. 0 if
+    /// there is no such number.
     pub fn intermediate_dim(&self) -> Option<usize> {
         let multiple = self.fields.multiple_of? as usize;
         let width = 2 * 4 * self.dim() / 3;
@@ -127,8 +135,8 @@ impl Params {
         Some(width.checked_next_multiple_of(multiple).unwrap_or(0))
     }
 
-    /// The longest sequence, of which only a field tells that Meta's files do not have: else that of the release, by what
-    /// tells one from another.
+    /// The longest sequence: that of `max_seq_len`, a field that Meta's own files do not have; without it that of the release
+    /// which the other fields tell.
     pub fn max_seq_len(&self) -> usize {
         let Fields {
             norm_eps,

@@ -7,10 +7,11 @@ use burn::tensor::{DType, TensorData};
 
 use super::file::TorchFile;
 use super::files::weight_files;
-use super::names::{ROPE, Split, from_meta, layer_of, to_meta};
+use super::names::{Split, from_meta, is_rope, layer_of, to_meta};
 use super::params::Params;
 use crate::checkpoint::base::BaseWeights;
 use crate::checkpoint::composed::{Form, joined};
+use crate::checkpoint::keys::{EMBEDDING, OUTPUT};
 use crate::checkpoint::rotary::half_split;
 use crate::checkpoint::tensors::decode;
 use crate::quantization::PackedLayout;
@@ -22,6 +23,9 @@ pub(in crate::checkpoint) struct MetaWeights {
     params: Params,
     /// One of each process, in their order.
     files: Vec<TorchFile>,
+    /// Whether the output is there, but its numbers are the embedding's, as in Llama 3.2. Both have the same names here
+    /// and there.
+    shares_output: bool,
     weights: BTreeMap<String, Weight>,
 }
 
@@ -49,10 +53,12 @@ impl MetaWeights {
         let params = Params::read(dir)?;
         let files = weight_files(dir)?;
         let files = files.iter().map(|path| TorchFile::open(path));
+        let files: Vec<_> = files.collect::<Result<_>>()?;
         let mut weights = Self {
             dir: dir.to_owned(),
             params,
-            files: files.collect::<Result<_>>()?,
+            shares_output: files.iter().all(|file| file.shares(EMBEDDING, OUTPUT)),
+            files,
             weights: BTreeMap::new(),
         };
         let mut unexpected = Vec::new();
@@ -74,10 +80,13 @@ impl MetaWeights {
         }
     }
 
-    /// The names of the tensors, which all files share.
+    /// The names of the tensors that are weights of their own, which all files share.
     fn names(&self) -> Result<BTreeSet<String>> {
+        let is_embedding = |name: &str| self.shares_output && name == OUTPUT;
         let of = |file: &TorchFile| -> BTreeSet<String> {
-            let names = file.names().filter(|name| *name != ROPE);
+            let names = file
+                .names()
+                .filter(|name| !is_rope(name) && !is_embedding(name));
             names.map(str::to_owned).collect()
         };
         let [first, others @ ..] = &self.files[..] else {
@@ -191,6 +200,9 @@ impl MetaWeights {
     /// What one file has of a weight, in this crate's order.
     fn read_part(&self, file: &TorchFile, weight: &Weight, dtype: DType) -> Result<TensorData> {
         let mut bytes = file.bytes(&weight.name)?;
+        if self.shares_output && weight.name == EMBEDDING {
+            require_output(file, &bytes)?;
+        }
         if weight.is_rotated {
             let row_bytes = bytes.len() / weight.part[0];
             bytes = half_split(&bytes, row_bytes, self.params.head_dim());
@@ -218,6 +230,20 @@ impl MetaWeights {
             .filter_map(|name| layer_of(name))
             .collect::<BTreeSet<_>>()
             .len()
+    }
+}
+
+/// Checks that the output of a file is its embedding.
+fn require_output(file: &TorchFile, embedding: &[u8]) -> Result<()> {
+    match file.bytes(OUTPUT)? == embedding {
+        true => Ok(()),
+        false => {
+            let message = format!(
+                "`{OUTPUT}` is not `{EMBEDDING}`, but the file is too small for both; was it packed by another program than \
+                 torch.save?"
+            );
+            Err(Error::format(file.path(), message))
+        }
     }
 }
 

@@ -39,6 +39,13 @@ impl<'a> Fields<'a> {
         self.get_or(key, false)
     }
 
+    /// The id of a token, if there is one.
+    pub fn token(self, key: &str, default: Option<i64>) -> Result<Option<u32>, String> {
+        let given = self.given::<TokenId>(key)?;
+        let id = given.unwrap_or(default.map(TokenId));
+        Ok(id.and_then(TokenId::known))
+    }
+
     /// An object that is not empty.
     pub fn object(self, key: &str) -> Result<Option<Fields<'a>>, String> {
         match self.0.get(key) {

@@ -94,18 +94,15 @@ const READ_OTHERWISE: [&str; 12] = [
 ];
 
 /// Fields of many files that say nothing of what is computed.
-const WITHOUT_EFFECT: [&str; 13] = [
+const WITHOUT_EFFECT: [&str; 10] = [
     "_name_or_path",
     "attention_dropout",
     "auto_map",
     "cache_implementation",
-    "dtype",
     "id2label",
     "initializer_range",
     "label2id",
     "pretraining_tp",
-    "rope_parameters",
-    "torch_dtype",
     "transformers_version",
     "use_cache",
 ];
@@ -152,30 +149,13 @@ impl Family {
 
     fn read_common(&self, fields: Fields) -> Result<LlamaConfig, String> {
         let defaults = &self.defaults;
-        let size = |key| match defaults.sizes.iter().find(|(name, _)| *name == key) {
-            Some((_, default)) => fields.get_or(key, *default),
-            None => fields.need(key),
-        };
-        let num_heads: usize = size("num_attention_heads")?;
-        if num_heads == 0 {
-            return Err("num_attention_heads is 0".into());
-        }
-        let num_layers = size("num_hidden_layers")?;
-        if num_layers > MAX_LAYERS {
-            return Err(format!(
-                "num_hidden_layers {num_layers} is above {MAX_LAYERS}"
-            ));
-        }
+        let size = |key| self.size(fields, key);
+        let [num_layers, num_heads] = self.layers_and_heads(fields)?;
         let embed_dim = size("hidden_size")?;
         let head_dim = fields.get("head_dim")?.or(defaults.head_dim);
         let num_kv_heads = fields.given("num_key_value_heads")?;
         let max_seq_len = fields.get_or("max_position_embeddings", defaults.max_seq_len)?;
         let Rope { base, scaling } = (defaults.read_rope)(fields, defaults.rope_base, max_seq_len)?;
-        let id = |key, default: Option<i64>| {
-            let given = fields.given::<TokenId>(key)?;
-            let id = given.unwrap_or(default.map(TokenId));
-            Ok::<_, String>(id.and_then(TokenId::known))
-        };
         let ends = fields.given::<OneOrMany>("eos_token_id")?;
         let ends = ends.unwrap_or(defaults.eos.map(|id| OneOrMany::One(TokenId(id))));
         Ok(LlamaConfig {
@@ -195,11 +175,31 @@ impl Family {
             rope_scaling: scaling,
             tie_embeddings: fields.get_or("tie_word_embeddings", defaults.tie_embeddings)?,
             block: Block::default().with_activation(self.activation(fields)?),
-            bos_token_id: id("bos_token_id", defaults.bos)?,
+            bos_token_id: fields.token("bos_token_id", defaults.bos)?,
             eos_token_ids: ends.map_or_else(Vec::new, OneOrMany::into_vec),
-            pad_token_id: id("pad_token_id", defaults.pad)?,
+            pad_token_id: fields.token("pad_token_id", defaults.pad)?,
             ..LlamaConfig::llama2_7b()
         })
+    }
+
+    fn size(&self, fields: Fields, key: &str) -> Result<usize, String> {
+        let mut defaults = self.defaults.sizes.iter();
+        match defaults.find(|(name, _)| *name == key) {
+            Some((_, default)) => fields.get_or(key, *default),
+            None => fields.need(key),
+        }
+    }
+
+    fn layers_and_heads(&self, fields: Fields) -> Result<[usize; 2], String> {
+        let layers = self.size(fields, "num_hidden_layers")?;
+        let heads = self.size(fields, "num_attention_heads")?;
+        match (layers, heads) {
+            (_, 0) => Err("num_attention_heads is 0".to_owned()),
+            (layers, _) if layers > MAX_LAYERS => {
+                Err(format!("num_hidden_layers {layers} is above {MAX_LAYERS}"))
+            }
+            known => Ok(known.into()),
+        }
     }
 
     fn activation(&self, fields: Fields) -> Result<Activation, String> {
@@ -248,13 +248,14 @@ impl Family {
         fields
     }
 
-    /// The fields that the family has, and those that none of them computes by.
+    /// The fields that the family has or may have, and those that none of them computes by.
     pub(crate) fn fields(&self) -> Vec<String> {
         let mut config = LlamaConfig::llama2_7b();
         config.pad_token_id = Some(0);
         let own = self.write(&config);
         own.keys()
             .map(String::as_str)
+            .chain(READ_OTHERWISE)
             .chain(WITHOUT_EFFECT)
             .map(str::to_owned)
             .collect()
