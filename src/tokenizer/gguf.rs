@@ -28,7 +28,7 @@ impl Tokenizer {
     ///
     /// # Errors
     ///
-    /// [`Error::Io`] if the file cannot be read, [`Error::Format`] if it is damaged, has no tokenizer, or has one of a kind
+    /// [`Io`](crate::Error::Io) if the file cannot be read, [`Format`](crate::Error::Format) if it is damaged, has no tokenizer, or has one of a kind
     /// that is not read: the message names the kind, or the rule by which it splits words.
     pub fn from_gguf(path: impl AsRef<Path>) -> Result<Self> {
         GgufFile::open(path)?.tokenizer()

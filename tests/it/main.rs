@@ -8,6 +8,7 @@ mod burns_layers;
 mod common;
 mod counts;
 mod distributed;
+mod docs;
 mod experts;
 mod generation;
 mod gguf;

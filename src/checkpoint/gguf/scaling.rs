@@ -239,8 +239,8 @@ pub(super) fn require_scaling(
     let Some(scaling) = &config.rope_scaling else {
         return Ok(());
     };
-    let kind = &scaling_to_json(scaling)["rope_type"];
-    let known = architecture.scalings;
+    let fields = scaling_to_json(scaling);
+    let (kind, known) = (&fields["rope_type"], architecture.scalings);
     match known.iter().any(|known| kind == known) {
         true => Ok(()),
         false => Err(format!(
