@@ -135,9 +135,11 @@ fn configuration(args: &Args) -> Result<RecipeConfig> {
 
 fn finetune(config: &RecipeConfig, member: &Member) -> Result<()> {
     let job = Job::load(config, member)?;
+    let base = base_fingerprint(&job.base)?;
+    require_same(member.group, "base model", &base)?;
     let dir = RunDir::open(config, member.group.rank(), member.group.size())?
         .on_data(&job.data.samples)
-        .on_base(base_fingerprint(&job.base)?);
+        .on_base(base);
     let lora = dir.adapter_config(config)?;
     require_same_adapter(member.group, &lora)?;
     job.print_estimate(&lora)?;

@@ -515,3 +515,44 @@ fn a_step_that_is_no_number_names_its_records_and_can_be_left_out() {
     let error = trainer.require_finite(&gradients).unwrap_err().to_string();
     assert!(error.contains("skip_nonfinite_steps=2"), "{error}");
 }
+
+/// What version 0.1 wrote: less in `trainer.json`, no configuration beside it, and fewer keys in that of the run.
+#[test]
+fn a_run_of_version_0_1_goes_on() {
+    let dir = TempDir::new().unwrap();
+    let config = config(dir.path(), &["epochs=2"]);
+    let adapter = stopped(&config, STEPS_PER_EPOCH);
+    let checkpoint = dir.path().join("checkpoints/step_3");
+    fs::remove_file(checkpoint.join("config.yaml")).unwrap();
+    let path = checkpoint.join("trainer.json");
+    let state: serde_json::Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+    let old = ["step", "loss", "total_steps", "data", "num_processes"];
+    let old = old.map(|key| (key.to_owned(), state[key].clone()));
+    let old = serde_json::Value::Object(old.into_iter().collect());
+    fs::write(path, old.to_string()).unwrap();
+    let path = dir.path().join("config.yaml");
+    let text = fs::read_to_string(&path).unwrap();
+    let old: Vec<&str> = text
+        .lines()
+        .filter(|line| !line.starts_with("- jsonl"))
+        .map(|line| match line {
+            "metric_logger:" => "metric_logger: jsonl",
+            line => line,
+        })
+        .collect();
+    assert!(old.contains(&"metric_logger: jsonl"), "{text}");
+    let is_new = |line: &&str| {
+        ["base_model_name", "skip_nonfinite_steps", "best_checkpoint"]
+            .iter()
+            .any(|key| line.starts_with(key))
+    };
+    let old: Vec<&str> = old.into_iter().filter(|line| !is_new(line)).collect();
+    fs::write(path, old.join("\n")).unwrap();
+
+    let goes_on = with(&config, &["resume_from_checkpoint=true"]);
+    let (run, model, mut trainer) = gone_on(&goes_on);
+    assert!(adapter_state_dict(&model) == adapter);
+    assert_eq!((trainer.step, run.epochs_before()), (STEPS_PER_EPOCH, None));
+    train(&run, &goes_on, model, &mut trainer, 4);
+    assert_eq!(checkpoints(dir.path()).len(), 4);
+}

@@ -39,7 +39,7 @@ impl Quiz {
         let is_embedded = config.checkpoint_dir.is_none() && config.dataset.is_none();
         let (records, beginnings) = match is_embedded {
             true => (embedded::held_out()?, Vec::new()),
-            false => (Vec::new(), beginnings(data, config.report_samples)),
+            false => (Vec::new(), beginnings(data, config.report_samples, model)),
         };
         let mut quiz = Self {
             records,
@@ -123,22 +123,25 @@ impl Quiz {
 }
 
 /// Of the first validation records, or else of the first ones that are trained on.
-fn beginnings(data: &Data, count: usize) -> Vec<Beginning> {
+fn beginnings(data: &Data, count: usize, model: &TransformerDecoder) -> Vec<Beginning> {
+    let context = model.config.context_len();
+    let of = |record: &Batch| Beginning::of(record, context.saturating_sub(MAX_TOKENS));
     let validation = data.validation.iter().flat_map(Batch::records);
     let records: Vec<Batch> = validation.take(count).collect();
     match records.is_empty() {
-        false => records.iter().map(Beginning::of).collect(),
+        false => records.iter().map(of).collect(),
         true => {
             let rows: Vec<usize> = (0..count.min(data.rows.len())).collect();
             let batch = (!rows.is_empty()).then(|| data.batch(&rows));
             let records = batch.iter().flat_map(Batch::records).take(count);
-            records.map(|record| Beginning::of(&record)).collect()
+            records.map(|record| of(&record)).collect()
         }
     }
 }
 
 impl Beginning {
-    fn of(record: &Batch) -> Self {
+    /// At most so many tokens of a record.
+    fn of(record: &Batch, longest: usize) -> Self {
         let ids: Vec<u32> = record.input_ids.iter().map(|id| *id as u32).collect();
         let first = record
             .labels
@@ -149,6 +152,7 @@ impl Beginning {
             None | Some(0..=1) => ids.len().div_ceil(2),
             Some(first) => first,
         };
+        let end = end.min(longest.max(1));
         Self {
             rest: ids[end..].to_vec(),
             ids: ids[..end].to_vec(),

@@ -36,6 +36,8 @@ pub(super) struct Panel {
     /// What values are divided by.
     unit: f64,
     label: fn(&f64) -> String,
+    /// Where no line is to be expected.
+    legend: SeriesLabelPosition,
 }
 
 const fn panel(title: &'static str, metrics: &'static [&'static str]) -> Panel {
@@ -46,6 +48,7 @@ const fn panel(title: &'static str, metrics: &'static [&'static str]) -> Panel {
         is_smoothed: true,
         unit: 1.0,
         label: plain,
+        legend: SeriesLabelPosition::UpperRight,
     }
 }
 
@@ -66,6 +69,7 @@ pub(super) const PANELS: [Panel; 5] = [
     Panel {
         is_smoothed: false,
         unit: 1e9,
+        legend: SeriesLabelPosition::LowerRight,
         ..panel("memory, GB", &["device_memory_bytes", "peak_memory_bytes"])
     },
     panel("tokens per second", &["tokens_per_second"]),
@@ -175,7 +179,7 @@ pub(super) fn draw<DB: DrawingBackend>(
     }
     chart
         .configure_series_labels()
-        .position(SeriesLabelPosition::UpperRight)
+        .position(panel.legend.clone())
         .margin(12)
         .background_style(WHITE.mix(0.85))
         .border_style(BLACK.mix(0.2))

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use super::Curves;
 use super::chart::{PANELS, SMOOTHING};
-use super::picture::svg;
+use super::picture::on_page;
 use crate::Result;
 use crate::files::write_text;
 use crate::training::recipe::RecipeConfig;
@@ -118,7 +118,7 @@ impl Report<'_> {
     fn charts(&self) -> String {
         let known = PANELS.iter().filter(|panel| panel.is_known(self.curves));
         let figure = known.map(|panel| {
-            let picture = svg(&[panel], self.curves, SMOOTHING);
+            let picture = on_page(panel, self.curves, SMOOTHING);
             format!(
                 "<figure role=\"img\" aria-label=\"{} by step\">{picture}</figure>\n",
                 panel.title

@@ -8,8 +8,9 @@ use super::chart::{self, Drawn, LOSS, PANELS, Panel};
 use crate::files::write_atomic;
 use crate::{Error, Result};
 
-/// The size of a chart.
+/// The size of a chart: alone, and on a page, where it is shown smaller but its letters should not be.
 const SIZE: (u32, u32) = (960, 560);
+const SIZE_ON_PAGE: (u32, u32) = (640, 400);
 
 /// Draws the losses of runs over each other into a file: SVG, or PNG if its name says so. Values are pale under their
 /// average, of which each step keeps the part `smoothing` (0 is no smoothing); validations are dots.
@@ -29,10 +30,14 @@ pub fn draw_curves(runs: &[Curves], smoothing: f64, out: impl AsRef<Path>) -> Re
     draw(&panels.collect::<Vec<_>>(), runs, smoothing, out.as_ref())
 }
 
-/// A chart in SVG, for a page.
-pub(super) fn svg(panels: &[&Panel], runs: &[Curves], smoothing: f64) -> String {
+/// A chart for a page.
+pub(super) fn on_page(panel: &Panel, runs: &[Curves], smoothing: f64) -> String {
+    svg(&[panel], runs, smoothing, SIZE_ON_PAGE)
+}
+
+fn svg(panels: &[&Panel], runs: &[Curves], smoothing: f64, size: (u32, u32)) -> String {
     let mut svg = String::new();
-    let area = SVGBackend::with_string(&mut svg, size_of(panels)).into_drawing_area();
+    let area = SVGBackend::with_string(&mut svg, size).into_drawing_area();
     let drawn = paint(&area, panels, runs, smoothing);
     // Text goes to memory.
     drawn.expect("a string can be written");
@@ -43,7 +48,7 @@ pub(super) fn svg(panels: &[&Panel], runs: &[Curves], smoothing: f64) -> String 
 fn draw(panels: &[&Panel], runs: &[Curves], smoothing: f64, out: &Path) -> Result<()> {
     let extension = out.extension().unwrap_or_default();
     let bytes = match extension.to_string_lossy().to_lowercase().as_str() {
-        "svg" => svg(panels, runs, smoothing).into_bytes(),
+        "svg" => svg(panels, runs, smoothing, size_of(panels)).into_bytes(),
         "png" => png(panels, runs, smoothing)?,
         other => {
             return Err(Error::InvalidArgument {

@@ -2054,7 +2054,7 @@ fn a_run_that_was_killed_leaves_nothing_half_written() {
 #[test]
 fn a_run_whose_configuration_is_broken() {
     let (dir, config, _) = unfinished_run();
-    let path = config.output_dir.join("config.yaml");
+    let path = config.output_dir.join("checkpoints/step_1/config.yaml");
     fs::write(&path, "lora_rank: [8\n").unwrap();
     let before = files_in(dir.path());
     let error = RunDir::resume(&config).unwrap_err();

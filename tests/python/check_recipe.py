@@ -256,6 +256,10 @@ def records_of_other_formats(recipe: Recipe) -> None:
     assert "note: the tokenizer has no chat template" in run.output, run.output
     assert "<|im_start|>" in (run.folder / "adapter/chat_template.jinja").read_text()
     assert (run.folder / "merged/chat_template.jinja").exists()
+    report = (run.folder / "report.html").read_text()
+    assert report.count("What is a tyre made of?") == 3, report
+    silent = recipe.run(dataset, "report_samples=0").done()
+    assert "Nothing was asked." in (silent.folder / "report.html").read_text()
     assert run.metrics("loss") == recipe.run(dataset, "train_on=assistant", "dataset_format=messages").done().metrics("loss")
     assert run.metrics("loss") != recipe.run(dataset, "train_on=all").done().metrics("loss")
 
