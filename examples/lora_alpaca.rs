@@ -53,7 +53,7 @@ use burn_peft::checkpoint::{
     copy_generation_config, initialize_loftq_from, load_any_adapter, load_any_base_as,
     read_base_packing, save_hf, save_peft_with_base,
 };
-use burn_peft::data::{Batch, DataOrder};
+use burn_peft::data::{Batch, DataOrder, fingerprint};
 use burn_peft::distributed::{ProcessGroup, broadcast_params, require_same};
 use burn_peft::llama::{LlamaConfig, TransformerDecoder};
 use burn_peft::lora::{DEFAULT_ADAPTER, Decomposition, Init, LoRAConfig};
@@ -136,7 +136,7 @@ fn configuration(args: &Args) -> Result<RecipeConfig> {
 
 fn finetune(config: &RecipeConfig, member: &Member) -> Result<()> {
     let job = Job::load(config, member)?;
-    let dir = run_dir(config, member.group)?.on_data(&job.data.samples);
+    let dir = run_dir(config, member.group)?.on_data(job.fingerprint);
     let lora = dir.adapter_config(config)?;
     require_same_adapter(member.group, &lora)?;
     job.print_estimate(&lora)?;
@@ -144,7 +144,7 @@ fn finetune(config: &RecipeConfig, member: &Member) -> Result<()> {
     if job.is_first() && !config.resume_from_checkpoint {
         dir.begin(config)?;
     }
-    let order = config.data_order(job.data.rows.len(), dir.num_processes());
+    let order = config.data_order(job.data.num_rows(), dir.num_processes());
     let mut trainer = config.trainer(order.steps_per_epoch() * config.epochs);
     if config.resume_from_checkpoint {
         dir.load_checkpoint(&mut model, &mut trainer)?;
@@ -181,6 +181,8 @@ struct Job<'a> {
     llama: LlamaConfig,
     tokenizer: Tokenizer,
     data: Data,
+    /// Of the samples that are trained on.
+    fingerprint: u64,
 }
 
 impl<'a> Job<'a> {
@@ -189,7 +191,8 @@ impl<'a> Job<'a> {
         let llama = config.llama(&base)?;
         let tokenizer = tokenizer(config, &base, &llama)?;
         let data = Data::load(config, &llama, &tokenizer)?;
-        require_same_run(member.group, config, &data)?;
+        let fingerprint = fingerprint(&data.samples)?;
+        require_same_run(member.group, config, &data, fingerprint)?;
         let job = Self {
             config,
             member,
@@ -197,6 +200,7 @@ impl<'a> Job<'a> {
             llama,
             tokenizer,
             data,
+            fingerprint,
         };
         if job.is_first() {
             print_work(&job.base, &job.data);
@@ -211,7 +215,7 @@ impl<'a> Job<'a> {
     /// What the training will need, if the member is the one that reports.
     fn print_estimate(&self, lora: &LoRAConfig) -> Result<()> {
         if self.is_first() {
-            let (packed, longest) = (read_base_packing(&self.base)?, self.data.longest_row());
+            let (packed, longest) = (read_base_packing(&self.base)?, self.data.longest_row()?);
             let device = self.member.device;
             let (config, llama) = (self.config, &self.llama);
             let estimate = config.estimate_config(llama, packed, lora, longest, device)?;
@@ -274,10 +278,15 @@ impl<'a> Job<'a> {
 }
 
 /// Members on machines of their own may have other files.
-fn require_same_run(group: &dyn ProcessGroup, config: &RecipeConfig, data: &Data) -> Result<()> {
+fn require_same_run(
+    group: &dyn ProcessGroup,
+    config: &RecipeConfig,
+    data: &Data,
+    fingerprint: u64,
+) -> Result<()> {
     let settings = config.without_places().to_yaml();
     require_same(group, "configuration", &settings)?;
-    require_same(group, "training data", &data.samples)?;
+    require_same(group, "training data", &fingerprint)?;
     require_same(group, "validation data", &data.validation)
 }
 
@@ -373,7 +382,8 @@ impl<'a> Run<'a> {
         while trainer.step < total_steps {
             let started = Instant::now();
             let indices = order.shard(trainer.step, group.rank(), group.size());
-            let micro_batches: Vec<Batch> = indices.iter().map(|i| data.batch(i)).collect();
+            let micro_batches = indices.iter().map(|rows| data.batch(rows));
+            let micro_batches: Vec<Batch> = micro_batches.collect::<Result<_>>()?;
             let gradients = trainer.gradients(group, &model, &micro_batches)?;
             trainer.require_finite(&gradients)?;
             let output;

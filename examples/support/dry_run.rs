@@ -32,6 +32,7 @@ pub fn print_counts(data: &Data, order: &DataOrder, config: &RecipeConfig) {
 fn table(counts: &RecordCounts) -> String {
     let rows = [
         ("read", counts.read),
+        ("by the chat template", counts.conversations),
         ("used", counts.used),
         ("used and cut", counts.cut),
         ("longer than max_seq_len", counts.too_long),

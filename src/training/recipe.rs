@@ -352,6 +352,7 @@ impl RecipeConfig {
         longest: usize,
     ) -> RecordEncoder<'a> {
         RecordEncoder::new(tokenizer)
+            .with_as_conversations(self.chat_template.is_some())
             .with_train_on(self.train_on.unwrap_or(TrainOn::Assistant))
             .with_train_on_input(
                 self.train_on

@@ -12,11 +12,9 @@ use crate::checkpoint::{
     load_any_adapter, load_state_dict_file, read_adapter_config, save_adapter, save_peft,
     save_peft_unconverted, save_peft_with_base, save_state_dict,
 };
-use crate::data::Sample;
 use crate::files::{create_dir, is_temporary, read_text, write_text};
 use crate::llama::TransformerDecoder;
 use crate::lora::{DEFAULT_ADAPTER, Init, LoRAConfig};
-use crate::ops::mix;
 use crate::{Error, Result};
 
 /// The folder of a run.
@@ -38,7 +36,7 @@ pub struct RunDir {
     /// The base model, by which checkpoints name theirs.
     base: Option<PathBuf>,
     num_processes: usize,
-    /// The [`fingerprint`] of what is trained on, where it is known.
+    /// The [`fingerprint`](crate::data::fingerprint) of what is trained on, where it is known.
     data: Option<u64>,
     /// The locked file, in the process that began the run or went on with it.
     lock: Option<Arc<File>>,
@@ -238,12 +236,12 @@ impl RunDir {
         }
     }
 
-    /// The run as one that trains on these samples, which checkpoints note and [`load_checkpoint`] compares.
-    /// What it validates with may change.
+    /// The run as one that trains on samples with this [`fingerprint`](crate::data::fingerprint), which checkpoints note
+    /// and [`load_checkpoint`] compares. What it validates with may change.
     ///
     /// [`load_checkpoint`]: Self::load_checkpoint
-    pub fn on_data(mut self, samples: &[Sample]) -> Self {
-        self.data = Some(fingerprint(samples));
+    pub fn on_data(mut self, fingerprint: u64) -> Self {
+        self.data = Some(fingerprint);
         self
     }
 
@@ -505,19 +503,6 @@ fn adapter_in(checkpoint: PathBuf) -> PathBuf {
 
 fn folder_of(step: usize) -> String {
     format!("step_{step}")
-}
-
-/// A number that differs where tokens, labels or the order of samples do, the same in every version of this
-/// crate.
-fn fingerprint(samples: &[Sample]) -> u64 {
-    let of_sample = |hash, sample: &Sample| {
-        let labels = sample.labels.iter().map(|label| *label as u32);
-        let numbers = sample.tokens.iter().copied().chain(labels);
-        numbers.fold(mix(hash, sample.len() as u64), |hash, number| {
-            mix(hash, u64::from(number))
-        })
-    };
-    samples.iter().fold(0, of_sample)
 }
 
 fn write_json(path: &Path, value: &impl Serialize) -> Result<()> {
