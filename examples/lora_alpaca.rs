@@ -144,7 +144,7 @@ fn finetune(config: &RecipeConfig, member: &Member) -> Result<()> {
     if job.is_first() && !config.resume_from_checkpoint {
         dir.begin(config)?;
     }
-    let order = config.data_order(job.data.num_rows(), dir.num_processes());
+    let order = job.data.order(config, dir.num_processes())?;
     let mut trainer = config.trainer(order.steps_per_epoch() * config.epochs);
     if config.resume_from_checkpoint {
         dir.load_checkpoint(&mut model, &mut trainer)?;
@@ -165,12 +165,12 @@ fn rehearse(config: &RecipeConfig, member: &Member) -> Result<()> {
         return Ok(());
     }
     dry_run::print_configuration(config);
-    let order = config.data_order(job.data.num_rows(), dir.num_processes());
+    let order = job.data.order(config, dir.num_processes())?;
     dry_run::print_counts(&job.data, &order, config);
     job.print_estimate(&dir.adapter_config(config)?)?;
     let trainer = config.trainer(order.steps_per_epoch() * config.epochs);
     print_notes(&job.data.notes, &trainer.schedule);
-    dry_run::print_examples(&job.data, config, &job.tokenizer)
+    dry_run::print_examples(&job.data, order, &job.tokenizer)
 }
 
 /// What a member works with, as the configuration names it.
@@ -266,9 +266,7 @@ impl<'a> Job<'a> {
     fn begin_by_data(&self, model: TransformerDecoder) -> Result<TransformerDecoder> {
         let mut passed = Ok(());
         let model = initialize_eva(model, self.config.eva_rho, |model| {
-            passed = self
-                .data
-                .pass_first(model, self.config, self.member.device);
+            passed = self.data.pass_first(model, self.config, self.member.device);
         })?;
         passed?;
         initialize_params(&model);

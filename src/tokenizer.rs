@@ -8,6 +8,7 @@ mod beginning;
 mod chat;
 mod gguf;
 mod gguf_files;
+mod parts;
 mod sentencepiece;
 mod tiktoken;
 mod to_gguf;
@@ -27,6 +28,7 @@ use beginning::first_tokens;
 use chat::ChatFiles;
 pub use chat::{ChatEncoder, ChatTemplate, Conversation, Message, PlacedToken, Rendered};
 use gguf_files::save_gguf_tokenizer;
+use parts::Parts;
 pub(crate) use tiktoken::MetaTokens;
 pub(crate) use to_gguf::gguf_vocabulary;
 
@@ -64,6 +66,7 @@ const BEFORE: &str = "\n";
 #[derive(Clone)]
 pub struct Tokenizer {
     inner: tokenizers::Tokenizer,
+    parts: Parts,
     /// What encodes in place of `inner`, for a SentencePiece model.
     sentencepiece: Option<Arc<sentencepiece::Encoder>>,
     origin: PathBuf,
@@ -170,11 +173,10 @@ impl Tokenizer {
         if let Some(encoder) = &self.sentencepiece {
             return Ok(encoder.encode(text));
         }
-        let encoding = self
-            .inner
-            .encode_fast(text, false)
+        let tokens = self.parts.encode(&self.inner, text);
+        let tokens = tokens
             .map_err(|e| Error::format(&self.origin, format!("the text cannot be encoded: {e}")))?;
-        Ok(encoding.get_ids().to_vec())
+        Ok(tokens.iter().map(|token| token.id).collect())
     }
 
     /// The first `count` token ids of `text`. Of a long text no more is encoded than they take, so that a token may
@@ -257,8 +259,8 @@ impl Tokenizer {
     pub fn show(&self, ids: &[u32]) -> Result<String> {
         let ids = [&self.encode(BEFORE)?, ids].concat();
         let text = self.inner.decode(&ids, false);
-        let text =
-            text.map_err(|e| Error::format(&self.origin, format!("the ids cannot be decoded: {e}")))?;
+        let text = text
+            .map_err(|e| Error::format(&self.origin, format!("the ids cannot be decoded: {e}")))?;
         Ok(text.strip_prefix(BEFORE).unwrap_or(&text).to_owned())
     }
 
@@ -316,6 +318,7 @@ impl Tokenizer {
         inner
             .with_truncation(None)
             .map_err(|e| Error::format(origin, e))?;
+        keep_no_texts(&mut inner);
         let largest = inner.get_vocab(true).into_values().max();
         let largest = largest.ok_or_else(|| Error::format(origin, "the vocabulary is empty"))?;
         let named = names.id_of(|file| &file.eos_token, &inner, origin)?;
@@ -327,6 +330,7 @@ impl Tokenizer {
             origin: origin.to_owned(),
             sentencepiece: None,
             chat: Arc::default(),
+            parts: Parts::of(&inner),
             inner,
         })
     }
@@ -338,6 +342,16 @@ impl Tokenizer {
         }
         let named = names.id_of(|file| &file.bos_token, &self.inner, &self.origin)?;
         Ok(named.or_else(|| first(&BOS_NAMES, &self.inner)))
+    }
+}
+
+/// The library keeps thousands of words with their tokens, in each thread for as long as that lives. Where nothing splits a
+/// text into words, it would keep whole texts, which take hundreds of megabytes and never come again.
+fn keep_no_texts(tokenizer: &mut tokenizers::Tokenizer) {
+    if tokenizer.get_pre_tokenizer().is_none() {
+        let mut model = tokenizer.get_model().clone();
+        model.resize_cache(0);
+        tokenizer.with_model(model);
     }
 }
 

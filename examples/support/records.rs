@@ -1,11 +1,13 @@
 //! The records of a run as samples in batches, and the tokenizer that makes them.
 
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use burn_peft::data::{
-    Batch, Dataset, Padding, RecordCounts, RecordEncoder, Sample, SampleStore, Split, Subset,
-    TooLong, Treatment, check_vocab, pack, split_validation,
+    Batch, DataOrder, Dataset, Padding, RecordCounts, RecordEncoder, Sample, SampleStore, Split,
+    Subset, TooLong, Treatment, check_vocab, pack, split_validation, weighted_indices,
+    weighted_paths,
 };
 use burn_peft::distributed::ProcessGroup;
 use burn_peft::llama::{LlamaConfig, TransformerDecoder};
@@ -67,7 +69,7 @@ impl Data {
         let mut notes = Vec::from_iter(beyond_context(asked, context));
         notes.extend(other_end(tokenizer, llama));
         let mut reader = Reader::new(config, llama, tokenizer, longest);
-        let all = reader.read(&path, Split::Train)?;
+        let (all, parts) = reader.read_parts(&path)?;
         let held_out = (all.len() as f64 * config.validation_split) as usize;
         let (train, held_out) = split_validation(all.len(), held_out, config.seed)?;
         let validation = match &config.validation_dataset {
@@ -77,7 +79,13 @@ impl Data {
             }
             None => batches(&all, &held_out, config, pad_id)?,
         };
-        let samples = Subset::new(all, train);
+        let weighted = parts.into_iter().map(|(range, weight)| {
+            let (start, end) = (range.start, range.end);
+            let from = train.partition_point(|index| *index < start);
+            let to = train.partition_point(|index| *index < end);
+            weighted_indices(&train[from..to], weight, config.seed)
+        });
+        let samples = Subset::new(all, weighted.flatten().collect());
         notes.extend(unvalidated(config, samples.len(), validation.len()));
         notes.append(&mut reader.notes);
         Ok(Self {
@@ -124,7 +132,8 @@ impl Data {
             lengths.map(|index| self.samples.sample_len(index)).sum()
         };
         let rows = 0..self.num_rows();
-        rows.map(tokens).try_fold(0, |longest, row: Result<usize>| Ok(longest.max(row?)))
+        rows.map(tokens)
+            .try_fold(0, |longest, row: Result<usize>| Ok(longest.max(row?)))
     }
 
     /// The samples that are held out.
@@ -133,12 +142,25 @@ impl Data {
         self.validation.iter().map(samples).sum()
     }
 
-    /// The samples of the first epoch in its order.
-    pub fn first_samples(&self, config: &RecipeConfig) -> impl Iterator<Item = Result<Sample>> {
-        let order = config.data_order(self.num_rows(), 1);
+    /// Which rows each step takes.
+    pub fn order(&self, config: &RecipeConfig, num_processes: usize) -> Result<DataOrder> {
+        let order = config.data_order(self.num_rows(), num_processes);
+        let lengths = (0..self.samples.len()).map(|index| {
+            let length = self.samples.sample_len(index)?;
+            Ok(u32::try_from(length).unwrap_or(u32::MAX))
+        });
+        Ok(match config.group_by_length {
+            true => order.with_lengths(Some(lengths.collect::<Result<_>>()?)),
+            false => order,
+        })
+    }
+
+    /// The samples of the first epoch of an order.
+    pub fn first_samples(&self, order: DataOrder) -> impl Iterator<Item = Result<Sample>> {
         let steps = 0..order.steps_per_epoch();
         let rows = steps.flat_map(move |step| order.step(step).concat());
-        rows.flat_map(|row| self.row(row)).map(|index| self.samples.sample(index))
+        rows.flat_map(|row| self.row(row))
+            .map(|index| self.samples.sample(index))
     }
 
     /// Lets a model see records of the training, in its order and each alone, until it has seen enough tokens
@@ -151,7 +173,7 @@ impl Data {
     ) -> Result<()> {
         const ENOUGH: usize = 4096;
         let mut seen = 0;
-        for sample in self.first_samples(config) {
+        for sample in self.first_samples(self.order(config, 1)?) {
             let sample = sample?;
             let ids = TensorData::new(sample.tokens.clone(), [1, sample.len()]);
             model.forward(Tensor::<2, Int>::from_data(ids, device), None);
@@ -183,7 +205,9 @@ fn batches(
     pad_id: u32,
 ) -> Result<Vec<Batch>> {
     let batches = indices.chunks(config.batch_size);
-    batches.map(|indices| Batch::of_dataset(samples, indices, pad_id)).collect()
+    batches
+        .map(|indices| Batch::of_dataset(samples, indices, pad_id))
+        .collect()
 }
 
 /// The samples that share a row, if they do.
@@ -251,32 +275,53 @@ impl<'a> Reader<'a> {
         }
     }
 
+    /// The records of a data set of several parts, and which samples are those of each part, with its weight.
+    fn read_parts(&mut self, path: &Path) -> Result<(SampleStore, Vec<(Range<usize>, f64)>)> {
+        let mut samples = SampleStore::new(&self.config.output_dir);
+        let mut parts = Vec::new();
+        for (path, weight) in weighted_paths(path)? {
+            let start = samples.len();
+            self.append(&path, Split::Train, &mut samples)?;
+            parts.push((start..samples.len(), weight));
+        }
+        self.require_some(&samples)?;
+        Ok((samples, parts))
+    }
+
     fn read(&mut self, path: &Path, split: Split) -> Result<SampleStore> {
         let mut samples = SampleStore::new(&self.config.output_dir);
+        self.append(path, split, &mut samples)?;
+        self.require_some(&samples)?;
+        Ok(samples)
+    }
+
+    fn append(&mut self, path: &Path, split: Split, samples: &mut SampleStore) -> Result<()> {
         let format = self.config.dataset_format;
-        let counts = match self.encoder.encode_files(path, split, format, &mut samples) {
+        let counts = match self.encoder.encode_files(path, split, format, samples) {
             Err(error @ Error::InvalidArgument { name, .. }) if name == "template" => {
                 // Why there is none.
                 let asked = self.config.chat_template.as_deref();
-                return Err(ChatTemplate::choose(asked, self.tokenizer).err().unwrap_or(error));
+                let why = ChatTemplate::choose(asked, self.tokenizer).err();
+                return Err(why.unwrap_or(error));
             }
             counts => counts?,
         };
-        check_vocab(&samples, self.llama.vocab_size)?;
         let told = told(path, &counts, self.config, self.longest);
+        self.notes.extend(told);
         self.counts.push((path.to_owned(), counts));
+        Ok(())
+    }
+
+    fn require_some(&self, samples: &SampleStore) -> Result<()> {
         match samples.is_empty() {
             true => Err(Error::Config {
                 origin: "configuration".into(),
                 key: "max_seq_len".into(),
                 line: None,
-                message: format!("no record is left to train on: {}", told.join("; ")),
+                message: format!("no record is left to train on: {}", self.notes.join("; ")),
                 nearest: Vec::new(),
             }),
-            false => {
-                self.notes.extend(told);
-                Ok(samples)
-            }
+            false => check_vocab(samples, self.llama.vocab_size),
         }
     }
 

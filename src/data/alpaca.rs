@@ -6,7 +6,7 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use super::json::{self, read_json};
+use super::json::read_json;
 use super::source::Source;
 use crate::Result;
 use crate::files::read_text;
@@ -122,8 +122,8 @@ pub fn parse_alpaca(text: &str, origin: impl AsRef<Path>) -> Result<Vec<AlpacaRe
     let source = Source::text(text, origin.as_ref());
     let is_record = |object: &Map<String, Value>| object.contains_key("instruction");
     let mut records = Vec::new();
-    read_json(&source, &is_record, &mut |place, text| {
-        let record = record(json::parse(&text, &place)?).and_then(with_task);
+    read_json(&source, &is_record, &mut |place, content| {
+        let record = record(content.into_value(&place)?).and_then(with_task);
         records.push(record.map_err(|what| place.error(&what))?);
         Ok(ControlFlow::Continue(()))
     })?;

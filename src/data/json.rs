@@ -5,20 +5,20 @@ use std::io::{self, BufRead, Read};
 use std::ops::ControlFlow;
 
 use serde::de::{DeserializeSeed, Deserializer, Error as _, SeqAccess, Visitor};
-use serde_json::value::RawValue;
 use serde_json::{Map, Value};
 
-use super::records::Place;
+use super::records::{Content, Place};
 use super::source::Source;
 use crate::{Error, Result};
 
 /// As much of a text as is looked at to tell an object over several lines.
 const LOOKED_AT: u64 = 16 << 20;
 
-/// What is done with each record, a text in JSON: whether to go on.
-pub(super) type Each<'a> = dyn FnMut(Place, String) -> Result<ControlFlow<()>> + 'a;
+/// What is done with each record: whether to go on.
+pub(super) type Each<'a> = dyn FnMut(Place, Content) -> Result<ControlFlow<()>> + 'a;
 
-/// Goes through the records of a text, of which no more is in memory than one. `is_record` tells a record from an
+/// Goes through the records of a text, of which no more is in memory than one: lines as they are, elements of an array
+/// parsed. `is_record` tells a record from an
 /// object that only holds a list of them.
 ///
 /// # Errors
@@ -38,27 +38,24 @@ pub(super) fn read_json(
     }
 }
 
-/// The record of a text, at its place.
+/// The record of a line, at its place.
 ///
 /// # Errors
-/// [`Error::Format`] with line and column, or [`Error::Record`] where the line is not known.
+/// [`Error::Format`] with line and column.
 pub(super) fn parse(text: &str, place: &Place) -> Result<Value> {
-    serde_json::from_str(text).map_err(|error| match (place.line(), error.is_eof()) {
-        (Some(line), true) => {
-            let message = format!(
+    let line = place.line().unwrap_or(1);
+    serde_json::from_str(text).map_err(|error| {
+        let message = match error.is_eof() {
+            true => format!(
                 "line {line} is not a whole record; JSON lines have a record a line, and records over several \
                  lines must stand in a list"
-            );
-            Error::format(place.path(), message)
-        }
-        (Some(line), false) => {
-            let (column, what) = (error.column(), message(&error));
-            Error::format(
-                place.path(),
-                format!("malformed JSON at line {line}, column {column}: {what}"),
-            )
-        }
-        (None, _) => place.error(&format!("malformed JSON: {}", message(&error))),
+            ),
+            false => {
+                let (column, what) = (error.column(), message(&error));
+                format!("malformed JSON at line {line}, column {column}: {what}")
+            }
+        };
+        Error::format(place.path(), message)
     })
 }
 
@@ -85,7 +82,7 @@ fn read_lines(
                 return Err(foreign(source));
             }
             let place = Place::new(source.path, count, Some(above));
-            if each(place, text.to_owned())?.is_break() {
+            if each(place, Content::Json(text.to_owned()))?.is_break() {
                 return Ok(());
             }
         }
@@ -166,10 +163,10 @@ impl<'de> Visitor<'de> for &mut Elements<'_, '_> {
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut elements: A) -> Result<(), A::Error> {
         let mut count = 0;
-        while let Some(text) = elements.next_element::<Box<RawValue>>()? {
+        while let Some(value) = elements.next_element::<Value>()? {
             count += 1;
             let place = Place::new(self.source.path, count, None);
-            match (self.each)(place, String::from(Box::<str>::from(text))) {
+            match (self.each)(place, Content::Value(value)) {
                 Ok(ControlFlow::Continue(())) => {}
                 Ok(ControlFlow::Break(())) => {
                     self.is_over = true;

@@ -49,8 +49,10 @@ pub use crate::tokenizer::{Conversation, Message};
 pub use alpaca::{AlpacaRecord, load_alpaca, parse_alpaca};
 pub use batch::{Batch, Padding, pack};
 pub use dataset::{Dataset, Subset, check_vocab, fingerprint};
-pub use order::{DataOrder, shuffled_indices, split_validation};
+pub use order::{DataOrder, shuffled_indices, split_validation, weighted_indices};
 pub use record_encoder::{RecordCounts, RecordEncoder, TooLong, TrainOn, Treatment};
-pub use records::{Format, Record, Records, Split, load_records, load_split, parse_records};
+pub use records::{
+    Format, Record, Records, Split, load_records, load_split, parse_records, weighted_paths,
+};
 pub use store::SampleStore;
 pub use tokens::{IGNORE_INDEX, Sample, tokenize_records};

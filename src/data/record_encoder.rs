@@ -221,28 +221,37 @@ impl<'a> RecordEncoder<'a> {
     ) -> Result<RecordCounts> {
         let mut counts = RecordCounts::default();
         let (mut part, mut bytes) = (Vec::new(), 0);
-        let mut encode = |part: &mut Vec<RawRecord>| -> Result<()> {
-            let part = std::mem::take(part);
-            let all = part.par_iter().map(|raw| self.examine(&raw.record()?));
-            for (encoded, raw) in all.collect::<Vec<_>>().into_iter().zip(&part) {
-                let encoded = encoded.map_err(|error| in_record(error, raw.place()))?;
-                if let Some(sample) = self.used(encoded, raw.place(), &mut counts)? {
-                    store.push(&sample)?;
-                }
-            }
-            Ok(())
-        };
         for_each_raw(path.as_ref(), split, format, &mut |raw| {
             bytes += raw.num_bytes();
             part.push(raw);
             if part.len() >= PART_RECORDS || bytes >= PART_BYTES {
                 bytes = 0;
-                encode(&mut part)?;
+                self.encode_part(std::mem::take(&mut part), store, &mut counts)?;
             }
             Ok(())
         })?;
-        encode(&mut part)?;
+        self.encode_part(part, store, &mut counts)?;
         Ok(counts)
+    }
+
+    fn encode_part(
+        &self,
+        part: Vec<RawRecord>,
+        store: &mut SampleStore,
+        counts: &mut RecordCounts,
+    ) -> Result<()> {
+        let all = part.into_par_iter().map(|raw| {
+            let (record, place) = raw.parse()?;
+            let encoded = self.examine(&record);
+            Ok((encoded.map_err(|error| in_record(error, &place))?, place))
+        });
+        for encoded in all.collect::<Vec<Result<_>>>() {
+            let (encoded, place) = encoded?;
+            if let Some(sample) = self.used(encoded, &place, counts)? {
+                store.push(&sample)?;
+            }
+        }
+        Ok(())
     }
 
     /// The samples of the records that are used, in their order, and what became of all.
@@ -317,15 +326,21 @@ impl<'a> RecordEncoder<'a> {
                 "its prompt fills {max} tokens, so that nothing of its answer is left; give a larger max_seq_len, or \
                  have such records left out (prompt_only)"
             ),
-            Flaw::WithoutLabels => "the loss counts nothing of it; give it an answer, or have such records left out \
+            Flaw::WithoutLabels => {
+                "the loss counts nothing of it; give it an answer, or have such records left out \
                                     (without_labels)"
-                .into(),
-            Flaw::EmptyAnswer => "its answer is empty; write one, or have such records kept or left out \
+                    .into()
+            }
+            Flaw::EmptyAnswer => {
+                "its answer is empty; write one, or have such records kept or left out \
                                   (empty_answers)"
-                .into(),
-            Flaw::EmptyInstruction => "its instruction is empty; write the task there, or have such records kept or \
+                    .into()
+            }
+            Flaw::EmptyInstruction => {
+                "its instruction is empty; write the task there, or have such records kept or \
                                        left out (empty_instructions)"
-                .into(),
+                    .into()
+            }
         }
     }
 
@@ -347,7 +362,8 @@ impl<'a> RecordEncoder<'a> {
         Ok(Encoded {
             flaws: flaws.map(|(flaw, _)| flaw).collect(),
             sample,
-            is_conversation: matches!(record, Record::Chat(_)) || self.as_conversations && is_alpaca,
+            is_conversation: matches!(record, Record::Chat(_))
+                || self.as_conversations && is_alpaca,
         })
     }
 
@@ -400,7 +416,8 @@ impl<'a> RecordEncoder<'a> {
             _ => found?,
         };
         let labels = labels_of(&tokens, answers)?;
-        let tokens = tokens.into_iter().map(|token| token.id).collect();
+        // A vector of its own: one in the place of the larger tokens would stay as large as they were.
+        let tokens = tokens.iter().map(|token| token.id).collect();
         let sample = Sample {
             tokens,
             labels,

@@ -172,8 +172,9 @@ impl Records {
     }
 
     fn push(&mut self, raw: RawRecord) -> Result<()> {
-        self.records.push(raw.record()?);
-        self.places.push(raw.place);
+        let (record, place) = raw.parse()?;
+        self.records.push(record);
+        self.places.push(place);
         Ok(())
     }
 }
@@ -272,41 +273,45 @@ pub(super) struct RawRecord {
 }
 
 impl RawRecord {
-    pub(super) fn place(&self) -> &Place {
-        &self.place
-    }
-
     /// About as much memory as it takes.
     pub(super) fn num_bytes(&self) -> usize {
         match &self.content {
             Content::Json(text) => text.len(),
-            Content::Cells(value) => num_bytes(value),
+            Content::Value(value) => num_bytes(value),
         }
     }
 
-    /// What it says.
+    /// What it says, and where.
     ///
     /// # Errors
     /// [`Error::Format`] if it is malformed, [`Error::Record`] if it lacks something or has something else there.
-    pub(super) fn record(&self) -> Result<Record> {
-        let value = self.content.value(&self.place)?;
+    pub(super) fn parse(self) -> Result<(Record, Place)> {
+        let value = self.content.into_value(&self.place)?;
         let record = formats::record(value, self.form.format, self.form.is_chat);
-        record.map_err(|what| self.place.error(&what))
+        let record = record.map_err(|what| self.place.error(&what))?;
+        Ok((record, self.place))
     }
 }
 
-enum Content {
-    /// An object's text.
+pub(super) enum Content {
+    /// An object's text, not parsed yet.
     Json(String),
-    /// A row of a table.
-    Cells(Value),
+    /// An object.
+    Value(Value),
 }
 
 impl Content {
+    pub(super) fn into_value(self, place: &Place) -> Result<Value> {
+        match self {
+            Self::Json(text) => json::parse(&text, place),
+            Self::Value(value) => Ok(value),
+        }
+    }
+
     fn value(&self, place: &Place) -> Result<Value> {
         match self {
             Self::Json(text) => json::parse(text, place),
-            Self::Cells(value) => Ok(value.clone()),
+            Self::Value(value) => Ok(value.clone()),
         }
     }
 
@@ -314,7 +319,7 @@ impl Content {
     fn has_turns(&self, place: &Place) -> Result<bool> {
         let names = |key: &&str| match self {
             Self::Json(text) => text.contains(*key),
-            Self::Cells(value) => value.get(key).is_some(),
+            Self::Value(value) => value.get(key).is_some(),
         };
         match formats::TURNS.iter().any(|key| names(key)) {
             true => self.value(place).map(|value| formats::has_turns(&value)),
@@ -327,7 +332,10 @@ fn num_bytes(value: &Value) -> usize {
     let within: usize = match value {
         Value::String(text) => text.len(),
         Value::Array(items) => items.iter().map(num_bytes).sum(),
-        Value::Object(fields) => fields.iter().map(|(key, value)| key.len() + num_bytes(value)).sum(),
+        Value::Object(fields) => fields
+            .iter()
+            .map(|(key, value)| key.len() + num_bytes(value))
+            .sum(),
         _ => 0,
     };
     size_of::<Value>() + within
@@ -366,8 +374,6 @@ struct File<'a> {
     source: Source<'a>,
     kind: Kind,
 }
-
-type EachContent<'a> = dyn FnMut(Place, Content) -> Result<ControlFlow<()>> + 'a;
 
 impl<'a> File<'a> {
     fn new(source: Source<'a>, kind: Kind) -> Self {
@@ -415,13 +421,11 @@ impl<'a> File<'a> {
         })
     }
 
-    fn contents(&self, each: &mut EachContent) -> Result<()> {
+    fn contents(&self, each: &mut json::Each) -> Result<()> {
         match self.kind {
             Kind::Json => {
                 let is_record = |object: &_| formats::detect(object).is_some();
-                json::read_json(&self.source, &is_record, &mut |place, text| {
-                    each(place, Content::Json(text))
-                })
+                json::read_json(&self.source, &is_record, each)
             }
             Kind::Csv(delimiter) => read_csv(self.source.open()?, delimiter, &self.source, each),
             Kind::Parquet => read_parquet(&self.source, each),
@@ -433,7 +437,7 @@ fn read_csv(
     text: impl BufRead,
     delimiter: u8,
     source: &Source,
-    each: &mut EachContent,
+    each: &mut json::Each,
 ) -> Result<()> {
     let broken = |error: csv::Error| Error::format(source.path, format!("malformed CSV: {error}"));
     let mut reader = csv::ReaderBuilder::new()
@@ -446,11 +450,49 @@ fn read_csv(
         let cells = header.iter().zip(&row);
         let cells = cells.map(|(name, cell)| (name.trim().to_owned(), Value::from(cell)));
         let place = Place::new(source.path, index + 1, line);
-        if each(place, Content::Cells(Value::Object(cells.collect())))?.is_break() {
+        if each(place, Content::Value(Value::Object(cells.collect())))?.is_break() {
             break;
         }
     }
     Ok(())
+}
+
+/// The data sets that a text names, commas between them, each with the weight by which its records are taken: the number
+/// behind an `@` at the end, or 1. A file that there is under the whole text is that file.
+///
+/// ```
+/// use burn_peft::data::weighted_paths;
+///
+/// let found = weighted_paths("chats.jsonl@2, texts@0.5, more.csv")?;
+/// assert_eq!(found, [("chats.jsonl".into(), 2.0), ("texts".into(), 0.5), ("more.csv".into(), 1.0)]);
+/// # Ok::<(), burn_peft::Error>(())
+/// ```
+///
+/// # Errors
+/// [`Error::InvalidArgument`] for a weight that is not above 0.
+pub fn weighted_paths(path: impl AsRef<Path>) -> Result<Vec<(PathBuf, f64)>> {
+    let path = path.as_ref();
+    let Some(text) = path.to_str().filter(|_| !path.exists()) else {
+        return Ok(vec![(path.to_owned(), 1.0)]);
+    };
+    let parts = text.split(',').map(str::trim);
+    parts.map(weighted_path).collect()
+}
+
+fn weighted_path(text: &str) -> Result<(PathBuf, f64)> {
+    let weighted = text
+        .rsplit_once('@')
+        .and_then(|(path, weight)| Some((path, weight.parse::<f64>().ok()?)));
+    match weighted.filter(|_| !Path::new(text).exists()) {
+        None => Ok((text.into(), 1.0)),
+        Some((path, weight)) if weight > 0.0 && weight.is_finite() => Ok((path.into(), weight)),
+        Some((path, weight)) => Err(Error::InvalidArgument {
+            name: "dataset",
+            message: format!(
+                "the weight of {path} is {weight}; give a number above 0, or leave the file out"
+            ),
+        }),
+    }
 }
 
 /// The files that a path means, in the order of their names.
@@ -515,14 +557,17 @@ fn extension(path: &Path) -> String {
 }
 
 #[cfg(feature = "parquet")]
-fn read_parquet(source: &Source, each: &mut EachContent) -> Result<()> {
+fn read_parquet(source: &Source, each: &mut json::Each) -> Result<()> {
     super::parquet::read(source.path, &mut |index, row| {
-        each(Place::new(source.path, index + 1, None), Content::Cells(row))
+        each(
+            Place::new(source.path, index + 1, None),
+            Content::Value(row),
+        )
     })
 }
 
 #[cfg(not(feature = "parquet"))]
-fn read_parquet(source: &Source, _each: &mut EachContent) -> Result<()> {
+fn read_parquet(source: &Source, _each: &mut json::Each) -> Result<()> {
     let message = format!(
         "Parquet is read with the feature `parquet` (--features parquet); or write it as JSON lines, in Python: \
          `datasets.load_dataset(\"parquet\", data_files=\"{}\", split=\"train\").to_json(\"train.jsonl\")`",

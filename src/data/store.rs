@@ -177,7 +177,11 @@ fn temporary(folder: &Path) -> io::Result<File> {
     let name = format!(".samples.{:016x}.tmp", RandomState::new().hash_one(()));
     let path = folder.join(name);
     let mut options = OpenOptions::new();
-    let file = options.read(true).write(true).create_new(true).open(&path)?;
+    let file = options
+        .read(true)
+        .write(true)
+        .create_new(true)
+        .open(&path)?;
     // Where the system does not take the name away yet, the file is left.
     let _ = fs::remove_file(&path);
     Ok(file)

@@ -62,7 +62,10 @@ mod tests {
         // Few tokens in many bytes: all of it, in parts that double.
         let text = "a".repeat(1_000_000);
         let seen = Cell::new(0);
-        assert_eq!(first_tokens(&text, 2, |text| words(text, &seen)).unwrap(), [text.clone()]);
+        assert_eq!(
+            first_tokens(&text, 2, |text| words(text, &seen)).unwrap(),
+            [text.clone()]
+        );
         assert!(seen.get() < 3 * text.len());
     }
 

@@ -12,6 +12,7 @@ use crate::checkpoint::{
     load_any_adapter, load_state_dict_file, read_adapter_config, save_adapter, save_peft,
     save_peft_unconverted, save_peft_with_base, save_state_dict,
 };
+use crate::data::weighted_paths;
 use crate::files::{create_dir, is_temporary, read_text, write_text};
 use crate::llama::TransformerDecoder;
 use crate::lora::{DEFAULT_ADAPTER, Init, LoRAConfig};
@@ -169,8 +170,12 @@ impl RunDir {
             ("dataset", &config.dataset),
             ("validation_dataset", &config.validation_dataset),
         ];
-        for (key, input) in inputs {
-            let input = input.as_ref().and_then(|path| path.canonicalize().ok());
+        let inputs = inputs.iter().filter_map(|(key, input)| {
+            let paths = weighted_paths(input.as_ref()?).ok()?;
+            Some(paths.into_iter().map(move |(path, _)| (key, path)))
+        });
+        for (key, input) in inputs.flatten() {
+            let input = input.canonicalize().ok();
             let is_in = |folder: &&PathBuf| match (&input, folder.canonicalize()) {
                 (Some(input), Ok(folder)) => input.starts_with(folder),
                 _ => false,
