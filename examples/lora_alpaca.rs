@@ -50,7 +50,7 @@ use burn_peft::checkpoint::{
     base_fingerprint, base_model_name, copy_generation_config, initialize_loftq_from,
     load_any_adapter, load_any_base_as, read_base_packing, save_hf, save_peft_with_base,
 };
-use burn_peft::data::{Batch, DataOrder};
+use burn_peft::data::{Batch, DataOrder, fingerprint};
 use burn_peft::distributed::{ProcessGroup, broadcast_params, require_same};
 use burn_peft::llama::{LlamaConfig, TransformerDecoder};
 use burn_peft::lora::{DEFAULT_ADAPTER, Decomposition, Init, LoRAConfig};
@@ -138,13 +138,13 @@ fn finetune(config: &RecipeConfig, member: &Member) -> Result<()> {
     let base = base_fingerprint(&job.base)?;
     require_same(member.group, "base model", &base)?;
     let dir = RunDir::open(config, member.group.rank(), member.group.size())?
-        .on_data(&job.data.samples)
+        .on_data(job.fingerprint)
         .on_base(base);
     let lora = dir.adapter_config(config)?;
     require_same_adapter(member.group, &lora)?;
     job.print_estimate(&lora)?;
     let mut model = job.model(&lora, &dir)?;
-    let order = config.data_order(job.data.rows.len(), dir.num_processes());
+    let order = job.data.order(config, dir.num_processes())?;
     let mut trainer = config.trainer(order.steps_per_epoch() * config.epochs);
     if dir.is_resumed() {
         dir.load_checkpoint(&mut model, &mut trainer)?;
@@ -168,12 +168,12 @@ fn rehearse(config: &RecipeConfig, member: &Member) -> Result<()> {
         return Ok(());
     }
     dry_run::print_configuration(config);
-    let order = config.data_order(job.data.num_rows(), dir.num_processes());
+    let order = job.data.order(config, dir.num_processes())?;
     dry_run::print_counts(&job.data, &order, config);
     job.print_estimate(&dir.adapter_config(config)?)?;
     let trainer = config.trainer(order.steps_per_epoch() * config.epochs);
     print_notes(&job.data.notes, &trainer.schedule);
-    dry_run::print_examples(&job.data, config, &job.tokenizer)
+    dry_run::print_examples(&job.data, order, &job.tokenizer)
 }
 
 /// What a member works with, as the configuration names it.
@@ -184,6 +184,8 @@ struct Job<'a> {
     llama: LlamaConfig,
     tokenizer: Tokenizer,
     data: Data,
+    /// Of the samples that are trained on.
+    fingerprint: u64,
 }
 
 impl<'a> Job<'a> {
@@ -192,7 +194,8 @@ impl<'a> Job<'a> {
         let llama = config.llama(&base)?;
         let tokenizer = tokenizer(config, &base, &llama)?;
         let data = Data::load(config, &llama, &tokenizer)?;
-        require_same_run(member.group, config, &data)?;
+        let fingerprint = fingerprint(&data.samples)?;
+        require_same_run(member.group, config, &data, fingerprint)?;
         let job = Self {
             config,
             member,
@@ -200,6 +203,7 @@ impl<'a> Job<'a> {
             llama,
             tokenizer,
             data,
+            fingerprint,
         };
         if job.is_first() {
             print_work(&job.base, &job.data);
@@ -223,7 +227,7 @@ impl<'a> Job<'a> {
     /// What the training will need, if the member is the one that reports.
     fn print_estimate(&self, lora: &LoRAConfig) -> Result<()> {
         if self.is_first() {
-            let (packed, longest) = (read_base_packing(&self.base)?, self.data.longest_row());
+            let (packed, longest) = (read_base_packing(&self.base)?, self.data.longest_row()?);
             let device = self.member.device;
             let (config, llama) = (self.config, &self.llama);
             let estimate = config.estimate_config(llama, packed, lora, longest, device)?;
@@ -284,10 +288,15 @@ impl<'a> Job<'a> {
 }
 
 /// Members on machines of their own may have other files.
-fn require_same_run(group: &dyn ProcessGroup, config: &RecipeConfig, data: &Data) -> Result<()> {
+fn require_same_run(
+    group: &dyn ProcessGroup,
+    config: &RecipeConfig,
+    data: &Data,
+    fingerprint: u64,
+) -> Result<()> {
     let settings = config.without_places().to_yaml();
     require_same(group, "configuration", &settings)?;
-    require_same(group, "training data", &data.samples)?;
+    require_same(group, "training data", &fingerprint)?;
     require_same(group, "validation data", &data.validation)
 }
 
@@ -383,7 +392,8 @@ impl<'a> Run<'a> {
             let started = Instant::now();
             let epoch = order.epoch_of(trainer.step);
             let indices = order.shard(trainer.step, group.rank(), group.size());
-            let micro_batches: Vec<Batch> = indices.iter().map(|i| data.batch(i)).collect();
+            let micro_batches = indices.iter().map(|rows| data.batch(rows));
+            let micro_batches: Vec<Batch> = micro_batches.collect::<Result<_>>()?;
             let gradients = trainer.gradients(group, &model, &micro_batches)?;
             let time = (started, epoch);
             model = match trainer.require_finite(&gradients) {

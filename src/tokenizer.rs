@@ -8,6 +8,7 @@ mod beginning;
 mod chat;
 mod gguf;
 mod gguf_files;
+mod parts;
 mod sentencepiece;
 mod tiktoken;
 mod to_gguf;
@@ -28,6 +29,7 @@ use beginning::first_tokens;
 use chat::ChatFiles;
 pub use chat::{ChatEncoder, ChatTemplate, Conversation, Message, PlacedToken, Rendered};
 use gguf_files::save_gguf_tokenizer;
+use parts::Parts;
 pub(crate) use tiktoken::MetaTokens;
 pub(crate) use to_gguf::gguf_vocabulary;
 
@@ -65,6 +67,7 @@ const BEFORE: &str = "\n";
 #[derive(Clone)]
 pub struct Tokenizer {
     inner: tokenizers::Tokenizer,
+    parts: Parts,
     /// What encodes in place of `inner`, for a SentencePiece model.
     sentencepiece: Option<Arc<sentencepiece::Encoder>>,
     origin: PathBuf,
@@ -171,11 +174,10 @@ impl Tokenizer {
         if let Some(encoder) = &self.sentencepiece {
             return Ok(encoder.encode(text));
         }
-        let encoding = self
-            .inner
-            .encode_fast(text, false)
+        let tokens = self.parts.encode(&self.inner, text);
+        let tokens = tokens
             .map_err(|e| Error::format(&self.origin, format!("the text cannot be encoded: {e}")))?;
-        Ok(encoding.get_ids().to_vec())
+        Ok(tokens.iter().map(|token| token.id).collect())
     }
 
     /// The first `count` token ids of `text`. Of a long text no more is encoded than they take, so that a token may
@@ -317,6 +319,7 @@ impl Tokenizer {
         inner
             .with_truncation(None)
             .map_err(|e| Error::format(origin, e))?;
+        keep_no_texts(&mut inner);
         let largest = inner.get_vocab(true).into_values().max();
         let largest = largest.ok_or_else(|| Error::format(origin, "the vocabulary is empty"))?;
         let named = names.id_of(|file| &file.eos_token, &inner, origin)?;
@@ -328,6 +331,7 @@ impl Tokenizer {
             origin: origin.to_owned(),
             sentencepiece: None,
             chat: Arc::default(),
+            parts: Parts::of(&inner),
             inner,
         })
     }
@@ -339,6 +343,16 @@ impl Tokenizer {
         }
         let named = names.id_of(|file| &file.bos_token, &self.inner, &self.origin)?;
         Ok(named.or_else(|| first(&BOS_NAMES, &self.inner)))
+    }
+}
+
+/// The library keeps thousands of words with their tokens, in each thread for as long as that lives. Where nothing splits a
+/// text into words, it would keep whole texts, which take hundreds of megabytes and never come again.
+fn keep_no_texts(tokenizer: &mut tokenizers::Tokenizer) {
+    if tokenizer.get_pre_tokenizer().is_none() {
+        let mut model = tokenizer.get_model().clone();
+        model.resize_cache(0);
+        tokenizer.with_model(model);
     }
 }
 

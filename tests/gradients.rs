@@ -196,6 +196,34 @@ fn dropout_is_drawn_anew_for_each_seed() {
     assert_ne!(loss(1), loss(2));
 }
 
+/// NEFTune's noise is drawn anew for each seed, and is the same for a layer that is computed again; without an alpha, or with
+/// one of 0, nothing is added.
+#[test]
+fn noise_is_the_same_when_layers_are_recomputed() {
+    let batches = [batch(&[40, 33]), batch(&[9])];
+    for (name, model) in models() {
+        let gradients = |alpha, seed, activations| {
+            let options = GradientOptions::default()
+                .with_activations(activations)
+                .with_neftune_noise_alpha(alpha)
+                .with_seed(seed);
+            let (loss, grads) = accumulate_gradients(&model, &batches, options);
+            (loss, by_name(&model, &grads))
+        };
+        let kept = gradients(Some(5.0), 11, Activations::Keep);
+        let again = gradients(Some(5.0), 11, Activations::Recompute { layers: 2 });
+        assert!(kept == again, "{name}");
+        let (plain, zero) = (
+            gradients(None, 11, Activations::Keep),
+            gradients(Some(0.0), 11, Activations::Keep),
+        );
+        assert!(plain == zero, "{name}");
+        for other in [plain.0, gradients(Some(5.0), 12, Activations::Keep).0] {
+            assert!((kept.0 - other).abs() > 1e-6, "{name}: {} {other}", kept.0);
+        }
+    }
+}
+
 /// More rows than a chunk of logits has, against the loss over all of them at once.
 #[test]
 fn chunks_equal_the_whole() {

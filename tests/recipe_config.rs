@@ -704,6 +704,12 @@ fn keys_that_do_not_go_together_are_refused() {
          set `max_seq_len` too"
     );
     overridden(&["packed=true", "max_seq_len=2048"]).unwrap();
+    let error =
+        overridden(&["packed=true", "max_seq_len=2048", "group_by_length=true"]).unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "command line: `group_by_length` and `packed` exclude each other: rows that are packed are all about as long"
+    );
     let error = overridden(&["lora_attn_modules=[]"]).unwrap_err();
     assert_eq!(
         error.to_string(),

@@ -32,6 +32,7 @@ pub fn print_counts(data: &Data, order: &DataOrder, config: &RecipeConfig) {
 fn table(counts: &RecordCounts) -> String {
     let rows = [
         ("read", counts.read),
+        ("by the chat template", counts.conversations),
         ("used", counts.used),
         ("used and cut", counts.cut),
         ("longer than max_seq_len", counts.too_long),
@@ -45,13 +46,13 @@ fn table(counts: &RecordCounts) -> String {
 }
 
 /// The first records of the training, tokens that the loss counts in green, or in brackets where there are no colours.
-pub fn print_examples(data: &Data, config: &RecipeConfig, tokenizer: &Tokenizer) -> Result<()> {
+pub fn print_examples(data: &Data, order: DataOrder, tokenizer: &Tokenizer) -> Result<()> {
     let paint = Paint::of_terminal();
     println!(
         "The first records of the training; {} is what the loss counts:",
         paint.counted("so")
     );
-    for (number, sample) in (1..).zip(data.first_samples(config).take(SHOWN)) {
+    for (number, sample) in (1..).zip(data.first_samples(order).take(SHOWN)) {
         let sample = sample?;
         let (tokens, labels) = (sample.len(), sample.num_label_tokens());
         println!("\n{number}: {tokens} tokens, the loss counts {labels}");

@@ -1,11 +1,13 @@
 //! The records of a run as samples in batches, and the tokenizer that makes them.
 
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use burn_peft::data::{
-    Batch, Padding, RecordCounts, Records, Sample, Split, TooLong, Treatment, check_vocab,
-    load_split, pack, split_validation,
+    Batch, DataOrder, Dataset, Padding, RecordCounts, RecordEncoder, Sample, SampleStore, Split,
+    Subset, TooLong, Treatment, check_vocab, pack, split_validation, weighted_indices,
+    weighted_paths,
 };
 use burn_peft::distributed::ProcessGroup;
 use burn_peft::llama::{LlamaConfig, TransformerDecoder};
@@ -56,9 +58,9 @@ pub fn ending_as(tokenizer: &Tokenizer, mut llama: LlamaConfig) -> LlamaConfig {
 pub struct Data {
     /// The file that is trained on.
     pub source: PathBuf,
-    pub samples: Vec<Sample>,
-    /// The samples that share a row: one each, unless they are packed.
-    pub rows: Vec<Vec<usize>>,
+    pub samples: Subset<SampleStore>,
+    /// The samples that share a row; none where each has its own.
+    packed: Option<Vec<Vec<usize>>>,
     pub validation: Vec<Batch>,
     /// By which conversations were written, if it is not the tokenizer's own.
     pub template: Option<ChatTemplate>,
@@ -75,42 +77,38 @@ impl Data {
         let context = llama.context_len();
         let asked = config.max_seq_len.unwrap_or(context);
         let longest = asked.min(context);
+        let pad_id = tokenizer.pad_id(llama.vocab_size);
         let mut notes = Vec::from_iter(beyond_context(asked, context));
         notes.extend(other_end(tokenizer, llama));
-        let mut counts = Vec::new();
-        let mut reader = Reader {
-            config,
-            llama,
-            tokenizer,
-            longest,
-            template: None,
-            notes: &mut notes,
-            counts: &mut counts,
+        let mut reader = Reader::new(config, llama, tokenizer, longest);
+        let (all, parts) = reader.read_parts(&path)?;
+        let held_out = (all.len() as f64 * config.validation_split) as usize;
+        let (train, held_out) = split_validation(all.len(), held_out, config.seed)?;
+        let validation = match &config.validation_dataset {
+            Some(path) => {
+                let samples = reader.read(path, Split::Validation)?;
+                batches(&samples, &Vec::from_iter(0..samples.len()), config, pad_id)?
+            }
+            None => batches(&all, &held_out, config, pad_id)?,
         };
-        let all = reader.read(&path, Split::Train)?;
-        let (samples, validation) = match &config.validation_dataset {
-            Some(path) => (all, reader.read(path, Split::Validation)?),
-            None => split(all, config)?,
-        };
-        let template = reader.other_template();
+        let weighted = parts.into_iter().map(|(range, weight)| {
+            let (start, end) = (range.start, range.end);
+            let from = train.partition_point(|index| *index < start);
+            let to = train.partition_point(|index| *index < end);
+            weighted_indices(&train[from..to], weight, config.seed)
+        });
+        let samples = Subset::new(all, weighted.flatten().collect());
         notes.extend(unvalidated(config, samples.len(), validation.len()));
-        let lengths: Vec<usize> = samples.iter().map(Sample::len).collect();
-        let rows = match config.packed {
-            true => pack(&lengths, longest),
-            false => (0..samples.len()).map(|index| vec![index]).collect(),
-        };
-        let pad_id = tokenizer.pad_id(llama.vocab_size);
-        let validation = validation.chunks(config.batch_size);
-        let batch = |samples: &[Sample]| Batch::collate(&Vec::from_iter(samples), pad_id);
+        notes.append(&mut reader.notes);
         Ok(Self {
-            validation: validation.map(batch).collect(),
+            validation,
             source: path,
+            packed: packed(&samples, config, longest)?,
             samples,
-            rows,
-            template,
             pad_id,
+            template: reader.other_template(&mut notes),
             notes,
-            counts,
+            counts: reader.counts,
         })
     }
 
@@ -126,14 +124,28 @@ impl Data {
         }
     }
 
-    /// The tokens of the longest row.
-    pub fn longest_row(&self) -> usize {
-        let tokens = |row: &Vec<usize>| row.iter().map(|i| self.samples[*i].len()).sum();
-        self.rows.iter().map(tokens).max().unwrap_or(0)
+    pub fn num_rows(&self) -> usize {
+        let packed = self.packed.as_ref().map(Vec::len);
+        packed.unwrap_or(self.samples.len())
     }
 
-    pub fn num_rows(&self) -> usize {
-        self.rows.len()
+    /// The samples of a row.
+    fn row(&self, row: usize) -> Vec<usize> {
+        match &self.packed {
+            Some(rows) => rows[row].clone(),
+            None => vec![row],
+        }
+    }
+
+    /// The tokens of the longest row.
+    pub fn longest_row(&self) -> Result<usize> {
+        let tokens = |row| {
+            let lengths = self.row(row).into_iter();
+            lengths.map(|index| self.samples.sample_len(index)).sum()
+        };
+        let rows = 0..self.num_rows();
+        rows.map(tokens)
+            .try_fold(0, |longest, row: Result<usize>| Ok(longest.max(row?)))
     }
 
     /// The samples that are held out.
@@ -142,16 +154,25 @@ impl Data {
         self.validation.iter().map(samples).sum()
     }
 
-    /// The samples of the first epoch in its order.
-    pub fn first_samples(&self, config: &RecipeConfig) -> impl Iterator<Item = Result<Sample>> {
-        let order = config.data_order(self.rows.len(), 1);
+    /// Which rows each step takes.
+    pub fn order(&self, config: &RecipeConfig, num_processes: usize) -> Result<DataOrder> {
+        let order = config.data_order(self.num_rows(), num_processes);
+        let lengths = (0..self.samples.len()).map(|index| {
+            let length = self.samples.sample_len(index)?;
+            Ok(u32::try_from(length).unwrap_or(u32::MAX))
+        });
+        Ok(match config.group_by_length {
+            true => order.with_lengths(Some(lengths.collect::<Result<_>>()?)),
+            false => order,
+        })
+    }
+
+    /// The samples of the first epoch of an order.
+    pub fn first_samples(&self, order: DataOrder) -> impl Iterator<Item = Result<Sample>> {
         let steps = 0..order.steps_per_epoch();
         let rows = steps.flat_map(move |step| order.step(step).concat());
-        rows.flat_map(|row| {
-            self.rows[row]
-                .iter()
-                .map(|index| Ok(self.samples[*index].clone()))
-        })
+        rows.flat_map(|row| self.row(row))
+            .map(|index| self.samples.sample(index))
     }
 
     /// Lets a model see records of the training, in its order and each alone, until it has seen enough tokens
@@ -164,7 +185,7 @@ impl Data {
     ) -> Result<()> {
         const ENOUGH: usize = 4096;
         let mut seen = 0;
-        for sample in self.first_samples(config) {
+        for sample in self.first_samples(self.order(config, 1)?) {
             let sample = sample?;
             let ids = TensorData::new(sample.tokens.clone(), [1, sample.len()]);
             model.forward(Tensor::<2, Int>::from_data(ids, device), None);
@@ -176,12 +197,42 @@ impl Data {
         Ok(())
     }
 
-    pub fn batch(&self, rows: &[usize]) -> Batch {
-        let samples = |row: &usize| self.rows[*row].iter().map(|i| &self.samples[*i]).collect();
-        let rows: Vec<Vec<&Sample>> = rows.iter().map(samples).collect();
+    pub fn batch(&self, rows: &[usize]) -> Result<Batch> {
+        let samples = |row: &usize| {
+            let samples = self.row(*row).into_iter();
+            samples.map(|index| self.samples.sample(index)).collect()
+        };
+        let rows: Vec<Vec<Sample>> = rows.iter().map(samples).collect::<Result<_>>()?;
+        let rows: Vec<Vec<&Sample>> = rows.iter().map(Vec::from_iter).collect();
         let rows: Vec<&[&Sample]> = rows.iter().map(Vec::as_slice).collect();
-        Batch::collate_packed(&rows, self.pad_id, Padding::Longest)
+        Ok(Batch::collate_packed(&rows, self.pad_id, Padding::Longest))
     }
+}
+
+/// Samples in batches, in their order.
+fn batches(
+    samples: &dyn Dataset,
+    indices: &[usize],
+    config: &RecipeConfig,
+    pad_id: u32,
+) -> Result<Vec<Batch>> {
+    let batches = indices.chunks(config.batch_size);
+    batches
+        .map(|indices| Batch::of_dataset(samples, indices, pad_id))
+        .collect()
+}
+
+/// The samples that share a row, if they do.
+fn packed(
+    samples: &dyn Dataset,
+    config: &RecipeConfig,
+    longest: usize,
+) -> Result<Option<Vec<Vec<usize>>>> {
+    if !config.packed {
+        return Ok(None);
+    }
+    let lengths = (0..samples.len()).map(|index| samples.sample_len(index));
+    Ok(Some(pack(&lengths.collect::<Result<Vec<_>>>()?, longest)))
 }
 
 /// Another model has nothing to learn from the embedded model's records.
@@ -203,71 +254,100 @@ fn dataset(config: &RecipeConfig) -> Result<PathBuf> {
 struct Reader<'a> {
     config: &'a RecipeConfig,
     llama: &'a LlamaConfig,
-    tokenizer: &'a Tokenizer,
+    encoder: RecordEncoder<'a>,
     longest: usize,
+    tokenizer: &'a Tokenizer,
+    /// None where it cannot be read, which is no matter if nothing is written by it.
     template: Option<ChatTemplate>,
-    notes: &'a mut Vec<String>,
-    counts: &'a mut Vec<(PathBuf, RecordCounts)>,
+    notes: Vec<String>,
+    counts: Vec<(PathBuf, RecordCounts)>,
 }
 
-impl Reader<'_> {
-    fn read(&mut self, path: &Path, split: Split) -> Result<Vec<Sample>> {
-        let records = load_split(path, split, self.config.dataset_format)?;
-        let records = match &self.config.chat_template {
-            Some(_) => records.into_conversations(),
-            None => records,
+impl<'a> Reader<'a> {
+    fn new(
+        config: &'a RecipeConfig,
+        llama: &'a LlamaConfig,
+        tokenizer: &'a Tokenizer,
+        longest: usize,
+    ) -> Self {
+        let asked = config.chat_template.as_deref();
+        let template = ChatTemplate::choose(asked, tokenizer).ok();
+        let encoder = config
+            .record_encoder(tokenizer, longest)
+            .with_template(template.clone());
+        Self {
+            config,
+            llama,
+            tokenizer,
+            encoder,
+            longest,
+            template,
+            notes: Vec::new(),
+            counts: Vec::new(),
+        }
+    }
+
+    /// The records of a data set of several parts, and which samples are those of each part, with its weight.
+    fn read_parts(&mut self, path: &Path) -> Result<(SampleStore, Vec<(Range<usize>, f64)>)> {
+        let mut samples = SampleStore::new(&self.config.output_dir);
+        let mut parts = Vec::new();
+        for (path, weight) in weighted_paths(path)? {
+            let start = samples.len();
+            self.append(&path, Split::Train, &mut samples)?;
+            parts.push((start..samples.len(), weight));
+        }
+        self.require_some(&samples)?;
+        Ok((samples, parts))
+    }
+
+    fn read(&mut self, path: &Path, split: Split) -> Result<SampleStore> {
+        let mut samples = SampleStore::new(&self.config.output_dir);
+        self.append(path, split, &mut samples)?;
+        self.require_some(&samples)?;
+        Ok(samples)
+    }
+
+    fn append(&mut self, path: &Path, split: Split, samples: &mut SampleStore) -> Result<()> {
+        let format = self.config.dataset_format;
+        let counts = match self.encoder.encode_files(path, split, format, samples) {
+            Err(error @ Error::InvalidArgument { name, .. }) if name == "template" => {
+                // Why there is none.
+                let asked = self.config.chat_template.as_deref();
+                let why = ChatTemplate::choose(asked, self.tokenizer).err();
+                return Err(why.unwrap_or(error));
+            }
+            counts => counts?,
         };
-        let (samples, counts) = self.samples(&records)?;
-        check_vocab(&samples, self.llama.vocab_size)?;
-        self.notes
-            .extend(told(path, &counts, self.config, self.longest));
+        let told = told(path, &counts, self.config, self.longest);
+        self.notes.extend(told);
         self.counts.push((path.to_owned(), counts));
+        Ok(())
+    }
+
+    fn require_some(&self, samples: &SampleStore) -> Result<()> {
         match samples.is_empty() {
-            false => Ok(samples),
             true => Err(Error::Config {
                 origin: "configuration".into(),
                 key: "max_seq_len".into(),
                 line: None,
-                message: self.nothing_left(path),
+                message: format!("no record is left to train on: {}", self.notes.join("; ")),
                 nearest: Vec::new(),
             }),
+            false => check_vocab(samples, self.llama.vocab_size),
         }
-    }
-
-    fn nothing_left(&self, path: &Path) -> String {
-        let told = self.counts.last().map(|(_, counts)| {
-            let told = told(path, counts, self.config, self.longest);
-            told.join("; ")
-        });
-        format!(
-            "no record is left to train on: {}",
-            told.unwrap_or_default()
-        )
     }
 
     /// The template by which conversations were written, if it is not the tokenizer's own.
-    fn other_template(self) -> Option<ChatTemplate> {
+    fn other_template(&self, notes: &mut Vec<String>) -> Option<ChatTemplate> {
         let is_asked = self.config.chat_template.is_some();
-        let template = self
-            .template
-            .filter(|template| is_asked || template.is_chatml());
+        let mut counts = self.counts.iter();
+        let is_used = counts.any(|(_, counts)| counts.conversations > 0);
+        let template = self.template.as_ref().filter(|_| is_used);
+        let template = template.filter(|template| is_asked || template.is_chatml());
         if template.is_some() && !is_asked {
-            self.notes.push(WITHOUT_TEMPLATE.into());
+            notes.push(WITHOUT_TEMPLATE.into());
         }
-        template
-    }
-
-    /// A template that cannot be read is no matter where nothing is written by it.
-    fn samples(&mut self, records: &Records) -> Result<(Vec<Sample>, RecordCounts)> {
-        let encoder = self.config.record_encoder(self.tokenizer, self.longest);
-        if records.has_conversations() && self.template.is_none() {
-            let template =
-                ChatTemplate::choose(self.config.chat_template.as_deref(), self.tokenizer)?;
-            self.template = Some(template);
-        }
-        encoder
-            .with_template(self.template.clone())
-            .encode_all(records)
+        template.cloned()
     }
 }
 
@@ -347,11 +427,4 @@ fn other_end(tokenizer: &Tokenizer, llama: &LlamaConfig) -> Option<String> {
              names {known:?}; the merged model stops at both, a server of the adapter alone must be told"
         )
     })
-}
-
-fn split(samples: Vec<Sample>, config: &RecipeConfig) -> Result<(Vec<Sample>, Vec<Sample>)> {
-    let held_out = (samples.len() as f64 * config.validation_split) as usize;
-    let (train, validation) = split_validation(samples.len(), held_out, config.seed)?;
-    let pick = |indices: Vec<usize>| indices.into_iter().map(|i| samples[i].clone()).collect();
-    Ok((pick(train), pick(validation)))
 }

@@ -4,6 +4,7 @@ use std::io::IsTerminal;
 use std::path::Path;
 use std::time::Duration;
 
+use burn_peft::data::Dataset;
 use burn_peft::ops::lacks_cublas;
 use burn_peft::training::{
     Bytes, EstimateConfig, LrSchedule, RunDir, Trainer, available_memory_bytes, estimate,

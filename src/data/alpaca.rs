@@ -1,11 +1,13 @@
 //! Alpaca records: reading them and writing them as a prompt.
 
+use std::ops::ControlFlow;
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use super::json::parse_json;
+use super::json::read_json;
+use super::source::Source;
 use crate::Result;
 use crate::files::read_text;
 use crate::tokenizer::{Conversation, Message};
@@ -117,19 +119,25 @@ pub fn load_alpaca(path: impl AsRef<Path>) -> Result<Vec<AlpacaRecord>> {
 /// - [`Error::Record`](crate::Error::Record): a record without a task or an answer, or with something else
 ///   than texts.
 pub fn parse_alpaca(text: &str, origin: impl AsRef<Path>) -> Result<Vec<AlpacaRecord>> {
+    let source = Source::text(text, origin.as_ref());
     let is_record = |object: &Map<String, Value>| object.contains_key("instruction");
-    let values = parse_json(text, origin.as_ref(), is_record)?;
-    let with_task = |record: AlpacaRecord| match record.instruction.trim().is_empty() {
+    let mut records = Vec::new();
+    read_json(&source, &is_record, &mut |place, content| {
+        let record = record(content.into_value(&place)?).and_then(with_task);
+        records.push(record.map_err(|what| place.error(&what))?);
+        Ok(ControlFlow::Continue(()))
+    })?;
+    match records.is_empty() {
+        false => Ok(records),
+        true => Err(source.empty()),
+    }
+}
+
+fn with_task(record: AlpacaRecord) -> Result<AlpacaRecord, String> {
+    match record.instruction.trim().is_empty() {
         false => Ok(record),
-        true => Err("`instruction` is empty; write the task there, or drop the record".to_owned()),
-    };
-    values
-        .into_iter()
-        .map(|(place, value)| {
-            let record = record(value).and_then(with_task);
-            record.map_err(|what| place.error(&what))
-        })
-        .collect()
+        true => Err("`instruction` is empty; write the task there, or drop the record".into()),
+    }
 }
 
 /// A record as JSON has it, or what is wrong with it.

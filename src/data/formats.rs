@@ -27,6 +27,8 @@ const ROLES: [(&str, &str); 15] = [
     ("tool_response", "tool"),
     ("function_call", CALL),
 ];
+/// Keys of an Alpaca record beyond one question and its answer.
+pub(super) const TURNS: [&str; 2] = ["system", "history"];
 /// The role of an assistant's message that is a call in JSON.
 const CALL: &str = "function_call";
 
@@ -63,9 +65,7 @@ pub(super) fn has_turns(record: &Value) -> bool {
         Value::Array(turns) => !turns.is_empty(),
         _ => false,
     };
-    ["system", "history"]
-        .iter()
-        .any(|key| is_filled(&record[*key]))
+    TURNS.iter().any(|key| is_filled(&record[*key]))
 }
 
 /// The record, or what is wrong with it; `is_chat` makes conversations of Alpaca's.

@@ -1,7 +1,7 @@
 //! From a file of records to batches of token ids.
 //!
 //! ```text
-//! load_records -> Record -> Sample (tokens, labels) -> Batch (padded, on the host) -> tensors
+//! files -> Record -> Sample (tokens, labels) -> Dataset -> Batch (padded, on the host) -> tensors
 //! ```
 //!
 //! Everything up to [`Batch`] is plain host data, so a data set can be looked at, filtered and
@@ -28,21 +28,31 @@
 //! # }
 //! ```
 //!
-//! [`RecordEncoder`] makes the samples of conversations and of other formats, by the model's chat template.
+//! [`RecordEncoder`] makes the samples of conversations and of other formats, by the model's chat template; with a
+//! [`SampleStore`] also of files that are larger than memory. Data of your own is a [`Dataset`].
 
 mod alpaca;
 mod batch;
+mod dataset;
 mod formats;
 mod json;
 mod order;
+#[cfg(feature = "parquet")]
+mod parquet;
 mod record_encoder;
 mod records;
+mod source;
+mod store;
 mod tokens;
 
 pub use crate::tokenizer::{Conversation, Message};
 pub use alpaca::{AlpacaRecord, load_alpaca, parse_alpaca};
 pub use batch::{Batch, Padding, pack};
-pub use order::{DataOrder, shuffled_indices, split_validation};
+pub use dataset::{Dataset, Subset, check_vocab, fingerprint};
+pub use order::{DataOrder, shuffled_indices, split_validation, weighted_indices};
 pub use record_encoder::{RecordCounts, RecordEncoder, TooLong, TrainOn, Treatment};
-pub use records::{Format, Record, Records, Split, load_records, load_split, parse_records};
-pub use tokens::{IGNORE_INDEX, Sample, check_vocab, tokenize_records};
+pub use records::{
+    Format, Record, Records, Split, load_records, load_split, parse_records, weighted_paths,
+};
+pub use store::SampleStore;
+pub use tokens::{IGNORE_INDEX, Sample, tokenize_records};

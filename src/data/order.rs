@@ -1,5 +1,8 @@
 //! Which samples come when, by seed.
 
+use std::cmp::Reverse;
+use std::sync::Arc;
+
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
 
@@ -26,7 +29,13 @@ pub struct DataOrder {
     pub shuffle: bool,
     /// The seed of the orders.
     pub seed: u64,
+    /// The length of each sample, if a micro-batch is to hold samples of about the same length: of the samples of 50 steps the
+    /// longest make a micro-batch, then the next, and these come in any order.
+    pub lengths: Option<Arc<[u32]>>,
 }
+
+/// The steps among whose samples those of about the same length are looked for.
+const STEPS_TOGETHER: usize = 50;
 
 impl DataOrder {
     /// Shuffled by the seed 0, one micro-batch a step, in one process.
@@ -39,6 +48,7 @@ impl DataOrder {
             max_steps_per_epoch: None,
             shuffle: true,
             seed: 0,
+            lengths: None,
         }
     }
 
@@ -48,6 +58,7 @@ impl DataOrder {
         with_max_steps_per_epoch => max_steps_per_epoch: Option<usize>,
         with_shuffle => shuffle: bool,
         with_seed => seed: u64,
+        with_lengths => lengths: Option<Arc<[u32]>>,
     }
 
     /// The steps of an epoch; its last micro-batch and its last step may be smaller.
@@ -81,17 +92,41 @@ impl DataOrder {
     /// they differ by at most one sample, so that one may be empty.
     ///
     /// # Panics
-    /// If `rank` is not below `size`, and as [`Self::epoch_of`].
+    /// If `rank` is not below `size` or there are not as many lengths as samples, and as [`Self::epoch_of`].
     pub fn shard(&self, step: usize, rank: usize, size: usize) -> Vec<Vec<usize>> {
         assert!(rank < size, "rank {rank} of {size} processes");
-        let epoch = self.epoch_of(step);
-        let order = shuffled_indices(self.num_samples, self.seed, epoch as u64, self.shuffle);
-        let start = (step % self.steps_per_epoch()) * self.samples_per_step();
-        let end = (start + self.samples_per_step()).min(self.num_samples);
-        let samples = &order[start..end];
+        let epoch = self.epoch_of(step) as u64;
+        let order = shuffled_indices(self.num_samples, self.seed, epoch, self.shuffle);
+        let of_step = self.samples_per_step();
+        let start = (step % self.steps_per_epoch()) * of_step;
+        let end = (start + of_step).min(self.num_samples);
+        let samples = match &self.lengths {
+            None => order[start..end].to_vec(),
+            Some(lengths) => {
+                let first = start - start % (of_step * STEPS_TOGETHER);
+                let last = (first + of_step * STEPS_TOGETHER).min(self.num_samples);
+                let together = self.grouped(&order[first..last], lengths, epoch, first);
+                together[start - first..end - first].to_vec()
+            }
+        };
         let begin = |rank: usize| samples.len() * rank / size;
         let batches = samples[begin(rank)..begin(rank + 1)].chunks(self.batch_size);
         batches.map(<[usize]>::to_vec).collect()
+    }
+
+    /// Samples in micro-batches of about the same length, which come in any order, the smaller last one last.
+    fn grouped(&self, samples: &[usize], lengths: &[u32], epoch: u64, first: usize) -> Vec<usize> {
+        assert_eq!(lengths.len(), self.num_samples, "a sample has a length");
+        let mut samples = samples.to_vec();
+        samples.sort_by_key(|sample| Reverse(lengths[*sample]));
+        let (batches, rest) = samples.split_at(samples.len() - samples.len() % self.batch_size);
+        let mut batches = Vec::from_iter(batches.chunks(self.batch_size));
+        if self.shuffle {
+            let mut key = key(self.seed, epoch, b"group");
+            key[24..].copy_from_slice(&(first as u64).to_le_bytes());
+            shuffle_with(&mut batches, &mut ChaCha8Rng::from_seed(key));
+        }
+        [batches.concat(), rest.to_vec()].concat()
     }
 
     fn samples_per_step(&self) -> usize {
@@ -137,17 +172,47 @@ pub fn split_validation(
     Ok((train, held_out))
 }
 
+/// Each sample of a part of the data as often as its weight says: the whole part so many times, and of what is left of the
+/// weight a part of the samples, picked by seed and as stably as [`shuffled_indices`]. Every epoch has the same.
+///
+/// ```
+/// use burn_peft::data::weighted_indices;
+///
+/// assert_eq!(weighted_indices(&[3, 4, 7, 8], 2.0, 0), [3, 4, 7, 8, 3, 4, 7, 8]);
+/// assert_eq!(weighted_indices(&[3, 4, 7, 8], 0.5, 0).len(), 2);
+/// ```
+///
+/// # Panics
+/// If the weight is negative or not finite.
+pub fn weighted_indices(indices: &[usize], weight: f64, seed: u64) -> Vec<usize> {
+    assert!(
+        weight >= 0.0 && weight.is_finite(),
+        "a weight is a number from 0 up, not {weight}"
+    );
+    let mut all = indices.repeat(weight as usize);
+    let mut part: Vec<usize> = (0..indices.len()).collect();
+    shuffle_with(&mut part, &mut generator(seed, 0, b"parts"));
+    part.truncate((indices.len() as f64 * weight.fract()).round() as usize);
+    part.sort_unstable();
+    all.extend(part.into_iter().map(|place| indices[place]));
+    all
+}
+
 /// `purpose` keeps apart what is drawn from one seed.
 fn generator(seed: u64, epoch: u64, purpose: &[u8; 5]) -> ChaCha8Rng {
+    ChaCha8Rng::from_seed(key(seed, epoch, purpose))
+}
+
+fn key(seed: u64, epoch: u64, purpose: &[u8; 5]) -> [u8; 32] {
     let mut key = [0; 32];
     key[..8].copy_from_slice(&seed.to_le_bytes());
     key[8..16].copy_from_slice(&epoch.to_le_bytes());
     key[16..21].copy_from_slice(purpose);
-    ChaCha8Rng::from_seed(key)
+    key
 }
 
 /// Written out here because `rand` may change what its shuffle draws, and draws by `usize`.
-fn shuffle_with(items: &mut [usize], rng: &mut ChaCha8Rng) {
+fn shuffle_with<T>(items: &mut [T], rng: &mut ChaCha8Rng) {
     for last in (1..items.len()).rev() {
         let other = below(last as u64 + 1, rng);
         items.swap(last, other as usize);
@@ -182,6 +247,7 @@ mod tests {
                 max_steps_per_epoch,
                 shuffle,
                 seed: 7,
+                lengths: None,
             };
             let steps = order.steps_per_epoch();
             assert_eq!(steps, max_steps_per_epoch.unwrap_or(3));
@@ -203,8 +269,11 @@ mod tests {
             num_processes in 1usize..4,
             size in 1usize..6,
             epoch in 0usize..3,
+            is_grouped: bool,
         ) {
+            let lengths = (0..num_samples as u32).map(|sample| sample * 7 % 13);
             let order = DataOrder {
+                lengths: is_grouped.then(|| lengths.collect()),
                 num_samples,
                 batch_size,
                 accumulation_steps,

@@ -2,15 +2,21 @@
 
 use std::iter;
 use std::ops::Range;
+use std::path::Path;
 
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
-use super::records::{Place, Record, Records};
+use super::records::{Format, Place, RawRecord, Record, Records, Split, for_each_raw};
+use super::store::SampleStore;
 use super::tokens::{IGNORE_INDEX, Sample, label, longest};
 use crate::settings::setters;
 use crate::tokenizer::{ChatEncoder, ChatTemplate, Conversation, PlacedToken, Tokenizer};
 use crate::{Error, Result};
+
+/// How many records of files, and how many bytes of them, are encoded at a time.
+const PART_RECORDS: usize = 4096;
+const PART_BYTES: usize = 4 << 20;
 
 /// Which tokens of a record the loss counts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -66,6 +72,7 @@ enum Flaw {
 struct Encoded {
     sample: Sample,
     flaws: Vec<Flaw>,
+    is_conversation: bool,
 }
 
 /// Makes samples of records.
@@ -88,6 +95,8 @@ pub struct RecordEncoder<'a> {
     chat: ChatEncoder<'a>,
     /// By which conversations become texts; without one they are an error.
     pub template: Option<ChatTemplate>,
+    /// Whether Alpaca's records are [conversations](Records::into_conversations) too.
+    pub as_conversations: bool,
     /// Which tokens of a conversation have labels.
     pub train_on: TrainOn,
     /// Whether the prompts of Alpaca's records, and those with a completion, have labels too.
@@ -113,6 +122,8 @@ pub struct RecordEncoder<'a> {
 pub struct RecordCounts {
     /// All records.
     pub read: usize,
+    /// Those that a chat template writes.
+    pub conversations: usize,
     /// Those that are samples now.
     pub used: usize,
     /// Those of them that lost their end.
@@ -149,6 +160,7 @@ impl<'a> RecordEncoder<'a> {
             tokenizer,
             chat: ChatEncoder::new(tokenizer),
             template: None,
+            as_conversations: false,
             train_on: TrainOn::Assistant,
             train_on_input: false,
             max_seq_len: None,
@@ -162,6 +174,7 @@ impl<'a> RecordEncoder<'a> {
 
     setters! {
         with_template => template: Option<ChatTemplate>,
+        with_as_conversations => as_conversations: bool,
         with_train_on => train_on: TrainOn,
         with_train_on_input => train_on_input: bool,
         with_max_seq_len => max_seq_len: Option<usize>,
@@ -192,6 +205,55 @@ impl<'a> RecordEncoder<'a> {
         self.sample_of(record).map(|(sample, _)| sample)
     }
 
+    /// Appends the samples of the records of files that are used, in their order, to a store, and tells what became of all.
+    /// The files are read as [`load_split`](super::load_split) reads them, but as a stream: only some records are in memory at
+    /// a time. Those are encoded by all processors.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`load_split`](super::load_split), [`encode_all`](Self::encode_all) and [`SampleStore::push`].
+    pub fn encode_files(
+        &self,
+        path: impl AsRef<Path>,
+        split: Split,
+        format: Format,
+        store: &mut SampleStore,
+    ) -> Result<RecordCounts> {
+        let mut counts = RecordCounts::default();
+        let (mut part, mut bytes) = (Vec::new(), 0);
+        for_each_raw(path.as_ref(), split, format, &mut |raw| {
+            bytes += raw.num_bytes();
+            part.push(raw);
+            if part.len() >= PART_RECORDS || bytes >= PART_BYTES {
+                bytes = 0;
+                self.encode_part(std::mem::take(&mut part), store, &mut counts)?;
+            }
+            Ok(())
+        })?;
+        self.encode_part(part, store, &mut counts)?;
+        Ok(counts)
+    }
+
+    fn encode_part(
+        &self,
+        part: Vec<RawRecord>,
+        store: &mut SampleStore,
+        counts: &mut RecordCounts,
+    ) -> Result<()> {
+        let all = part.into_par_iter().map(|raw| {
+            let (record, place) = raw.parse()?;
+            let encoded = self.examine(&record);
+            Ok((encoded.map_err(|error| in_record(error, &place))?, place))
+        });
+        for encoded in all.collect::<Vec<Result<_>>>() {
+            let (encoded, place) = encoded?;
+            if let Some(sample) = self.used(encoded, &place, counts)? {
+                store.push(&sample)?;
+            }
+        }
+        Ok(())
+    }
+
     /// The samples of the records that are used, in their order, and what became of all.
     ///
     /// # Errors
@@ -216,11 +278,16 @@ impl<'a> RecordEncoder<'a> {
     /// A record's sample, if it is one that is used.
     fn used(
         &self,
-        Encoded { sample, flaws }: Encoded,
+        Encoded {
+            sample,
+            flaws,
+            is_conversation,
+        }: Encoded,
         place: &Place,
         counts: &mut RecordCounts,
     ) -> Result<Option<Sample>> {
         counts.read += 1;
+        counts.conversations += usize::from(is_conversation);
         let mut is_used = true;
         for flaw in flaws {
             *counts.of(flaw) += 1;
@@ -291,9 +358,12 @@ impl<'a> RecordEncoder<'a> {
             ),
         ];
         let flaws = flaws.into_iter().filter(|(_, is_so)| *is_so);
+        let is_alpaca = matches!(record, Record::Alpaca(_));
         Ok(Encoded {
             flaws: flaws.map(|(flaw, _)| flaw).collect(),
             sample,
+            is_conversation: matches!(record, Record::Chat(_))
+                || self.as_conversations && is_alpaca,
         })
     }
 
@@ -308,6 +378,7 @@ impl<'a> RecordEncoder<'a> {
             })
         };
         match record {
+            Record::Alpaca(record) if self.as_conversations => self.chat(&record.into()),
             Record::Alpaca(record) => {
                 of_prompt(&record.prompt(), &record.output, self.train_on_input)
             }
@@ -345,7 +416,8 @@ impl<'a> RecordEncoder<'a> {
             _ => found?,
         };
         let labels = labels_of(&tokens, answers)?;
-        let tokens = tokens.into_iter().map(|token| token.id).collect();
+        // A vector of its own: one in the place of the larger tokens would stay as large as they were.
+        let tokens = tokens.iter().map(|token| token.id).collect();
         let sample = Sample {
             tokens,
             labels,

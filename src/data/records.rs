@@ -1,5 +1,7 @@
 //! Records of all formats: finding files, telling formats apart, reading.
 
+use std::io::BufRead;
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -8,8 +10,8 @@ use serde_json::Value;
 
 use super::alpaca::AlpacaRecord;
 use super::formats;
-use super::json::{parse_json, require_some};
-use crate::files::read_text;
+use super::json;
+use super::source::{Source, without_compression};
 use crate::tokenizer::Conversation;
 use crate::{Error, Result};
 
@@ -106,6 +108,14 @@ impl Place {
         Self { path, record, line }
     }
 
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    pub(super) fn line(&self) -> Option<usize> {
+        self.line
+    }
+
     /// An [`Error::Record`] for this place.
     pub(super) fn error(&self, message: &str) -> Error {
         Error::Record {
@@ -160,6 +170,13 @@ impl Records {
     pub(super) fn places(&self) -> &[Place] {
         &self.places
     }
+
+    fn push(&mut self, raw: RawRecord) -> Result<()> {
+        let (record, place) = raw.parse()?;
+        self.records.push(record);
+        self.places.push(place);
+        Ok(())
+    }
 }
 
 /// Which files of a folder are read.
@@ -192,29 +209,22 @@ pub fn load_records(path: impl AsRef<Path>, format: Format) -> Result<Records> {
 }
 
 /// Reads a file, several (their paths with commas between them), or those of a folder as the Hub lays it out,
-/// there or in its folder `data`: `train.jsonl`, `train-00000-of-00002.json`, `validation.csv`.
+/// there or in its folder `data`: `train.jsonl`, `train-00000-of-00002.json`, `validation.csv`. All records are in
+/// memory then; [`RecordEncoder::encode_files`](super::RecordEncoder::encode_files) reads them as a stream.
 ///
-/// A file is a JSON array of records, JSON lines with a record a line, or CSV (by its name; `.tsv` has tabs)
-/// with a header. A cell that holds a list or an object in JSON counts as that one where a record has one.
+/// A file is a JSON array of records, JSON lines with a record a line, CSV with a header (by its name; `.tsv` has tabs),
+/// or, with the feature `parquet`, Parquet (by its name). A cell that holds a list or an object in JSON counts as that one
+/// where a record has one. All but Parquet may be compressed by gzip or zstd, which their first bytes tell.
 ///
 /// # Errors
 ///
 /// - [`Error::Io`] if a file cannot be read.
 /// - [`Error::Format`] if it is malformed (with line and column) or empty, if its records are of no known
-///   format (the message names their keys), if a folder has no such files, or for Parquet.
+///   format (the message names their keys), if a folder has no such files, or for Parquet without the feature.
 /// - [`Error::Record`] for a record that lacks something or has something else there.
 pub fn load_split(path: impl AsRef<Path>, split: Split, format: Format) -> Result<Records> {
     let mut all = Records::default();
-    for file in files(path.as_ref(), split)? {
-        let found = match extension(&file).as_str() {
-            "parquet" => Err(parquet(&file)),
-            "csv" => parse_csv(&read_text(&file)?, b',', &file, format),
-            "tsv" => parse_csv(&read_text(&file)?, b'\t', &file, format),
-            _ => parse_records(&read_text(&file)?, &file, format),
-        }?;
-        all.records.extend(found.records);
-        all.places.extend(found.places);
-    }
+    for_each_raw(path.as_ref(), split, format, &mut |raw| all.push(raw))?;
     Ok(all)
 }
 
@@ -233,48 +243,256 @@ pub fn load_split(path: impl AsRef<Path>, split: Split, format: Format) -> Resul
 ///
 /// [`Error::Format`] and [`Error::Record`], as [`load_split`].
 pub fn parse_records(text: &str, origin: impl AsRef<Path>, format: Format) -> Result<Records> {
-    let origin = origin.as_ref();
-    let values = parse_json(text, origin, |object| formats::detect(object).is_some())?;
-    of_values(values, origin, format)
+    let mut all = Records::default();
+    let source = Source::text(text, origin.as_ref());
+    File::new(source, Kind::Json).read(format, &mut |raw| all.push(raw))?;
+    Ok(all)
 }
 
-fn parse_csv(text: &str, delimiter: u8, origin: &Path, format: Format) -> Result<Records> {
-    let text = text.trim_start_matches('\u{feff}');
-    let broken = |error: csv::Error| Error::format(origin, format!("malformed CSV: {error}"));
+/// Gives the records of all files on, one by one.
+///
+/// # Errors
+/// Those of [`load_split`] but for what is wrong within a record, and those of `each`.
+pub(super) fn for_each_raw(
+    path: &Path,
+    split: Split,
+    format: Format,
+    each: &mut dyn FnMut(RawRecord) -> Result<()>,
+) -> Result<()> {
+    for path in files(path, split)? {
+        File::new(Source::file(&path)?, Kind::of(&path)).read(format, each)?;
+    }
+    Ok(())
+}
+
+/// A record as its file has it.
+pub(super) struct RawRecord {
+    place: Place,
+    content: Content,
+    form: Form,
+}
+
+impl RawRecord {
+    /// About as much memory as it takes.
+    pub(super) fn num_bytes(&self) -> usize {
+        match &self.content {
+            Content::Json(text) => text.len(),
+            Content::Value(value) => num_bytes(value),
+        }
+    }
+
+    /// What it says, and where.
+    ///
+    /// # Errors
+    /// [`Error::Format`] if it is malformed, [`Error::Record`] if it lacks something or has something else there.
+    pub(super) fn parse(self) -> Result<(Record, Place)> {
+        let value = self.content.into_value(&self.place)?;
+        let record = formats::record(value, self.form.format, self.form.is_chat);
+        let record = record.map_err(|what| self.place.error(&what))?;
+        Ok((record, self.place))
+    }
+}
+
+pub(super) enum Content {
+    /// An object's text, not parsed yet.
+    Json(String),
+    /// An object.
+    Value(Value),
+}
+
+impl Content {
+    pub(super) fn into_value(self, place: &Place) -> Result<Value> {
+        match self {
+            Self::Json(text) => json::parse(&text, place),
+            Self::Value(value) => Ok(value),
+        }
+    }
+
+    fn value(&self, place: &Place) -> Result<Value> {
+        match self {
+            Self::Json(text) => json::parse(text, place),
+            Self::Value(value) => Ok(value.clone()),
+        }
+    }
+
+    /// Whether a record of Alpaca's keys has more than one exchange, or a system message.
+    fn has_turns(&self, place: &Place) -> Result<bool> {
+        let names = |key: &&str| match self {
+            Self::Json(text) => text.contains(*key),
+            Self::Value(value) => value.get(key).is_some(),
+        };
+        match formats::TURNS.iter().any(names) {
+            true => self.value(place).map(|value| formats::has_turns(&value)),
+            false => Ok(false),
+        }
+    }
+}
+
+fn num_bytes(value: &Value) -> usize {
+    let within: usize = match value {
+        Value::String(text) => text.len(),
+        Value::Array(items) => items.iter().map(num_bytes).sum(),
+        Value::Object(fields) => fields
+            .iter()
+            .map(|(key, value)| key.len() + num_bytes(value))
+            .sum(),
+        _ => 0,
+    };
+    size_of::<Value>() + within
+}
+
+/// What the records of a file are.
+#[derive(Clone, Copy)]
+struct Form {
+    format: Format,
+    /// Whether those of Alpaca's keys are conversations, as some have several exchanges or a system message.
+    is_chat: bool,
+}
+
+/// How a file is laid out.
+#[derive(Clone, Copy)]
+enum Kind {
+    Json,
+    /// With this between the cells of a row.
+    Csv(u8),
+    Parquet,
+}
+
+impl Kind {
+    fn of(path: &Path) -> Self {
+        match extension(path).as_str() {
+            "parquet" => Self::Parquet,
+            "csv" => Self::Csv(b','),
+            "tsv" => Self::Csv(b'\t'),
+            _ => Self::Json,
+        }
+    }
+}
+
+/// A file of records.
+struct File<'a> {
+    source: Source<'a>,
+    kind: Kind,
+}
+
+impl<'a> File<'a> {
+    fn new(source: Source<'a>, kind: Kind) -> Self {
+        Self { source, kind }
+    }
+
+    fn read(&self, format: Format, each: &mut dyn FnMut(RawRecord) -> Result<()>) -> Result<()> {
+        let form = self.form(format)?;
+        self.contents(&mut |place, content| {
+            each(RawRecord {
+                place,
+                content,
+                form,
+            })?;
+            Ok(ControlFlow::Continue(()))
+        })
+    }
+
+    /// What its first record is, and for Alpaca's keys whether any has turns.
+    fn form(&self, asked: Format) -> Result<Form> {
+        let mut form = None;
+        self.contents(&mut |place, content| {
+            let form = match &mut form {
+                Some(form) => form,
+                none => none.insert(self.form_of_first(&place, &content, asked)?),
+            };
+            form.is_chat = form.format == Format::Alpaca && content.has_turns(&place)?;
+            Ok(match form.format == Format::Alpaca && !form.is_chat {
+                true => ControlFlow::Continue(()),
+                false => ControlFlow::Break(()),
+            })
+        })?;
+        form.ok_or_else(|| self.source.empty())
+    }
+
+    fn form_of_first(&self, place: &Place, content: &Content, asked: Format) -> Result<Form> {
+        let format = match asked {
+            Format::Auto => formats::of_record(&content.value(place)?)
+                .map_err(|what| Error::format(self.source.path, what))?,
+            format => format,
+        };
+        Ok(Form {
+            format,
+            is_chat: false,
+        })
+    }
+
+    fn contents(&self, each: &mut json::Each) -> Result<()> {
+        match self.kind {
+            Kind::Json => {
+                let is_record = |object: &_| formats::detect(object).is_some();
+                json::read_json(&self.source, &is_record, each)
+            }
+            Kind::Csv(delimiter) => read_csv(self.source.open()?, delimiter, &self.source, each),
+            Kind::Parquet => read_parquet(&self.source, each),
+        }
+    }
+}
+
+fn read_csv(
+    text: impl BufRead,
+    delimiter: u8,
+    source: &Source,
+    each: &mut json::Each,
+) -> Result<()> {
+    let broken = |error: csv::Error| Error::format(source.path, format!("malformed CSV: {error}"));
     let mut reader = csv::ReaderBuilder::new()
         .delimiter(delimiter)
-        .from_reader(text.as_bytes());
+        .from_reader(text);
     let header = reader.headers().map_err(broken)?.clone();
-    let mut values = Vec::new();
     for (index, row) in reader.records().enumerate() {
         let row = row.map_err(broken)?;
         let line = row.position().map(|position| position.line() as usize);
         let cells = header.iter().zip(&row);
         let cells = cells.map(|(name, cell)| (name.trim().to_owned(), Value::from(cell)));
-        values.push((
-            Place::new(origin, index + 1, line),
-            Value::Object(cells.collect()),
-        ));
+        let place = Place::new(source.path, index + 1, line);
+        if each(place, Content::Value(Value::Object(cells.collect())))?.is_break() {
+            break;
+        }
     }
-    of_values(require_some(values, origin)?, origin, format)
+    Ok(())
 }
 
-fn of_values(values: Vec<(Place, Value)>, origin: &Path, format: Format) -> Result<Records> {
-    let format = match (format, values.first()) {
-        (Format::Auto, Some((_, first))) => {
-            formats::of_record(first).map_err(|what| Error::format(origin, what))?
-        }
-        (format, _) => format,
+/// The data sets that a text names, commas between them, each with the weight by which its records are taken: the number
+/// behind an `@` at the end, or 1. A file that there is under the whole text is that file.
+///
+/// ```
+/// use burn_peft::data::weighted_paths;
+///
+/// let found = weighted_paths("chats.jsonl@2, texts@0.5, more.csv")?;
+/// assert_eq!(found, [("chats.jsonl".into(), 2.0), ("texts".into(), 0.5), ("more.csv".into(), 1.0)]);
+/// # Ok::<(), burn_peft::Error>(())
+/// ```
+///
+/// # Errors
+/// [`Error::InvalidArgument`] for a weight that is not above 0.
+pub fn weighted_paths(path: impl AsRef<Path>) -> Result<Vec<(PathBuf, f64)>> {
+    let path = path.as_ref();
+    let Some(text) = path.to_str().filter(|_| !path.exists()) else {
+        return Ok(vec![(path.to_owned(), 1.0)]);
     };
-    let is_chat =
-        format == Format::Alpaca && values.iter().any(|(_, value)| formats::has_turns(value));
-    let mut all = Records::default();
-    for (place, value) in values {
-        let record = formats::record(value, format, is_chat).map_err(|what| place.error(&what))?;
-        all.records.push(record);
-        all.places.push(place);
+    let parts = text.split(',').map(str::trim);
+    parts.map(weighted_path).collect()
+}
+
+fn weighted_path(text: &str) -> Result<(PathBuf, f64)> {
+    let weighted = text
+        .rsplit_once('@')
+        .and_then(|(path, weight)| Some((path, weight.parse::<f64>().ok()?)));
+    match weighted.filter(|_| !Path::new(text).exists()) {
+        None => Ok((text.into(), 1.0)),
+        Some((path, weight)) if weight > 0.0 && weight.is_finite() => Ok((path.into(), weight)),
+        Some((path, weight)) => Err(Error::InvalidArgument {
+            name: "dataset",
+            message: format!(
+                "the weight of {path} is {weight}; give a number above 0, or leave the file out"
+            ),
+        }),
     }
-    Ok(all)
 }
 
 /// The files that a path means, in the order of their names.
@@ -294,7 +512,7 @@ fn files(path: &Path, split: Split) -> Result<Vec<PathBuf>> {
 }
 
 fn files_of_folder(folder: &Path, split: Split) -> Result<Vec<PathBuf>> {
-    const KNOWN: [&str; 5] = ["json", "jsonl", "csv", "tsv", "parquet"];
+    const KNOWN: [&str; 6] = ["json", "jsonl", "ndjson", "csv", "tsv", "parquet"];
     let mut found = Vec::new();
     for folder in [folder.to_owned(), folder.join("data")]
         .iter()
@@ -314,7 +532,7 @@ fn files_of_folder(folder: &Path, split: Split) -> Result<Vec<PathBuf>> {
     groups.into_iter().find(|files| !files.is_empty()).ok_or_else(|| {
         let name = split.names()[0];
         let message = format!(
-            "the folder has no {name}*.jsonl, .json or .csv, nor has its folder `data`; name a file of \
+            "the folder has no {name}*.jsonl, .json, .csv or .parquet, nor has its folder `data`; name a file of \
              records"
         );
         Error::format(folder, message)
@@ -329,18 +547,31 @@ fn is_split(path: &Path, name: &str) -> bool {
     rest.is_some_and(|rest| !rest.starts_with(char::is_alphanumeric))
 }
 
+/// The end of a name that tells how a file is laid out.
 fn extension(path: &Path) -> String {
-    path.extension()
+    without_compression(path)
+        .extension()
         .unwrap_or_default()
         .to_string_lossy()
         .to_lowercase()
 }
 
-fn parquet(path: &Path) -> Error {
+#[cfg(feature = "parquet")]
+fn read_parquet(source: &Source, each: &mut json::Each) -> Result<()> {
+    super::parquet::read(source.path, &mut |index, row| {
+        each(
+            Place::new(source.path, index + 1, None),
+            Content::Value(row),
+        )
+    })
+}
+
+#[cfg(not(feature = "parquet"))]
+fn read_parquet(source: &Source, _each: &mut json::Each) -> Result<()> {
     let message = format!(
-        "Parquet is not read; write it as JSON lines, in Python: \
+        "Parquet is read with the feature `parquet` (--features parquet); or write it as JSON lines, in Python: \
          `datasets.load_dataset(\"parquet\", data_files=\"{}\", split=\"train\").to_json(\"train.jsonl\")`",
-        path.display()
+        source.path.display()
     );
-    Error::format(path, message)
+    Err(Error::format(source.path, message))
 }

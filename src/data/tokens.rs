@@ -161,20 +161,6 @@ pub fn tokenize_records(
         .collect()
 }
 
-/// Checks that every token id has a row in an embedding of `vocab_size` rows. An id beyond it
-/// means the tokenizer of another model, and on a GPU reads foreign memory rather than failing.
-///
-/// # Errors
-///
-/// [`Error::TokenOutOfRange`] with the first such id.
-pub fn check_vocab(samples: &[Sample], vocab_size: usize) -> Result<()> {
-    let mut ids = samples.iter().flat_map(|sample| &sample.tokens);
-    match ids.find(|&&id| id as usize >= vocab_size) {
-        Some(&id) => Err(Error::TokenOutOfRange { id, vocab_size }),
-        None => Ok(()),
-    }
-}
-
 pub(super) fn label(id: u32) -> Result<i32> {
     i32::try_from(id).map_err(|_| Error::TokenOutOfRange {
         id,

@@ -13,6 +13,7 @@ use burn::module::{Module, ModuleVisitor, Param};
 use burn::optim::{GradientsAccumulator, GradientsParams};
 use burn::tensor::{Device, Gradients, Int, Tensor};
 
+use super::neftune::noise;
 use super::options::{Activations, GradientOptions, LOSS_CHUNK_ROWS};
 use crate::adapter::{initialize_params, packed_layouts};
 use crate::data::{Batch, IGNORE_INDEX};
@@ -35,7 +36,8 @@ pub(super) fn micro_batch_gradients(
     accumulator: &mut GradientsAccumulator<TransformerDecoder>,
 ) -> Vec<Tensor<1>> {
     let mut pass = Backward {
-        forward: Forward::new(model, batch, options.seed),
+        forward: Forward::new(model, batch, options.seed)
+            .with_noise(batch, options.neftune_noise_alpha),
         divisor,
         loss_chunk_rows: options.loss_chunk_rows,
         accumulator,
@@ -99,6 +101,8 @@ struct Forward<'a> {
     model: &'a TransformerDecoder,
     ids: Tensor<2, Int>,
     context: Context,
+    /// What is added to the embeddings.
+    noise: Option<Tensor<3>>,
 }
 
 impl<'a> Forward<'a> {
@@ -109,11 +113,26 @@ impl<'a> Forward<'a> {
             model,
             ids: batch.input_tensor(&device),
             context: context(model, batch, &device).with_seed(seed),
+            noise: None,
         }
     }
 
+    fn with_noise(self, batch: &Batch, alpha: Option<f64>) -> Self {
+        let (dim, device) = (self.model.config.embed_dim, self.ids.device());
+        let seed = self.context.seed.unwrap_or_default();
+        let noise = alpha.map(|alpha| noise(batch, dim, alpha, seed, &device));
+        Self { noise, ..self }
+    }
+
     fn embed(&self) -> Tensor<3> {
-        self.model.embed(self.ids.clone(), &self.context)
+        let embedded = self.model.embed(self.ids.clone(), &self.context);
+        match &self.noise {
+            Some(noise) => {
+                let noise = noise.clone().cast(embedded.dtype());
+                embedded + noise
+            }
+            None => embedded,
+        }
     }
 
     fn layers(&self, indices: Range<usize>, x: Tensor<3>) -> Tensor<3> {

@@ -7,6 +7,7 @@ mod estimate;
 mod experts;
 mod gradients;
 mod metrics;
+mod neftune;
 mod nonfinite;
 mod options;
 pub mod recipe;

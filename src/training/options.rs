@@ -34,7 +34,7 @@ pub enum LossNormalization {
 }
 
 /// How a step forms its gradients.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq)]
 #[non_exhaustive]
 pub struct GradientOptions {
     /// What the loss is divided by.
@@ -43,7 +43,10 @@ pub struct GradientOptions {
     pub activations: Activations,
     /// How many rows of logits exist at a time, at least 1; only tokens with a label have one.
     pub loss_chunk_rows: usize,
-    /// The seed of the step's dropout.
+    /// How strong the noise on the embeddings is, `alpha` of NEFTune (<https://arxiv.org/abs/2310.05914>), for a sample of
+    /// L tokens and vectors of d numbers uniform within `alpha / sqrt(L d)`; none is no noise.
+    pub neftune_noise_alpha: Option<f64>,
+    /// The seed of the step's dropout and noise.
     pub seed: u64,
 }
 
@@ -53,6 +56,7 @@ impl Default for GradientOptions {
             normalization: LossNormalization::default(),
             activations: Activations::default(),
             loss_chunk_rows: LOSS_CHUNK_ROWS,
+            neftune_noise_alpha: None,
             seed: 0,
         }
     }
@@ -63,6 +67,7 @@ impl GradientOptions {
         with_normalization => normalization: LossNormalization,
         with_activations => activations: Activations,
         with_loss_chunk_rows => loss_chunk_rows: usize,
+        with_neftune_noise_alpha => neftune_noise_alpha: Option<f64>,
         with_seed => seed: u64,
     }
 }

@@ -143,8 +143,12 @@ pub struct RecipeConfig {
     pub packed: bool,
     /// Whether each epoch goes through the records in an order of its own.
     pub shuffle: bool,
+    /// Whether batches hold records of about the same length.
+    pub group_by_length: bool,
     /// The seed of the adapters' first values, the dropout and the order of the records.
     pub seed: u64,
+    /// How strong the noise on the embeddings is in training (NEFTune); `None` is no noise.
+    pub neftune_noise_alpha: Option<f64>,
 
     /// The number of records in a batch.
     pub batch_size: usize,
@@ -250,7 +254,9 @@ impl Default for RecipeConfig {
             empty_instructions: Treatment::Drop,
             packed: false,
             shuffle: true,
+            group_by_length: false,
             seed: 0,
+            neftune_noise_alpha: None,
             batch_size: 2,
             epochs: 1,
             max_steps_per_epoch: None,
@@ -373,6 +379,7 @@ impl RecipeConfig {
         longest: usize,
     ) -> RecordEncoder<'a> {
         RecordEncoder::new(tokenizer)
+            .with_as_conversations(self.chat_template.is_some())
             .with_train_on(self.train_on.unwrap_or(TrainOn::Assistant))
             .with_train_on_input(
                 self.train_on
@@ -386,7 +393,8 @@ impl RecipeConfig {
             .with_empty_instructions(self.empty_instructions)
     }
 
-    /// Which records each step takes, for a run that `num_processes` began.
+    /// Which records each step takes, for a run that `num_processes` began; with `group_by_length` it still needs their
+    /// [lengths](DataOrder::lengths).
     pub fn data_order(&self, num_samples: usize, num_processes: usize) -> DataOrder {
         DataOrder {
             num_samples,
@@ -396,6 +404,7 @@ impl RecipeConfig {
             max_steps_per_epoch: self.max_steps_per_epoch,
             shuffle: self.shuffle,
             seed: self.seed,
+            lengths: None,
         }
     }
 
@@ -420,6 +429,7 @@ impl RecipeConfig {
         let trainer = Trainer::new(adamw, schedule)
             .with_max_grad_norm(self.clip_grad_norm)
             .with_activations(activations)
+            .with_neftune_noise_alpha(self.neftune_noise_alpha)
             .with_seed(self.seed);
         match self.optimizer.loraplus_lr_ratio {
             1.0 => trainer,
@@ -741,12 +751,13 @@ impl RecipeConfig {
 
     /// The rules about two keys at once; the first that is broken is told.
     fn check(&self, settings: &[Setting]) -> Result<()> {
-        const RULES: [fn(&RecipeConfig) -> Option<Broken>; 7] = [
+        const RULES: [fn(&RecipeConfig) -> Option<Broken>; 8] = [
             RecipeConfig::validates_twice,
             RecipeConfig::has_no_adapter,
             RecipeConfig::has_invalid_adapter,
             RecipeConfig::makes_up_for_nothing,
             RecipeConfig::packs_without_length,
+            RecipeConfig::groups_what_is_packed,
             RecipeConfig::validates_on_nothing,
             RecipeConfig::waits_for_no_validation,
         ];
@@ -797,6 +808,12 @@ impl RecipeConfig {
             "`packed` needs the length of the rows that records share, set `max_seq_len` too";
         let is_broken = self.packed && self.max_seq_len.is_none();
         is_broken.then(|| ("packed", message.into()))
+    }
+
+    fn groups_what_is_packed(&self) -> Option<Broken> {
+        let message = "`group_by_length` and `packed` exclude each other: rows that are packed are all about as long";
+        let is_broken = self.packed && self.group_by_length;
+        is_broken.then(|| ("group_by_length", message.into()))
     }
 
     fn validates_on_nothing(&self) -> Option<Broken> {

@@ -12,9 +12,8 @@ use serde::Serialize;
 
 use super::recipe::{RecipeConfig, Resume};
 use crate::checkpoint::base_model_name;
-use crate::data::Sample;
+use crate::data::weighted_paths;
 use crate::files::{create_dir, is_temporary, read_text, write_text};
-use crate::ops::mix;
 use crate::{Error, Result};
 use checkpoints::{Start, has_checkpoint, is_cut_off};
 
@@ -41,7 +40,7 @@ pub struct RunDir {
     /// The base model's name, by which checkpoints name theirs.
     base_name: Option<String>,
     num_processes: usize,
-    /// The [`fingerprint`] of what is trained on, where it is known.
+    /// The [`fingerprint`](crate::data::fingerprint) of what is trained on, where it is known.
     data: Option<u64>,
     /// The fingerprint of the base, where it is known.
     base: Option<u64>,
@@ -188,8 +187,12 @@ impl RunDir {
             ("dataset", &config.dataset),
             ("validation_dataset", &config.validation_dataset),
         ];
-        for (key, input) in inputs {
-            let input = input.as_ref().and_then(|path| path.canonicalize().ok());
+        let inputs = inputs.iter().filter_map(|(key, input)| {
+            let paths = weighted_paths(input.as_ref()?).ok()?;
+            Some(paths.into_iter().map(move |(path, _)| (key, path)))
+        });
+        for (key, input) in inputs.flatten() {
+            let input = input.canonicalize().ok();
             let is_in = |folder: &&PathBuf| match (&input, folder.canonicalize()) {
                 (Some(input), Ok(folder)) => input.starts_with(folder),
                 _ => false,
@@ -259,12 +262,12 @@ impl RunDir {
         }
     }
 
-    /// The run as one that trains on these samples, which checkpoints note and [`load_checkpoint`] compares.
-    /// What it validates with may change.
+    /// The run as one that trains on samples with this [`fingerprint`](crate::data::fingerprint), which checkpoints note
+    /// and [`load_checkpoint`] compares. What it validates with may change.
     ///
     /// [`load_checkpoint`]: Self::load_checkpoint
-    pub fn on_data(mut self, samples: &[Sample]) -> Self {
-        self.data = Some(fingerprint(samples));
+    pub fn on_data(mut self, fingerprint: u64) -> Self {
+        self.data = Some(fingerprint);
         self
     }
 
@@ -338,19 +341,6 @@ fn holds_something(path: &Path) -> bool {
         Ok(mut entries) => entries.next().is_some(),
         Err(_) => path.exists(),
     }
-}
-
-/// A number that differs where tokens, labels or the order of samples do, the same in every version of this
-/// crate.
-fn fingerprint(samples: &[Sample]) -> u64 {
-    let of_sample = |hash, sample: &Sample| {
-        let labels = sample.labels.iter().map(|label| *label as u32);
-        let numbers = sample.tokens.iter().copied().chain(labels);
-        numbers.fold(mix(hash, sample.len() as u64), |hash, number| {
-            mix(hash, u64::from(number))
-        })
-    };
-    samples.iter().fold(0, of_sample)
 }
 
 fn write_json(path: &Path, value: &impl Serialize) -> Result<()> {

@@ -231,6 +231,12 @@ impl Trainer {
         self
     }
 
+    /// Noise on the embeddings, see [`GradientOptions::neftune_noise_alpha`].
+    pub fn with_neftune_noise_alpha(mut self, alpha: Option<f64>) -> Self {
+        self.options.neftune_noise_alpha = alpha;
+        self
+    }
+
     /// So many rows of logits at a time: fewer take less memory, more are faster.
     pub fn with_loss_chunk_rows(mut self, rows: usize) -> Self {
         self.options.loss_chunk_rows = rows;

@@ -15,7 +15,7 @@ use burn_peft::checkpoint::{
     SafetensorsFile, attach_peft, load_hf, load_hf_as, load_peft, load_state_dict_file,
     read_hf_config, read_peft_config, save_hf, save_peft, save_peft_adapter, save_state_dict,
 };
-use burn_peft::data::{Batch, Sample, check_vocab, load_alpaca};
+use burn_peft::data::{Batch, Sample, check_vocab, fingerprint, load_alpaca};
 use burn_peft::generate::{GenerateOptions, generate};
 use burn_peft::llama::{LlamaConfig, TransformerDecoder};
 use burn_peft::lora::{AttnModule, DEFAULT_ADAPTER, LoRAConfig, LoRALinear, Targets};
@@ -1931,7 +1931,7 @@ fn resuming_with_as_many_other_records() {
     let state = |model: &TransformerDecoder, step| {
         let mut trainer = config.trainer(10);
         trainer.step = step;
-        let run = run.clone().on_data(&samples);
+        let run = run.clone().on_data(fingerprint(&samples[..]).unwrap());
         run.save_checkpoint(model, &config.lora(), &trainer)
             .unwrap();
     };
@@ -1946,7 +1946,7 @@ fn resuming_with_as_many_other_records() {
         vec![sample(&[1, 5, 1]), sample(&[9, 2])],
         unlabelled.to_vec(),
     ] {
-        let run = run.clone().on_data(&other);
+        let run = run.clone().on_data(fingerprint(&other).unwrap());
         let mut trainer = config.trainer(10);
         let error = refused(&mut model, dir.path(), |m| {
             run.load_checkpoint(m, &mut trainer)
@@ -1956,7 +1956,7 @@ fn resuming_with_as_many_other_records() {
         assert_eq!(trainer.step, 0);
     }
     let mut trainer = config.trainer(10);
-    let run = run.on_data(&samples);
+    let run = run.on_data(fingerprint(&samples[..]).unwrap());
     run.load_checkpoint(&mut model, &mut trainer).unwrap();
     assert_eq!(trainer.step, 2);
 }

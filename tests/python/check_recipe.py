@@ -3,6 +3,7 @@
 LORA_ALPACA is the example. It finetunes the embedded model for a few steps a case.
 """
 
+import gzip
 import json
 import os
 import pathlib
@@ -233,6 +234,28 @@ def notes(recipe: Recipe) -> None:
         lines = recipe.run(override).done().output.splitlines()
         found = [line for line in lines if line.startswith("note: ") and note in line]
         assert found, f"{override}: no note says `{note}`"
+
+
+def several_data_sets(recipe: Recipe) -> None:
+    """By weight, compressed, in batches by length; stopped and resumed it is the same training, noise included."""
+    records = [{"instruction": f"Say {word}.", "output": "yes " * count} for count in range(1, 9) for word in ("yes", "no")]
+    plain, packed = recipe.folder / "plain.jsonl", recipe.folder / "packed.json.gz"
+    plain.write_text("\n".join(map(json.dumps, records)))
+    packed.write_bytes(gzip.compress(json.dumps(records).encode()))
+    settings = [f"dataset={plain}@1.5, {packed}@2", "group_by_length=true", "neftune_noise_alpha=5", "save_every_n_steps=4"]
+    whole = recipe.run(*settings).done()
+    assert "finetuned on 56 records" in whole.output, whole.output
+    assert whole.metrics("loss") == recipe.run(*settings).done().metrics("loss")
+    assert whole.metrics("loss") != recipe.run(*settings, "neftune_noise_alpha=null").done().metrics("loss")
+    assert whole.metrics("loss") != recipe.run(*settings, "group_by_length=false").done().metrics("loss")
+    adapter = "adapter/adapter_model.safetensors"
+    expected = (whole.folder / adapter).read_bytes()
+    for checkpoint in (whole.folder / "checkpoints").iterdir():
+        if checkpoint.name != "step_4":
+            shutil.rmtree(checkpoint)
+    whole.command.append("resume_from_checkpoint=true")
+    assert (whole.done().folder / adapter).read_bytes() == expected
+    assert "the weight of" in recipe.run(f"dataset={plain}@0").fails()
 
 
 def dry_run(recipe: Recipe) -> None:
@@ -542,6 +565,7 @@ def main(program: str) -> None:
             half_precision,
             variants,
             notes,
+            several_data_sets,
             dry_run,
             records_of_other_formats,
             going_on,

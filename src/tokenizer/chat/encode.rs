@@ -6,6 +6,7 @@ use fancy_regex::Regex;
 
 use super::{Rendered, words};
 use crate::tokenizer::beginning::first_tokens;
+use crate::tokenizer::parts::Parts;
 use crate::tokenizer::{BEFORE, Tokenizer};
 use crate::{Error, Result};
 
@@ -26,6 +27,7 @@ pub struct ChatEncoder<'a> {
     tokenizer: &'a Tokenizer,
     /// The same, with the names of special tokens as these tokens.
     parsing: tokenizers::Tokenizer,
+    parsed_parts: Parts,
     words: Option<Regex>,
 }
 
@@ -36,6 +38,7 @@ impl<'a> ChatEncoder<'a> {
         parsing.set_encode_special_tokens(false);
         Self {
             tokenizer,
+            parsed_parts: Parts::of(&parsing),
             parsing,
             words: words(tokenizer, true),
         }
@@ -117,21 +120,14 @@ impl<'a> ChatEncoder<'a> {
         if self.tokenizer.sentencepiece.is_some() {
             return self.encode_pieces(text, parses);
         }
-        let tokenizer = match parses {
-            true => &self.parsing,
-            false => &self.tokenizer.inner,
+        let (tokenizer, parts) = match parses {
+            true => (&self.parsing, &self.parsed_parts),
+            false => (&self.tokenizer.inner, &self.tokenizer.parts),
         };
-        let encoding = tokenizer.encode(text, false).map_err(|error| {
+        parts.encode(tokenizer, text).map_err(|error| {
             let message = format!("the conversation cannot be encoded: {error}");
             Error::format(&self.tokenizer.origin, message)
-        })?;
-        let tokens = encoding.get_ids().iter().zip(encoding.get_offsets());
-        Ok(tokens
-            .map(|(&id, &(start, end))| PlacedToken {
-                id,
-                place: start..end,
-            })
-            .collect())
+        })
     }
 
     /// By SentencePiece's own way to join pieces, the text between special tokens each on its own, as Llama

@@ -211,15 +211,15 @@ pub(super) const KEYS: &[RecipeKey] = &[
     key(
         "dataset",
         PATH,
-        "Records to train on, see docs/data.md: JSON, JSONL or CSV, several files with commas between them, or a \
-         folder; `null` is the embedded set, for the embedded model only.",
+        "Records to train on, see docs/data.md: JSON, JSONL, CSV or Parquet, compressed or not, several files or folders \
+         with commas between them and weights behind an `@`; `null` is the embedded set, for the embedded model only.",
     )
     .optional()
     .free(),
     key(
         "validation_dataset",
         PATH,
-        "Records for the validation loss, likewise.",
+        "Records for the validation loss, likewise, without weights.",
     )
     .optional()
     .free(),
@@ -295,10 +295,23 @@ pub(super) const KEYS: &[RecipeKey] = &[
         "An order of its own for the records of each epoch.",
     ),
     key(
+        "group_by_length",
+        Flag,
+        "Batches of records of about the same length, for less padding: those of 50 steps are sorted by length and dealt \
+         out.",
+    ),
+    key(
         "seed",
         Count(0),
         "Seed of the adapters' first values, the dropout and the order.",
     ),
+    key(
+        "neftune_noise_alpha",
+        NonNegative,
+        "Noise on the embeddings in training, uniform within this number over the square root of the numbers in a record's \
+         embeddings (NEFTune; 5 is usual); `null` is none.",
+    )
+    .optional(),
     key("batch_size", Count(1), "Records in a batch."),
     key("epochs", Count(1), "Passes over the records."),
     key(
