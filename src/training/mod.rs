@@ -6,11 +6,14 @@ mod clip;
 mod estimate;
 mod experts;
 mod gradients;
+mod hidden_states;
+mod log_probs;
 mod metrics;
 mod options;
 pub mod recipe;
 mod run;
 mod schedule;
+mod sequence_loss;
 mod step;
 
 pub use crate::ops::cross_entropy_sum;
@@ -20,11 +23,14 @@ pub use estimate::{
     Bytes, Change, EstimateConfig, MemoryEstimate, Moment, Suggestion, estimate,
     saved_bytes_per_layer, suggestions,
 };
-pub use gradients::lm_loss_sum;
+pub use gradients::{lm_loss_sum, sample_log_probs};
+pub use hidden_states::{DecoderPass, HiddenStates};
+pub use log_probs::SampleLogProb;
 pub use metrics::{MetricsLog, available_memory_bytes, peak_memory_bytes};
 pub use options::{Activations, GradientOptions, LossNormalization};
 pub use run::{ExactMatch, RunDir, Summary};
 pub use schedule::{LrSchedule, ScheduleKind};
+pub use sequence_loss::{Dpo, SequenceLoss};
 pub use step::{
     StepGradients, StepOutput, Trainer, accumulate_gradients, validation_loss, validation_loss_in,
 };
