@@ -6,6 +6,7 @@ pub mod checkpoint;
 pub mod data;
 pub mod distributed;
 mod error;
+pub mod evaluate;
 mod files;
 pub mod generate;
 pub mod llama;
