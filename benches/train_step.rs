@@ -302,7 +302,8 @@ fn main() -> Result<()> {
         tokens += output.num_tokens;
     }
     let steps_bytes = peak_since_reset();
-    let held_out_loss = (!held_out.is_empty()).then(|| validation_loss(&model, &held_out));
+    let held_out_loss =
+        (!held_out.is_empty()).then(|| validation_loss(&model, &held_out).expect("records"));
     let line = serde_json::json!({
         "losses": losses,
         "held_out_loss": held_out_loss,

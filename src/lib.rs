@@ -8,6 +8,7 @@ pub mod checkpoint;
 pub mod data;
 pub mod distributed;
 mod error;
+pub mod evaluate;
 mod files;
 pub mod generate;
 mod gguf;

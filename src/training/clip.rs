@@ -1,8 +1,10 @@
-use burn::module::{Module, ModuleVisitor, Param};
+use burn::module::{Module, ModuleVisitor, Param, ParamId};
 use burn::optim::GradientsParams;
 use burn::tensor::Tensor;
+use indexmap::IndexMap;
 
 use super::gradients::read_sum;
+use crate::adapter::get_params;
 use crate::ops::SumOfSquares;
 
 /// The Euclidean norm of all gradients of a model taken as one vector.
@@ -29,7 +31,32 @@ pub fn clip_grad_norm<M: Module>(model: &M, grads: &mut GradientsParams, max_nor
     norm
 }
 
+/// The Euclidean norm of each parameter's gradient, by name, of those that have one. This waits for the device.
+pub(super) fn param_norms<M: Module>(model: &M, grads: &GradientsParams) -> IndexMap<String, f64> {
+    let mut each = EachSquare {
+        grads,
+        squares: Vec::new(),
+    };
+    model.visit(&mut each);
+    let mut squares = each.squares.into_iter().peekable();
+    let params = get_params(model);
+    let norms = params.iter().filter_map(|(name, info)| {
+        let (_, square) = squares.next_if(|(id, _)| *id == info.id)?;
+        Some((name.to_owned(), read_sum(vec![square]).sqrt()))
+    });
+    norms.collect()
+}
+
 pub(super) fn scale_gradients<M: Module>(model: &M, grads: &mut GradientsParams, factor: f64) {
+    scale_each(model, grads, |_| factor);
+}
+
+/// Multiplies each parameter's gradient by a factor of its own.
+pub(super) fn scale_each<M: Module>(
+    model: &M,
+    grads: &mut GradientsParams,
+    factor: impl Fn(ParamId) -> f64,
+) {
     model.visit(&mut Scale { grads, factor });
 }
 
@@ -54,15 +81,31 @@ impl ModuleVisitor for Squares<'_> {
     }
 }
 
-struct Scale<'a> {
-    grads: &'a mut GradientsParams,
-    factor: f64,
+/// The squared norms of single gradients, in the model's order.
+struct EachSquare<'a> {
+    grads: &'a GradientsParams,
+    squares: Vec<(ParamId, Tensor<1>)>,
 }
 
-impl ModuleVisitor for Scale<'_> {
+impl ModuleVisitor for EachSquare<'_> {
+    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+        if let Some(grad) = self.grads.get::<D>(param.id) {
+            let square = SumOfSquares::zero(&grad.device()).add(grad);
+            self.squares.push((param.id, square.parts()));
+        }
+    }
+}
+
+struct Scale<'a, F> {
+    grads: &'a mut GradientsParams,
+    factor: F,
+}
+
+impl<F: Fn(ParamId) -> f64> ModuleVisitor for Scale<'_, F> {
     fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
         if let Some(grad) = self.grads.remove::<D>(param.id) {
-            self.grads.register(param.id, grad * self.factor);
+            let factor = (self.factor)(param.id);
+            self.grads.register(param.id, grad * factor);
         }
     }
 }

@@ -6,38 +6,49 @@
 //! head       rows of top with a label ─► norm ─► output ─► loss, ∂loss/∂top; some rows at a time
 //! backward   ∂loss/∂top ─► layer ─► ... ─► the lowest layer with something to train
 //! ```
+//!
+//! A loss over whole samples takes the head twice: first for the samples' log-probabilities, then, once the loss has said
+//! what each is worth, for the gradients.
 
 use std::ops::Range;
 
-use burn::module::{Module, ModuleVisitor, Param};
+use burn::module::{ModuleVisitor, Param};
 use burn::optim::{GradientsAccumulator, GradientsParams};
-use burn::tensor::{Device, Gradients, Int, Tensor};
+use burn::tensor::{Gradients, Int, Tensor};
 
-use super::neftune::noise;
+use super::hidden_states::HiddenStates;
+use super::log_probs::{
+    SampleLogProb, TokenLogProb, log_probs, sample_log_probs_of, token_log_probs,
+};
+use super::neftune::Noise;
 use super::options::{Activations, GradientOptions, LOSS_CHUNK_ROWS};
-use crate::adapter::{initialize_params, packed_layouts};
+use super::sequence_loss::SequenceLoss;
+use crate::adapter::initialize_params;
 use crate::data::{Batch, IGNORE_INDEX};
-use crate::llama::{Context, TransformerDecoder};
-use crate::lora::Routes;
-use crate::ops::{self, backward_from, cross_entropy_sum};
+use crate::ops::{backward_from, cross_entropy_sum};
 use crate::weight::is_trained;
 
-/// The loss of a micro-batch, `sum of cross entropies / divisor`, in parts that are still on the
+/// The loss of a micro-batch, `sum of cross entropies / divisor` or that of its samples, in parts that are still on the
 /// device, so that nothing waits for it; none if no token of the batch has a label. The gradients are
 /// added to `accumulator`.
 ///
 /// Each layer's dropout follows from the seed and the layer's index, so that a layer that is computed
 /// again drops the same elements.
-pub(super) fn micro_batch_gradients(
-    model: &TransformerDecoder,
+pub(super) fn micro_batch_gradients<M: HiddenStates>(
+    model: &M,
     batch: &Batch,
+    loss: Option<&dyn SequenceLoss<M>>,
     divisor: f64,
     options: GradientOptions,
-    accumulator: &mut GradientsAccumulator<TransformerDecoder>,
+    accumulator: &mut GradientsAccumulator<M>,
 ) -> Vec<Tensor<1>> {
     let mut pass = Backward {
-        forward: Forward::new(model, batch, options.seed)
-            .with_noise(batch, options.neftune_noise_alpha),
+        forward: Forward::new(model, batch, options.seed).with_noise(Noise::of(
+            batch,
+            options.neftune_noise_alpha,
+            options.seed,
+        )),
+        loss,
         divisor,
         loss_chunk_rows: options.loss_chunk_rows,
         accumulator,
@@ -47,29 +58,6 @@ pub(super) fn micro_batch_gradients(
         Activations::Recompute { layers } => pass.recompute(batch, layers),
     }
     .unwrap_or_default()
-}
-
-/// Lets the memory pool of a GPU hold the largest buffers of a step on these batches.
-pub(super) fn prepare_memory(
-    model: &TransformerDecoder,
-    batches: &[Batch],
-    loss_chunk_rows: usize,
-) {
-    let (config, device) = (&model.config, model.norm.weight.lazy_device());
-    let tokens = |batch: &Batch| batch.batch_size * batch.seq_len;
-    let tokens = batches.iter().map(tokens).max().unwrap_or(0);
-    let widest = config
-        .intermediate_dim
-        .max(config.num_heads * config.head_dim);
-    let dtype = model.tok_embeddings.weight.compute_dtype();
-    let chosen = config.experts.as_ref().map_or(1, |e| e.per_token);
-    let widest = widest.max(chosen * config.embed_dim);
-    let activations = tokens * widest * dtype.size();
-    let logits = tokens.min(loss_chunk_rows) * config.vocab_size * size_of::<f32>();
-    let tiles = packed_layouts(model).into_values();
-    let tile = tiles.map(|layout| ops::decoded_at_once(&layout)).max();
-    let tile = tile.unwrap_or(0) * dtype.size();
-    ops::prepare_memory(&device, activations.max(logits).max(tile) as u64);
 }
 
 /// The sum of a loss's parts. This waits for the device.
@@ -85,69 +73,96 @@ pub(super) fn read_sum(parts: Vec<Tensor<1>>) -> f64 {
 ///
 /// # Panics
 /// If a token's id is not below the model's `vocab_size`.
-pub fn lm_loss_sum(model: &TransformerDecoder, batch: &Batch) -> Option<f64> {
+pub fn lm_loss_sum<M: HiddenStates>(model: &M, batch: &Batch) -> Option<f64> {
     let model = model.valid();
     let forward = Forward::new(&model, batch, 0);
-    let top = forward.layers(0..model.layers.len(), forward.embed());
-    let predictions = Predictions::new(batch, top, forward.routes())?;
+    let predictions = Predictions::new(batch, forward.top())?;
     let losses = predictions
         .chunks(LOSS_CHUNK_ROWS)
-        .map(|chunk| head_loss(&model, chunk));
+        .map(|chunk| forward.loss(chunk));
     Some(read_sum(losses.collect()))
 }
 
-/// A forward pass over one batch.
-struct Forward<'a> {
-    model: &'a TransformerDecoder,
-    ids: Tensor<2, Int>,
-    context: Context,
-    /// What is added to the embeddings.
-    noise: Option<Tensor<3>>,
+/// What a model says of each sample's labelled tokens, without a graph and without dropout: row by row, and in a packed row
+/// one after the other.
+///
+/// # Panics
+/// If a token's id is not below the model's `vocab_size`.
+pub fn sample_log_probs<M: HiddenStates>(model: &M, batch: &Batch) -> Vec<SampleLogProb> {
+    let model = model.valid();
+    let forward = Forward::new(&model, batch, 0);
+    let predictions = Predictions::new(batch, forward.top());
+    let tokens = predictions.map(|all| forward.log_probs(&all, LOSS_CHUNK_ROWS));
+    sample_log_probs_of(batch, &tokens.unwrap_or_default())
 }
 
-impl<'a> Forward<'a> {
-    fn new(model: &'a TransformerDecoder, batch: &Batch, seed: u64) -> Self {
+/// A forward pass over one batch.
+struct Forward<'a, M: HiddenStates> {
+    model: &'a M,
+    pass: M::Pass,
+    /// What is added to the embeddings.
+    noise: Option<Noise<'a>>,
+}
+
+impl<'a, M: HiddenStates> Forward<'a, M> {
+    fn new(model: &'a M, batch: &Batch, seed: u64) -> Self {
         assert_in_vocab(batch, model.vocab_size());
-        let device = model.norm.weight.lazy_device();
+        let pass = model.start(batch, seed);
         Self {
             model,
-            ids: batch.input_tensor(&device),
-            context: context(model, batch, &device).with_seed(seed),
+            pass,
             noise: None,
         }
     }
 
-    fn with_noise(self, batch: &Batch, alpha: Option<f64>) -> Self {
-        let (dim, device) = (self.model.config.embed_dim, self.ids.device());
-        let seed = self.context.seed.unwrap_or_default();
-        let noise = alpha.map(|alpha| noise(batch, dim, alpha, seed, &device));
+    fn with_noise(self, noise: Option<Noise<'a>>) -> Self {
         Self { noise, ..self }
     }
 
     fn embed(&self) -> Tensor<3> {
-        let embedded = self.model.embed(self.ids.clone(), &self.context);
+        let embedded = self.model.embed(&self.pass);
         match &self.noise {
-            Some(noise) => {
-                let noise = noise.clone().cast(embedded.dtype());
-                embedded + noise
-            }
+            Some(noise) => noise.added_to(embedded),
             None => embedded,
         }
     }
 
     fn layers(&self, indices: Range<usize>, x: Tensor<3>) -> Tensor<3> {
-        self.model.apply_layers(indices, x, &self.context, None)
+        indices.fold(x, |x, index| self.model.layer(index, x, &self.pass))
     }
 
-    /// A layer without a graph.
-    fn untracked_layer(&self, index: usize, x: Tensor<3>) -> Tensor<3> {
-        let layer = self.model.layers[index].clone().no_grad();
-        self.context.seed_layer(index);
-        layer.forward(x, &self.context, None)
+    /// The hidden states after the last layer.
+    fn top(&self) -> Tensor<3> {
+        self.layers(0..self.model.num_layers(), self.embed())
     }
 
-    fn routes(&self) -> Option<&Routes> {
-        self.context.routes.as_ref()
+    fn logits(&self, chunk: Chunk) -> Tensor<2> {
+        self.model.logits(chunk.hidden, chunk.rows, &self.pass)
+    }
+
+    /// The summed loss of some hidden states.
+    fn loss(&self, chunk: Chunk) -> Tensor<1> {
+        let (targets, weights) = (chunk.targets.clone(), chunk.weights.clone());
+        let logits = self.logits(chunk);
+        match weights {
+            None => cross_entropy_sum(logits, targets),
+            Some(weights) => (log_probs(logits, targets) * weights).sum().neg(),
+        }
+    }
+
+    /// What the model says of each prediction, so many at a time.
+    fn log_probs(&self, predictions: &Predictions, chunk_rows: usize) -> Vec<TokenLogProb> {
+        let said = predictions.chunks(chunk_rows).flat_map(|chunk| {
+            let targets = chunk.targets.clone();
+            token_log_probs(self.logits(chunk), targets)
+        });
+        let said = said.zip(&predictions.samples);
+        said.map(|((log_prob, is_greedy), sample)| TokenLogProb {
+            sample: *sample,
+            log_prob,
+            is_greedy,
+        })
+        .collect()
     }
 }
 
@@ -163,32 +178,19 @@ fn assert_in_vocab(batch: &Batch, vocab_size: usize) {
     }
 }
 
-/// The context of a batch, from what is known of it without reading from the device.
-fn context(model: &TransformerDecoder, batch: &Batch, device: &Device) -> Context {
-    let (segments, seq_len) = (&batch.segments, batch.seq_len);
-    let context = match (batch.is_packed(), batch.is_padded()) {
-        (true, _) => Context::packed(&model.config, segments, seq_len, device),
-        (false, false) => Context::causal(&model.config, 0, seq_len, device),
-        (false, true) => {
-            let lengths: Vec<_> = segments.iter().map(|row| row.iter().sum()).collect();
-            Context::padded(&model.config, &lengths, seq_len, device)
-        }
-    };
-    context.with_routes(batch.adapters.clone().map(Routes::new))
-}
-
 /// A forward pass with its backward pass.
-struct Backward<'a> {
-    forward: Forward<'a>,
+struct Backward<'a, M: HiddenStates> {
+    forward: Forward<'a, M>,
+    /// The loss over whole samples, if it is not the tokens' own.
+    loss: Option<&'a dyn SequenceLoss<M>>,
     divisor: f64,
     loss_chunk_rows: usize,
-    accumulator: &'a mut GradientsAccumulator<TransformerDecoder>,
+    accumulator: &'a mut GradientsAccumulator<M>,
 }
 
-impl Backward<'_> {
+impl<M: HiddenStates> Backward<'_, M> {
     fn keep(&mut self, batch: &Batch) -> Option<Vec<Tensor<1>>> {
-        let all = 0..self.forward.model.layers.len();
-        let top = self.forward.layers(all, self.forward.embed());
+        let top = self.forward.top();
         let (losses, grad) = self.head(batch, top.clone())?;
         self.backward(top, grad, None);
         Some(losses)
@@ -201,15 +203,16 @@ impl Backward<'_> {
         initialize_params(model);
         let mut inputs = Vec::new();
         let mut x = self.forward.embed().detach();
-        for index in 0..model.layers.len() {
+        let num_layers = model.num_layers();
+        for index in 0..num_layers {
             if index.is_multiple_of(group) {
-                inputs.push((index..(index + group).min(model.layers.len()), x.clone()));
+                inputs.push((index..(index + group).min(num_layers), x.clone()));
             }
-            x = self.forward.untracked_layer(index, x);
+            x = model.untracked_layer(index, x, &self.forward.pass);
         }
         let (losses, mut grad) = self.head(batch, x)?;
         for (indices, input) in inputs.into_iter().rev() {
-            let is_lowest = !self.trains_below(indices.start);
+            let is_lowest = !model.trains_below(indices.start);
             let input = input.set_require_grad(!is_lowest);
             let output = self.forward.layers(indices, input.clone());
             match self.backward(output, grad, Some(input).filter(|_| !is_lowest)) {
@@ -224,8 +227,12 @@ impl Backward<'_> {
     /// The loss, chunk by chunk, and its gradient for the hidden states after the last layer. The
     /// gradients of the head's own parameters are accumulated.
     fn head(&mut self, batch: &Batch, top: Tensor<3>) -> Option<(Vec<Tensor<1>>, Tensor<3>)> {
-        let model = self.forward.model;
-        let predictions = Predictions::new(batch, top, self.forward.routes())?;
+        let mut predictions = Predictions::new(batch, top)?;
+        let of_samples = self.loss.map(|loss| {
+            let (value, weights) = self.weigh(loss, batch, &predictions);
+            predictions.weights = Some(weights);
+            vec![value / self.divisor]
+        });
         let (mut losses, mut row_grads) = (Vec::new(), Vec::new());
         for chunk in predictions.chunks(self.loss_chunk_rows) {
             let rows = chunk.hidden.require_grad();
@@ -233,14 +240,46 @@ impl Backward<'_> {
                 hidden: rows.clone(),
                 ..chunk
             };
-            let chunk = head_loss(model, chunk) / self.divisor;
+            let chunk = self.forward.loss(chunk) / self.divisor;
             let mut grads = chunk.backward();
             losses.push(chunk.inner());
             let grad = rows.grad_remove(&mut grads);
             row_grads.push(grad.expect("the rows are leaves of the graph"));
             self.accumulate(&mut grads);
         }
+        let losses = of_samples.unwrap_or(losses);
         Some((losses, predictions.scatter(row_grads)))
+    }
+
+    /// The loss of a batch's samples, and what the cross entropy of each of their tokens is worth to it: the negative of the
+    /// loss's derivative by the sample's log-probability.
+    fn weigh(
+        &self,
+        loss: &dyn SequenceLoss<M>,
+        batch: &Batch,
+        predictions: &Predictions,
+    ) -> (Tensor<1>, Vec<f32>) {
+        let (forward, device) = (&self.forward, predictions.hidden.device());
+        let Forward { model, pass, .. } = forward;
+        model.seed_logits(pass);
+        let tokens = forward.log_probs(predictions, self.loss_chunk_rows);
+        let samples = sample_log_probs_of(batch, &tokens);
+        let log_probs: Vec<f32> = samples
+            .iter()
+            .map(|sample| sample.log_prob as f32)
+            .collect();
+        let log_probs = Tensor::<1>::from_floats(&log_probs[..], &device).require_grad();
+        let value = loss.sum(model, batch, &samples, log_probs.clone());
+        let mut grads = value.backward();
+        let by_sample = log_probs.grad_remove(&mut grads).map(|grad| {
+            let grad = grad.into_data();
+            grad.iter::<f32>().collect::<Vec<_>>()
+        });
+        let by_sample = by_sample.unwrap_or_else(|| vec![0.0; samples.len()]);
+        let of_tokens = tokens.iter().map(|token| -by_sample[token.sample]);
+        // The gradients are those of the same dropout.
+        model.seed_logits(pass);
+        (value.inner(), of_tokens.collect())
     }
 
     /// Sends `grad` back from `output`, accumulates the gradients of the parameters on the way, and
@@ -269,12 +308,6 @@ impl Backward<'_> {
         model.visit(&mut of_params);
         self.accumulator.accumulate(model, of_params.params);
     }
-
-    /// Whether the embedding or a layer before `end` has a parameter to train.
-    fn trains_below(&self, end: usize) -> bool {
-        let model = self.forward.model;
-        trains(&model.tok_embeddings) || model.layers[..end].iter().any(trains)
-    }
 }
 
 /// The hidden states that predict a token with a label.
@@ -282,53 +315,62 @@ struct Predictions {
     /// `[batch · seq, dim]`, outside of the graph.
     hidden: Tensor<2>,
     shape: [usize; 3],
-    /// Their rows in `hidden`, and the labels.
-    rows: Vec<i32>,
+    /// Their places in `hidden`, their rows in the batch, and the labels.
+    places: Vec<i32>,
+    rows: Vec<usize>,
     targets: Vec<i32>,
-    routes: Option<Routes>,
+    /// The sample of each, counted over all rows.
+    samples: Vec<usize>,
+    /// What the cross entropy of each is multiplied by, if not by 1.
+    weights: Option<Vec<f32>>,
 }
 
 /// Some of them.
-struct Chunk {
+struct Chunk<'a> {
     /// `[size, dim]`.
     hidden: Tensor<2>,
     /// `[size]`.
     targets: Tensor<1, Int>,
-    /// The adapter of each.
-    routes: Option<Routes>,
+    /// `[size]`.
+    weights: Option<Tensor<1>>,
+    /// The rows of the batch that they come from.
+    rows: &'a [usize],
 }
 
 impl Predictions {
     /// None if no token has a label.
-    fn new(batch: &Batch, top: Tensor<3>, routes: Option<&Routes>) -> Option<Self> {
-        let (rows, targets) = batch.predictions();
+    fn new(batch: &Batch, top: Tensor<3>) -> Option<Self> {
+        let (places, targets) = batch.predictions();
         let shape @ [batch_size, seq, dim] = top.dims();
-        let row_of = |row: &i32| *row as usize / seq;
-        (!rows.is_empty()).then(|| Self {
+        let row_of = |place: &i32| *place as usize / seq;
+        (!places.is_empty()).then(|| Self {
             hidden: top.detach().reshape([batch_size * seq, dim]),
             shape,
-            routes: routes.map(|routes| routes.of_rows(rows.iter().map(row_of))),
-            rows,
+            rows: places.iter().map(row_of).collect(),
+            samples: samples_of(batch, &places),
+            weights: None,
+            places,
             targets,
         })
     }
 
     /// So many at a time, the last chunk maybe shorter.
-    fn chunks(&self, size: usize) -> impl Iterator<Item = Chunk> {
+    fn chunks(&self, size: usize) -> impl Iterator<Item = Chunk<'_>> {
         let device = self.hidden.device();
-        let rows = self.rows.chunks(size);
-        rows.zip(self.targets.chunks(size))
-            .enumerate()
-            .map(move |(index, (rows, targets))| {
-                let places = index * size..index * size + rows.len();
-                let routes = self.routes.as_ref();
-                let rows = Tensor::from_ints(rows, &device);
-                Chunk {
-                    hidden: self.hidden.clone().select(0, rows),
-                    targets: Tensor::from_ints(targets, &device),
-                    routes: routes.map(|routes| routes.of_rows(places)),
-                }
-            })
+        let places = self.places.chunks(size);
+        let parts = places.zip(self.targets.chunks(size)).enumerate();
+        parts.map(move |(index, (places, targets))| {
+            let part = index * size..index * size + places.len();
+            let weights = self.weights.as_ref();
+            let weights = weights.map(|all| Tensor::from_floats(&all[part.clone()], &device));
+            let places = Tensor::from_ints(places, &device);
+            Chunk {
+                hidden: self.hidden.clone().select(0, places),
+                targets: Tensor::from_ints(targets, &device),
+                weights,
+                rows: &self.rows[part],
+            }
+        })
     }
 
     /// The gradients of the rows at their places, zero elsewhere: each place takes its row, or a row
@@ -338,9 +380,9 @@ impl Predictions {
         let [batch, seq, dim] = self.shape;
         let (device, dtype) = (row_grads[0].device(), row_grads[0].dtype());
         row_grads.push(Tensor::zeros([1, dim], (&device, dtype)));
-        let mut sources = vec![self.rows.len() as i32; batch * seq];
-        for (source, row) in (0..).zip(&self.rows) {
-            sources[*row as usize] = source;
+        let mut sources = vec![self.places.len() as i32; batch * seq];
+        for (source, place) in (0..).zip(&self.places) {
+            sources[*place as usize] = source;
         }
         let sources = Tensor::<1, Int>::from_ints(&sources[..], &device);
         Tensor::cat(row_grads, 0)
@@ -349,15 +391,21 @@ impl Predictions {
     }
 }
 
-/// The summed loss of some hidden states.
-fn head_loss(model: &TransformerDecoder, chunk: Chunk) -> Tensor<1> {
-    let [size, dim] = chunk.hidden.dims();
-    let logits = match &chunk.routes {
-        None => model.head(chunk.hidden.unsqueeze(), None),
-        // Each with its own adapter is a row of its own.
-        routes => model.head(chunk.hidden.reshape([size, 1, dim]), routes.as_ref()),
-    };
-    cross_entropy_sum(logits.flatten(0, 1), chunk.targets)
+/// The sample of each of some positions, which are counted over all rows of a batch.
+fn samples_of(batch: &Batch, positions: &[i32]) -> Vec<usize> {
+    let mut of_positions = vec![0; batch.batch_size * batch.seq_len];
+    let mut sample = 0;
+    for (row, lengths) in batch.segments.iter().enumerate() {
+        let mut start = row * batch.seq_len;
+        for length in lengths {
+            of_positions[start..start + length].fill(sample);
+            (start, sample) = (start + length, sample + 1);
+        }
+    }
+    let positions = positions.iter();
+    positions
+        .map(|position| of_positions[*position as usize])
+        .collect()
 }
 
 /// Takes the gradients of parameters out of all gradients, as [`GradientsParams::from_module`] does, which would decode
@@ -374,20 +422,5 @@ impl ModuleVisitor for OfParams<'_> {
         {
             self.params.register(param.id, grad);
         }
-    }
-}
-
-/// Whether a module whose trained parameters have values has one.
-fn trains<M: Module>(module: &M) -> bool {
-    let mut any = AnyTrained(false);
-    module.visit(&mut any);
-    any.0
-}
-
-struct AnyTrained(bool);
-
-impl ModuleVisitor for AnyTrained {
-    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
-        self.0 |= is_trained(param);
     }
 }

@@ -6,6 +6,8 @@ mod clip;
 mod estimate;
 mod experts;
 mod gradients;
+mod hidden_states;
+mod log_probs;
 mod metrics;
 mod neftune;
 mod nonfinite;
@@ -13,6 +15,7 @@ mod options;
 pub mod recipe;
 mod run;
 mod schedule;
+mod sequence_loss;
 mod step;
 mod validations;
 
@@ -23,7 +26,9 @@ pub use estimate::{
     Bytes, Change, EstimateConfig, MemoryEstimate, Moment, Suggestion, estimate,
     saved_bytes_per_layer, suggestions,
 };
-pub use gradients::lm_loss_sum;
+pub use gradients::{lm_loss_sum, sample_log_probs};
+pub use hidden_states::{DecoderPass, HiddenStates};
+pub use log_probs::SampleLogProb;
 pub use metrics::{
     CsvMetrics, MetricLogger, Metrics, MetricsLog, TensorBoardMetrics, available_memory_bytes,
     peak_memory_bytes,
@@ -32,6 +37,7 @@ pub use nonfinite::nonfinite_records;
 pub use options::{Activations, GradientOptions, LossNormalization};
 pub use run::{ExactMatch, RunDir, Summary, available_disk_bytes};
 pub use schedule::{LrSchedule, ScheduleKind};
+pub use sequence_loss::{Dpo, SequenceLoss};
 pub use step::{
     StepGradients, StepOutput, Trainer, accumulate_gradients, validation_loss, validation_loss_in,
 };

@@ -7,7 +7,7 @@
 //! for a sample of L tokens whose vectors have d numbers, L without padding: how a batch is padded or packed changes nothing
 //! of how strong the noise is.
 
-use burn::tensor::{Device, Tensor, TensorData};
+use burn::tensor::{Tensor, TensorData};
 use rayon::prelude::*;
 
 use crate::data::Batch;
@@ -17,19 +17,28 @@ use crate::ops::mix;
 const STREAM: u64 = u64::from_le_bytes(*b"neftune\0");
 
 /// The noise of a batch; the same for the same seed, on any device.
-///
-/// # Shapes
-/// - output: `[batch, seq, dim]`, zero at padding
-pub(super) fn noise(
-    batch: &Batch,
-    dim: usize,
+pub(super) struct Noise<'a> {
+    batch: &'a Batch,
     alpha: f64,
     seed: u64,
-    device: &Device,
-) -> Tensor<3> {
-    let numbers = numbers(batch, dim, alpha, mix(seed, STREAM));
-    let data = TensorData::new(numbers, [batch.batch_size, batch.seq_len, dim]);
-    Tensor::from_data(data, device)
+}
+
+impl<'a> Noise<'a> {
+    /// None without an alpha.
+    pub(super) fn of(batch: &'a Batch, alpha: Option<f64>, seed: u64) -> Option<Self> {
+        let seed = mix(seed, STREAM);
+        alpha.map(|alpha| Self { batch, alpha, seed })
+    }
+
+    /// # Shapes
+    /// - input and output: `[batch, seq, dim]`; nothing is added to padding
+    pub(super) fn added_to(&self, embedded: Tensor<3>) -> Tensor<3> {
+        let shape @ [_, _, dim] = embedded.dims();
+        let data = TensorData::new(numbers(self.batch, dim, self.alpha, self.seed), shape);
+        let options = (&embedded.device(), embedded.dtype());
+        let noise = Tensor::<3>::from_data(data, options);
+        embedded + noise
+    }
 }
 
 fn numbers(batch: &Batch, dim: usize, alpha: f64, seed: u64) -> Vec<f32> {

@@ -1,31 +1,45 @@
+use std::collections::HashMap;
+
+use burn::module::Module;
 use burn::optim::{GradientsAccumulator, GradientsParams};
 use burn::tensor::{DType, Tensor};
+use indexmap::IndexMap;
 
-use super::clip::{clip_factor, scale_gradients, squared_norm};
-use super::experts::add_zeros;
-use super::gradients::{lm_loss_sum, micro_batch_gradients, prepare_memory, read_sum};
+use super::clip::{clip_factor, grad_norm, param_norms, scale_each, scale_gradients, squared_norm};
+use super::gradients::{lm_loss_sum, micro_batch_gradients, read_sum};
+use super::hidden_states::HiddenStates;
 use super::options::{Activations, GradientOptions, LossNormalization};
+use super::sequence_loss::SequenceLoss;
 use super::{AdamW, AdamWConfig, LrSchedule, Validations};
+use crate::adapter::get_params;
 use crate::data::Batch;
 use crate::distributed::{ProcessGroup, SingleProcess, reduce_gradients};
-use crate::llama::TransformerDecoder;
 use crate::ops::mix;
 use crate::{Error, Result};
 
-impl LossNormalization {
-    fn divisor(self, batch: &Batch, step: &StepCounts) -> f64 {
-        match self {
-            Self::StepTokens => step.labels,
-            Self::MicroBatchMean => batch.num_label_tokens() as f64 * step.micro_batches,
-        }
+/// What a step's loss is divided by, for one of its micro-batches.
+fn divisor<M>(
+    normalization: LossNormalization,
+    loss: Option<&dyn SequenceLoss<M>>,
+    batch: &Batch,
+    step: &StepCounts,
+) -> f64 {
+    match normalization {
+        LossNormalization::StepTokens => step.losses,
+        LossNormalization::MicroBatchMean => losses_of(loss, batch) as f64 * step.micro_batches,
     }
+}
+
+/// How many losses a batch has: of tokens with a label, or of samples.
+fn losses_of<M>(loss: Option<&dyn SequenceLoss<M>>, batch: &Batch) -> usize {
+    loss.map_or_else(|| batch.num_label_tokens(), |loss| loss.count(batch))
 }
 
 /// What a step has, all members of a group together.
 #[derive(Debug, Clone, Copy)]
 struct StepCounts {
-    /// Tokens with a label.
-    labels: f64,
+    /// Losses that are summed.
+    losses: f64,
     micro_batches: f64,
     /// Tokens, padding not counted.
     tokens: f64,
@@ -34,19 +48,26 @@ struct StepCounts {
 }
 
 impl StepCounts {
-    fn gather(group: &dyn ProcessGroup, batches: &[Batch]) -> Result<Self> {
-        let sum = |count: fn(&Batch) -> usize| batches.iter().map(count).sum::<usize>() as f64;
-        let mine = [
-            sum(Batch::num_label_tokens),
-            batches.len() as f64,
-            sum(Batch::num_tokens),
-        ];
+    fn gather<M>(
+        group: &dyn ProcessGroup,
+        batches: &[Batch],
+        loss: Option<&dyn SequenceLoss<M>>,
+    ) -> Result<Self> {
+        let losses: usize = batches.iter().map(|batch| losses_of(loss, batch)).sum();
+        let tokens: usize = batches.iter().map(Batch::num_tokens).sum();
+        let mine = [losses as f64, batches.len() as f64, tokens as f64];
         let all = group.all_gather(&mine)?;
         let (members, _) = all.as_chunks::<3>();
         let total = |count: usize| members.iter().map(|counts| counts[count]).sum();
         let before = members[..group.rank()].iter().map(|counts| counts[1]);
+        let losses = total(0);
+        if losses == 0.0 {
+            let message = "no token of the step has a label, so there is nothing to learn: leave out records without \
+                           labels, such as those that `max_seq_len` cuts before their answers";
+            return Err(nothing("labels", message));
+        }
         Ok(Self {
-            labels: total(0),
+            losses,
             micro_batches: total(1),
             tokens: total(2),
             micro_batches_before: before.sum::<f64>() as usize,
@@ -58,7 +79,7 @@ impl StepCounts {
 #[derive(Debug, Clone, Copy, PartialEq)]
 #[non_exhaustive]
 pub struct StepOutput {
-    /// The normalised loss before the update; 0 if no token has a label.
+    /// The normalised loss before the update.
     pub loss: f64,
     /// The learning rate.
     pub lr: f64,
@@ -79,18 +100,76 @@ pub struct StepGradients {
     num_tokens: usize,
 }
 
+impl StepGradients {
+    /// The gradients, by the parameters' ids.
+    pub fn params(&self) -> &GradientsParams {
+        &self.grads
+    }
+
+    /// The norms of the gradients of single parameters, by their names in the state dict of `model`, in its order.
+    pub fn norms<M: Module>(&self, model: &M) -> IndexMap<String, f64> {
+        param_norms(model, &self.grads)
+    }
+
+    /// The norms of all gradients of each layer: of all parameters that begin with `layers.0`, and so on; what belongs to
+    /// no layer stands under the name of its own module.
+    pub fn layer_norms<M: Module>(&self, model: &M) -> IndexMap<String, f64> {
+        let mut squares = IndexMap::new();
+        for (name, norm) in self.norms(model) {
+            *squares.entry(layer_of(&name)).or_insert(0.0) += norm * norm;
+        }
+        let norms = squares.into_iter();
+        norms
+            .map(|(layer, square): (_, f64)| (layer, square.sqrt()))
+            .collect()
+    }
+
+    /// Multiplies each parameter's gradient by what `factor` gives for its name; [`Self::grad_norm`] becomes that of the new
+    /// gradients.
+    pub fn scale<M: Module>(&mut self, model: &M, factor: impl Fn(&str) -> f64) {
+        let params = get_params(model);
+        let factors = params.iter().map(|(name, info)| (info.id, factor(name)));
+        let factors: HashMap<_, _> = factors.collect();
+        self.edit(model, |grads| {
+            scale_each(model, grads, |id| factors.get(&id).copied().unwrap_or(1.0));
+        });
+    }
+
+    /// Changes the gradients in any way; [`Self::grad_norm`] becomes that of the new ones. Members of a group must all do the
+    /// same.
+    pub fn edit<M: Module>(&mut self, model: &M, change: impl FnOnce(&mut GradientsParams)) {
+        change(&mut self.grads);
+        self.grad_norm = grad_norm(model, &self.grads);
+    }
+}
+
+/// The module of a layer's parameter: the path up to the first number.
+fn layer_of(name: &str) -> String {
+    let mut parts = name.split('.');
+    let is_index = |part: &&str| part.parse::<usize>().is_ok();
+    match parts.position(|part| is_index(&part)) {
+        Some(index) => name
+            .split('.')
+            .take(index + 1)
+            .collect::<Vec<_>>()
+            .join("."),
+        None => name.split('.').next().unwrap_or_default().to_owned(),
+    }
+}
+
 /// The loss and the gradients of a step of several micro-batches.
 ///
 /// # Panics
-/// If [`Activations::Recompute`] asks for 0 layers at a time, a chunk of the loss has no rows, or a token's id
-/// is not below the model's `vocab_size`: [`check_vocab`](crate::data::check_vocab) tells beforehand.
-pub fn accumulate_gradients(
-    model: &TransformerDecoder,
+/// If [`Activations::Recompute`] asks for 0 layers at a time, a chunk of the loss has no rows, no token has a label, or a
+/// token's id is not below the model's `vocab_size`: [`check_vocab`](crate::data::check_vocab) tells beforehand.
+pub fn accumulate_gradients<M: HiddenStates>(
+    model: &M,
     batches: &[Batch],
     options: GradientOptions,
 ) -> (f64, GradientsParams) {
-    let counts = StepCounts::gather(&SingleProcess, batches).expect(ALONE);
-    let (losses, grads) = gradients_of(model, batches, counts, options);
+    let counts = StepCounts::gather::<M>(&SingleProcess, batches, None);
+    let counts = counts.unwrap_or_else(|error| panic!("{error}"));
+    let (losses, grads) = gradients_of(model, batches, None, counts, options);
     (read_sum(losses), grads)
 }
 
@@ -98,15 +177,16 @@ pub fn accumulate_gradients(
 /// add up.
 ///
 /// Dropout follows from the micro-batch's number in the step, whoever makes it.
-fn gradients_of(
-    model: &TransformerDecoder,
+fn gradients_of<M: HiddenStates>(
+    model: &M,
     batches: &[Batch],
+    loss: Option<&dyn SequenceLoss<M>>,
     counts: StepCounts,
     options: GradientOptions,
 ) -> (Vec<Tensor<1>>, GradientsParams) {
-    prepare_memory(model, batches, options.loss_chunk_rows);
+    model.prepare(batches, options.loss_chunk_rows);
     let mut accumulator = GradientsAccumulator::new();
-    let divisor = |batch| options.normalization.divisor(batch, &counts);
+    let divisor = |batch| divisor(options.normalization, loss, batch, &counts);
     let scale = loss_scale(model, batches.iter().map(divisor));
     let micro_batches = (counts.micro_batches_before..).zip(batches);
     let losses = micro_batches.flat_map(|(index, batch)| {
@@ -115,11 +195,11 @@ fn gradients_of(
             seed: mix(options.seed, index as u64),
             ..options
         };
-        micro_batch_gradients(model, batch, divisor, options, &mut accumulator)
+        micro_batch_gradients(model, batch, loss, divisor, options, &mut accumulator)
     });
     let mut losses: Vec<_> = losses.collect();
     let mut grads = accumulator.grads();
-    add_zeros(model, &mut grads);
+    model.complete(&mut grads);
     if scale != 1.0 {
         losses = losses.into_iter().map(|loss| loss / scale).collect();
         scale_gradients(model, &mut grads, 1.0 / scale);
@@ -132,8 +212,8 @@ fn gradients_of(
 /// of tokens would be zero; that of their sum is not. The scale is a power of two, which rounds nothing, and at
 /// most what any micro-batch's sum of losses is divided by. Micikevicius et al.,
 /// <https://arxiv.org/abs/1710.03740>, section 3.2.
-fn loss_scale(model: &TransformerDecoder, divisors: impl Iterator<Item = f64>) -> f64 {
-    match model.tok_embeddings.weight.compute_dtype() {
+fn loss_scale<M: HiddenStates>(model: &M, divisors: impl Iterator<Item = f64>) -> f64 {
+    match model.compute_dtype() {
         DType::F16 => {
             let smallest = divisors.filter(|divisor| *divisor >= 1.0).reduce(f64::min);
             smallest.unwrap_or(1.0).log2().floor().exp2()
@@ -142,33 +222,44 @@ fn loss_scale(model: &TransformerDecoder, divisors: impl Iterator<Item = f64>) -
     }
 }
 
-const ALONE: &str = "a single process loses no other";
+fn nothing(name: &'static str, message: &str) -> Error {
+    let message = message.to_owned();
+    Error::InvalidArgument { name, message }
+}
 
 /// The mean loss over all labelled tokens of some batches, without a graph and without dropout.
 ///
+/// # Errors
+/// [`Error::InvalidArgument`] if there is no batch, or no token has a label.
+///
 /// # Panics
 /// If a token's id is not below the model's `vocab_size`.
-pub fn validation_loss(model: &TransformerDecoder, batches: &[Batch]) -> f64 {
-    validation_loss_in(&SingleProcess, model, batches).expect(ALONE)
+pub fn validation_loss<M: HiddenStates>(model: &M, batches: &[Batch]) -> Result<f64> {
+    validation_loss_in(&SingleProcess, model, batches)
 }
 
 /// The same, with the batches dealt out to the members of a group, each of which has all of them.
 ///
 /// # Errors
-/// [`Error::PeerLost`] if a member has ended.
+/// As [`validation_loss`], and [`Error::PeerLost`] if a member has ended.
 ///
 /// # Panics
 /// As [`validation_loss`].
-pub fn validation_loss_in(
+pub fn validation_loss_in<M: HiddenStates>(
     group: &dyn ProcessGroup,
-    model: &TransformerDecoder,
+    model: &M,
     batches: &[Batch],
 ) -> Result<f64> {
+    let tokens: usize = batches.iter().map(Batch::num_label_tokens).sum();
+    if tokens == 0 {
+        let message =
+            "there is nothing to validate on: give records that have a token with a label";
+        return Err(nothing("batches", message));
+    }
     let mine = batches.iter().skip(group.rank()).step_by(group.size());
     let loss: f64 = mine.filter_map(|batch| lm_loss_sum(model, batch)).sum();
-    let tokens: usize = batches.iter().map(Batch::num_label_tokens).sum();
     let losses = group.all_gather(&[loss])?;
-    Ok(losses.iter().sum::<f64>() / tokens.max(1) as f64)
+    Ok(losses.iter().sum::<f64>() / tokens as f64)
 }
 
 /// Optimizer, schedule and clipping of a training, and how far it has come.
@@ -256,13 +347,24 @@ impl Trainer {
     /// recomputes activations the same as one that keeps them.
     ///
     /// # Panics
-    /// As [`accumulate_gradients`], and as [`AdamW::step`].
-    pub fn step(
-        &mut self,
-        model: TransformerDecoder,
-        batches: &[Batch],
-    ) -> (TransformerDecoder, StepOutput) {
+    /// As [`accumulate_gradients`], and as [`AdamW::step`]. Where no token has a label, [`Self::gradients`] gives an error.
+    pub fn step<M: HiddenStates>(&mut self, model: M, batches: &[Batch]) -> (M, StepOutput) {
         let gradients = self.gradients(&SingleProcess, &model, batches);
+        let gradients = gradients.unwrap_or_else(|error| panic!("{error}"));
+        self.update(model, gradients)
+    }
+
+    /// The same step by another loss than the cross entropy, over whole samples: [`Dpo`](super::Dpo), or one of your own.
+    ///
+    /// # Panics
+    /// As [`Self::step`], and as the loss.
+    pub fn step_by<M: HiddenStates>(
+        &mut self,
+        loss: &dyn SequenceLoss<M>,
+        model: M,
+        batches: &[Batch],
+    ) -> (M, StepOutput) {
+        let gradients = self.gradients_by(Some(loss), &SingleProcess, &model, batches);
         let gradients = gradients.unwrap_or_else(|error| panic!("{error}"));
         self.update(model, gradients)
     }
@@ -274,15 +376,32 @@ impl Trainer {
     /// all gradients and the loss, as one vector.
     ///
     /// # Errors
-    /// [`Error::PeerLost`] if a member has ended; [`Error::InvalidArgument`] at the first step if the name of a
-    /// learning-rate factor is that of no parameter.
+    /// [`Error::PeerLost`] if a member has ended; [`Error::InvalidArgument`] if no token of any member has a label, and at
+    /// the first step if the name of a learning-rate factor is that of no parameter.
     ///
     /// # Panics
     /// As [`accumulate_gradients`].
-    pub fn gradients(
+    pub fn gradients<M: HiddenStates>(
         &self,
         group: &dyn ProcessGroup,
-        model: &TransformerDecoder,
+        model: &M,
+        batches: &[Batch],
+    ) -> Result<StepGradients> {
+        self.gradients_by(None, group, model, batches)
+    }
+
+    /// The same by a loss over whole samples, if one is given.
+    ///
+    /// # Errors
+    /// As [`Self::gradients`].
+    ///
+    /// # Panics
+    /// As [`accumulate_gradients`], and as the loss.
+    pub fn gradients_by<M: HiddenStates>(
+        &self,
+        loss: Option<&dyn SequenceLoss<M>>,
+        group: &dyn ProcessGroup,
+        model: &M,
         batches: &[Batch],
     ) -> Result<StepGradients> {
         let options = GradientOptions {
@@ -290,13 +409,9 @@ impl Trainer {
             ..self.options
         };
         self.optimizer.check_lr_factors(model)?;
-        let counts = StepCounts::gather(group, batches)?;
-        let (losses, grads) = gradients_of(model, batches, counts, options);
-        let (grads, losses) = match counts.labels > 0.0 {
-            true => reduce_gradients(group, model, grads, losses)?,
-            // Nobody has a gradient.
-            false => (grads, losses),
-        };
+        let counts = StepCounts::gather(group, batches, loss)?;
+        let (losses, grads) = gradients_of(model, batches, loss, counts, options);
+        let (grads, losses) = reduce_gradients(group, model, grads, losses)?;
         // All is on its way before the first number is waited for.
         let squared_norm = squared_norm(model, &grads);
         Ok(StepGradients {
@@ -339,11 +454,7 @@ impl Trainer {
     }
 
     /// The second half of a step: clipping and the optimizer's update.
-    pub fn update(
-        &mut self,
-        model: TransformerDecoder,
-        gradients: StepGradients,
-    ) -> (TransformerDecoder, StepOutput) {
+    pub fn update<M: Module>(&mut self, model: M, gradients: StepGradients) -> (M, StepOutput) {
         let StepGradients {
             loss,
             grad_norm,

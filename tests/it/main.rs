@@ -18,6 +18,7 @@ mod golden_cases;
 mod initialize;
 mod joint;
 mod loftq;
+mod losses;
 mod merged;
 mod meta;
 mod own_method;

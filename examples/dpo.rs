@@ -1,0 +1,182 @@
+//! Direct preference optimization: trains an adapter on pairs of answers, a preferred one and another. The reference is the
+//! same model with its adapter off, so no second model is held.
+//!
+//! ```text
+//! cargo run --release --example dpo -- [--model DIR --pairs FILE.jsonl] [--output DIR]
+//! ```
+//!
+//! A line of `FILE` has a `prompt`, the `chosen` answer and the `rejected` one. Without it the tiny model of this repository
+//! learns to answer in one word: the right one is preferred to what it says by itself.
+
+#[path = "support/device.rs"]
+mod device;
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use burn_peft::checkpoint::{load_any_base, read_base_config, save_peft};
+use burn_peft::data::{Batch, DataOrder, Sample, check_vocab, load_alpaca};
+use burn_peft::generate::{GenerateOptions, generate_text};
+use burn_peft::lora::{AttnModule, LoRAConfig};
+use burn_peft::tokenizer::Tokenizer;
+use burn_peft::training::{AdamWConfig, Dpo, LrSchedule, ScheduleKind, Trainer};
+use burn_peft::{Error, Result};
+use clap::Parser;
+use serde::Deserialize;
+
+const TINY: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/examples/assets/tiny");
+
+/// Train an adapter on preferences.
+#[derive(Parser)]
+struct Args {
+    /// A Hugging Face folder with its tokenizer, one of Meta's, or a GGUF file.
+    #[arg(long, default_value = TINY)]
+    model: PathBuf,
+    /// JSON lines with `prompt`, `chosen` and `rejected`.
+    #[arg(long)]
+    pairs: Option<PathBuf>,
+    /// How much it is worth how far the model goes from the base.
+    #[arg(long, default_value_t = 0.1)]
+    beta: f64,
+    /// The rank of the adapter, on all linear layers of the attention.
+    #[arg(long, default_value_t = 8)]
+    rank: usize,
+    #[arg(long, default_value_t = 5e-4)]
+    lr: f64,
+    #[arg(long, default_value_t = 60)]
+    steps: usize,
+    /// Pairs a step.
+    #[arg(long, default_value_t = 4)]
+    batch_size: usize,
+    /// auto, flex, cuda or cuda:N.
+    #[arg(long, default_value = "auto")]
+    device: String,
+    /// Where to save the adapter, as PEFT does.
+    #[arg(long)]
+    output: Option<PathBuf>,
+}
+
+#[derive(Deserialize)]
+struct Pair {
+    prompt: String,
+    chosen: String,
+    rejected: String,
+}
+
+fn main() -> ExitCode {
+    match train(&Args::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn train(args: &Args) -> Result<()> {
+    let device = device::from_name(&args.device, 0)?.autodiff();
+    let tokenizer = match args.model.is_dir() {
+        true => Tokenizer::from_dir(&args.model)?,
+        false => Tokenizer::from_file(&args.model)?,
+    };
+    let modules = [
+        AttnModule::QProj,
+        AttnModule::KProj,
+        AttnModule::VProj,
+        AttnModule::OutputProj,
+    ];
+    let lora = LoRAConfig::new(modules)
+        .with_rank(args.rank)
+        .with_alpha(2.0 * args.rank as f64);
+    let mut model = read_base_config(&args.model)?.init_lora(&lora, &device)?;
+    load_any_base(&mut model, &args.model)?;
+    let pairs = match &args.pairs {
+        Some(path) => read_pairs(path)?,
+        None => own_pairs(&model, &tokenizer)?,
+    };
+    let samples = samples(&pairs, &tokenizer)?;
+    check_vocab(&samples, model.vocab_size())?;
+
+    let loss = Dpo::new(args.beta);
+    let schedule = LrSchedule {
+        kind: ScheduleKind::Cosine,
+        lr: args.lr,
+        warmup_steps: args.steps / 10,
+        total_steps: args.steps,
+    };
+    let mut trainer = Trainer::new(AdamWConfig::default(), schedule).with_max_grad_norm(Some(1.0));
+    let order = DataOrder::new(pairs.len(), args.batch_size.min(pairs.len()));
+    let batch = |pairs: &[usize]| {
+        let rows = pairs
+            .iter()
+            .flat_map(|pair| &samples[2 * pair..2 * pair + 2]);
+        Batch::collate(&rows.collect::<Vec<_>>(), 0)
+    };
+    for step in 0..args.steps {
+        let micro: Vec<_> = order.step(step).iter().map(|pairs| batch(pairs)).collect();
+        let output;
+        (model, output) = trainer.step_by(&loss, model, &micro);
+        if step % 10 == 0 || step + 1 == args.steps {
+            let margins = loss.margins(&model, &micro[0]);
+            let right = margins.iter().filter(|margin| **margin > 0.0).count();
+            let (loss, of) = (output.loss, margins.len());
+            println!("step {step:4}  loss {loss:.4}  pairs the right way round {right} of {of}");
+        }
+    }
+    if let Some(dir) = &args.output {
+        save_peft(&model, &lora, dir)?;
+    }
+    Ok(())
+}
+
+fn read_pairs(path: &Path) -> Result<Vec<Pair>> {
+    let text = std::fs::read_to_string(path).map_err(|source| Error::Io {
+        path: path.to_owned(),
+        source,
+    })?;
+    let lines = text
+        .lines()
+        .enumerate()
+        .filter(|(_, line)| !line.trim().is_empty());
+    lines
+        .map(|(line, text)| {
+            serde_json::from_str(text).map_err(|error| Error::Format {
+                path: path.to_owned(),
+                message: format!("line {}: {error}", line + 1),
+            })
+        })
+        .collect()
+}
+
+/// The right answers to the tiny model's records, and what it says by itself.
+fn own_pairs(
+    model: &burn_peft::llama::TransformerDecoder,
+    tokenizer: &Tokenizer,
+) -> Result<Vec<Pair>> {
+    let mut records = load_alpaca(Path::new(TINY).join("alpaca_train.json"))?;
+    records.truncate(64);
+    let prompts = records
+        .iter()
+        .map(|record| tokenizer.encode_with_bos(&record.prompt()));
+    let prompts = prompts.collect::<Result<Vec<_>>>()?;
+    let answers = generate_text(model, tokenizer, &prompts, &GenerateOptions::greedy(16))?;
+    let pairs = records.iter().zip(answers);
+    let pairs = pairs.filter(|(record, answer)| record.output != *answer);
+    Ok(pairs
+        .map(|(record, answer)| Pair {
+            prompt: record.prompt(),
+            chosen: record.output.clone(),
+            rejected: answer,
+        })
+        .collect())
+}
+
+/// The answers of all pairs as samples, the preferred one of each first.
+fn samples(pairs: &[Pair], tokenizer: &Tokenizer) -> Result<Vec<Sample>> {
+    let answers = pairs
+        .iter()
+        .flat_map(|pair| [&pair.chosen, &pair.rejected].map(|answer| (&pair.prompt, answer)));
+    answers
+        .map(|(prompt, answer)| Sample::from_prompt(prompt, answer, tokenizer, false, Some(512)))
+        .collect()
+}
