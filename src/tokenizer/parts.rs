@@ -6,7 +6,7 @@
 //!
 //! Most tokenizers split a text into words before they join letters, and no token goes over the end of a word. So a text may
 //! be cut before the space of a new word and each part encoded on its own. Most parts of a text are words of everyday, whose
-//! tokens each thread keeps: finding these again takes a tenth of the time that the library needs for the same.
+//! tokens each thread keeps: these are found again without the library's normalizer, splitter and joins.
 
 use std::cell::RefCell;
 use std::collections::HashMap;
