@@ -160,10 +160,8 @@ fn finetune(config: &RecipeConfig, member: &Member) -> Result<()> {
 /// What a run would do. Nothing is written, and no weight is read.
 fn rehearse(config: &RecipeConfig, member: &Member) -> Result<()> {
     let job = Job::load(config, member)?;
-    let dir = match config.resume_from_checkpoint {
-        true => RunDir::resume(config)?,
-        false => RunDir::join(config, member.group.size()),
-    };
+    // As one of the processes beside the first, which touch no file.
+    let dir = RunDir::open(config, 1, member.group.size())?;
     if !job.is_first() {
         return Ok(());
     }

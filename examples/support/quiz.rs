@@ -39,7 +39,7 @@ impl Quiz {
         let is_embedded = config.checkpoint_dir.is_none() && config.dataset.is_none();
         let (records, beginnings) = match is_embedded {
             true => (embedded::held_out()?, Vec::new()),
-            false => (Vec::new(), beginnings(data, config.report_samples, model)),
+            false => (Vec::new(), beginnings(data, config.report_samples, model)?),
         };
         let mut quiz = Self {
             records,
@@ -123,20 +123,21 @@ impl Quiz {
 }
 
 /// Of the first validation records, or else of the first ones that are trained on.
-fn beginnings(data: &Data, count: usize, model: &TransformerDecoder) -> Vec<Beginning> {
+fn beginnings(data: &Data, count: usize, model: &TransformerDecoder) -> Result<Vec<Beginning>> {
     let context = model.config.context_len();
     let of = |record: &Batch| Beginning::of(record, context.saturating_sub(MAX_TOKENS));
     let validation = data.validation.iter().flat_map(Batch::records);
     let records: Vec<Batch> = validation.take(count).collect();
-    match records.is_empty() {
-        false => records.iter().map(of).collect(),
-        true => {
-            let rows: Vec<usize> = (0..count.min(data.rows.len())).collect();
-            let batch = (!rows.is_empty()).then(|| data.batch(&rows));
-            let records = batch.iter().flat_map(Batch::records).take(count);
-            records.map(|record| of(&record)).collect()
-        }
+    if !records.is_empty() {
+        return Ok(records.iter().map(of).collect());
     }
+    let rows: Vec<usize> = (0..count.min(data.num_rows())).collect();
+    let batch = match rows.is_empty() {
+        true => None,
+        false => Some(data.batch(&rows)?),
+    };
+    let records = batch.iter().flat_map(Batch::records).take(count);
+    Ok(records.map(|record| of(&record)).collect())
 }
 
 impl Beginning {
