@@ -19,7 +19,7 @@ const WHOLE_BYTES: u64 = 64 << 20;
 /// What is read of a larger one: its beginning, where the header is, ...
 const HEAD_BYTES: u64 = 1 << 20;
 /// ... and so many parts of so many bytes, from there to the end.
-const PARTS: u64 = 1024;
+const PARTS: u64 = 256;
 const PART_BYTES: u64 = 4096;
 
 /// Fields of a `config.json` that say nothing of the model.
@@ -34,7 +34,7 @@ const NOTES: [&str; 4] = [
 /// same in every version of this crate.
 ///
 /// Files of up to 64 MiB are read as a whole. Of larger ones it is the length, the first MiB (which has the names, types
-/// and shapes) and 1024 parts of 4 KiB, spread evenly: 5 MiB a file, where all of it would be read twice. A training
+/// and shapes) and 256 parts of 4 KiB, spread evenly: 2 MiB a file, where all of it would be read twice. A training
 /// changes every weight, so one part would tell; a change of a few numbers by hand may be missed.
 ///
 /// # Errors

@@ -553,6 +553,34 @@ def an_interrupt(recipe: Recipe) -> None:
         assert run.done().metrics("loss") == unbroken.metrics("loss")
 
 
+def killed_again_and_again(recipe: Recipe) -> None:
+    """One command, wherever its processes are killed, comes to what a run comes to that is left alone."""
+    embedded = pathlib.Path(__file__).parents[2] / "examples/assets/tiny"
+    settings = [f"checkpoint_dir={embedded}", f"dataset={embedded}/alpaca_train.json", "max_seq_len=64", "report_samples=0",
+                "max_steps_per_epoch=60", "save_every_n_steps=1", "keep_last_n_checkpoints=2", "validation_split=0.1",
+                "run_val_every_n_steps=7", "save_adapter_weights_only=false"]
+    unbroken = recipe.run(*settings).done()
+    run = recipe.run(*settings, "resume_from_checkpoint=auto")
+    kills = 0
+    for lines in [0, 1, 5, 12, 20, 21, 40, 64]:
+        process = subprocess.Popen(run.command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        metrics = run.folder / "metrics.jsonl"
+        while process.poll() is None:
+            if metrics.exists() and len(metrics.read_text().splitlines()) >= lines:
+                process.kill()
+                kills += 1
+                break
+            time.sleep(0.002)
+        process.wait()
+    assert kills >= 4, kills
+    run.done()
+    for key in ["loss", "val_loss"]:
+        assert run.metrics(key) == unbroken.metrics(key), key
+    for name in ["adapter/adapter_model.safetensors", "merged/model.safetensors"]:
+        assert (run.folder / name).read_bytes() == (unbroken.folder / name).read_bytes(), name
+    assert run.json("summary.json")["val_loss"] == unbroken.json("summary.json")["val_loss"]
+
+
 def main(program: str) -> None:
     with tempfile.TemporaryDirectory() as folder:
         recipe = Recipe(program, folder)
@@ -577,6 +605,7 @@ def main(program: str) -> None:
             a_base_as_meta_releases_it,
             first_values,
             an_interrupt,
+            killed_again_and_again,
             mistakes,
         ]:
             started = time.time()
