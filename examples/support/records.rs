@@ -250,6 +250,9 @@ fn dataset(config: &RecipeConfig) -> Result<PathBuf> {
     }
 }
 
+/// Which samples are those of each file, and its weight.
+type WeightedParts = Vec<(Range<usize>, f64)>;
+
 /// Reads the records of a run.
 struct Reader<'a> {
     config: &'a RecipeConfig,
@@ -287,8 +290,8 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// The records of a data set of several parts, and which samples are those of each part, with its weight.
-    fn read_parts(&mut self, path: &Path) -> Result<(SampleStore, Vec<(Range<usize>, f64)>)> {
+    /// The records of a data set of several files.
+    fn read_parts(&mut self, path: &Path) -> Result<(SampleStore, WeightedParts)> {
         let mut samples = SampleStore::new(&self.config.output_dir);
         let mut parts = Vec::new();
         for (path, weight) in weighted_paths(path)? {
@@ -310,7 +313,11 @@ impl<'a> Reader<'a> {
     fn append(&mut self, path: &Path, split: Split, samples: &mut SampleStore) -> Result<()> {
         let format = self.config.dataset_format;
         let counts = match self.encoder.encode_files(path, split, format, samples) {
-            Err(error @ Error::InvalidArgument { name, .. }) if name == "template" => {
+            Err(
+                error @ Error::InvalidArgument {
+                    name: "template", ..
+                },
+            ) => {
                 // Why there is none.
                 let asked = self.config.chat_template.as_deref();
                 let why = ChatTemplate::choose(asked, self.tokenizer).err();

@@ -62,10 +62,8 @@ mod tests {
         // Few tokens in many bytes: all of it, in parts that double.
         let text = "a".repeat(1_000_000);
         let seen = Cell::new(0);
-        assert_eq!(
-            first_tokens(&text, 2, |text| words(text, &seen)).unwrap(),
-            [text.clone()]
-        );
+        let found = first_tokens(&text, 2, |text| words(text, &seen)).unwrap();
+        assert_eq!(found, std::slice::from_ref(&text));
         assert!(seen.get() < 3 * text.len());
     }
 
