@@ -46,7 +46,7 @@ struct Args {
     #[arg(long, default_value_t = 256)]
     max_new_tokens: usize,
     /// 0 takes the likeliest token each time.
-    #[arg(long, default_value_t = 0.0)]
+    #[arg(long, default_value_t = 0.0, allow_negative_numbers = true)]
     temperature: f64,
     /// Only the K likeliest tokens can be drawn.
     #[arg(long)]

@@ -772,9 +772,9 @@ mod samples {
         let (samples, counts) = encoder(100).encode_all(&chats).unwrap();
         assert_eq!((samples.len(), counts.prompt_only), (2, 1));
         assert_eq!((counts.too_long, counts.cut), (2, 1));
-        // Without room for one of its tokens; with room for one.
+        // Without room for one of its tokens, where the one without an answer fits; with room for one.
         let (_, counts) = encoder(203).encode_all(&chats).unwrap();
-        assert_eq!((counts.prompt_only, counts.cut), (1, 1));
+        assert_eq!((counts.prompt_only, counts.cut), (1, 0));
         let (_, counts) = encoder(204).encode_all(&chats).unwrap();
         assert_eq!((counts.prompt_only, counts.cut), (0, 1));
 

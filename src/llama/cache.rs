@@ -250,15 +250,17 @@ impl Growth {
         }
     }
 
-    /// What is kept of all slots. Where rows end in padding, each is turned until its last token is in the last slot.
+    /// What is kept of all slots. Where rows end in padding, each is turned until its last token is in the last used slot.
     fn aligned(&self, all: Tensor<4>) -> Tensor<4> {
         let Some(padding) = &self.padding else {
             return all;
         };
         let [batch, slots, heads, head_dim] = all.dims();
-        let first = slots - self.keep;
+        // Behind the new ones there may be slots for later tokens.
+        let end = self.at + self.seq;
+        let first = end - self.keep;
         let sources = padding.iter().enumerate().flat_map(|(row, padding)| {
-            let turned = (first..slots).map(move |slot| (slot + slots - padding) % slots);
+            let turned = (first..end).map(move |slot| (slot + end - padding) % end);
             turned.map(move |slot| (row * slots + slot) as i32)
         });
         let sources = Vec::from_iter(sources);
