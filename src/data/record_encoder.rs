@@ -15,8 +15,8 @@ use crate::tokenizer::{ChatEncoder, ChatTemplate, Conversation, PlacedToken, Tok
 use crate::{Error, Result};
 
 /// How many records of files, and how many bytes of them, are encoded at a time.
-const PART_RECORDS: usize = 4096;
-const PART_BYTES: usize = 4 << 20;
+const PART_RECORDS: usize = 2048;
+const PART_BYTES: usize = 2 << 20;
 
 /// Which tokens of a record the loss counts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
