@@ -12,6 +12,8 @@ pub mod evaluate;
 mod files;
 pub mod generate;
 mod gguf;
+// Only where it is read or run, so that a change of a page builds nothing else anew.
+#[cfg(any(doc, doctest))]
 pub mod guide;
 mod instructions;
 pub mod llama;
