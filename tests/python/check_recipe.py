@@ -434,7 +434,7 @@ def a_base_in_a_gguf_file(recipe: Recipe) -> None:
     root = pathlib.Path(__file__).parents[2]
     base = recipe.folder / "packed.gguf"
     shutil.copy(root / "tests/fixtures/gguf/mistral.gguf", base)
-    settings = [f"checkpoint_dir={base}", f"dataset={root}/examples/assets/tiny/alpaca_train.json", "max_seq_len=64",
+    settings = [f"checkpoint_dir={base}", f"dataset={root}/examples/assets/tiny/alpaca_train.json", "max_seq_len=64", "prompt_only=keep",
                 "optimizer.lr=1e-2", "lr_scheduler.num_warmup_steps=0"]
     run = recipe.run(*settings, "save_every_n_steps=5", "save_adapter_weights_only=false").done()
     losses = run.metrics("loss")
@@ -467,7 +467,7 @@ def a_base_as_meta_releases_it(recipe: Recipe) -> None:
     Face's with a tokenizer of its own."""
     root = pathlib.Path(__file__).parents[2]
     base = root / "tests/fixtures/meta/llama3_sharded"
-    settings = [f"checkpoint_dir={base}", f"dataset={root}/examples/assets/tiny/alpaca_train.json", "max_seq_len=64",
+    settings = [f"checkpoint_dir={base}", f"dataset={root}/examples/assets/tiny/alpaca_train.json", "max_seq_len=64", "prompt_only=keep",
                 "optimizer.lr=1e-2", "lr_scheduler.num_warmup_steps=0"]
     run = recipe.run(*settings, "save_adapter_weights_only=false").done()
     losses = run.metrics("loss")
