@@ -1,6 +1,6 @@
 //! Data sets as streams: files of all kinds, several by weight, data of one's own.
 
-#[allow(dead_code)]
+#[allow(dead_code, reason = "shared with other tests, which use the rest")]
 mod tiny_tokenizer;
 
 use std::fs;

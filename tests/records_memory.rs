@@ -3,7 +3,7 @@
 
 #[path = "support/counting.rs"]
 mod counting;
-#[allow(dead_code)]
+#[allow(dead_code, reason = "shared with other tests, which use the rest")]
 mod tiny_tokenizer;
 
 use std::alloc::System;
