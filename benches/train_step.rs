@@ -50,6 +50,9 @@ struct Args {
     /// In place of a case, a model of these sizes with random weights and random tokens.
     #[arg(long, conflicts_with = "case")]
     sizes: Option<Sizes>,
+    /// Only so many of its layers: what one more takes is the difference of two runs.
+    #[arg(long, requires = "sizes")]
+    layers: Option<usize>,
     /// The rank of the adapters of such a model.
     #[arg(long, default_value_t = 8)]
     rank: usize,
@@ -164,8 +167,15 @@ fn load(args: &Args) -> Result<(TransformerDecoder, LoRAConfig)> {
     let device = args.device();
     let Some(case) = &args.case else {
         let sizes = args.sizes.expect("there is a case or there are sizes");
+        let config = sizes.config();
+        let layers = args.layers.unwrap_or(config.num_layers);
         let format = args.format().unwrap_or(DType::F32.into());
-        let model = random_model(sizes, &args.lora(), format, &device)?;
+        let model = random_model(
+            config.with_num_layers(layers),
+            &args.lora(),
+            format,
+            &device,
+        )?;
         return Ok((model, args.lora()));
     };
     let (base, adapter) = (case.join(&args.base), case.join(&args.adapter));

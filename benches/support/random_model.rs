@@ -39,12 +39,12 @@ impl Sizes {
 /// # Errors
 /// If the adapters cannot be used, or the format's blocks do not divide a layer's input.
 pub fn random_model(
-    sizes: Sizes,
+    config: LlamaConfig,
     lora: &LoRAConfig,
     format: BaseFormat,
     device: &Device,
 ) -> Result<TransformerDecoder> {
-    let mut model = sizes.config().init_lora(lora, device)?;
+    let mut model = config.init_lora(lora, device)?;
     let mut random = RandomFrozen(format.dtype);
     // The largest first, while there is nothing beside the numbers in f32 that each is rounded from.
     model.tok_embeddings = model.tok_embeddings.map(&mut random);
