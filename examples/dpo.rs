@@ -14,9 +14,10 @@ mod device;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use burn_peft::checkpoint::{load_any_base, read_base_config, save_peft};
+use burn_peft::checkpoint::{LoadOptions, load_model, load_tokenizer, save_peft};
 use burn_peft::data::{Batch, DataOrder, Sample, check_vocab, load_alpaca};
-use burn_peft::generate::{GenerateOptions, generate_text};
+use burn_peft::generate::{GenerateOptions, Prompt, generate_text};
+use burn_peft::llama::TransformerDecoder;
 use burn_peft::lora::{AttnModule, LoRAConfig};
 use burn_peft::tokenizer::Tokenizer;
 use burn_peft::training::{AdamWConfig, Dpo, LrSchedule, ScheduleKind, Trainer};
@@ -75,21 +76,11 @@ fn main() -> ExitCode {
 
 fn train(args: &Args) -> Result<()> {
     let device = device::from_name(&args.device, 0)?.autodiff();
-    let tokenizer = match args.model.is_dir() {
-        true => Tokenizer::from_dir(&args.model)?,
-        false => Tokenizer::from_file(&args.model)?,
-    };
-    let modules = [
-        AttnModule::QProj,
-        AttnModule::KProj,
-        AttnModule::VProj,
-        AttnModule::OutputProj,
-    ];
-    let lora = LoRAConfig::new(modules)
+    let lora = LoRAConfig::new(AttnModule::ALL)
         .with_rank(args.rank)
         .with_alpha(2.0 * args.rank as f64);
-    let mut model = read_base_config(&args.model)?.init_lora(&lora, &device)?;
-    load_any_base(&mut model, &args.model)?;
+    let mut model = load_model(&args.model, &lora, &LoadOptions::new(&device))?;
+    let tokenizer = load_tokenizer(&args.model, &model.config)?;
     let pairs = match &args.pairs {
         Some(path) => read_pairs(path)?,
         None => own_pairs(&model, &tokenizer)?,
@@ -149,15 +140,12 @@ fn read_pairs(path: &Path) -> Result<Vec<Pair>> {
 }
 
 /// The right answers to the tiny model's records, and what it says by itself.
-fn own_pairs(
-    model: &burn_peft::llama::TransformerDecoder,
-    tokenizer: &Tokenizer,
-) -> Result<Vec<Pair>> {
+fn own_pairs(model: &TransformerDecoder, tokenizer: &Tokenizer) -> Result<Vec<Pair>> {
     let mut records = load_alpaca(Path::new(TINY).join("alpaca_train.json"))?;
     records.truncate(64);
     let prompts = records
         .iter()
-        .map(|record| tokenizer.encode_with_bos(&record.prompt()));
+        .map(|record| Prompt::from(record).encode(tokenizer));
     let prompts = prompts.collect::<Result<Vec<_>>>()?;
     let answers = generate_text(model, tokenizer, &prompts, &GenerateOptions::greedy(16))?;
     let pairs = records.iter().zip(answers);

@@ -15,10 +15,10 @@ mod device;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use burn_peft::checkpoint::{load_any_base, load_peft, read_base_config, read_peft_config};
+use burn_peft::checkpoint::{LoadOptions, load_model, load_tokenizer, read_base_config};
 use burn_peft::data::{AlpacaRecord, Sample, load_alpaca, tokenize_records};
 use burn_peft::evaluate::{ChoiceRecord, Evaluator, Question, load_choices};
-use burn_peft::generate::GenerateOptions;
+use burn_peft::generate::{GenerateOptions, Prompt};
 use burn_peft::llama::TransformerDecoder;
 use burn_peft::tokenizer::Tokenizer;
 use burn_peft::{Error, Result};
@@ -83,12 +83,10 @@ struct Tasks {
 }
 
 fn evaluate(args: Args) -> Result<()> {
-    let tokenizer = match args.model.is_dir() {
-        true => Tokenizer::from_dir(&args.model)?,
-        false => Tokenizer::from_file(&args.model)?,
-    };
+    let tokenizer = load_tokenizer(&args.model, &read_base_config(&args.model)?)?;
     let tasks = tasks(&args, &tokenizer)?;
-    let model = load(&args)?;
+    let load = LoadOptions::new(&device::from_name(&args.device, 0)?);
+    let model = load_model(&args.model, args.adapter.as_deref(), &load)?;
     let mut models = Vec::new();
     if args.adapter.is_some() {
         models.push(("base", model.clone().without_adapters()));
@@ -105,20 +103,6 @@ fn evaluate(args: Args) -> Result<()> {
         false => print_table(&results),
     }
     Ok(())
-}
-
-fn load(args: &Args) -> Result<TransformerDecoder> {
-    let device = device::from_name(&args.device, 0)?;
-    let config = read_base_config(&args.model)?;
-    let mut model = match &args.adapter {
-        None => config.init(&device),
-        Some(adapter) => config.init_lora(&read_peft_config(adapter)?, &device)?,
-    };
-    load_any_base(&mut model, &args.model)?;
-    if let Some(adapter) = &args.adapter {
-        load_peft(&mut model, adapter)?;
-    }
-    Ok(model)
 }
 
 fn tasks(args: &Args, tokenizer: &Tokenizer) -> Result<Tasks> {
@@ -138,7 +122,7 @@ fn tasks(args: &Args, tokenizer: &Tokenizer) -> Result<Tasks> {
     };
     let samples = tokenize_records(&records, tokenizer, false, Some(args.max_seq_len))?;
     let question = |record: &AlpacaRecord| {
-        let prompt = tokenizer.encode_with_bos(&record.prompt())?;
+        let prompt = Prompt::from(record).encode(tokenizer)?;
         Ok(Question::new(prompt, &record.output))
     };
     let questions = match args.exact_match || is_embedded {
@@ -198,9 +182,7 @@ fn scores(
         scores["answer perplexity"] = evaluator.sample_perplexity(&tasks.samples)?.into();
     }
     if !tasks.questions.is_empty() {
-        let ends = tokenizer.eos_id().into_iter();
-        let ends = ends.chain(model.config.eos_token_ids.iter().copied());
-        let options = GenerateOptions::greedy(args.max_new_tokens).with_stop_tokens(ends);
+        let options = GenerateOptions::greedy(args.max_new_tokens);
         let matches = evaluator.exact_match(&tasks.questions, &options)?;
         scores["exact match"] = matches.share().into();
     }

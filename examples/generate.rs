@@ -15,11 +15,10 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use burn_peft::Result;
-use burn_peft::checkpoint::{load_any_base, load_peft, read_base_config, read_peft_config};
+use burn_peft::checkpoint::{LoadOptions, load_model, load_tokenizer};
 use burn_peft::data::AlpacaRecord;
-use burn_peft::generate::{GenerateOptions, TextGeneration, generate_text};
-use burn_peft::llama::TransformerDecoder;
-use burn_peft::tokenizer::{ChatEncoder, ChatTemplate, Conversation, Tokenizer};
+use burn_peft::generate::{GenerateOptions, Prompt, TextGeneration, generate_text};
+use burn_peft::tokenizer::Conversation;
 use clap::Parser;
 
 /// Ask a model, with or without an adapter, by Alpaca's prompt.
@@ -82,22 +81,11 @@ fn main() -> ExitCode {
 }
 
 fn ask(args: Args) -> Result<()> {
-    let device = device::from_name(&args.device, 0)?;
-    let tokenizer = match args.model.is_dir() {
-        true => Tokenizer::from_dir(&args.model)?,
-        false => Tokenizer::from_file(&args.model)?,
-    };
-    let config = read_base_config(&args.model)?;
-    let mut model = match &args.adapter {
-        None => config.init(&device),
-        Some(adapter) => config.init_lora(&read_peft_config(adapter)?, &device)?,
-    };
-    load_any_base(&mut model, &args.model)?;
-    if let Some(adapter) = &args.adapter {
-        load_peft(&mut model, adapter)?;
-    }
-    let options = options(&args, &model, &tokenizer);
-    let prompt = prompt(&args, &tokenizer)?;
+    let load = LoadOptions::new(&device::from_name(&args.device, 0)?);
+    let model = load_model(&args.model, args.adapter.as_deref(), &load)?;
+    let tokenizer = load_tokenizer(&args.model, &model.config)?;
+    let options = options(&args);
+    let prompt = prompt(&args).encode(&tokenizer)?;
     if args.answers > 1 {
         for text in generate_text(&model, &tokenizer, &[prompt], &options)? {
             println!("---\n{text}");
@@ -115,12 +103,10 @@ fn ask(args: Args) -> Result<()> {
     Ok(())
 }
 
-fn options(args: &Args, model: &TransformerDecoder, tokenizer: &Tokenizer) -> GenerateOptions {
-    let ends = tokenizer.eos_id().into_iter();
+fn options(args: &Args) -> GenerateOptions {
     let mut options = GenerateOptions::greedy(args.max_new_tokens)
         .with_temperature(args.temperature)
         .with_repetition_penalty(args.repetition_penalty)
-        .with_stop_tokens(ends.chain(model.config.eos_token_ids.iter().copied()))
         .with_stop_strings(args.stop.iter().cloned())
         .with_answers(args.answers)
         .with_seed(args.seed);
@@ -128,19 +114,11 @@ fn options(args: &Args, model: &TransformerDecoder, tokenizer: &Tokenizer) -> Ge
     options
 }
 
-/// The ids of the question.
-fn prompt(args: &Args, tokenizer: &Tokenizer) -> Result<Vec<u32>> {
-    let record = AlpacaRecord {
-        instruction: args.instruction.clone(),
-        input: args.input.clone(),
-        output: String::new(),
-    };
-    if !args.chat {
-        return tokenizer.encode_with_bos(&record.prompt());
+fn prompt(args: &Args) -> Prompt {
+    let record = AlpacaRecord::new(&args.instruction).with_input(&args.input);
+    match args.chat {
+        // Without the answer, which is not there yet.
+        true => Conversation::from(&record).up_to(1).into(),
+        false => Prompt::from(&record),
     }
-    let mut question = Conversation::from(&record);
-    question.messages.pop();
-    let template = ChatTemplate::choose(None, tokenizer)?;
-    let tokens = ChatEncoder::new(tokenizer).encode(&template.render(&question, true)?)?;
-    Ok(tokens.into_iter().map(|token| token.id).collect())
 }

@@ -19,8 +19,6 @@
 
 #[path = "support/allocator.rs"]
 mod allocator;
-#[path = "support/answer.rs"]
-mod answer;
 #[path = "support/device.rs"]
 mod device;
 #[path = "support/dry_run.rs"]
@@ -42,15 +40,12 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Instant;
 
-use burn_peft::adapter::{
-    ParamCount, adapter_config, get_params, initialize_adapters, initialize_eva, initialize_params,
-    validate_state_dict_for_lora,
-};
+use burn_peft::adapter::{ParamCount, adapter_config, initialize_eva, initialize_params};
 use burn_peft::checkpoint::{
     base_fingerprint, base_model_name, copy_generation_config, initialize_loftq_from,
-    load_any_adapter, load_any_base_as, read_base_packing, save_hf, save_peft_with_base,
+    load_any_adapter, load_tokenizer, read_base_packing, save_hf, save_peft_with_base,
 };
-use burn_peft::data::{Batch, DataOrder, fingerprint};
+use burn_peft::data::{Batch, SftData, fingerprint};
 use burn_peft::distributed::{ProcessGroup, broadcast_params, require_same};
 use burn_peft::llama::{LlamaConfig, TransformerDecoder};
 use burn_peft::lora::{DEFAULT_ADAPTER, Decomposition, Init, LoRAConfig};
@@ -59,15 +54,15 @@ use burn_peft::report::{Answer, Curves, Report, SMOOTHING, draw_curves, draw_los
 use burn_peft::tokenizer::{Tokenizer, copy_tokenizer};
 use burn_peft::training::recipe::{BestCheckpoint, RecipeConfig};
 use burn_peft::training::{
-    MetricLogger, Metrics, RunDir, StepGradients, StepOutput, Summary, Trainer, nonfinite_records,
-    peak_memory_bytes,
+    MetricLogger, Metrics, RunDir, SavePlan, StepGradients, StepOutput, Summary, Trainer,
+    nonfinite_records, peak_memory_bytes, validation_loss_in,
 };
 use burn_peft::{Error, Result};
 use clap::Parser;
 use interrupt::State;
 use launch::{Member, exit_code, launch};
 use quiz::Quiz;
-use records::{Data, ending_as, name_of, tokenizer};
+use records::{name_of, pass_first};
 use report::{Progress, Speed, print_device, print_notes, print_progress, print_work};
 
 /// How LoftQ decomposes the error of a weight: to a thousandth of what is left as the exact decomposition does.
@@ -134,44 +129,43 @@ fn configuration(args: &Args) -> Result<RecipeConfig> {
 }
 
 fn finetune(config: &RecipeConfig, member: &Member) -> Result<()> {
-    let job = Job::load(config, member)?;
+    let mut job = Job::load(config, member)?;
     let base = base_fingerprint(&job.base)?;
     require_same(member.group, "base model", &base)?;
     let dir = RunDir::open(config, member.group.rank(), member.group.size())?
         .on_data(job.fingerprint)
         .on_base(base);
-    let lora = dir.adapter_config(config)?;
+    let lora = config.adapter_config_of(&dir)?;
     require_same_adapter(member.group, &lora)?;
     job.print_estimate(&lora)?;
     let mut model = job.model(&lora, &dir)?;
-    let order = job.data.order(config, dir.num_processes())?;
-    let mut trainer = config.trainer(order.steps_per_epoch() * config.epochs);
+    job.data.order.num_processes = dir.num_processes();
+    let mut trainer = job.trainer();
     if dir.is_resumed() {
         dir.load_checkpoint(&mut model, &mut trainer)?;
         require_same(member.group, "last checkpoint", &trainer.step)?;
     }
     if job.is_first() {
-        dir.begin(config)?;
+        dir.begin()?;
     }
     let model = broadcast_params(member.group, model)?;
-    Run::new(config, member, dir, &trainer)?.complete(model, trainer, &job, &order)
+    Run::new(config, member, dir, &trainer)?.complete(model, trainer, &job)
 }
 
 /// What a run would do. Nothing is written, and no weight is read.
 fn rehearse(config: &RecipeConfig, member: &Member) -> Result<()> {
-    let job = Job::load(config, member)?;
+    let mut job = Job::load(config, member)?;
     // As one of the processes beside the first, which touch no file.
     let dir = RunDir::open(config, 1, member.group.size())?;
     if !job.is_first() {
         return Ok(());
     }
     dry_run::print_configuration(config);
-    let order = job.data.order(config, dir.num_processes())?;
-    dry_run::print_counts(&job.data, &order, config);
-    job.print_estimate(&dir.adapter_config(config)?)?;
-    let trainer = config.trainer(order.steps_per_epoch() * config.epochs);
-    print_notes(&job.data.notes, &trainer.schedule);
-    dry_run::print_examples(&job.data, order, &job.tokenizer)
+    job.data.order.num_processes = dir.num_processes();
+    dry_run::print_counts(&job.data, config);
+    job.print_estimate(&config.adapter_config_of(&dir)?)?;
+    print_notes(&job.data.notes, &job.trainer().schedule);
+    dry_run::print_examples(&job.data, &job.tokenizer)
 }
 
 /// What a member works with, as the configuration names it.
@@ -181,7 +175,7 @@ struct Job<'a> {
     base: PathBuf,
     llama: LlamaConfig,
     tokenizer: Tokenizer,
-    data: Data,
+    data: SftData,
     /// Of the samples that are trained on.
     fingerprint: u64,
 }
@@ -190,8 +184,8 @@ impl<'a> Job<'a> {
     fn load(config: &'a RecipeConfig, member: &'a Member) -> Result<Self> {
         let base = config.checkpoint_dir.clone().unwrap_or_else(embedded::dir);
         let llama = config.llama(&base)?;
-        let tokenizer = tokenizer(config, &base, &llama)?;
-        let data = Data::load(config, &llama, &tokenizer)?;
+        let tokenizer = load_tokenizer(config.tokenizer.as_deref().unwrap_or(&base), &llama)?;
+        let (source, data) = records::load(config, &llama, &tokenizer)?;
         let fingerprint = fingerprint(&data.samples)?;
         require_same_run(member.group, config, &data, fingerprint)?;
         let job = Self {
@@ -204,13 +198,19 @@ impl<'a> Job<'a> {
             fingerprint,
         };
         if job.is_first() {
-            print_work(&job.base, &job.data);
+            print_work(&job.base, &source, &job.data);
         }
         Ok(job)
     }
 
     fn is_first(&self) -> bool {
         self.member.group.rank() == 0
+    }
+
+    /// That of a run that begins.
+    fn trainer(&self) -> Trainer {
+        let steps_per_epoch = self.data.order.steps_per_epoch();
+        self.config.trainer(steps_per_epoch * self.config.epochs)
     }
 
     /// The records of a step that make its loss no number, by the end of their texts.
@@ -234,27 +234,19 @@ impl<'a> Job<'a> {
         Ok(())
     }
 
-    /// The model that the training begins with.
+    /// The model that the training begins with. It stops at the end of a text that it learns, too.
     fn model(&self, lora: &LoRAConfig, dir: &RunDir) -> Result<TransformerDecoder> {
-        let model = self.load_model(lora)?;
+        let device = self.member.device.clone().autodiff();
+        let mut model = self.config.load_model(&self.base, lora, &device)?;
+        let known = &mut model.config.eos_token_ids;
+        if let Some(end) = self.tokenizer.eos_id().filter(|end| !known.contains(end)) {
+            known.push(end);
+        }
         allocator::keep_freed_memory();
         match dir.is_resumed() {
             true => Ok(model),
             false => self.begin(model),
         }
-    }
-
-    /// The base weights with new adapters beside them.
-    fn load_model(&self, lora: &LoRAConfig) -> Result<TransformerDecoder> {
-        let device = self.member.device.clone().autodiff();
-        let llama = ending_as(&self.tokenizer, self.llama.clone());
-        let mut model = RecipeConfig::init_lora(&llama, lora, &device)?;
-        let report = load_any_base_as(&mut model, &self.base, self.config.base_format())?;
-        let adapters = get_params(&model).filter(|_, param| param.is_adapter());
-        validate_state_dict_for_lora(&adapters, &report)?;
-        let model = initialize_adapters(model, self.config.seed);
-        initialize_params(&model);
-        Ok(model)
     }
 
     /// What a new run begins with beyond what a seed gives: an adapter's tensors, directions of its data, or the error of
@@ -276,7 +268,7 @@ impl<'a> Job<'a> {
     fn begin_by_data(&self, model: TransformerDecoder) -> Result<TransformerDecoder> {
         let mut passed = Ok(());
         let model = initialize_eva(model, self.config.eva_rho, |model| {
-            passed = self.data.pass_first(model, self.config, self.member.device);
+            passed = pass_first(&self.data, model, self.member.device);
         })?;
         passed?;
         initialize_params(&model);
@@ -289,7 +281,7 @@ impl<'a> Job<'a> {
 fn require_same_run(
     group: &dyn ProcessGroup,
     config: &RecipeConfig,
-    data: &Data,
+    data: &SftData,
     fingerprint: u64,
 ) -> Result<()> {
     let settings = config.without_places().to_yaml();
@@ -345,24 +337,18 @@ impl<'a> Run<'a> {
     }
 
     /// The training; if the member is the one that reports and writes, with all that is told and saved before and after.
-    fn complete(
-        mut self,
-        model: TransformerDecoder,
-        trainer: Trainer,
-        job: &Job,
-        order: &DataOrder,
-    ) -> Result<()> {
+    fn complete(mut self, model: TransformerDecoder, trainer: Trainer, job: &Job) -> Result<()> {
         if !job.is_first() {
-            return self.train(model, trainer, job, order).map(drop);
+            return self.train(model, trainer, job).map(drop);
         }
         let count = ParamCount::of(&model);
         println!("{count}");
         print_notes(&job.data.notes, &trainer.schedule);
-        let steps = order.steps_per_epoch();
+        let steps = job.data.order.steps_per_epoch();
         print_progress(&self.dir, &trainer, steps, self.is_over(&trainer));
         self.dir.require_space(&count, &trainer, steps)?;
         let quiz = Quiz::before(self.config, &model, &job.tokenizer, &job.data)?;
-        let (model, summary) = self.train(model, trainer, job, order)?;
+        let (model, summary) = self.train(model, trainer, job)?;
         let (exact_match, answers) = quiz.after(&model, &job.tokenizer)?;
         self.save(model, &job.base)?;
         self.save_template(&job.data)?;
@@ -379,7 +365,6 @@ impl<'a> Run<'a> {
         mut model: TransformerDecoder,
         mut trainer: Trainer,
         job: &Job,
-        order: &DataOrder,
     ) -> Result<(TransformerDecoder, Summary)> {
         let (group, data) = (self.member.group, &job.data);
         // The one that a run which goes on was ended in.
@@ -388,10 +373,8 @@ impl<'a> Run<'a> {
         }
         while !self.is_over(&trainer) {
             let started = Instant::now();
-            let epoch = order.epoch_of(trainer.step);
-            let indices = order.shard(trainer.step, group.rank(), group.size());
-            let micro_batches = indices.iter().map(|rows| data.batch(rows));
-            let micro_batches: Vec<Batch> = micro_batches.collect::<Result<_>>()?;
+            let epoch = data.order.epoch_of(trainer.step);
+            let micro_batches = data.shard(trainer.step, group.rank(), group.size())?;
             let gradients = trainer.gradients(group, &model, &micro_batches)?;
             let time = (started, epoch);
             model = match trainer.require_finite(&gradients) {
@@ -402,7 +385,7 @@ impl<'a> Run<'a> {
                 }
             };
             let is_best = self.validate(&model, &mut trainer, data)?;
-            if is_best || self.saves(&trainer, order) {
+            if is_best || self.saves(&trainer, data) {
                 self.save_checkpoint(&model, &trainer)?;
             }
         }
@@ -419,12 +402,9 @@ impl<'a> Run<'a> {
     }
 
     /// Whether a checkpoint is due.
-    fn saves(&self, trainer: &Trainer, order: &DataOrder) -> bool {
-        let (config, step) = (self.config, trainer.step);
-        let ends_epoch = step.is_multiple_of(order.steps_per_epoch());
-        is_due(config.save_every_n_steps, step)
-            || config.save_every_epoch && ends_epoch
-            || self.is_over(trainer)
+    fn saves(&self, trainer: &Trainer, data: &SftData) -> bool {
+        let plan: SavePlan = self.dir.options().saves;
+        plan.is_due(trainer, data.order.steps_per_epoch()) || self.is_over(trainer)
     }
 
     /// Validates if that is due and has not been done. Whether what came out is to be saved as the best so far.
@@ -432,17 +412,15 @@ impl<'a> Run<'a> {
         &mut self,
         model: &TransformerDecoder,
         trainer: &mut Trainer,
-        data: &Data,
+        data: &SftData,
     ) -> Result<bool> {
         let (config, step) = (self.config, trainer.step);
         let is_last = step >= trainer.schedule.total_steps;
         let is_due = step > 0 && (is_last || is_due(config.run_val_every_n_steps, step));
-        if !is_due || trainer.validations.has(step) {
+        if !is_due || trainer.validations.has(step) || data.validation.is_empty() {
             return Ok(false);
         }
-        let Some(val_loss) = data.validation_loss(self.member.group, model)? else {
-            return Ok(false);
-        };
+        let val_loss = validation_loss_in(self.member.group, model, &data.validation)?;
         self.log(&Metrics::new(step).with("val_loss", val_loss));
         self.progress
             .say(&format!("step {step}: validation loss {val_loss:.4}"));
@@ -650,7 +628,7 @@ impl<'a> Run<'a> {
     }
 
     /// A template that the tokenizer does not bring goes where the model is looked for.
-    fn save_template(&self, data: &Data) -> Result<()> {
+    fn save_template(&self, data: &SftData) -> Result<()> {
         let Some(template) = &data.template else {
             return Ok(());
         };

@@ -146,6 +146,19 @@ impl Tokenizer {
         Self::from_file(file)
     }
 
+    /// Reads the tokenizer of a model: that of its folder ([`Tokenizer::from_dir`]), or that of a file
+    /// ([`Tokenizer::from_file`]).
+    ///
+    /// # Errors
+    ///
+    /// Those of the two.
+    pub fn load(path: impl AsRef<Path>) -> Result<Self> {
+        match path.as_ref().is_dir() {
+            true => Self::from_dir(path),
+            false => Self::from_file(path),
+        }
+    }
+
     /// Reads a `tokenizer.json` that is in memory, such as one embedded in the program.
     ///
     /// # Errors

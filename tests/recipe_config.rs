@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use burn::tensor::Device;
 use burn_peft::Error;
 use burn_peft::checkpoint::read_peft_config;
-use burn_peft::data::DataOrder;
+use burn_peft::data::SftOptions;
 use burn_peft::llama::LlamaConfig;
 use burn_peft::lora::{AttnModule, Init, LoRAConfig, Targets, TrainedBias};
 use burn_peft::training::recipe::{ModelSize, Modules, Precision, RecipeConfig, RecipeKey, Resume};
@@ -402,13 +402,15 @@ enable_activation_checkpointing: true
         .with_bias(TrainedBias::All)
         .with_frozen_a(true);
     assert_eq!(config.lora(), lora);
-    let order = DataOrder::new(100, 6)
+    let llama = LlamaConfig::llama2_7b();
+    let options = SftOptions::new(4096, 32000)
+        .with_batch_size(6)
         .with_accumulation_steps(7)
-        .with_num_processes(2)
         .with_max_steps_per_epoch(Some(9))
         .with_shuffle(false)
-        .with_seed(11);
-    assert_eq!(config.data_order(100, 2), order);
+        .with_seed(11)
+        .with_folder(config.output_dir.clone());
+    assert_eq!(config.sft_options(&llama), options);
     let adamw = AdamWConfig::default()
         .with_betas((0.75, 0.625))
         .with_eps(0.25)
@@ -429,7 +431,7 @@ enable_activation_checkpointing: true
 
 #[test]
 fn what_the_model_does_not_have_is_told_by_key() {
-    let llama = LlamaConfig::llama2_7b();
+    let tiny = repository().join("examples/assets/tiny");
     for (setting, expected) in [
         (
             "target_modules=[q_prj]",
@@ -441,7 +443,7 @@ fn what_the_model_does_not_have_is_told_by_key() {
         ),
         (
             "layers_to_transform=[0, 99]",
-            "layers_to_transform: the model has no layer 99; its layers are 0 to 31",
+            "layers_to_transform: the model has no layer 99; its layers are 0 to 3",
         ),
         (
             "rank_pattern={q_prj: 4}",
@@ -452,8 +454,9 @@ fn what_the_model_does_not_have_is_told_by_key() {
             "modules_to_save: no module is called `lm_hed`; did you mean `lm_head`?",
         ),
     ] {
-        let lora = overridden(&[setting]).unwrap().lora();
-        let error = RecipeConfig::init_lora(&llama, &lora, &Device::default()).unwrap_err();
+        let config = overridden(&[setting]).unwrap();
+        let error = config.load_model(&tiny, &config.lora(), &Device::default());
+        let error = error.unwrap_err();
         assert_eq!(error.to_string(), expected);
     }
 }

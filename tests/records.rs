@@ -324,6 +324,185 @@ fn groups_follow_from_seed_epoch_and_step() {
     assert!(!(0..50).map(first).is_sorted_by(|a, b| a >= b));
 }
 
+/// So many records of texts of different lengths.
+fn texts(count: usize) -> String {
+    let line = |number: usize| format!("{{\"text\": \"{}\"}}\n", "he ".repeat(1 + number * 7 % 11));
+    (0..count).map(line).collect()
+}
+
+fn sft_options(folder: &Path, tokenizer: &Tokenizer) -> SftOptions {
+    SftOptions::new(64, tokenizer.vocab_size()).with_folder(folder.to_owned())
+}
+
+/// What comes of files step by step is what their parts give by hand.
+#[test]
+fn from_files_to_the_batches_of_steps() {
+    let (dir, tokenizer) = (tempfile::tempdir().unwrap(), tiny());
+    let first = file(dir.path(), "first.jsonl", texts(30).as_bytes());
+    let second = file(dir.path(), "second.jsonl", texts(10).as_bytes());
+    let options = sft_options(dir.path(), &tokenizer)
+        .with_accumulation_steps(2)
+        .with_validation_split(0.2)
+        .with_seed(5);
+    let both = format!("{},{}@0.5", first.display(), second.display());
+    let data = SftData::load(both, RecordEncoder::new(&tokenizer), &options).unwrap();
+
+    let encoder = RecordEncoder::new(&tokenizer);
+    let encoded = [&first, &second].map(|path| {
+        let records = load_records(path, Format::Auto).unwrap();
+        encoder.encode_all(&records).unwrap().0
+    });
+    let samples = encoded.concat();
+    let (train, held_out) = split_validation(40, 8, 5).unwrap();
+    let (of_first, of_second): (Vec<usize>, Vec<usize>) =
+        train.iter().partition(|index| **index < 30);
+    let taken = [
+        weighted_indices(&of_first, 1.0, 5),
+        weighted_indices(&of_second, 0.5, 5),
+    ]
+    .concat();
+    let collate = |indices: &[usize]| {
+        let rows: Vec<&Sample> = indices.iter().map(|index| &samples[*index]).collect();
+        Batch::collate(&rows, tokenizer.pad_id(tokenizer.vocab_size()))
+    };
+    let order = DataOrder::new(taken.len(), 2)
+        .with_accumulation_steps(2)
+        .with_seed(5);
+    assert_eq!(data.order, order);
+    for step in 0..2 * order.steps_per_epoch() {
+        let by_hand = order.step(step).into_iter().map(|rows| {
+            let indices: Vec<usize> = rows.iter().map(|row| taken[*row]).collect();
+            collate(&indices)
+        });
+        let by_hand: Vec<Batch> = by_hand.collect();
+        assert_eq!(data.step(step).unwrap(), by_hand, "{step}");
+    }
+    let validation: Vec<Batch> = held_out.chunks(2).map(collate).collect();
+    assert_eq!((&data.validation, data.num_validation()), (&validation, 8));
+    let longest = taken.iter().map(|index| samples[*index].len()).max();
+    assert_eq!(Some(data.longest_row().unwrap()), longest);
+    let seen: Vec<Sample> = data.first_samples().collect::<Result<_>>().unwrap();
+    let first_epoch = (0..order.steps_per_epoch()).flat_map(|step| order.step(step).concat());
+    let expected: Vec<Sample> = first_epoch.map(|row| samples[taken[row]].clone()).collect();
+    assert_eq!(seen, expected);
+    let counts: Vec<(&Path, usize)> = data
+        .counts
+        .iter()
+        .map(|(p, c)| (p.as_path(), c.used))
+        .collect();
+    assert_eq!(counts, [(first.as_path(), 30), (second.as_path(), 10)]);
+    assert!(data.notes.is_empty() && data.template.is_none());
+}
+
+/// A file of validation records is no part of the training, and the processes of a run share each step.
+#[test]
+fn validation_records_of_their_own_and_steps_in_parts() {
+    let (dir, tokenizer) = (tempfile::tempdir().unwrap(), tiny());
+    let path = file(dir.path(), "a.jsonl", texts(9).as_bytes());
+    let held_out = file(dir.path(), "b.jsonl", texts(3).as_bytes());
+    let options = sft_options(dir.path(), &tokenizer).with_validation(Some(held_out));
+    let mut data = SftData::load(path, RecordEncoder::new(&tokenizer), &options).unwrap();
+    assert_eq!((data.num_rows(), data.num_validation()), (9, 3));
+    data.order.num_processes = 2;
+    let rows = |batches: Vec<Batch>| batches.iter().map(|batch| batch.batch_size).sum::<usize>();
+    let of_rank = |step, rank| rows(data.shard(step, rank, 2).unwrap());
+    let shared: Vec<_> = (0..3)
+        .map(|step| (of_rank(step, 0), of_rank(step, 1)))
+        .collect();
+    assert_eq!(shared, [(2, 2), (2, 2), (0, 1)]);
+}
+
+#[test]
+fn records_that_share_rows_or_come_by_length() {
+    let (dir, tokenizer) = (tempfile::tempdir().unwrap(), tiny());
+    let path = file(dir.path(), "a.jsonl", texts(40).as_bytes());
+    let options = sft_options(dir.path(), &tokenizer);
+    let load = |options: &SftOptions| {
+        SftData::load(&path, RecordEncoder::new(&tokenizer), options).unwrap()
+    };
+    let packed = load(&options.clone().with_packed(true));
+    assert!(packed.num_rows() < 40 && packed.longest_row().unwrap() <= 64);
+    let steps = 0..packed.order.steps_per_epoch();
+    let batches: Vec<Batch> = steps.flat_map(|step| packed.step(step).unwrap()).collect();
+    let mut lengths: Vec<usize> = batches.iter().flat_map(|b| b.segments.concat()).collect();
+    let all = (0..40).map(|index| packed.samples.sample_len(index).unwrap());
+    let mut all: Vec<usize> = all.collect();
+    lengths.sort_unstable();
+    all.sort_unstable();
+    assert_eq!(lengths, all);
+
+    let grouped = load(&options.with_group_by_length(true));
+    let expected = (0..40).map(|index| grouped.samples.sample_len(index).unwrap() as u32);
+    let expected: Vec<u32> = expected.collect();
+    assert_eq!(grouped.order.lengths.as_deref(), Some(&expected[..]));
+}
+
+#[test]
+fn what_records_do_not_give_is_told() {
+    let (dir, tokenizer) = (tempfile::tempdir().unwrap(), tiny());
+    let path = file(dir.path(), "a.jsonl", texts(4).as_bytes());
+    let options = sft_options(dir.path(), &tokenizer).with_validation_split(0.1);
+    let encoder = || RecordEncoder::new(&tokenizer);
+    let data = SftData::load(&path, encoder().with_max_seq_len(Some(100)), &options).unwrap();
+    let expected = [
+        "records are cut to the model's context of 64 tokens; max_seq_len is 100",
+        "nothing is validated: 0.1 of 4 records is less than one",
+    ];
+    assert_eq!(data.notes, expected);
+
+    let short = encoder()
+        .with_max_seq_len(Some(3))
+        .with_too_long(TooLong::Drop);
+    let error = SftData::load(&path, short, &options)
+        .unwrap_err()
+        .to_string();
+    let told = "no record is left to train on: 4 of 4 records of";
+    assert!(
+        error.contains(told) && error.contains("(too_long)"),
+        "{error}"
+    );
+    let small = SftOptions::new(64, 3);
+    let error = SftData::load(&path, encoder(), &small).unwrap_err();
+    assert!(matches!(error, Error::TokenOutOfRange { .. }), "{error}");
+}
+
+/// The one that is not found beside the base is kept.
+#[test]
+fn by_which_template_conversations_were_written() {
+    let dir = tempfile::tempdir().unwrap();
+    file(
+        dir.path(),
+        "tokenizer.json",
+        tiny_tokenizer::json().as_bytes(),
+    );
+    let chat = file(dir.path(), FILES[4].0, br#"{"messages": [{"role": "user", "content": "he"}, {"role": "assistant", "content": "he"}]}"#);
+    let text = file(dir.path(), "text.jsonl", texts(2).as_bytes());
+    let origin = |tokenizer: &Tokenizer, template: Option<ChatTemplate>, path: &Path| {
+        let encoder = RecordEncoder::new(tokenizer).with_template(template);
+        let mut options = sft_options(dir.path(), tokenizer);
+        options.context_len = 400;
+        let data = SftData::load(path, encoder, &options)?;
+        Ok::<_, Error>(data.template.map(|template| template.origin().to_owned()))
+    };
+    let without = Tokenizer::load(dir.path()).unwrap();
+    let found = origin(&without, None, &chat).unwrap();
+    assert_eq!(found.as_deref(), Some(Path::new("<chatml>")));
+    assert_eq!(origin(&without, None, &text).unwrap(), None);
+    let own = ChatTemplate::new(TEXT, "t.jinja").unwrap();
+    let found = origin(&without, Some(own), &chat).unwrap();
+    assert_eq!(found.as_deref(), Some(Path::new("t.jinja")));
+
+    let beside = file(dir.path(), "chat_template.jinja", TEXT.as_bytes());
+    let with = Tokenizer::load(dir.path()).unwrap();
+    assert_eq!(origin(&with, None, &chat).unwrap(), None);
+    // One that cannot be read is an error where it is needed, which says why.
+    fs::write(&beside, "{% if %}").unwrap();
+    let broken = Tokenizer::load(dir.path()).unwrap();
+    assert_eq!(origin(&broken, None, &text).unwrap(), None);
+    let error = origin(&broken, None, &chat).unwrap_err().to_string();
+    assert!(error.contains("chat_template.jinja"), "{error}");
+}
+
 /// Samples that are made when they are asked for, each with its number of tokens.
 struct Made(usize);
 

@@ -10,8 +10,9 @@ use burn_peft::checkpoint::{base_fingerprint, load_hf, read_hf_config};
 use burn_peft::data::Batch;
 use burn_peft::distributed::SingleProcess;
 use burn_peft::llama::TransformerDecoder;
+use burn_peft::lora::LoRAConfig;
 use burn_peft::training::recipe::RecipeConfig;
-use burn_peft::training::{RunDir, Trainer, nonfinite_records};
+use burn_peft::training::{Resume, RunDir, RunOptions, SavePlan, Trainer, nonfinite_records};
 use tempfile::TempDir;
 
 const STEPS_PER_EPOCH: usize = 3;
@@ -89,7 +90,7 @@ fn gone_on(config: &RecipeConfig) -> (RunDir, TransformerDecoder, Trainer) {
     let run = RunDir::open(config, 0, 1).unwrap();
     let (mut model, mut trainer) = (new_model(config), trainer(config));
     run.load_checkpoint(&mut model, &mut trainer).unwrap();
-    run.begin(config).unwrap();
+    run.begin().unwrap();
     (run, model, trainer)
 }
 
@@ -125,12 +126,62 @@ fn auto_begins_or_goes_on() {
     );
     let run = RunDir::open(&config, 0, 1).unwrap();
     assert!(!run.is_resumed());
-    run.begin(&config).unwrap();
+    run.begin().unwrap();
     train(&run, &config, new_model(&config), &mut trainer(&config), 2);
     drop(run);
     let (run, _, trainer) = gone_on(&config);
     assert!(run.is_resumed());
     assert_eq!(trainer.step, 2);
+}
+
+/// A loop of one's own says what a run has to know, and what makes it another one.
+#[test]
+fn a_run_without_a_recipe() {
+    let dir = TempDir::new().unwrap();
+    let path = dir.path().join("run");
+    let recipe = config(&path, &[]);
+    let lora = recipe.lora();
+    let options = |lora: &LoRAConfig| {
+        RunOptions::new(&path, lora)
+            .with_resume(Resume::Auto)
+            .with_base_name(Some("me/base".into()))
+            .with_saves(SavePlan::default().with_every_epoch(true))
+    };
+    let run = RunDir::open(options(&lora), 0, 1).unwrap();
+    assert!(!run.is_resumed() && run.adapter_config().unwrap().is_none());
+    run.begin().unwrap();
+    let adapter = train(&run, &recipe, new_model(&recipe), &mut trainer(&recipe), 2);
+    drop(run);
+
+    let run = RunDir::open(options(&lora), 0, 1).unwrap();
+    assert_eq!(run.adapter_config().unwrap().unwrap().rank, lora.rank);
+    let (mut model, mut going_on) = (new_model(&recipe), trainer(&recipe));
+    run.load_checkpoint(&mut model, &mut going_on).unwrap();
+    assert_eq!(going_on.step, 2);
+    assert!(adapter_state_dict(&model) == adapter);
+    assert!(run.options().saves.is_due(&going_on, 2) && !run.options().saves.is_due(&going_on, 3));
+    let saved = fs::read_to_string(path.join("checkpoints/step_2/adapter_config.json")).unwrap();
+    assert!(saved.contains("\"me/base\""), "{saved}");
+    drop(run);
+
+    let other = lora.clone().with_rank(4);
+    assert_refused(
+        RunDir::open(options(&other), 0, 1),
+        &["`rank` was 8, now 4"],
+    );
+    let longer = RunDir::open(options(&lora).with_epochs(2), 0, 1).unwrap();
+    assert_eq!(longer.epochs_before(), Some(1));
+    drop(longer);
+
+    let anew = options(&other).with_resume(Resume::No).with_overwrite(true);
+    let input = path.join("checkpoints/step_2/adapter_config.json");
+    let reading = anew.clone().with_inputs(vec![("first".into(), input)]);
+    assert_refused(
+        RunDir::open(reading, 0, 1),
+        &["`first` is in", "would delete"],
+    );
+    RunDir::open(anew, 0, 1).unwrap().begin().unwrap();
+    assert!(!path.join("checkpoints").exists());
 }
 
 /// In processes beside the first, which touch no file.
@@ -222,7 +273,7 @@ fn a_run_whose_first_checkpoint_was_cut_off() {
     );
     // What it says works.
     let run = RunDir::open(&config, 0, 1).unwrap();
-    run.begin(&config).unwrap();
+    run.begin().unwrap();
     assert!(!dir.path().join("checkpoints").exists());
     drop(run);
     cut_off(dir.path(), 1);

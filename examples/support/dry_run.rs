@@ -3,11 +3,9 @@
 use std::io::IsTerminal;
 
 use burn_peft::Result;
-use burn_peft::data::{DataOrder, RecordCounts, Sample};
+use burn_peft::data::{RecordCounts, Sample, SftData};
 use burn_peft::tokenizer::Tokenizer;
 use burn_peft::training::recipe::RecipeConfig;
-
-use crate::records::Data;
 
 /// How many records are shown.
 const SHOWN: usize = 3;
@@ -16,11 +14,11 @@ pub fn print_configuration(config: &RecipeConfig) {
     println!("Configuration:\n{}", config.to_yaml());
 }
 
-pub fn print_counts(data: &Data, order: &DataOrder, config: &RecipeConfig) {
+pub fn print_counts(data: &SftData, config: &RecipeConfig) {
     for (path, counts) in &data.counts {
         println!("Records of {}:\n{}", path.display(), table(counts));
     }
-    let (steps, epochs) = (order.steps_per_epoch(), config.epochs);
+    let (steps, epochs) = (data.order.steps_per_epoch(), config.epochs);
     println!(
         "{} rows are trained on, {} are for validation; {steps} steps an epoch, {} steps in all\n",
         data.num_rows(),
@@ -46,13 +44,13 @@ fn table(counts: &RecordCounts) -> String {
 }
 
 /// The first records of the training, tokens that the loss counts in green, or in brackets where there are no colours.
-pub fn print_examples(data: &Data, order: DataOrder, tokenizer: &Tokenizer) -> Result<()> {
+pub fn print_examples(data: &SftData, tokenizer: &Tokenizer) -> Result<()> {
     let paint = Paint::of_terminal();
     println!(
         "The first records of the training; {} is what the loss counts:",
         paint.counted("so")
     );
-    for (number, sample) in (1..).zip(data.first_samples(order).take(SHOWN)) {
+    for (number, sample) in (1..).zip(data.first_samples().take(SHOWN)) {
         let sample = sample?;
         let (tokens, labels) = (sample.len(), sample.num_label_tokens());
         println!("\n{number}: {tokens} tokens, the loss counts {labels}");

@@ -1,17 +1,15 @@
 //! What a model is asked before and after its training.
 
 use burn_peft::Result;
-use burn_peft::data::{AlpacaRecord, Batch, IGNORE_INDEX};
-use burn_peft::generate::GenerateOptions;
+use burn_peft::data::{AlpacaRecord, Batch, IGNORE_INDEX, SftData};
+use burn_peft::generate::{GenerateOptions, answer};
 use burn_peft::llama::TransformerDecoder;
 use burn_peft::report::Answer;
 use burn_peft::tokenizer::Tokenizer;
 use burn_peft::training::ExactMatch;
 use burn_peft::training::recipe::RecipeConfig;
 
-use crate::answer::{answer, go_on};
 use crate::embedded;
-use crate::records::Data;
 
 /// The most tokens of an answer to a record of the user's.
 const MAX_TOKENS: usize = 64;
@@ -34,7 +32,7 @@ impl Quiz {
         config: &RecipeConfig,
         model: &TransformerDecoder,
         tokenizer: &Tokenizer,
-        data: &Data,
+        data: &SftData,
     ) -> Result<Self> {
         let is_embedded = config.checkpoint_dir.is_none() && config.dataset.is_none();
         let (records, beginnings) = match is_embedded {
@@ -57,7 +55,8 @@ impl Quiz {
         let records = records.map(|record| answer(model, tokenizer, record, &options));
         let options = GenerateOptions::greedy(MAX_TOKENS);
         let beginnings = self.beginnings.iter();
-        let beginnings = beginnings.map(|begun| go_on(model, tokenizer, &begun.ids, &options));
+        let beginnings =
+            beginnings.map(|begun| answer(model, tokenizer, begun.ids.clone(), &options));
         records.chain(beginnings).collect()
     }
 
@@ -123,7 +122,7 @@ impl Quiz {
 }
 
 /// Of the first validation records, or else of the first ones that are trained on.
-fn beginnings(data: &Data, count: usize, model: &TransformerDecoder) -> Result<Vec<Beginning>> {
+fn beginnings(data: &SftData, count: usize, model: &TransformerDecoder) -> Result<Vec<Beginning>> {
     let context = model.config.context_len();
     let of = |record: &Batch| Beginning::of(record, context.saturating_sub(MAX_TOKENS));
     let validation = data.validation.iter().flat_map(Batch::records);

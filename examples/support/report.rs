@@ -4,7 +4,7 @@ use std::io::IsTerminal;
 use std::path::Path;
 use std::time::Duration;
 
-use burn_peft::data::Dataset;
+use burn_peft::data::{Dataset, SftData};
 use burn_peft::ops::lacks_cublas;
 use burn_peft::training::{
     Bytes, EstimateConfig, LrSchedule, RunDir, Trainer, available_memory_bytes, estimate,
@@ -13,11 +13,10 @@ use burn_peft::training::{
 use indicatif::{ProgressBar, ProgressStyle};
 
 use crate::launch::Member;
-use crate::records::Data;
 
 /// What is trained on what.
-pub fn print_work(model: &Path, data: &Data) {
-    let (count, source) = (data.samples.len(), data.source.display());
+pub fn print_work(model: &Path, source: &Path, data: &SftData) {
+    let (count, source) = (data.samples.len(), source.display());
     println!(
         "{} is finetuned on {count} records of {source}.\n",
         model.display()

@@ -17,6 +17,7 @@ mod hf;
 mod hf_config;
 mod identity;
 mod keys;
+mod load;
 mod loftq;
 mod merged;
 mod meta;
@@ -38,6 +39,7 @@ pub use gguf::{
 };
 pub use hf::{copy_generation_config, load_hf, load_hf_as, read_hf_config, save_hf};
 pub use identity::{base_fingerprint, base_model_name};
+pub use load::{LoadOptions, ModelAdapter, load_model, load_tokenizer};
 pub use loftq::initialize_loftq_from;
 pub use merged::MergedCheckpoint;
 pub use meta::{load_meta, load_meta_as, read_meta_config};

@@ -29,6 +29,21 @@ pub struct AlpacaRecord {
 }
 
 impl AlpacaRecord {
+    /// A task that says it all, without an answer: a question.
+    pub fn new(instruction: impl Into<String>) -> Self {
+        Self {
+            instruction: instruction.into(),
+            input: String::new(),
+            output: String::new(),
+        }
+    }
+
+    /// The same task about something.
+    pub fn with_input(mut self, input: impl Into<String>) -> Self {
+        self.input = input.into();
+        self
+    }
+
     /// The prompt that Stanford's Alpaca was trained with, up to where the answer begins.
     ///
     /// ```

@@ -4,6 +4,8 @@
 //! files -> Record -> Sample (tokens, labels) -> Dataset -> Batch (padded, on the host) -> tensors
 //! ```
 //!
+//! [`SftData`] goes all that way, from files to the batches of each step.
+//!
 //! Everything up to [`Batch`] is plain host data, so a data set can be looked at, filtered and
 //! tested without a device.
 //!
@@ -41,6 +43,7 @@ mod order;
 mod parquet;
 mod record_encoder;
 mod records;
+mod sft;
 mod source;
 mod store;
 mod tokens;
@@ -54,5 +57,6 @@ pub use record_encoder::{RecordCounts, RecordEncoder, TooLong, TrainOn, Treatmen
 pub use records::{
     Format, Record, Records, Split, load_records, load_split, parse_records, weighted_paths,
 };
+pub use sft::{SftData, SftOptions};
 pub use store::SampleStore;
 pub use tokens::{IGNORE_INDEX, Sample, tokenize_records};

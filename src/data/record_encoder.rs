@@ -185,6 +185,10 @@ impl<'a> RecordEncoder<'a> {
         with_empty_instructions => empty_instructions: Treatment,
     }
 
+    pub(super) fn tokenizer(&self) -> &'a Tokenizer {
+        self.tokenizer
+    }
+
     /// A sample of the whole record, or of its beginning of `max_seq_len` tokens, whatever it says. No more of a long
     /// record is encoded than that takes.
     ///

@@ -4,21 +4,19 @@
 //! prompts ─► padded batch ─► logits ─► Sampler ─► a token a row ─► the cache, without the rows that ended ─► logits ...
 //! ```
 //!
-//! [`generate`] continues a prompt, [`generate_batch`] several of different lengths in one forward pass, with one or
+//! [`answer`] asks a model one question. [`generate`] continues a prompt, [`generate_batch`] several of different lengths in one forward pass, with one or
 //! more answers each. [`Generation`] is the loop itself, an iterator over what each pass gives, and [`TextGeneration`] the
 //! same in pieces of text. What a prompt is answered does not depend on the other prompts of a batch.
 //!
 //! ```
 //! use burn::tensor::Device;
-//! use burn_peft::checkpoint::{load_hf, read_hf_config};
+//! use burn_peft::checkpoint::{LoadOptions, load_model, load_tokenizer};
 //! use burn_peft::generate::{GenerateOptions, TextGeneration};
-//! use burn_peft::tokenizer::Tokenizer;
 //!
 //! # fn main() -> burn_peft::Result<()> {
 //! let dir = "examples/assets/tiny";
-//! let mut model = read_hf_config(dir)?.init(&Device::default());
-//! load_hf(&mut model, dir)?;
-//! let tokenizer = Tokenizer::from_dir(dir)?;
+//! let model = load_model(dir, None, &LoadOptions::new(&Device::default()))?;
+//! let tokenizer = load_tokenizer(dir, &model.config)?;
 //! let prompts = ["A tyre is made of", "The"].map(|text| tokenizer.encode_with_bos(text).unwrap());
 //! let options = GenerateOptions::greedy(16)
 //!     .with_temperature(0.8)
@@ -34,11 +32,13 @@
 //! # }
 //! ```
 
+mod answer;
 mod generation;
 mod options;
 mod sampling;
 mod text;
 
+pub use answer::{Prompt, answer};
 pub use generation::{Answer, End, Generation, NewToken, generate, generate_batch};
 pub use options::GenerateOptions;
 pub use sampling::{Sampler, TokenProbability, token_probabilities};

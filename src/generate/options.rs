@@ -18,8 +18,9 @@ pub struct GenerateOptions {
     /// What the logits of tokens that are in the prompt or the answer already are divided by where they are above zero, and
     /// multiplied by where they are below; 1 changes nothing. Keskar et al., <https://arxiv.org/abs/1909.05858>.
     pub repetition_penalty: f64,
-    /// The tokens at which to stop; those that end a text by the model's configuration if none are given. A
-    /// tokenizer may name another, which then ends the answers that the model was finetuned on.
+    /// The tokens at which to stop; if none are given, those that end a text by the model's configuration, and for
+    /// [`TextGeneration`](super::TextGeneration) the tokenizer's: it may be another, which ends the answers that a model
+    /// was finetuned on.
     pub stop_tokens: Option<Vec<u32>>,
     /// The texts at which to stop, for [`TextGeneration`](super::TextGeneration): the answer ends before the first of them.
     pub stop_strings: Vec<String>,

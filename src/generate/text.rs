@@ -45,7 +45,8 @@ pub struct TextGeneration<'a> {
 }
 
 impl<'a> TextGeneration<'a> {
-    /// A generation that has not begun.
+    /// A generation that has not begun. Unless the options say where to stop, the tokenizer's end of a text ends an answer
+    /// too.
     ///
     /// # Errors
     /// As [`Generation::new`], stop strings excepted.
@@ -55,7 +56,13 @@ impl<'a> TextGeneration<'a> {
         prompts: &[P],
         options: &GenerateOptions,
     ) -> Result<Self> {
-        let generation = Generation::of_ids(model, prompts, options)?;
+        let mut options = options.clone();
+        let ends = &model.config.eos_token_ids;
+        options.stop_tokens.get_or_insert_with(|| {
+            let of_tokenizer = tokenizer.eos_id().filter(|eos| !ends.contains(eos));
+            ends.iter().copied().chain(of_tokenizer).collect()
+        });
+        let generation = Generation::of_ids(model, prompts, &options)?;
         let pieces = TextPieces::new(tokenizer, &options.stop_strings);
         let count = generation.answers().len();
         Ok(Self {

@@ -1,5 +1,5 @@
 //! What a training loop is made of: loss, optimizer, schedule, clipping, the step, metrics, run
-//! folders. The loop itself is the reader's own, see `examples/lora_alpaca.rs`. Prints nothing.
+//! folders. The loop itself is the reader's own, see `examples/finetune.rs`. Prints nothing.
 
 mod adamw;
 mod clip;
@@ -30,12 +30,13 @@ pub use gradients::{lm_loss_sum, sample_log_probs};
 pub use hidden_states::{DecoderPass, HiddenStates};
 pub use log_probs::SampleLogProb;
 pub use metrics::{
-    CsvMetrics, MetricLogger, Metrics, MetricsLog, TensorBoardMetrics, available_memory_bytes,
-    peak_memory_bytes,
+    CsvMetrics, MetricFormat, MetricLogger, Metrics, MetricsLog, TensorBoardMetrics,
+    available_memory_bytes, peak_memory_bytes,
 };
 pub use nonfinite::nonfinite_records;
 pub use options::{Activations, GradientOptions, LossNormalization};
-pub use run::{ExactMatch, RunDir, Summary, available_disk_bytes};
+pub(crate) use run::{Before, RunConfig};
+pub use run::{ExactMatch, Resume, RunDir, RunOptions, SavePlan, Summary, available_disk_bytes};
 pub use schedule::{LrSchedule, ScheduleKind};
 pub use sequence_loss::{Dpo, SequenceLoss};
 pub use step::{

@@ -19,7 +19,7 @@
 
 mod adapter;
 mod keys;
-mod resume;
+mod run;
 mod yaml;
 
 use std::path::{Path, PathBuf};
@@ -29,12 +29,12 @@ use indexmap::IndexMap;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+pub use super::{MetricFormat, Resume};
 pub use keys::RecipeKey;
-pub use resume::Resume;
 
 use super::{Activations, AdamWConfig, LrSchedule, ScheduleKind, Trainer};
-use crate::checkpoint::{hf_config_key, read_base_config};
-use crate::data::{DataOrder, Format, RecordEncoder, TooLong, TrainOn, Treatment};
+use crate::checkpoint::{LoadOptions, hf_config_key, load_model, read_base_config};
+use crate::data::{Format, RecordEncoder, SftOptions, TooLong, TrainOn, Treatment};
 use crate::files::read_text;
 use crate::llama::{LlamaConfig, TransformerDecoder};
 use crate::lora::{AttnModule, Init, LoRAConfig, Targets, TrainedBias};
@@ -352,17 +352,21 @@ impl RecipeConfig {
         }
     }
 
-    /// The model with new adapters, lazy: [`LlamaConfig::init_lora`], whose errors are in the words of the recipe's keys
-    /// here.
+    /// The base with this adapter, which is new: [`load_model`], whose errors about the adapter are in the words of the
+    /// recipe's keys here.
     ///
     /// # Errors
-    /// As [`LlamaConfig::init_lora`].
-    pub fn init_lora(
-        llama: &LlamaConfig,
+    /// As [`load_model`].
+    pub fn load_model(
+        &self,
+        base: &Path,
         lora: &LoRAConfig,
         device: &Device,
     ) -> Result<TransformerDecoder> {
-        llama.init_lora(lora, device).map_err(|error| match error {
+        let options = LoadOptions::new(device)
+            .with_format(self.base_format())
+            .with_seed(self.seed);
+        load_model(base, lora, &options).map_err(|error| match error {
             Error::InvalidArgument { name, message } => Error::InvalidArgument {
                 name: key_of(name),
                 message,
@@ -393,19 +397,20 @@ impl RecipeConfig {
             .with_empty_instructions(self.empty_instructions)
     }
 
-    /// Which records each step takes, for a run that `num_processes` began; with `group_by_length` it still needs their
-    /// [lengths](DataOrder::lengths).
-    pub fn data_order(&self, num_samples: usize, num_processes: usize) -> DataOrder {
-        DataOrder {
-            num_samples,
-            batch_size: self.batch_size,
-            accumulation_steps: self.gradient_accumulation_steps,
-            num_processes,
-            max_steps_per_epoch: self.max_steps_per_epoch,
-            shuffle: self.shuffle,
-            seed: self.seed,
-            lengths: None,
-        }
+    /// Which records the run takes for what, and how many at a time, with a model of these sizes.
+    pub fn sft_options(&self, llama: &LlamaConfig) -> SftOptions {
+        SftOptions::new(llama.context_len(), llama.vocab_size)
+            .with_format(self.dataset_format)
+            .with_validation(self.validation_dataset.clone())
+            .with_validation_split(self.validation_split)
+            .with_batch_size(self.batch_size)
+            .with_accumulation_steps(self.gradient_accumulation_steps)
+            .with_max_steps_per_epoch(self.max_steps_per_epoch)
+            .with_shuffle(self.shuffle)
+            .with_seed(self.seed)
+            .with_packed(self.packed)
+            .with_group_by_length(self.group_by_length)
+            .with_folder(self.output_dir.clone())
     }
 
     /// Optimizer, schedule and clipping for a run of `total_steps` steps.
@@ -599,19 +604,6 @@ pub enum BestCheckpoint {
     Use,
 }
 
-/// A form in which a run's metrics are written.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-#[non_exhaustive]
-pub enum MetricFormat {
-    /// `metrics.jsonl` in the run's folder, a JSON object a line. It is always written.
-    Jsonl,
-    /// `metrics.csv` beside it.
-    Csv,
-    /// An event file in the folder `tensorboard`.
-    Tensorboard,
-}
-
 impl RecipeConfig {
     /// The table of all keys, in the order of the file.
     pub fn keys() -> &'static [RecipeKey] {
@@ -630,7 +622,7 @@ impl RecipeConfig {
     }
 
     /// Reads the configuration that a run has written, whatever has become of the files that it names since.
-    pub(super) fn of_run(path: &Path) -> Result<Self> {
+    fn of_run(path: &Path) -> Result<Self> {
         let settings = yaml::parse_file(&read_text(path)?, &path.display().to_string())?;
         settings.iter().try_fold(Self::default(), Self::set)
     }
@@ -694,7 +686,7 @@ impl RecipeConfig {
     }
 
     /// The place of the base, if `other` has another: a difference too, where the content of neither is known.
-    pub(super) fn other_base(&self, other: &Self) -> Option<String> {
+    fn other_base(&self, other: &Self) -> Option<String> {
         let key = RecipeKey::find("checkpoint_dir").expect("it is in the table");
         let (old, new) = (self.tree(), other.tree());
         let (old, new) = (key.of(&old), key.of(&new));

@@ -1,6 +1,8 @@
 mod checkpoints;
 mod disk;
 mod logs;
+mod options;
+mod resume;
 mod summary;
 
 use std::fs::{self, File, OpenOptions, TryLockError};
@@ -10,14 +12,15 @@ use std::sync::Arc;
 
 use serde::Serialize;
 
-use super::recipe::{RecipeConfig, Resume};
-use crate::checkpoint::base_model_name;
 use crate::data::weighted_paths;
 use crate::files::{create_dir, is_temporary, read_text, write_text};
 use crate::{Error, Result};
 use checkpoints::{Start, has_checkpoint, is_cut_off};
 
 pub use disk::available_disk_bytes;
+pub(crate) use options::{Before, RunConfig};
+pub use options::{RunOptions, SavePlan};
+pub use resume::Resume;
 pub use summary::{ExactMatch, Summary};
 
 /// The folder of a run.
@@ -36,9 +39,7 @@ pub use summary::{ExactMatch, Summary};
 #[derive(Debug, Clone)]
 pub struct RunDir {
     path: PathBuf,
-    config: Arc<RecipeConfig>,
-    /// The base model's name, by which checkpoints name theirs.
-    base_name: Option<String>,
+    options: Arc<RunOptions>,
     num_processes: usize,
     /// The [`fingerprint`](crate::data::fingerprint) of what is trained on, where it is known.
     data: Option<u64>,
@@ -59,17 +60,17 @@ const SUMMARY: &str = "summary.json";
 const CHECKPOINTS: &str = "checkpoints";
 
 impl RunDir {
-    /// Begins a run of `num_processes` processes in the configuration's `output_dir`. With
-    /// `overwrite_output_dir` the checkpoints, the adapter and the merged model of another run there are
+    /// Begins a run of `num_processes` processes in its folder. With
+    /// [`overwrite`](RunOptions::overwrite) the checkpoints, the adapter and the merged model of another run there are
     /// deleted. One process does this; the others [`join`](Self::join).
     ///
     /// # Errors
     /// [`Error::Io`] if the folder cannot be written, [`Error::Resume`] if it holds a run that is not to be
     /// overwritten, what no run has left, or what this one reads, such as the merged model of the run before;
     /// or if another run is going on there.
-    pub fn create(config: &RecipeConfig, num_processes: usize) -> Result<Self> {
-        let run = Self::claim(config, num_processes)?;
-        run.begin(config)?;
+    pub fn create(options: impl Into<RunOptions>, num_processes: usize) -> Result<Self> {
+        let run = Self::claim(options, num_processes)?;
+        run.begin()?;
         Ok(run)
     }
 
@@ -78,11 +79,11 @@ impl RunDir {
     ///
     /// # Errors
     /// Those of [`create`](Self::create).
-    pub fn claim(config: &RecipeConfig, num_processes: usize) -> Result<Self> {
-        Self::join(config, num_processes).claimed(config)
+    pub fn claim(options: impl Into<RunOptions>, num_processes: usize) -> Result<Self> {
+        Self::join(options, num_processes).claimed()
     }
 
-    fn claimed(self, config: &RecipeConfig) -> Result<Self> {
+    fn claimed(self) -> Result<Self> {
         create_dir(&self.path)?;
         let run = self.locked()?;
         let results = run.results();
@@ -100,7 +101,7 @@ impl RunDir {
             return Err(run.error(&message));
         }
         let is_finished = run.path.join(SUMMARY).exists();
-        if !config.overwrite_output_dir {
+        if !run.options.overwrite {
             let what = if is_finished {
                 "finished"
             } else {
@@ -116,7 +117,7 @@ impl RunDir {
             );
             return Err(run.error(&message));
         }
-        run.require_unread(config)?;
+        run.require_unread()?;
         Ok(run)
     }
 
@@ -129,7 +130,7 @@ impl RunDir {
     ///
     /// # Panics
     /// If the folder was neither [claimed](Self::claim) nor [locked](Self::locked).
-    pub fn begin(&self, config: &RecipeConfig) -> Result<()> {
+    pub fn begin(&self) -> Result<()> {
         assert!(
             self.lock.is_some(),
             "a run begins in a folder that it has claimed"
@@ -150,7 +151,7 @@ impl RunDir {
             }
             .map_err(Error::io(result))?;
         }
-        write_text(&self.path.join(CONFIG), &config.to_yaml())
+        write_text(&self.path.join(CONFIG), &self.options.config.to_yaml())
     }
 
     /// Begins the metrics with those of another run.
@@ -172,23 +173,16 @@ impl RunDir {
         ]
     }
 
-    /// Checks that `config` names nothing in the results of the run before.
-    fn require_unread(&self, config: &RecipeConfig) -> Result<()> {
+    /// Checks that the run reads nothing of the results of the run before.
+    fn require_unread(&self) -> Result<()> {
         let folders = self.results();
-        let checkpoint = match &config.resume_from_checkpoint {
-            Resume::From(path) => Some(path.clone()),
+        let checkpoint = match &self.options.resume {
+            Resume::From(path) => Some(("resume_from_checkpoint".to_owned(), path.clone())),
             _ => None,
         };
-        let inputs = [
-            ("resume_from_checkpoint", &checkpoint),
-            ("checkpoint_dir", &config.checkpoint_dir),
-            ("adapter_checkpoint", &config.adapter_checkpoint),
-            ("tokenizer", &config.tokenizer),
-            ("dataset", &config.dataset),
-            ("validation_dataset", &config.validation_dataset),
-        ];
-        let inputs = inputs.iter().filter_map(|(key, input)| {
-            let paths = weighted_paths(input.as_ref()?).ok()?;
+        let inputs = checkpoint.iter().chain(&self.options.inputs);
+        let inputs = inputs.filter_map(|(key, input)| {
+            let paths = weighted_paths(input).ok()?;
             Some(paths.into_iter().map(move |(path, _)| (key, path)))
         });
         for (key, input) in inputs.flatten() {
@@ -248,12 +242,11 @@ impl RunDir {
     }
 
     /// The run that another of `num_processes` processes begins; touches no file.
-    pub fn join(config: &RecipeConfig, num_processes: usize) -> Self {
-        let of_base = || config.checkpoint_dir.as_ref().map(base_model_name);
+    pub fn join(options: impl Into<RunOptions>, num_processes: usize) -> Self {
+        let options = options.into();
         Self {
-            path: config.output_dir.clone(),
-            base_name: config.base_model_name.clone().or_else(of_base),
-            config: Arc::new(config.clone()),
+            path: options.path.clone(),
+            options: Arc::new(options),
             num_processes,
             data: None,
             base: None,
@@ -288,6 +281,11 @@ impl RunDir {
     /// The folder.
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// What the run was opened with.
+    pub fn options(&self) -> &RunOptions {
+        &self.options
     }
 
     /// Where the metrics are logged.

@@ -1799,7 +1799,7 @@ fn claiming_a_folder_deletes_nothing() {
     let run = RunDir::claim(&other, 1).unwrap();
     assert_eq!(files_in(dir.path()), before);
     assert_says(&RunDir::claim(&config, 1).unwrap_err(), &["is going on"]);
-    run.begin(&other).unwrap();
+    run.begin().unwrap();
     let left: Vec<_> = files_in(&config.output_dir).into_keys().collect();
     assert_eq!(left, [".lock", "config.yaml"].map(PathBuf::from));
 }
@@ -1809,7 +1809,7 @@ fn claiming_a_folder_deletes_nothing() {
 fn beginning_a_run_without_a_claim() {
     let dir = tempfile::tempdir().unwrap();
     let config = run_config(dir.path(), &[]);
-    RunDir::join(&config, 1).begin(&config).unwrap();
+    RunDir::join(&config, 1).begin().unwrap();
 }
 
 const OVERWRITE: &str = "overwrite_output_dir=true";

@@ -4,15 +4,16 @@ use burn::tensor::{Bool, Int, Tensor, TensorData};
 use burn_peft::Error;
 use burn_peft::adapter::{adapter_state_dict, load_state_dict};
 use burn_peft::checkpoint::{load_hf, read_hf_config};
+use burn_peft::data::AlpacaRecord;
 use burn_peft::generate::{
-    End, GenerateOptions, Generation, TextGeneration, generate, generate_batch, generate_text,
-    token_probabilities,
+    End, GenerateOptions, Generation, Prompt, TextGeneration, answer, generate, generate_batch,
+    generate_text, token_probabilities,
 };
 use burn_peft::llama::{
     Experts, KvCache, LayerAttention, LlamaConfig, RopeScaling, Span, TransformerDecoder,
 };
 use burn_peft::lora::Routes;
-use burn_peft::tokenizer::Tokenizer;
+use burn_peft::tokenizer::{ChatEncoder, ChatTemplate, Conversation, Tokenizer};
 
 use crate::adapters::{base, config};
 use crate::common::{assert_close, device, floats};
@@ -301,4 +302,58 @@ fn sampling_is_that_of_transformers() {
         }
     }
     assert_eq!(cases.len(), 20);
+}
+
+#[test]
+fn an_answer_is_the_text_behind_its_prompt() {
+    let (model, tokenizer) = tiny();
+    let record = AlpacaRecord::new("What is a tyre made of?");
+    let ids = tokenizer.encode_with_bos(&record.prompt()).unwrap();
+    let options = GenerateOptions::greedy(24);
+    let expected = generate(&model, &ids, &options).unwrap();
+    let expected = tokenizer.decode_continuation(&expected).unwrap();
+    assert!(!expected.is_empty());
+    for prompt in [
+        Prompt::from(&record),
+        Prompt::from(record.prompt()),
+        Prompt::from(record.prompt().as_str()),
+        Prompt::from(ids),
+    ] {
+        let found = answer(&model, &tokenizer, prompt, &options).unwrap();
+        assert_eq!(found, expected);
+    }
+    let question = Conversation::ask("What is a tyre made of?");
+    let rendered = ChatTemplate::chatml().for_tokenizer(&tokenizer);
+    let rendered = rendered.render(&question, true).unwrap();
+    let ids = ChatEncoder::new(&tokenizer).encode(&rendered).unwrap();
+    let ids: Vec<u32> = ids.iter().map(|token| token.id).collect();
+    assert_eq!(Prompt::from(question).encode(&tokenizer).unwrap(), ids);
+
+    let error = answer(&model, &tokenizer, "The", &options.with_answers(2)).unwrap_err();
+    assert!(matches!(
+        error,
+        Error::InvalidArgument {
+            name: "answers",
+            ..
+        }
+    ));
+}
+
+#[test]
+fn the_tokenizers_end_of_a_text_ends_one_too() {
+    let (model, tokenizer) = tiny();
+    let prompt = tokenizer.encode_with_bos("A tyre is made of").unwrap();
+    let options = GenerateOptions::greedy(12);
+    let ids = generate(&model, &prompt, &options.clone().with_stop_tokens([])).unwrap();
+    let end = ids[3];
+    let cut = ids.iter().position(|id| *id == end).unwrap();
+    let other = tokenizer.clone().with_special_ids(None, Some(end));
+    let text = |tokenizer: &Tokenizer, options: &GenerateOptions| {
+        let mut texts = generate_text(&model, tokenizer, &[&prompt], options).unwrap();
+        texts.remove(0)
+    };
+    let decoded = |ids: &[u32]| tokenizer.decode_continuation(ids).unwrap();
+    assert_eq!(text(&other, &options), decoded(&ids[..cut]));
+    // Whoever says where to stop means just that.
+    assert_eq!(text(&other, &options.with_stop_tokens([])), decoded(&ids));
 }

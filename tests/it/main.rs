@@ -17,6 +17,7 @@ mod golden;
 mod golden_cases;
 mod initialize;
 mod joint;
+mod loading;
 mod loftq;
 mod losses;
 mod merged;

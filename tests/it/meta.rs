@@ -294,10 +294,9 @@ fn the_recipe_takes_such_a_folder() {
         let llama = config.llama(&dir).unwrap();
         assert_eq!(llama, read_meta_config(&dir).unwrap());
         assert!(read_base_packing(&dir).unwrap().is_empty());
-        let mut model = RecipeConfig::init_lora(&llama, &config.lora(), &device()).unwrap();
-        load_any_base_as(&mut model, &dir, config.base_format()).unwrap();
+        let model = config.load_model(&dir, &config.lora(), &device()).unwrap();
         let merged = tempfile::tempdir().unwrap();
-        save_hf(&initialize_adapters(model, 0).merge_lora(), merged.path()).unwrap();
+        save_hf(&model.merge_lora(), merged.path()).unwrap();
         let mut again = read_base_config(merged.path())
             .unwrap()
             .init(&Device::default());

@@ -221,6 +221,17 @@ impl ChatTemplate {
         }
     }
 
+    /// The tokens of a conversation up to where the assistant's next answer begins: what a model is asked.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`ChatTemplate::render`] and [`ChatEncoder::encode`].
+    pub fn prompt(&self, conversation: &Conversation, tokenizer: &Tokenizer) -> Result<Vec<u32>> {
+        let rendered = self.render(conversation, true)?;
+        let tokens = ChatEncoder::new(tokenizer).encode(&rendered)?;
+        Ok(tokens.into_iter().map(|token| token.id).collect())
+    }
+
     fn of_sources(source: Source, tool_use: Option<&Source>) -> Result<Self> {
         let mut environment = environment();
         let mut marks_answers = true;

@@ -44,6 +44,19 @@ pub trait MetricLogger {
     fn log(&mut self, metrics: &Metrics) -> Result<()>;
 }
 
+/// A form in which a run's metrics are written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum MetricFormat {
+    /// `metrics.jsonl` in the run's folder, a JSON object a line. It is always written.
+    Jsonl,
+    /// `metrics.csv` beside it.
+    Csv,
+    /// An event file in the folder `tensorboard`.
+    Tensorboard,
+}
+
 /// What is known of a step or a validation after it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Metrics {

@@ -36,7 +36,7 @@ impl RecipeConfig {
     }
 
     /// An adapter with what the recipe alone says of its training.
-    pub(in crate::training) fn trains(&self, lora: LoRAConfig) -> LoRAConfig {
+    pub(super) fn trains(&self, lora: LoRAConfig) -> LoRAConfig {
         lora.with_dropout(self.lora_dropout)
             .with_frozen_a(self.freeze_a)
     }

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use super::{CHECKPOINTS, CONFIG, RunDir, write_json};
+use super::{Before, CHECKPOINTS, CONFIG, Resume, RunDir, RunOptions, write_json};
 use crate::adapter::Adapter;
 use crate::checkpoint::{
     load_any_adapter, load_state_dict_file, read_adapter_config, save_adapter, save_peft,
@@ -15,7 +15,6 @@ use crate::checkpoint::{
 use crate::files::{create_dir, write_text};
 use crate::llama::TransformerDecoder;
 use crate::lora::{DEFAULT_ADAPTER, Init, LoRAConfig};
-use crate::training::recipe::{RecipeConfig, Resume};
 use crate::training::{Trainer, Validation, Validations};
 use crate::{Error, Result};
 
@@ -96,12 +95,12 @@ impl Checkpoint {
         run.map_or(folder.clone(), Path::to_owned)
     }
 
-    /// The configuration that it was saved with; those of older versions have none but their run's.
-    fn config(&self) -> Result<RecipeConfig> {
+    /// The file of the configuration that it was saved with; those of older versions have none but their run's.
+    fn config(&self) -> PathBuf {
         let own = self.folder.join(CONFIG);
         match own.exists() {
-            true => RecipeConfig::of_run(&own),
-            false => RecipeConfig::of_run(&self.run().join(CONFIG)),
+            true => own,
+            false => self.run().join(CONFIG),
         }
     }
 
@@ -132,63 +131,66 @@ pub(super) struct Start {
 }
 
 impl RunDir {
-    /// The folder of a run that begins or goes on, as `resume_from_checkpoint` says. The first of `num_processes`
+    /// The folder of a run that begins or goes on, as [`resume`](RunOptions::resume) says. The first of `num_processes`
     /// processes keeps others from it: by [`claim`](Self::claim), or if the run goes on by [`locked`](Self::locked).
     ///
     /// # Errors
     /// Those of [`claim`](Self::claim), [`resume`](Self::resume) and [`locked`](Self::locked).
-    pub fn open(config: &RecipeConfig, rank: usize, num_processes: usize) -> Result<Self> {
-        let run = match checkpoint_to_resume(config)? {
-            Some(checkpoint) => Self::going_on_from(checkpoint, config)?,
-            None => Self::join(config, num_processes),
+    pub fn open(options: impl Into<RunOptions>, rank: usize, num_processes: usize) -> Result<Self> {
+        let options = options.into();
+        let run = match checkpoint_to_resume(&options)? {
+            Some(checkpoint) => Self::going_on_from(checkpoint, options)?,
+            None => Self::join(options, num_processes),
         };
         let is_own = run.start.as_ref().is_some_and(|start| start.is_own);
         match (rank, is_own) {
             (0, true) => run.locked(),
-            (0, false) => run.claimed(config),
+            (0, false) => run.claimed(),
             _ => Ok(run),
         }
     }
 
-    /// Goes on with the run in the configuration's `output_dir`, or, if `resume_from_checkpoint` names a checkpoint of
+    /// Goes on with the run in its folder, or, if [`resume`](RunOptions::resume) names a checkpoint of
     /// another run, with what that one had come to; by any number of processes, of which one has it
     /// [`locked`](Self::locked).
     ///
     /// # Errors
     /// [`Error::Resume`] if there is no checkpoint or the run had another configuration (the
     /// message names the keys that differ), and the errors of reading the old configuration.
-    pub fn resume(config: &RecipeConfig) -> Result<Self> {
-        let found = match checkpoint_to_resume(config)? {
-            None => last_of(&config.output_dir)?,
+    pub fn resume(options: impl Into<RunOptions>) -> Result<Self> {
+        let options = options.into();
+        let found = match checkpoint_to_resume(&options)? {
+            None => last_of(&options.path)?,
             found => found,
         };
-        let found = found.ok_or_else(|| no_checkpoint(&config.output_dir))?;
-        Self::going_on_from(found, config)
+        let found = found.ok_or_else(|| no_checkpoint(&options.path))?;
+        Self::going_on_from(found, options)
     }
 
-    fn going_on_from(checkpoint: Checkpoint, config: &RecipeConfig) -> Result<Self> {
-        let mut run = Self::join(config, checkpoint.state.num_processes);
-        let old = checkpoint.config()?;
-        let mut difference = old.difference(config);
-        if checkpoint.state.base.is_none() {
-            difference.extend(old.other_base(config));
-        }
+    fn going_on_from(checkpoint: Checkpoint, options: RunOptions) -> Result<Self> {
+        let knows_base = checkpoint.state.base.is_some();
+        let before = options.config.compare(&checkpoint.config(), knows_base)?;
+        let Before {
+            epochs,
+            differences,
+        } = before;
+        let mut run = Self::join(options, checkpoint.state.num_processes);
         let is_own = match (run.path.canonicalize(), checkpoint.folder.canonicalize()) {
             (Ok(run), Ok(folder)) => folder.starts_with(run),
             _ => false,
         };
-        if !difference.is_empty() {
+        if !differences.is_empty() {
             return Err(Error::Resume {
                 path: if is_own { run.path } else { checkpoint.run() },
                 message: format!(
                     "the run in this folder had another configuration ({}); \
                      use its own, or choose another output_dir",
-                    difference.join(", ")
+                    differences.join(", ")
                 ),
             });
         }
         run.start = Some(Start {
-            epochs: old.epochs,
+            epochs: epochs.or(checkpoint.state.epochs).unwrap_or(1),
             checkpoint,
             is_own,
         });
@@ -203,7 +205,7 @@ impl RunDir {
     /// The epochs that the run had until now, if it goes on to more.
     pub fn epochs_before(&self) -> Option<usize> {
         let epochs = self.start.as_ref()?.epochs;
-        (epochs != self.config.epochs).then_some(epochs)
+        (epochs != self.options.epochs).then_some(epochs)
     }
 
     /// Saves adapter, optimizer and step, everything that resuming needs.
@@ -222,14 +224,14 @@ impl RunDir {
             loss: trainer.last_loss,
             skipped_steps: trainer.skipped_steps,
             total_steps: Some(trainer.schedule.total_steps),
-            epochs: Some(self.config.epochs),
+            epochs: Some(self.options.epochs),
             data: self.data,
             base: self.base,
             validations: trainer.validations,
             num_processes: self.num_processes,
         };
         let dir = self.path.join(CHECKPOINTS).join(folder_of(trainer.step));
-        match self.base_name.as_deref() {
+        match self.options.base_name.as_deref() {
             // Nobody finds again what random vectors found.
             _ if matches!(lora.init, Init::PissaRandomized { .. }) => {
                 create_dir(&dir)?;
@@ -243,7 +245,7 @@ impl RunDir {
             None => save_peft(model, lora, &dir)?,
         }
         save_state_dict(&trainer.optimizer.state_dict(model), dir.join(OPTIMIZER))?;
-        let config = self.config.to_yaml();
+        let config = self.options.config.to_yaml();
         write_text(&dir.join(CONFIG), &config)?;
         write_json(&dir.join(TRAINER), &state)?;
         // Of a run that went on, it has been that of its last checkpoint until now.
@@ -319,15 +321,15 @@ impl RunDir {
     }
 
     fn require_same_run(&self, state: &TrainerState, total_steps: usize) -> Result<()> {
-        let before = self.start.as_ref().map_or(self.config.epochs, |s| s.epochs);
+        let today = self.options.epochs;
+        let before = self.start.as_ref().map_or(today, |s| s.epochs);
         let before = state.epochs.unwrap_or(before);
         if let Some(of_run) = state.total_steps
-            && of_run * self.config.epochs != total_steps * before
+            && of_run * today != total_steps * before
         {
             return Err(self.error(&format!(
                 "the run in this folder has {of_run} steps in {before} epoch(s), with today's records it would have \
-                 {total_steps} in {}; use the records that it began with, or choose another output_dir",
-                self.config.epochs
+                 {total_steps} in {today}; use the records that it began with, or choose another output_dir"
             )));
         }
         let differs = |of_run: Option<u64>, today: Option<u64>| {
@@ -351,17 +353,15 @@ impl RunDir {
         Ok(())
     }
 
-    /// The adapters of the run: those of the checkpoint that it goes on from, and else those that
-    /// it begins with.
+    /// The configuration of the adapter in the checkpoint that the run goes on from; none if it begins.
     ///
     /// # Errors
-    /// Those of [`RecipeConfig::adapter_config`].
-    pub fn adapter_config(&self, config: &RecipeConfig) -> Result<LoRAConfig> {
-        let Some(start) = &self.start else {
-            return config.adapter_config();
-        };
-        let lora = read_adapter_config(start.checkpoint.adapter())?;
-        Ok(config.trains(lora.unwrap_or_else(|| config.lora())))
+    /// Those of [`read_adapter_config`].
+    pub fn adapter_config(&self) -> Result<Option<LoRAConfig>> {
+        match &self.start {
+            Some(start) => read_adapter_config(start.checkpoint.adapter()),
+            None => Ok(None),
+        }
     }
 
     fn start_or_last(&self) -> Result<Checkpoint> {
@@ -386,14 +386,14 @@ pub(super) fn is_cut_off(folder: &Path) -> bool {
     matches!(step, Some(Ok(_))) && Checkpoint::in_folder(folder.to_owned()).is_none()
 }
 
-/// The checkpoint that a configuration asks to go on from.
-fn checkpoint_to_resume(config: &RecipeConfig) -> Result<Option<Checkpoint>> {
-    match &config.resume_from_checkpoint {
+/// The checkpoint that a run is asked to go on from.
+fn checkpoint_to_resume(options: &RunOptions) -> Result<Option<Checkpoint>> {
+    match &options.resume {
         Resume::No => Ok(None),
-        Resume::Auto => last_of(&config.output_dir),
+        Resume::Auto => last_of(&options.path),
         Resume::From(path) => Checkpoint::at(path).map(Some),
-        Resume::Last => match last_of(&config.output_dir)? {
-            None => Err(no_checkpoint(&config.output_dir)),
+        Resume::Last => match last_of(&options.path)? {
+            None => Err(no_checkpoint(&options.path)),
             found => Ok(found),
         },
     }

@@ -2,10 +2,9 @@
 
 use std::path::Path;
 
-use super::RunDir;
+use super::{RunDir, SavePlan};
 use crate::adapter::ParamCount;
 use crate::training::Trainer;
-use crate::training::recipe::{BestCheckpoint, Precision, RecipeConfig};
 use crate::{Error, Result};
 
 /// A trained element of a checkpoint: its value and AdamW's two moments, in f32.
@@ -39,7 +38,7 @@ impl RunDir {
         trainer: &Trainer,
         steps_per_epoch: usize,
     ) -> Result<()> {
-        let needed = bytes_to_write(&self.config, count, trainer, steps_per_epoch);
+        let needed = bytes_to_write(&self.options.saves, count, trainer, steps_per_epoch);
         match available_disk_bytes(&self.path) {
             Some(available) if available < needed => Err(Error::DiskSpace {
                 path: self.path.clone(),
@@ -53,38 +52,33 @@ impl RunDir {
 
 /// At least: names, headers and logs are left out, and of a base that is packed all that it takes more when it is merged.
 fn bytes_to_write(
-    config: &RecipeConfig,
+    saves: &SavePlan,
     count: &ParamCount,
     trainer: &Trainer,
     steps_per_epoch: usize,
 ) -> u64 {
     let (trained, all) = (count.trainable as u64, count.total as u64);
-    let checkpoints = num_checkpoints(config, trainer, steps_per_epoch);
-    let of_base = match (config.save_adapter_weights_only, config.dtype) {
-        (true, _) => 0,
-        (false, Precision::F32) => 4,
-        (false, Precision::Bf16 | Precision::F16) => 2,
-    };
+    let checkpoints = num_checkpoints(saves, trainer, steps_per_epoch);
+    let of_base = saves.merged.map_or(0, |dtype| dtype.size() as u64);
     let checkpoints = checkpoints.saturating_mul(CHECKPOINT_BYTES * trained);
     checkpoints.saturating_add(ADAPTER_BYTES * trained + of_base * (all - trained))
 }
 
 /// The most new checkpoints that there are at a time.
-fn num_checkpoints(config: &RecipeConfig, trainer: &Trainer, steps_per_epoch: usize) -> u64 {
+fn num_checkpoints(saves: &SavePlan, trainer: &Trainer, steps_per_epoch: usize) -> u64 {
     let (done, total) = (trainer.step, trainer.schedule.total_steps);
     let multiples = |of: usize| total / of - done / of;
-    let regular = config.save_every_n_steps.map_or(0, multiples);
-    let epochs = if config.save_every_epoch {
+    let regular = saves.every_n_steps.map_or(0, multiples);
+    let epochs = if saves.every_epoch {
         multiples(steps_per_epoch)
     } else {
         0
     };
     // The one at the end, unless it is one of these.
     let saved = regular.max(epochs).max(usize::from(done < total));
-    let kept = config.keep_last_n_checkpoints.map_or(saved, |count| {
-        let best = config.best_checkpoint != BestCheckpoint::None;
+    let kept = saves.keep_last.map_or(saved, |count| {
         // The new one is there before an old one is deleted.
-        saved.min(count + 1 + usize::from(best))
+        saved.min(count + 1 + usize::from(saves.best))
     });
     kept as u64
 }
@@ -92,6 +86,8 @@ fn num_checkpoints(config: &RecipeConfig, trainer: &Trainer, steps_per_epoch: us
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::training::RunOptions;
+    use crate::training::recipe::RecipeConfig;
 
     fn with(overrides: &[&str]) -> RecipeConfig {
         let overrides: Vec<String> = overrides.iter().map(|text| text.to_string()).collect();
@@ -133,7 +129,8 @@ mod tests {
             let config = with(overrides);
             let mut trainer = config.trainer(40);
             trainer.step = done;
-            let bytes = bytes_to_write(&config, &count, &trainer, 10);
+            let saves = RunOptions::from(&config).saves;
+            let bytes = bytes_to_write(&saves, &count, &trainer, 10);
             assert_eq!(bytes, expected, "{overrides:?}, {done} steps done");
         }
     }

@@ -2,8 +2,9 @@
 
 use super::{RunDir, TABLE, TENSORBOARD};
 use crate::Result;
-use crate::training::recipe::MetricFormat;
-use crate::training::{CsvMetrics, MetricLogger, Metrics, MetricsLog, TensorBoardMetrics};
+use crate::training::{
+    CsvMetrics, MetricFormat, MetricLogger, Metrics, MetricsLog, TensorBoardMetrics,
+};
 
 /// What a run tells of a step, and of a validation.
 const COLUMNS: [&str; 8] = [
@@ -18,7 +19,7 @@ const COLUMNS: [&str; 8] = [
 ];
 
 impl RunDir {
-    /// Where the run's metrics go, as `metric_logger` says, after so many steps. What a run that goes on has told of
+    /// Where the run's metrics go, as [`metrics`](super::RunOptions::metrics) says, after so many steps. What a run that goes on has told of
     /// later steps is dropped; the other forms are written anew from `metrics.jsonl`.
     ///
     /// # Errors
@@ -31,7 +32,7 @@ impl RunDir {
         }?;
         let told = MetricsLog::read(&path)?;
         let mut loggers: Vec<Box<dyn MetricLogger>> = vec![Box::new(log)];
-        for format in &self.config.metric_logger {
+        for format in &self.options.metrics {
             let Some(mut logger) = self.other_logger(*format)? else {
                 continue;
             };
