@@ -156,8 +156,9 @@ fn has(file: &SafetensorsFile, key: &str) -> bool {
 fn read_ids(file: &SafetensorsFile, key: &str) -> Result<(Vec<i32>, Vec<usize>)> {
     let shapes = file.shapes();
     let shape = shapes.get(key).ok_or_else(|| missing(file, key))?;
-    if shape.len() != 2 {
-        let message = format!("`{key}` must be `[batch, seq]`, found {shape:?}");
+    if shape.len() != 2 || shape.contains(&0) {
+        let message =
+            format!("`{key}` must be `[batch, seq]` of at least one token, found {shape:?}");
         return Err(Error::Format {
             path: file.path().to_owned(),
             message,

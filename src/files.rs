@@ -78,13 +78,19 @@ fn sync(path: &Path) -> io::Result<()> {
     }
 }
 
-/// Whether a file has the name of one that [`write_atomic`] had not finished.
+/// Whether a file has the name of one that [`write_atomic`] had not finished, or the safetensors crate within it, which
+/// writes to a file of its own first.
 pub(crate) fn is_temporary(name: &OsStr) -> bool {
+    let Some(name) = name.to_str() else {
+        return false;
+    };
     let rest = name
-        .to_str()
-        .and_then(|name| name.strip_prefix('.')?.strip_suffix(TEMPORARY));
+        .strip_prefix('.')
+        .and_then(|name| name.strip_suffix(TEMPORARY));
     let number = rest.and_then(|rest| rest.rsplit_once('.').map(|(_, number)| number));
-    number.is_some_and(|n| n.len() == 16 && n.bytes().all(|b| b.is_ascii_hexdigit()))
+    let is_own = number.is_some_and(|n| n.len() == 16 && n.bytes().all(|b| b.is_ascii_hexdigit()));
+    let random = name.strip_prefix(TEMPORARY);
+    is_own || random.is_some_and(|n| n.len() == 6 && n.bytes().all(|b| b.is_ascii_alphanumeric()))
 }
 
 /// [`write_atomic`] for text.
@@ -122,9 +128,19 @@ pub(crate) fn read_text(path: &Path) -> Result<String> {
     Ok(text)
 }
 
+/// Opens a file of weights. A pipe has no end before somebody writes to it, and none of them can be mapped or read twice.
+pub(crate) fn open_weights(path: &Path) -> Result<File> {
+    let metadata = fs::metadata(path).map_err(Error::io(path))?;
+    if !metadata.is_file() && !metadata.is_dir() {
+        let message = "a pipe or a device; weights are read from a regular file";
+        return Err(Error::format(path, message));
+    }
+    File::open(path).map_err(Error::io(path))
+}
+
 /// Maps a file into memory.
 pub(crate) fn map_file(path: &Path) -> Result<Mmap> {
-    let file = File::open(path).map_err(Error::io(path))?;
+    let file = open_weights(path)?;
     // SAFETY: the map is only read. A file that another process changes while it is mapped
     // gives wrong numbers or a signal, as for every program that maps checkpoints.
     let map = unsafe { Mmap::map(&file) }.map_err(Error::io(path))?;

@@ -555,31 +555,40 @@ fn a_bad_value_names_what_is_accepted() {
     for (text, expected) in [
         (
             "lora_rank: 0",
-            "`lora_rank` is 0, expected a whole number, at least 1",
+            "`lora_rank` is 0, expected a whole number from 1 to 10⁹",
         ),
         (
             "lora_rank: eight",
-            "`lora_rank` is \"eight\", expected a whole number, at least 1",
+            "`lora_rank` is \"eight\", expected a whole number from 1 to 10⁹",
         ),
         (
             "lora_rank: 8.5",
-            "`lora_rank` is 8.5, expected a whole number, at least 1",
+            "`lora_rank` is 8.5, expected a whole number from 1 to 10⁹",
         ),
         (
             "lora_rank: null",
-            "`lora_rank` is null, expected a whole number, at least 1",
+            "`lora_rank` is null, expected a whole number from 1 to 10⁹",
         ),
         (
             "batch_size: 0",
-            "`batch_size` is 0, expected a whole number, at least 1",
+            "`batch_size` is 0, expected a whole number from 1 to 10⁹",
         ),
         (
             "batch_size: -2",
-            "`batch_size` is -2, expected a whole number, at least 1",
+            "`batch_size` is -2, expected a whole number from 1 to 10⁹",
         ),
         (
             "epochs: 0",
-            "`epochs` is 0, expected a whole number, at least 1",
+            "`epochs` is 0, expected a whole number from 1 to 10⁹",
+        ),
+        // From here on the steps of a run would be no number.
+        (
+            "epochs: 1000000000000000000",
+            "`epochs` is 1000000000000000000, expected a whole number from 1 to 10⁹",
+        ),
+        (
+            "lora_alpha: 1e308",
+            "`lora_alpha` is 1e308, expected a number above 0",
         ),
         (
             "lora_dropout: 1.0",
@@ -608,7 +617,7 @@ fn a_bad_value_names_what_is_accepted() {
         ),
         (
             "max_seq_len: 1",
-            "`max_seq_len` is 1, expected a whole number, at least 2, or null",
+            "`max_seq_len` is 1, expected a whole number from 2 to 10⁹, or null",
         ),
         (
             "lora_attn_modules: [q]",
@@ -683,6 +692,14 @@ fn a_key_set_twice_names_both_lines() {
     assert_eq!(
         complaint("optimizer.lr: 1\noptimizer:\n  lr: 2\n"),
         "run.yaml (line 3): `optimizer.lr` is set already on line 1"
+    );
+    assert_eq!(
+        complaint("optimizer:\n  lr: 1e-3\nseed: 1\noptimizer:\n  eps: 1e-8\n"),
+        "run.yaml (line 4): `optimizer` is set already on line 1"
+    );
+    assert_eq!(
+        complaint("rank_pattern:\n  q_proj: 4\n  q_proj: 8\n"),
+        "run.yaml (line 3): `rank_pattern.q_proj` is set already on line 2"
     );
 }
 

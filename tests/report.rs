@@ -46,6 +46,16 @@ fn metrics_are_read_by_step_and_the_later_line_counts() {
     assert_eq!(Some(curves.name.as_ref()), name);
 }
 
+/// The axis of such numbers has no end.
+#[test]
+fn a_number_that_no_run_computes_is_a_gap() {
+    let metrics = "{\"step\": 1, \"loss\": 2}\n{\"step\": 2, \"loss\": 1e308}\n{\"step\": 3, \"loss\": -1e308}\n";
+    let folder = run_with(metrics);
+    let curves = Curves::read(folder.path()).unwrap();
+    assert_eq!(points(&curves, "loss"), [(1, 2.0)]);
+    draw_loss(&[curves], SMOOTHING, folder.path().join("loss.svg")).unwrap();
+}
+
 #[test]
 fn bad_metrics_name_file_and_line() {
     let error = complaint("{\"step\": 1, \"loss\": 2}\n{\"loss\": 1}\n");

@@ -567,6 +567,45 @@ fn a_step_that_is_no_number_names_its_records_and_can_be_left_out() {
     assert!(error.contains("skip_nonfinite_steps=2"), "{error}");
 }
 
+/// A `trainer.json` is written as a whole; what else is in it was changed by somebody.
+#[test]
+fn a_checkpoint_that_was_changed_is_named() {
+    let dir = TempDir::new().unwrap();
+    let config = config(dir.path(), &[]);
+    stopped(&config, 2);
+    let path = dir.path().join("checkpoints/step_2/trainer.json");
+    let text = fs::read_to_string(&path).unwrap();
+    let goes_on = with(&config, &["resume_from_checkpoint=true"]);
+    let change = |key: &str, value: serde_json::Value| {
+        let mut state: serde_json::Value = serde_json::from_str(&text).unwrap();
+        state[key] = value;
+        fs::write(&path, state.to_string()).unwrap();
+    };
+    for (key, value, word) in [
+        ("num_processes", 0.into(), "no process"),
+        ("epochs", 0.into(), "no epoch"),
+        ("step", 3.into(), "it is of step 3, its folder of step 2"),
+        ("total_steps", 1.into(), "it is of step 2 of 1"),
+        ("step", "two".into(), "invalid type"),
+    ] {
+        change(key, value);
+        let error = RunDir::open(&goes_on, 0, 1).unwrap_err().to_string();
+        assert!(
+            error.contains("trainer.json") && error.contains(word),
+            "{error}"
+        );
+    }
+    fs::write(&path, &text[..text.len() / 2]).unwrap();
+    let error = RunDir::open(&goes_on, 0, 1).unwrap_err().to_string();
+    assert!(error.contains("delete this checkpoint's folder"), "{error}");
+    // Where the user makes a copy, it says which step it is of.
+    let copy = dir.path().join("checkpoints/kept");
+    fs::rename(path.parent().unwrap(), &copy).unwrap();
+    fs::write(copy.join("trainer.json"), &text).unwrap();
+    let from = format!("resume_from_checkpoint={}", copy.display());
+    RunDir::open(&with(&config, &[&from]), 0, 1).unwrap();
+}
+
 /// What version 0.1 wrote: less in `trainer.json`, no configuration beside it, and fewer keys in that of the run.
 #[test]
 fn a_run_of_version_0_1_goes_on() {

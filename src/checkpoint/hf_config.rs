@@ -546,6 +546,36 @@ mod tests {
                 "\"rope_scaling\": {\"type\": \"longrope\", \"short_factor\": [1], \"long_factor\": [1, 2]}",
                 "longrope needs 64 factors of each kind, not 1 and 2",
             ),
+            (
+                "\"rms_norm_eps\": 1e-5",
+                "\"rms_norm_eps\": -1",
+                "rms_norm_eps: must be a number from 0 up, not -1",
+            ),
+            (
+                "\"rope_theta\": 10000.0",
+                "\"rope_theta\": 0",
+                "rope_theta: must be a number above 0, not 0",
+            ),
+            (
+                "\"rope_scaling\": null",
+                "\"rope_scaling\": {\"type\": \"linear\", \"factor\": 0}",
+                "rope_scaling: factor must be a number above 0, not 0",
+            ),
+            (
+                "\"rope_scaling\": null",
+                "\"rope_scaling\": {\"type\": \"dynamic\", \"factor\": -2}",
+                "rope_scaling: factor must be a number above 0, not -2",
+            ),
+            (
+                "\"rope_scaling\": null",
+                "\"rope_scaling\": {\"rope_type\": \"llama3\", \"factor\": 8, \"low_freq_factor\": 4, \"high_freq_factor\": 4}",
+                "low_freq_factor 4 must be below high_freq_factor 4",
+            ),
+            (
+                "\"hidden_size\": 4096",
+                "\"hidden_size\": 4611686018427387904",
+                "hidden_size: with these sizes a weight is larger than any memory",
+            ),
             ("{", "[", "line 2"),
         ] {
             let bad = text.replacen(from, to, 1);

@@ -9,7 +9,7 @@ use serde_json::Value;
 
 use super::any_base::BaseKind;
 use super::{hf, meta};
-use crate::files::read_text;
+use crate::files::{open_weights, read_text};
 use crate::gguf::GgufFile;
 use crate::ops::mix;
 use crate::{Error, Result};
@@ -52,8 +52,9 @@ pub fn base_fingerprint(path: impl AsRef<Path>) -> Result<u64> {
         None => 0,
     };
     let mut buffer = Vec::new();
-    files.iter().try_fold(config, |hash, file| {
-        of_file(hash, file, &mut buffer).map_err(Error::io(file))
+    files.iter().try_fold(config, |hash, path| {
+        let file = open_weights(path)?;
+        of_file(hash, file, &mut buffer).map_err(Error::io(path))
     })
 }
 
@@ -71,8 +72,7 @@ fn of_config(path: &Path) -> Result<u64> {
     }))
 }
 
-fn of_file(hash: u64, path: &Path, buffer: &mut Vec<u8>) -> std::io::Result<u64> {
-    let mut file = File::open(path)?;
+fn of_file(hash: u64, mut file: File, buffer: &mut Vec<u8>) -> std::io::Result<u64> {
     let len = file.metadata()?.len();
     let mut hash = mix(hash, len);
     for (start, count) in parts(len) {
@@ -173,7 +173,7 @@ mod tests {
         let path = dir.path().join("file");
         let hash_of = |bytes: &[u8]| {
             std::fs::write(&path, bytes).unwrap();
-            of_file(0, &path, &mut Vec::new()).unwrap()
+            of_file(0, File::open(&path).unwrap(), &mut Vec::new()).unwrap()
         };
         let hashes = [
             hash_of(b""),

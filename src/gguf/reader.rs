@@ -1,7 +1,6 @@
 //! Reading: a map of the file, or of the parts that it was split into, whose header has been checked against them.
 
 use std::collections::HashSet;
-use std::fs::File;
 use std::io::{self, Read};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -12,7 +11,7 @@ use super::cursor::Cursor;
 use super::kind::TensorKind;
 use super::metadata::{MIN_BYTES, Metadata, Values};
 use super::writer::{ALIGNMENT, MAGIC, VERSION};
-use crate::files::{map_file, release};
+use crate::files::{map_file, open_weights, release};
 use crate::{Error, Result};
 
 const ALIGNMENT_KEY: &str = "general.alignment";
@@ -63,8 +62,7 @@ struct Header {
 /// Whether a file begins as a GGUF file does.
 pub(crate) fn is_gguf(path: &Path) -> Result<bool> {
     let mut begin = [0; MAGIC.len()];
-    let read = File::open(path).and_then(|mut file| file.read_exact(&mut begin));
-    match read {
+    match open_weights(path)?.read_exact(&mut begin) {
         Ok(()) => Ok(begin == *MAGIC),
         Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Ok(false),
         Err(error) => Err(Error::io(path)(error)),

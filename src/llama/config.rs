@@ -241,10 +241,10 @@ impl LlamaConfig {
         with_pad_token_id => pad_token_id: Option<u32>,
     }
 
-    /// Checks that the sizes make up a model.
+    /// Checks that sizes and numbers make up a model.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] naming the size that cannot be used.
+    /// [`Error::InvalidArgument`] naming the one that cannot be used.
     pub fn validate(&self) -> Result<()> {
         let invalid = |name, message: String| Err(Error::InvalidArgument { name, message });
         let sizes = [
@@ -264,6 +264,8 @@ impl LlamaConfig {
             let message = format!("{heads} query heads cannot share {kv} key heads evenly");
             return invalid("num_kv_heads", message);
         }
+        self.validate_widths()?;
+        self.validate_numbers()?;
         self.validate_rotary()?;
         if let Some(experts) = &self.experts {
             experts.validate()?;
@@ -273,6 +275,63 @@ impl LlamaConfig {
             return invalid("sliding_window", "must be at least 1".into());
         }
         Ok(())
+    }
+
+    /// Checks what is neither a size nor of the rotary embedding: a model computes no number by a norm of epsilon -1.
+    fn validate_numbers(&self) -> Result<()> {
+        let invalid = |name, message: String| Err(Error::InvalidArgument { name, message });
+        if !(self.norm_eps.is_finite() && self.norm_eps >= 0.0) {
+            let message = format!("must be a number from 0 up, not {}", self.norm_eps);
+            return invalid("norm_eps", message);
+        }
+        let above_zero = [
+            ("embedding_scale", self.embedding_scale),
+            ("logit_divisor", self.logit_divisor),
+            ("logit_cap", self.logit_cap),
+            ("score_scale", self.block.score_scale),
+            ("score_cap", self.block.score_cap),
+            ("residual_scale", self.block.residual_scale),
+        ];
+        for (name, number) in above_zero {
+            if let Some(number) = number.filter(|number| !is_above_zero(*number)) {
+                return invalid(name, format!("must be a number above 0, not {number}"));
+            }
+        }
+        if let Some(QueryScaling {
+            beta,
+            original_max_seq_len,
+        }) = self.query_scaling
+            && !(beta.is_finite() && original_max_seq_len > 0)
+        {
+            let message = format!(
+                "needs a number and a context of at least 1, not {beta} and {original_max_seq_len}"
+            );
+            return invalid("query_scaling", message);
+        }
+        Ok(())
+    }
+
+    /// Checks that the number of bytes of every weight is a number.
+    fn validate_widths(&self) -> Result<()> {
+        let heads = self.num_heads.checked_mul(self.head_dim);
+        let experts = self.experts.as_ref();
+        let experts = experts.map_or(Some(1), |it| it.count.checked_mul(it.intermediate_dim));
+        let widths = [
+            heads,
+            experts,
+            Some(self.vocab_size),
+            Some(self.intermediate_dim),
+        ];
+        // Gate and up in one weight, in numbers of 8 bytes.
+        let row = self.embed_dim.checked_mul(2 * 8);
+        let bytes = |width: Option<usize>| width?.checked_mul(row?);
+        match widths.into_iter().all(|width| bytes(width).is_some()) {
+            true => Ok(()),
+            false => Err(Error::InvalidArgument {
+                name: "embed_dim",
+                message: "with these sizes a weight is larger than any memory".to_owned(),
+            }),
+        }
     }
 
     fn validate_rotary(&self) -> Result<()> {
@@ -289,26 +348,11 @@ impl LlamaConfig {
             };
             return invalid(name, message);
         }
-        let pairs = rotary_dim / 2;
-        let scalings = [
+        let ropes = [
             self.rope(),
             self.local_rope.clone().unwrap_or_else(|| self.rope()),
         ];
-        for scaling in scalings.iter().filter_map(|rope| rope.scaling.as_ref()) {
-            if let RopeScaling::LongRope {
-                short_factor,
-                long_factor,
-                ..
-            } = scaling
-                && [short_factor.len(), long_factor.len()] != [pairs; 2]
-            {
-                let [short, long] = [short_factor, long_factor].map(Vec::len);
-                let message =
-                    format!("longrope needs {pairs} factors of each kind, not {short} and {long}");
-                return invalid("rope_scaling", message);
-            }
-        }
-        Ok(())
+        ropes.iter().try_for_each(|rope| rope.validate(rotary_dim))
     }
 
     /// A model of these sizes without adapters, with random weights. Nothing is allocated before
@@ -332,6 +376,11 @@ impl LlamaConfig {
         self.validate()?;
         TransformerDecoder::new(self, device).with_adapters(lora)
     }
+}
+
+/// In f32 too, in which it serves.
+pub(super) fn is_above_zero(number: f64) -> bool {
+    (number as f32).is_finite() && number as f32 > 0.0
 }
 
 /// The family of configurations that name none.

@@ -4,6 +4,9 @@ use std::f64::consts::PI;
 
 use serde::{Deserialize, Serialize};
 
+use super::config::is_above_zero;
+use crate::{Error, Result};
+
 /// A rotary embedding: pair i of a head turns by `position · base^(-2i / dim)`, scaled.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[non_exhaustive]
@@ -110,6 +113,32 @@ impl Rope {
         self
     }
 
+    /// Checks that it rotates heads of which `rotary_dim` numbers are rotated.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] naming what cannot be used.
+    pub(super) fn validate(&self, rotary_dim: usize) -> Result<()> {
+        let invalid = |name, message| Err(Error::InvalidArgument { name, message });
+        if !is_above_zero(self.base) {
+            let message = format!("must be a number above 0, not {}", self.base);
+            return invalid("rope_base", message);
+        }
+        if let Some(scaling) = &self.scaling
+            && let Err(message) = scaling.validate(rotary_dim / 2)
+        {
+            return invalid("rope_scaling", message);
+        }
+        // Whatever the numbers are one by one.
+        match self
+            .frequencies(rotary_dim, 1)
+            .iter()
+            .all(|f| f.is_finite())
+        {
+            true => Ok(()),
+            false => invalid("rope_scaling", format!("{self:?} gives no angles")),
+        }
+    }
+
     /// The angle per position of each pair of `dim` rotated numbers in a sequence of `seq_len` positions, computed in
     /// f32 as the checkpoints' own code does.
     pub(crate) fn frequencies(&self, dim: usize, seq_len: usize) -> Vec<f32> {
@@ -167,6 +196,90 @@ impl RopeScaling {
             low_freq_factor: 1.0,
             high_freq_factor: 4.0,
             original_max_seq_len: 8192,
+        }
+    }
+
+    /// What is wrong with it, in words.
+    fn validate(&self, pairs: usize) -> Result<(), String> {
+        let (numbers, context) = self.numbers();
+        if let Some((name, number)) = numbers.into_iter().find(|(_, n)| !is_above_zero(*n)) {
+            return Err(format!("{name} must be a number above 0, not {number}"));
+        }
+        if context == Some(0) {
+            return Err("the original context must be at least 1".to_owned());
+        }
+        match self {
+            Self::Llama3 {
+                low_freq_factor: low,
+                high_freq_factor: high,
+                ..
+            } if low >= high => Err(format!(
+                "low_freq_factor {low} must be below high_freq_factor {high}"
+            )),
+            Self::LongRope {
+                short_factor,
+                long_factor,
+                ..
+            } => match [short_factor.len(), long_factor.len()] {
+                [short, long] if [short, long] != [pairs; 2] => Err(format!(
+                    "longrope needs {pairs} factors of each kind, not {short} and {long}"
+                )),
+                _ => Ok(()),
+            },
+            _ => Ok(()),
+        }
+    }
+
+    /// Its numbers by their names in files, all of which are above 0, and its context.
+    fn numbers(&self) -> (Vec<(&'static str, f64)>, Option<usize>) {
+        match self {
+            Self::Linear { factor } => (vec![("factor", *factor)], None),
+            Self::Dynamic {
+                factor,
+                original_max_seq_len,
+            } => (vec![("factor", *factor)], Some(*original_max_seq_len)),
+            Self::Yarn {
+                factor,
+                beta_fast,
+                beta_slow,
+                attention_factor,
+                original_max_seq_len,
+                ..
+            } => {
+                let numbers = vec![
+                    ("factor", *factor),
+                    ("beta_fast", *beta_fast),
+                    ("beta_slow", *beta_slow),
+                    ("attention_factor", *attention_factor),
+                ];
+                (numbers, Some(*original_max_seq_len))
+            }
+            Self::LongRope {
+                short_factor,
+                long_factor,
+                attention_factor,
+                original_max_seq_len,
+            } => {
+                let named =
+                    |name, numbers: &[f64]| numbers.iter().map(move |n| (name, *n)).collect();
+                let mut numbers: Vec<_> = named("short_factor", short_factor);
+                numbers.extend::<Vec<_>>(named("long_factor", long_factor));
+                numbers.push(("attention_factor", *attention_factor));
+                (numbers, Some(*original_max_seq_len))
+            }
+            Self::Llama3 {
+                factor,
+                low_freq_factor,
+                high_freq_factor,
+                original_max_seq_len,
+            } => {
+                let numbers = vec![
+                    ("factor", *factor),
+                    ("low_freq_factor", *low_freq_factor),
+                    ("high_freq_factor", *high_freq_factor),
+                ];
+                (numbers, Some(*original_max_seq_len))
+            }
         }
     }
 

@@ -40,8 +40,11 @@ impl Curves {
         }
     }
 
-    /// Adds a number, or replaces it.
+    /// Adds a number, or replaces it. What is none in f32, in which a run computes, is a gap: no axis has room for it.
     pub fn add(&mut self, metric: &str, step: usize, value: f64) {
+        if !(value as f32).is_finite() {
+            return;
+        }
         let curve = self.metrics.entry(metric.to_owned()).or_default();
         curve.insert(step, value);
     }

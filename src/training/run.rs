@@ -233,7 +233,7 @@ impl RunDir {
         let entries = |folder: &Path| fs::read_dir(folder).into_iter().flatten().flatten();
         let [checkpoints, adapter, merged, _] = self.results();
         let checkpoints = entries(&checkpoints).map(|entry| entry.path());
-        let folders = checkpoints.chain([adapter, merged]);
+        let folders = checkpoints.chain([adapter, merged, self.path.clone()]);
         for file in folders.flat_map(|folder| entries(&folder)) {
             if is_temporary(&file.file_name()) {
                 let _ = fs::remove_file(file.path());

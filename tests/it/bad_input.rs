@@ -12,8 +12,9 @@ use burn_peft::adapter::{
     StateDict, adapter_state_dict, get_adapter_params, load_state_dict, state_dict,
 };
 use burn_peft::checkpoint::{
-    SafetensorsFile, attach_peft, load_hf, load_hf_as, load_peft, load_state_dict_file,
-    read_hf_config, read_peft_config, save_hf, save_peft, save_peft_adapter, save_state_dict,
+    LoadOptions, SafetensorsFile, attach_peft, base_fingerprint, load_hf, load_hf_as, load_model,
+    load_peft, load_state_dict_file, read_hf_config, read_peft_config, save_hf, save_peft,
+    save_peft_adapter, save_state_dict,
 };
 use burn_peft::data::{Batch, Sample, check_vocab, fingerprint, load_alpaca};
 use burn_peft::generate::{GenerateOptions, generate};
@@ -2038,8 +2039,17 @@ fn a_run_that_was_killed_leaves_nothing_half_written() {
         run.merged_dir()
             .join(".model.safetensors.0123456789abcdef.tmp"),
         checkpoint.join(".trainer.json.0123456789abcdef.tmp"),
+        // The safetensors crate's own.
+        checkpoint.join(".tmpAb12Cd"),
+        run.path().join(".summary.json.0123456789abcdef.tmp"),
     ];
-    let others = [".hidden", ".notes.tmp", "x.0123456789abcdef.tmp"];
+    let others = [
+        ".hidden",
+        ".notes.tmp",
+        "x.0123456789abcdef.tmp",
+        ".tmp",
+        ".tmp-notes",
+    ];
     let others = others.map(|name| run.merged_dir().join(name));
     for file in half.iter().chain(&others) {
         fs::write(file, "x").unwrap();
@@ -2190,5 +2200,31 @@ fn a_pointer_in_the_place_of_a_file() {
         assert_variant!(error, Format);
         assert_names(&error, &path);
         assert_says(&error, &["pointer of Git LFS", "`git lfs pull`"]);
+    }
+}
+
+/// A pipe would be waited for, for ever.
+#[test]
+#[cfg(unix)]
+fn a_pipe_in_the_place_of_weights() {
+    type Read<'a> = &'a dyn Fn(&Path) -> Result<()>;
+    let readers: [(&str, Read); 4] = [
+        (WEIGHTS, &|path| {
+            load_hf(&mut base_model(), path.parent().unwrap()).map(drop)
+        }),
+        (ADAPTER, &|path| SafetensorsFile::open(path).map(drop)),
+        ("model.gguf", &|path| {
+            load_model(path, None, &LoadOptions::new(&device())).map(drop)
+        }),
+        ("base.gguf", &|path| base_fingerprint(path).map(drop)),
+    ];
+    for (file, read) in readers {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join(file);
+        let made = std::process::Command::new("mkfifo").arg(&path).status();
+        assert!(made.unwrap().success());
+        let error = read(&path).unwrap_err();
+        assert_names(&error, &path);
+        assert_says(&error, &["a pipe or a device"]);
     }
 }

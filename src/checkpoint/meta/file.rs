@@ -1,13 +1,12 @@
 //! A `.pth` file, of which nothing is run: its index is interpreted, and tensors are read when they are asked for.
 
-use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use burn::tensor::DType;
 use pytorch_reader::{DType as Stored, PickleError, PytorchError, PytorchReader, Tensor};
 
-use crate::files::require_content;
+use crate::files::{open_weights, require_content};
 use crate::{Error, Result};
 
 /// How a file begins that `torch.save` has written since PyTorch 1.6: a zip archive.
@@ -119,7 +118,7 @@ impl TorchFile {
 
 fn require_archive(path: &Path) -> Result<()> {
     let mut begin = Vec::new();
-    let file = File::open(path).map_err(Error::io(path))?;
+    let file = open_weights(path)?;
     let read = file.take(64).read_to_end(&mut begin);
     read.map_err(Error::io(path))?;
     require_content(&begin, path)?;

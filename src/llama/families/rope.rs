@@ -49,17 +49,17 @@ fn scaling(rope: Fields, outside: &Outside) -> Result<Option<RopeScaling>, Strin
     match kind(rope)?.as_deref() {
         None | Some("default") => Ok(None),
         Some("linear") => Ok(Some(RopeScaling::Linear {
-            factor: factor(rope)?,
+            factor: need(rope, "factor")?,
         })),
         Some("dynamic") => Ok(Some(RopeScaling::Dynamic {
-            factor: factor(rope)?,
+            factor: need(rope, "factor")?,
             original_max_seq_len: outside.max_seq_len,
         })),
         Some("yarn") => yarn(rope, outside).map(Some),
         // The name that Phi-3's first files have for it.
         Some("longrope" | "su") => longrope(rope, outside).map(Some),
         Some("llama3") => Ok(Some(RopeScaling::Llama3 {
-            factor: factor(rope)?,
+            factor: need(rope, "factor")?,
             low_freq_factor: need(rope, "low_freq_factor")?,
             high_freq_factor: need(rope, "high_freq_factor")?,
             original_max_seq_len: original_max_seq_len(rope, outside)?,
@@ -73,14 +73,6 @@ fn scaling(rope: Fields, outside: &Outside) -> Result<Option<RopeScaling>, Strin
 fn need(rope: Fields, key: &str) -> Result<f64, String> {
     let value: Option<f64> = rope.get(key)?;
     value.ok_or_else(|| format!("the rope scaling has no {key}"))
-}
-
-fn factor(rope: Fields) -> Result<f64, String> {
-    let factor = need(rope, "factor")?;
-    match factor.is_finite() && factor > 0.0 {
-        true => Ok(factor),
-        false => Err(format!("the rope scaling's factor {factor} is not above 0")),
-    }
 }
 
 fn original_max_seq_len(rope: Fields, outside: &Outside) -> Result<usize, String> {
@@ -97,7 +89,7 @@ fn yarn(rope: Fields, outside: &Outside) -> Result<RopeScaling, String> {
     let factor = match rope.given::<f64>("factor")? {
         // As transformers has it: by the lengths if it is null.
         Some(None) => outside.max_seq_len as f64 / original_max_seq_len as f64,
-        _ => factor(rope)?,
+        _ => need(rope, "factor")?,
     };
     let given = |key| Ok::<_, String>(rope.get::<f64>(key)?.filter(|value| *value != 0.0));
     let scale = |by: f64| match factor <= 1.0 {

@@ -24,10 +24,11 @@ impl MetricsLog {
     }
 
     /// Goes on with a log after `step`: lines of later steps are dropped, as the resumed training
-    /// writes them again, and so is a last line that was not written to its end.
+    /// writes them again, and so is a last line that was not written to its end. A line that is none of a log does not end
+    /// a training: it is left out, and the file as it was is kept beside it, as `metrics.jsonl.broken`.
     ///
     /// # Errors
-    /// [`Error::Io`] if the file cannot be read or written, [`Error::Format`] if a line is none of a log.
+    /// [`Error::Io`] if the file cannot be read or written.
     pub fn resume(path: impl AsRef<Path>, step: usize) -> Result<Self> {
         let path = path.as_ref();
         let text = match path.exists() {
@@ -35,12 +36,17 @@ impl MetricsLog {
             false => String::new(),
         };
         let mut kept = String::new();
+        let mut is_whole = true;
         // Lines stay as they are, to the last digit.
-        for (line, metrics) in lines(&text).zip(parse(&text, path)?) {
-            if metrics.step() <= step {
-                kept += line;
-                kept.push('\n');
+        for line in lines(&text) {
+            match serde_json::from_str::<Metrics>(line) {
+                Ok(metrics) if metrics.step() <= step => kept += &format!("{line}\n"),
+                Ok(_) => {}
+                Err(_) => is_whole = false,
             }
+        }
+        if !is_whole {
+            write_text(&beside(path), &text)?;
         }
         write_text(path, &kept)?;
         Self::append(path)
@@ -61,6 +67,13 @@ impl MetricsLog {
             file: file.map_err(Error::io(path))?,
         })
     }
+}
+
+/// Where a log is kept of which a line is broken.
+fn beside(path: &Path) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(".broken");
+    name.into()
 }
 
 /// The lines that were written to their end.
@@ -115,6 +128,19 @@ mod tests {
             assert_eq!(left, [kept, vec![line(&third)]].concat());
             assert_eq!(MetricsLog::read(&path).unwrap().len(), left.len());
         }
+    }
+
+    #[test]
+    fn a_broken_line_does_not_end_a_training() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("metrics.jsonl");
+        let text = "{\"step\":1}\n{\"st\u{0}\u{0}\n{\"step\":2}\n";
+        std::fs::write(&path, text).unwrap();
+        MetricsLog::resume(&path, 2).unwrap();
+        let steps = MetricsLog::read(&path).unwrap();
+        assert_eq!(Vec::from_iter(steps.iter().map(Metrics::step)), [1, 2]);
+        let kept = std::fs::read_to_string(dir.path().join("metrics.jsonl.broken")).unwrap();
+        assert_eq!(kept, text);
     }
 
     /// As in the logs of before, without the time.

@@ -22,8 +22,10 @@ pub struct RecipeKey {
 #[derive(Debug)]
 enum Kind {
     Flag,
-    /// A whole number that is at least this.
+    /// A whole number that is at least this, and at most [`MOST`].
     Count(u64),
+    /// A whole number, which nothing is counted by.
+    Seed,
     /// A number above 0.
     Positive,
     /// A number from 0 up.
@@ -302,7 +304,7 @@ pub(super) const KEYS: &[RecipeKey] = &[
     ),
     key(
         "seed",
-        Count(0),
+        Seed,
         "Seed of the adapters' first values, the dropout and the order.",
     ),
     key(
@@ -641,11 +643,11 @@ impl Kind {
     fn accept(&self, value: &Value) -> Option<Value> {
         let accepted = match self {
             Flag => value.is_boolean(),
-            Count(min) => value.as_u64().is_some_and(|n| n >= *min),
-            // In f32, in which it serves.
-            Positive => value.as_f64().is_some_and(|x| x as f32 > 0.0),
-            NonNegative => value.as_f64().is_some_and(|x| x >= 0.0),
-            AtLeast(min) => value.as_f64().is_some_and(|x| x >= *min),
+            Count(min) => is_count(value, *min),
+            Seed => value.is_u64(),
+            Positive => is_number(value, |x| x > 0.0),
+            NonNegative => is_number(value, |x| x >= 0.0),
+            AtLeast(min) => is_number(value, |x| f64::from(x) >= *min),
             Fraction => is_fraction(value),
             FractionPair => value
                 .as_array()
@@ -663,12 +665,25 @@ impl Kind {
             }
             Names => is_list(value, Value::is_string),
             Indices => is_list(value, Value::is_u64),
-            Ranks => is_map(value, |rank| rank.as_u64().is_some_and(|n| n >= 1)),
+            Ranks => is_map(value, |rank| is_count(rank, 1)),
             Alphas => is_map(value, |alpha| Positive.accept(alpha).is_some()),
             Rows => is_map(value, |rows| is_list(rows, Value::is_u64)),
         };
         accepted.then(|| value.clone())
     }
+}
+
+/// The largest count. What follows from several of them is still a number: the steps of so many epochs, say.
+const MOST: u64 = 1_000_000_000;
+
+fn is_count(value: &Value, min: u64) -> bool {
+    value.as_u64().is_some_and(|n| (min..=MOST).contains(&n))
+}
+
+/// A number that is one in f32 too, in which it serves.
+fn is_number(value: &Value, accepts: impl Fn(f32) -> bool) -> bool {
+    let value = value.as_f64().map(|x| x as f32);
+    value.is_some_and(|x| x.is_finite() && accepts(x))
 }
 
 /// PEFT's `false` leaves a weight of random numbers in `B` too, for its own tests.
@@ -737,7 +752,8 @@ impl fmt::Display for Kind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Flag => write!(f, "true or false"),
-            Count(min) => write!(f, "a whole number, at least {min}"),
+            Count(min) => write!(f, "a whole number from {min} to 10⁹"),
+            Seed => write!(f, "a whole number, at least 0"),
             Positive => write!(f, "a number above 0"),
             NonNegative => write!(f, "a number, at least 0"),
             AtLeast(min) => write!(f, "a number, at least {min}"),
@@ -751,7 +767,7 @@ impl fmt::Display for Kind {
             Modules => write!(f, "a list of names, a regular expression or all-linear"),
             Names => write!(f, "a list of names"),
             Indices => write!(f, "a list of whole numbers"),
-            Ranks => write!(f, "names with whole numbers, at least 1"),
+            Ranks => write!(f, "names with whole numbers from 1 to 10⁹"),
             Alphas => write!(f, "names with numbers above 0"),
             Rows => write!(f, "names with lists of whole numbers"),
         }

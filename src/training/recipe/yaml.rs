@@ -76,7 +76,10 @@ pub(super) fn parse_file(text: &str, origin: &str) -> Result<Vec<Setting>> {
     let node = parse(text).map_err(|error| Error::format(origin, error.without_snippet()))?;
     let mut settings = Vec::new();
     match node {
-        Node::Section(entries) => flatten("", entries, origin, &mut settings),
+        Node::Section(entries) => {
+            reject_repeated_entries("", &entries, origin)?;
+            flatten("", entries, origin, &mut settings);
+        }
         // A file that holds only comments.
         Node::Leaf(Value::Null) => {}
         Node::Leaf(_) => {
@@ -169,17 +172,43 @@ fn push(key: String, line: Option<usize>, node: Node, origin: &str, settings: &m
     });
 }
 
+/// Keys and sections that stand twice in one section.
+fn reject_repeated_entries(prefix: &str, entries: &[Entry], origin: &str) -> Result<()> {
+    let line = |key: &Spanned<String>| usize::try_from(key.referenced.line()).ok();
+    for (i, (key, node)) in entries.iter().enumerate() {
+        let name = format!("{prefix}{}", key.value);
+        let mut before = entries[..i].iter();
+        if let Some((first, _)) = before.find(|(first, _)| first.value == key.value) {
+            return Err(repeated(name, line(key), line(first), origin));
+        }
+        if let Node::Section(entries) = node {
+            reject_repeated_entries(&format!("{name}."), entries, origin)?;
+        }
+    }
+    Ok(())
+}
+
+fn repeated(key: String, line: Option<usize>, first: Option<usize>, origin: &str) -> Error {
+    let on_line = first.map_or(String::new(), |line| format!(" on line {line}"));
+    Error::Config {
+        message: format!("`{key}` is set already{on_line}"),
+        origin: origin.to_owned(),
+        key,
+        line,
+        nearest: vec![],
+    }
+}
+
+/// The same setting by a section and by a dotted key.
 fn reject_repeated(settings: &[Setting]) -> Result<()> {
     for (i, setting) in settings.iter().enumerate() {
         let Some(first) = settings[..i].iter().find(|s| s.key == setting.key) else {
             continue;
         };
-        let on_line = first
-            .line
-            .map(|l| format!(" on line {l}"))
-            .unwrap_or_default();
-        let message = format!("`{}` is set already{on_line}", setting.key);
-        return Err(setting.error(message, vec![]));
+        let Setting {
+            key, line, origin, ..
+        } = setting;
+        return Err(repeated(key.clone(), *line, first.line, origin));
     }
     Ok(())
 }

@@ -12,7 +12,7 @@ use crate::checkpoint::{
     load_any_adapter, load_state_dict_file, read_adapter_config, save_adapter, save_peft,
     save_peft_unconverted, save_peft_with_base, save_state_dict,
 };
-use crate::files::{create_dir, write_text};
+use crate::files::{create_dir, read_text, write_text};
 use crate::llama::TransformerDecoder;
 use crate::lora::{DEFAULT_ADAPTER, Init, LoRAConfig};
 use crate::training::{Trainer, Validation, Validations};
@@ -55,6 +55,23 @@ fn one() -> usize {
     1
 }
 
+impl TrainerState {
+    /// What cannot be of a checkpoint in this folder, which may be a copy by a name of the user's.
+    fn contradiction(&self, folder: &Path) -> Option<String> {
+        let step = self.step;
+        let of_name = step_of(folder).filter(|name| *name != step);
+        if let Some(name) = of_name {
+            return Some(format!("it is of step {step}, its folder of step {name}"));
+        }
+        let total = self.total_steps.filter(|total| step > *total);
+        if let Some(total) = total {
+            return Some(format!("it is of step {step} of {total}"));
+        }
+        let is_none = self.num_processes == 0 || self.epochs == Some(0);
+        is_none.then(|| "it is of no process or no epoch".to_owned())
+    }
+}
+
 /// A complete checkpoint.
 #[derive(Debug, Clone)]
 pub(super) struct Checkpoint {
@@ -63,11 +80,30 @@ pub(super) struct Checkpoint {
 }
 
 impl Checkpoint {
-    /// That of a folder, if it is one.
-    fn in_folder(folder: PathBuf) -> Option<Self> {
-        let text = fs::read_to_string(folder.join(TRAINER)).ok()?;
-        let state = serde_json::from_str(&text).ok()?;
-        Some(Self { state, folder })
+    /// That of a folder, if it is one that was written to its end.
+    ///
+    /// # Errors
+    /// Those of reading its `trainer.json`, which is written as a whole: something else has changed it.
+    fn in_folder(folder: PathBuf) -> Result<Option<Self>> {
+        let path = folder.join(TRAINER);
+        if !path.exists() {
+            return Ok(None);
+        }
+        let text = read_text(&path)?;
+        let state = serde_json::from_str(&text).map_err(|error| error.to_string());
+        let state = state.and_then(|state: TrainerState| match state.contradiction(&folder) {
+            None => Ok(state),
+            Some(message) => Err(message),
+        });
+        match state {
+            Ok(state) => Ok(Some(Self { state, folder })),
+            Err(message) => Err(Error::format(
+                path,
+                format!(
+                    "{message}; delete this checkpoint's folder to go on from the one before it"
+                ),
+            )),
+        }
     }
 
     /// The one in a folder, or the last one of the run in it.
@@ -80,7 +116,7 @@ impl Checkpoint {
                 .into(),
         }
         };
-        match Self::in_folder(path.to_owned()) {
+        match Self::in_folder(path.to_owned())? {
             Some(checkpoint) => Ok(checkpoint),
             None => last_of(path)?.ok_or_else(missing),
         }
@@ -112,11 +148,6 @@ impl Checkpoint {
         } else {
             self.folder.clone()
         }
-    }
-
-    /// Whether it is the run's own, and not a copy that the user made.
-    fn has_own_name(&self) -> bool {
-        self.folder.ends_with(folder_of(self.state.step))
     }
 }
 
@@ -257,7 +288,7 @@ impl RunDir {
     /// # Errors
     /// [`Error::Io`] if one cannot be deleted.
     pub fn keep_last_checkpoints(&self, count: usize) -> Result<()> {
-        let mut checkpoints = own_checkpoints(&self.path)?;
+        let mut checkpoints = readable_checkpoints(&self.path)?;
         checkpoints.sort_by_key(|checkpoint| Reverse(checkpoint.state.step));
         let best = checkpoints
             .first()
@@ -271,7 +302,7 @@ impl RunDir {
 
     /// Deletes the checkpoints after the one that the run goes on from.
     pub(super) fn delete_later_checkpoints(&self, start: &Start) -> Result<()> {
-        let mut checkpoints = own_checkpoints(&self.path)?;
+        let mut checkpoints = readable_checkpoints(&self.path)?;
         checkpoints.retain(|other| other.state.step > start.checkpoint.state.step);
         checkpoints.iter().try_for_each(delete)
     }
@@ -310,7 +341,7 @@ impl RunDir {
     /// [`Error::Resume`] if there is no checkpoint of that step, and the errors of [`load_any_adapter`].
     pub fn load_best(&self, model: &mut TransformerDecoder, best: Validation) -> Result<()> {
         let folder = self.path.join(CHECKPOINTS).join(folder_of(best.step));
-        let Some(checkpoint) = Checkpoint::in_folder(folder) else {
+        let Some(checkpoint) = Checkpoint::in_folder(folder)? else {
             return Err(self.error(&format!(
                 "the best validation was after step {}, of which there is no checkpoint; \
                  use the last step by best_checkpoint=none",
@@ -381,9 +412,14 @@ impl Start {
 
 /// Whether what lies in a run's folder of checkpoints is one that was not written to its end.
 pub(super) fn is_cut_off(folder: &Path) -> bool {
-    let name = folder.file_name().unwrap_or_default().to_string_lossy();
-    let step = name.strip_prefix("step_").map(str::parse::<usize>);
-    matches!(step, Some(Ok(_))) && Checkpoint::in_folder(folder.to_owned()).is_none()
+    step_of(folder).is_some() && !folder.join(TRAINER).exists()
+}
+
+/// The step in the name of a run's own checkpoint; none of a copy by another name, which is the user's.
+fn step_of(folder: &Path) -> Option<usize> {
+    let name = folder.file_name()?.to_str()?;
+    let step = name.strip_prefix("step_")?.parse().ok()?;
+    (folder_of(step) == name).then_some(step)
 }
 
 /// The checkpoint that a run is asked to go on from.
@@ -408,24 +444,37 @@ fn no_checkpoint(run: &Path) -> Error {
 
 /// The last complete checkpoint of the run in a folder.
 fn last_of(run: &Path) -> Result<Option<Checkpoint>> {
-    let checkpoints = own_checkpoints(run)?.into_iter();
-    Ok(checkpoints.max_by_key(|checkpoint| checkpoint.state.step))
+    let mut last: Option<Checkpoint> = None;
+    for folder in own_folders(run)? {
+        let checkpoint = Checkpoint::in_folder(folder)?;
+        last = last
+            .into_iter()
+            .chain(checkpoint)
+            .max_by_key(|it| it.state.step);
+    }
+    Ok(last)
 }
 
 pub(super) fn has_checkpoint(run: &Path) -> Result<bool> {
     Ok(last_of(run)?.is_some())
 }
 
-/// The complete checkpoints of the run in a folder. A copy by another name is the user's.
-fn own_checkpoints(run: &Path) -> Result<Vec<Checkpoint>> {
+/// The complete checkpoints of the run in a folder. One that cannot be read is no reason to end a training.
+fn readable_checkpoints(run: &Path) -> Result<Vec<Checkpoint>> {
+    let folders = own_folders(run)?.into_iter();
+    let found = folders.filter_map(|folder| Checkpoint::in_folder(folder).ok());
+    Ok(found.flatten().collect())
+}
+
+/// The folders of the checkpoints of the run in a folder.
+fn own_folders(run: &Path) -> Result<Vec<PathBuf>> {
     let dir = run.join(CHECKPOINTS);
     if !dir.exists() {
         return Ok(Vec::new());
     }
     let entries = fs::read_dir(&dir).map_err(Error::io(&dir))?;
     let folders = entries.filter_map(|entry| Some(entry.ok()?.path()));
-    let checkpoints = folders.filter_map(Checkpoint::in_folder);
-    Ok(checkpoints.filter(Checkpoint::has_own_name).collect())
+    Ok(folders.filter(|folder| step_of(folder).is_some()).collect())
 }
 
 fn delete(checkpoint: &Checkpoint) -> Result<()> {
