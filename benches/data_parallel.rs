@@ -9,7 +9,7 @@
 //! of what the processes wait for each other, and what adding up takes, then a table of the latter
 //! alone for adapters of different sizes.
 
-#[path = "../examples/support/allocator.rs"]
+#[path = "../src/bin/burn-peft/allocator.rs"]
 mod allocator;
 #[path = "support/statistics.rs"]
 mod statistics;

@@ -153,7 +153,7 @@ const PACKED_RECORDS: usize = 8;
 const PAD_ID: u32 = 0;
 const WARMUP_STEPS: usize = 2;
 
-#[path = "../examples/support/allocator.rs"]
+#[path = "../src/bin/burn-peft/allocator.rs"]
 mod allocator;
 #[path = "support/random_model.rs"]
 mod random_model;

@@ -10,8 +10,10 @@
 //! The other verbs are for comparisons with another framework (`tests/python/check_adapters.py`): their inputs and
 //! outputs are safetensors files.
 
-#[path = "support/allocator.rs"]
+#[path = "../src/bin/burn-peft/allocator.rs"]
 mod allocator;
+#[path = "../src/bin/burn-peft/merge.rs"]
+mod merge;
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -24,17 +26,15 @@ use burn_peft::adapter::{
     StateDict, combine_adapters, get_params, initialize_adapters, initialize_eva, initialize_params,
 };
 use burn_peft::checkpoint::{
-    GgufFormat, MergedCheckpoint, SafetensorsFile, attach_peft, attach_peft_as,
-    copy_generation_config, initialize_loftq_from, load_any_base, load_any_base_as, load_peft,
-    peft_tensors, read_base_config, read_hf_config, read_peft_config, save_gguf, save_gguf_adapter,
-    save_hf, save_peft_adapter, save_peft_unconverted, save_state_dict,
+    SafetensorsFile, attach_peft, attach_peft_as, initialize_loftq_from, load_any_base_as,
+    load_peft, peft_tensors, read_base_config, read_peft_config, save_gguf_adapter, save_hf,
+    save_peft_adapter, save_peft_unconverted, save_state_dict,
 };
 use burn_peft::data::Batch;
 use burn_peft::llama::TransformerDecoder;
 use burn_peft::lora::{
     Combination, CombineOptions, DEFAULT_ADAPTER, Decomposition, Init, LoRAConfig,
 };
-use burn_peft::tokenizer::copy_tokenizer;
 use burn_peft::training::{
     AdamWConfig, GradientOptions, LrSchedule, ScheduleKind, Trainer, accumulate_gradients,
 };
@@ -51,9 +51,7 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Verb {
-    /// Adds an adapter to its base model's weights, one after the other: a folder in the types of the base, or a GGUF
-    /// file with the base's tokenizer. The base is the dense one also where the adapter was trained on it in fewer bits.
-    Merge(Merge),
+    Merge(merge::Args),
     /// Writes an adapter as a GGUF file, for `--lora` of llama.cpp.
     Gguf(Files),
     /// Writes the logits of `input_ids`, `[batch, seq]`.
@@ -68,19 +66,6 @@ enum Verb {
     Combine(Combine),
     /// Begins an adapter by a configuration of PEFT's, trains it for some steps and saves it.
     Init(Begin),
-}
-
-#[derive(Args)]
-struct Merge {
-    #[command(flatten)]
-    files: Files,
-    /// How a GGUF file is stored: F32, F16, BF16, Q8_0, Q4_0. A folder is written without it, unless the base is a
-    /// GGUF file.
-    #[arg(long)]
-    gguf: Option<GgufFormat>,
-    /// Merge into the weights of a packed base (a GGUF file, a folder of bitsandbytes), packed again.
-    #[arg(long)]
-    requantize: bool,
 }
 
 #[derive(Args)]
@@ -212,7 +197,7 @@ fn main() -> ExitCode {
 
 fn run(verb: &Verb) -> Result<()> {
     match verb {
-        Verb::Merge(args) => merge(args),
+        Verb::Merge(args) => merge::run(args),
         Verb::Gguf(files) => gguf(files),
         Verb::Logits(args) => logits(args),
         Verb::Gradients(args) => gradients(args),
@@ -343,55 +328,6 @@ fn combine(args: &Combine) -> Result<()> {
     let model = combine_adapters(model, &named, args.combination, &options, DEFAULT_ADAPTER)?;
     let base = dir.to_string_lossy();
     save_peft_adapter(&model, DEFAULT_ADAPTER, Some(&base), &args.out)
-}
-
-fn merge(args: &Merge) -> Result<()> {
-    let files = &args.files;
-    let is_gguf = |path: &Path| path.extension().is_some_and(|end| end == "gguf");
-    let gguf = args.gguf;
-    let gguf = gguf.or(is_gguf(&files.out).then_some(GgufFormat::F16));
-    // What is merged tensor by tensor has a config.json: neither GGUF files nor Meta's folders do.
-    if !files.model.join("config.json").exists() || args.requantize {
-        return merge_loaded(files, gguf, args.requantize);
-    }
-    let merged = match &files.adapter {
-        Some(adapter) => MergedCheckpoint::open(&files.model, adapter)?,
-        None => {
-            let model = read_hf_config(&files.model)?.init(&Device::default());
-            MergedCheckpoint::new(&model, &files.model)?
-        }
-    };
-    match gguf {
-        Some(format) => merged.save_gguf(format, &files.out),
-        None => merged.save_hf(&files.out),
-    }
-}
-
-/// Merges into a base as it is loaded: packed weights that are.
-fn merge_loaded(files: &Files, gguf: Option<GgufFormat>, requantize: bool) -> Result<()> {
-    let mut model = read_base_config(&files.model)?.init(&Device::default());
-    load_any_base(&mut model, &files.model)?;
-    if let Some(adapter) = &files.adapter {
-        attach_peft(&mut model, adapter)?;
-    }
-    let merged = match requantize {
-        true => {
-            let (merged, loss) = model.merge_lora_requantized()?;
-            println!("{loss}");
-            merged
-        }
-        false => model.merge_lora(),
-    };
-    if let Some(format) = gguf {
-        return save_gguf(&merged, &files.model, format, &files.out);
-    }
-    save_hf(&merged, &files.out)?;
-    copy_generation_config(&files.model, &files.out)?;
-    let has = |name| files.model.join(name).exists();
-    if files.model.is_file() || has("tokenizer.json") || has("tokenizer.model") {
-        copy_tokenizer(&files.model, &files.out)?;
-    }
-    Ok(())
 }
 
 fn logits(Logits { files, inputs }: &Logits) -> Result<()> {

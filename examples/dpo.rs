@@ -8,7 +8,7 @@
 //! A line of `FILE` has a `prompt`, the `chosen` answer and the `rejected` one. Without it the tiny model of this repository
 //! learns to answer in one word: the right one is preferred to what it says by itself.
 
-#[path = "support/device.rs"]
+#[path = "../src/bin/burn-peft/device.rs"]
 mod device;
 
 use std::path::{Path, PathBuf};

@@ -1,75 +1,24 @@
-//! Lays the curves of several runs over each other.
+//! Lays the curves of several runs over each other: `burn-peft plot`.
 //!
 //! ```sh
 //! cargo run --release --example plot_loss -- RUN_DIR [RUN_DIR...] [-o loss.svg] [--smooth 0.9] [--all]
 //! ```
 
-use std::path::PathBuf;
+#[path = "../src/bin/burn-peft/exit.rs"]
+mod exit;
+#[path = "../src/bin/burn-peft/plot.rs"]
+mod plot;
+
 use std::process::ExitCode;
 
-use burn_peft::Result;
-use burn_peft::report::{Curves, SMOOTHING, draw_curves, draw_loss};
 use clap::Parser;
 
-/// Draw the loss curves of one or more runs into one picture.
 #[derive(Parser)]
-struct Args {
-    /// Folders of runs, each with a metrics.jsonl.
-    #[arg(required = true, value_name = "RUN_DIR")]
-    runs: Vec<PathBuf>,
-    /// The picture, .svg or .png.
-    #[arg(short, long, default_value = "loss.svg", value_name = "FILE")]
-    output: PathBuf,
-    /// How much of the running average each step keeps: from 0, no smoothing, to below 1.
-    #[arg(long, default_value_t = SMOOTHING, value_parser = fraction)]
-    smooth: f64,
-    /// Learning rate, gradient norm, memory and tokens per second too, a chart each.
-    #[arg(long)]
-    all: bool,
+struct Cli {
+    #[command(flatten)]
+    args: plot::Args,
 }
 
 fn main() -> ExitCode {
-    let args = Args::parse();
-    match plot(&args) {
-        Ok(()) => {
-            println!("wrote {}", args.output.display());
-            ExitCode::SUCCESS
-        }
-        Err(error) => {
-            eprintln!("error: {error}");
-            ExitCode::FAILURE
-        }
-    }
-}
-
-fn plot(args: &Args) -> Result<()> {
-    let mut runs = args
-        .runs
-        .iter()
-        .map(Curves::read)
-        .collect::<Result<Vec<_>>>()?;
-    name_apart(&mut runs, &args.runs);
-    match args.all {
-        true => draw_curves(&runs, args.smooth, &args.output),
-        false => draw_loss(&runs, args.smooth, &args.output),
-    }
-}
-
-/// Runs whose folders have the same name get the path as it was written instead.
-fn name_apart(runs: &mut [Curves], folders: &[PathBuf]) {
-    let names: Vec<String> = runs.iter().map(|run| run.name.clone()).collect();
-    for (run, folder) in runs.iter_mut().zip(folders) {
-        if names.iter().filter(|name| **name == run.name).count() > 1 {
-            run.name = folder.display().to_string();
-        }
-    }
-}
-
-fn fraction(text: &str) -> Result<f64, String> {
-    let value: f64 = text.parse().map_err(|_| "expected a number".to_string())?;
-    if (0.0..1.0).contains(&value) {
-        Ok(value)
-    } else {
-        Err("expected a number from 0 to below 1".into())
-    }
+    exit::exit_code(plot::run(&Cli::parse().args))
 }

@@ -6,7 +6,7 @@
 //! cargo run --release --example pretrain_tiny
 //! ```
 
-#[path = "support/allocator.rs"]
+#[path = "../src/bin/burn-peft/allocator.rs"]
 mod allocator;
 #[path = "support/tiny_files.rs"]
 mod tiny_files;

@@ -1,7 +1,7 @@
 //! The allocator of the programs: blocks keep their numbers, zeros are zeros, and the process never holds more than at its
 //! largest moment, whatever the sizes of the moments before were. A process of its own, whose allocator it is.
 
-#[path = "../examples/support/allocator.rs"]
+#[path = "../src/bin/burn-peft/allocator.rs"]
 mod allocator;
 
 use burn_peft::training::peak_memory_bytes;

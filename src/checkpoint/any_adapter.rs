@@ -6,7 +6,7 @@ use burn::tensor::DType;
 
 use super::adapter_file::{is_adapter_file, load_adapter};
 use super::mlx::{self, read_mlx};
-use super::peft::{check_config, load_peft, read_peft_config};
+use super::peft::{attach_peft, check_config, load_peft, read_peft_config};
 use super::tensors::SafetensorsFile;
 use super::torchtune::read_torchtune;
 use crate::adapter::{Adapter, ParamInfo, adapter_config, compare_keys, get_params, load_tensors};
@@ -48,6 +48,39 @@ pub fn read_adapter_config(path: impl AsRef<Path>) -> Result<Option<LoRAConfig>>
         Form::Mlx => Some(read_mlx(path)?.config),
         Form::Own => Some(load_adapter(path)?.config),
         Form::Torchtune => None,
+    })
+}
+
+/// Whether a path is a folder of PEFT's.
+pub(super) fn is_peft(path: &Path) -> bool {
+    matches!(Form::of(path), Ok(Form::Peft))
+}
+
+/// Puts an adapter of any form on a model that is there already, see [`attach_peft`]. What does not say what it is like
+/// (torchtune's) is for [`load_any_adapter`].
+///
+/// # Errors
+/// Those of [`read_adapter_config`], [`TransformerDecoder::with_adapters`] and [`load_any_adapter`], and
+/// [`Error::Adapter`] if the file does not say what the adapter is like. The model is unchanged then.
+pub fn attach_any_adapter(model: &mut TransformerDecoder, path: impl AsRef<Path>) -> Result<()> {
+    let path = path.as_ref();
+    if is_peft(path) {
+        return attach_peft(model, path).map(drop);
+    }
+    let lora = described(path)?;
+    let mut adapted = model.clone().with_adapters(&lora)?;
+    load_any_adapter(&mut adapted, path)?;
+    *model = adapted;
+    Ok(())
+}
+
+/// How an adapter was made, whose files have to say it.
+pub(super) fn described(path: &Path) -> Result<LoRAConfig> {
+    read_adapter_config(path)?.ok_or_else(|| Error::Adapter {
+        path: path.to_owned(),
+        message: "the file does not say what its adapter is like: build or load the model with a `LoRAConfig`, then load \
+                  the file by `load_any_adapter`"
+            .into(),
     })
 }
 

@@ -4,8 +4,9 @@ use std::path::{Path, PathBuf};
 
 use burn::tensor::Device;
 
-use super::any_adapter::{load_any_adapter, read_adapter_config};
+use super::any_adapter::{described, load_any_adapter};
 use super::any_base::{load_any_base, load_any_base_as, read_base_config};
+use crate::Result;
 use crate::adapter::{
     get_params, initialize_adapters, initialize_params, validate_state_dict_for_lora,
 };
@@ -14,7 +15,6 @@ use crate::lora::LoRAConfig;
 use crate::settings::setters;
 use crate::tokenizer::Tokenizer;
 use crate::weight::BaseFormat;
-use crate::{Error, Result};
 
 /// How a model is loaded.
 #[derive(Debug, Clone)]
@@ -96,15 +96,7 @@ impl ModelAdapter<'_> {
         match self {
             Self::None => Ok(None),
             Self::New(config) => Ok(Some(config.clone())),
-            Self::Saved(path) => match read_adapter_config(path)? {
-                None => Err(Error::Adapter {
-                    path: path.to_owned(),
-                    message: "the file does not say what its adapter is like: load the model with a `LoRAConfig`, then \
-                              the file by `load_any_adapter`"
-                        .into(),
-                }),
-                found => Ok(found),
-            },
+            Self::Saved(path) => described(path).map(Some),
         }
     }
 }
@@ -137,8 +129,9 @@ impl ModelAdapter<'_> {
 /// [`initialize_loftq_from`](super::initialize_loftq_from). Without an adapter every weight is trainable.
 ///
 /// # Errors
-/// Those of [`read_base_config`], [`load_any_base_as`], [`read_adapter_config`], [`LlamaConfig::init_lora`] and
-/// [`load_any_adapter`]; [`Error::Adapter`] for an adapter whose file does not say what it is like (torchtune's).
+/// Those of [`read_base_config`], [`load_any_base_as`], [`read_adapter_config`](super::read_adapter_config),
+/// [`LlamaConfig::init_lora`] and
+/// [`load_any_adapter`]; [`Error::Adapter`](crate::Error::Adapter) for an adapter whose file does not say what it is like (torchtune's).
 pub fn load_model<'a>(
     base: impl AsRef<Path>,
     adapter: impl Into<ModelAdapter<'a>>,

@@ -12,6 +12,7 @@ mod base;
 mod bitsandbytes;
 mod composed;
 mod experts;
+mod export;
 mod gguf;
 mod hf;
 mod hf_config;
@@ -19,6 +20,7 @@ mod identity;
 mod keys;
 mod load;
 mod loftq;
+mod merge;
 mod merged;
 mod meta;
 mod mlx;
@@ -32,8 +34,9 @@ mod weights;
 pub(crate) use hf_config::hf_config_key;
 
 pub use adapter_file::{load_adapter, load_adapter_with, save_adapter};
-pub use any_adapter::{load_any_adapter, read_adapter_config};
+pub use any_adapter::{attach_any_adapter, load_any_adapter, read_adapter_config};
 pub use any_base::{load_any_base, load_any_base_as, read_base_config, read_base_packing};
+pub use export::{AdapterFormat, export_adapter};
 pub use gguf::{
     GgufFormat, load_gguf, load_gguf_as, read_gguf_config, save_gguf, save_gguf_adapter,
 };
@@ -41,6 +44,7 @@ pub use hf::{copy_generation_config, load_hf, load_hf_as, read_hf_config, save_h
 pub use identity::{base_fingerprint, base_model_name};
 pub use load::{LoadOptions, ModelAdapter, load_model, load_tokenizer};
 pub use loftq::initialize_loftq_from;
+pub use merge::{MergeOptions, merge_files};
 pub use merged::MergedCheckpoint;
 pub use meta::{load_meta, load_meta_as, read_meta_config};
 pub use mlx::{read_mlx, save_mlx};

@@ -4,7 +4,7 @@
 //! prompts ─► padded batch ─► logits ─► Sampler ─► a token a row ─► the cache, without the rows that ended ─► logits ...
 //! ```
 //!
-//! [`answer`] asks a model one question. [`generate`] continues a prompt, [`generate_batch`] several of different lengths in one forward pass, with one or
+//! [`answer`] asks a model one question, a [`Chat`] goes on. [`generate`] continues a prompt, [`generate_batch`] several of different lengths in one forward pass, with one or
 //! more answers each. [`Generation`] is the loop itself, an iterator over what each pass gives, and [`TextGeneration`] the
 //! same in pieces of text. What a prompt is answered does not depend on the other prompts of a batch.
 //!
@@ -33,12 +33,14 @@
 //! ```
 
 mod answer;
+mod chat;
 mod generation;
 mod options;
 mod sampling;
 mod text;
 
 pub use answer::{Prompt, answer};
+pub use chat::{Chat, Reply};
 pub use generation::{Answer, End, Generation, NewToken, generate, generate_batch};
 pub use options::GenerateOptions;
 pub use sampling::{Sampler, TokenProbability, token_probabilities};

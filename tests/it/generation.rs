@@ -6,14 +6,14 @@ use burn_peft::adapter::{adapter_state_dict, load_state_dict};
 use burn_peft::checkpoint::{load_hf, read_hf_config};
 use burn_peft::data::AlpacaRecord;
 use burn_peft::generate::{
-    End, GenerateOptions, Generation, Prompt, TextGeneration, answer, generate, generate_batch,
-    generate_text, token_probabilities,
+    Chat, End, GenerateOptions, Generation, Prompt, TextGeneration, answer, generate,
+    generate_batch, generate_text, token_probabilities,
 };
 use burn_peft::llama::{
     Experts, KvCache, LayerAttention, LlamaConfig, RopeScaling, Span, TransformerDecoder,
 };
 use burn_peft::lora::Routes;
-use burn_peft::tokenizer::{ChatEncoder, ChatTemplate, Conversation, Tokenizer};
+use burn_peft::tokenizer::{ChatEncoder, ChatTemplate, Conversation, Message, Tokenizer};
 
 use crate::adapters::{base, config};
 use crate::common::{assert_close, device, floats};
@@ -356,4 +356,49 @@ fn the_tokenizers_end_of_a_text_ends_one_too() {
     assert_eq!(text(&other, &options), decoded(&ids[..cut]));
     // Whoever says where to stop means just that.
     assert_eq!(text(&other, &options.with_stop_tokens([])), decoded(&ids));
+}
+
+/// Each answer is that to the conversation so far; what no longer fits is forgotten, the oldest first.
+#[test]
+fn a_conversation_forgets_what_no_longer_fits() {
+    let (model, tokenizer) = tiny();
+    let options = GenerateOptions::greedy(8);
+    let mut chat = Chat::new(&model, &tokenizer, options.clone())
+        .unwrap()
+        .with_system("Be brief.");
+    let mut expected = Conversation::new([Message::new("system", "Be brief.")]);
+    let mut forgotten = 0;
+    for number in 0..8 {
+        let question = format!("What is a tyre number {number} made of?");
+        let mut told = String::new();
+        let reply = chat.ask(&question, |piece| told += piece).unwrap();
+        assert_eq!(told, reply.text);
+        expected.messages.push(Message::new("user", &question));
+        assert_eq!(reply.forgotten % 2, 0, "a question goes with its answer");
+        expected.messages.drain(1..1 + reply.forgotten);
+        let by_hand = answer(&model, &tokenizer, expected.clone(), &options).unwrap();
+        assert_eq!(reply.text, by_hand, "{number}");
+        expected
+            .messages
+            .push(Message::new("assistant", &reply.text));
+        assert_eq!(chat.conversation(), &expected);
+        forgotten += reply.forgotten;
+    }
+    assert!(forgotten > 0);
+    // A question that never fits is no part of it.
+    let error = chat.ask(&"tyre ".repeat(300), |_| {}).unwrap_err();
+    assert!(
+        matches!(
+            error,
+            Error::InvalidArgument {
+                name: "question",
+                ..
+            }
+        ),
+        "{error}"
+    );
+    assert_eq!(chat.conversation(), &expected);
+    chat.reset();
+    assert_eq!(chat.conversation().messages.len(), 1);
+    assert!(Chat::new(&model, &tokenizer, options.with_answers(2)).is_err());
 }

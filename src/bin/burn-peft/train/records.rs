@@ -3,13 +3,13 @@
 use std::path::PathBuf;
 
 use burn::tensor::{Device, Int, Tensor, TensorData};
+use burn_peft::Result;
 use burn_peft::data::{Batch, SftData};
 use burn_peft::llama::{LlamaConfig, TransformerDecoder};
 use burn_peft::tokenizer::{ChatTemplate, Tokenizer};
 use burn_peft::training::recipe::RecipeConfig;
-use burn_peft::{Error, Result};
 
-use crate::embedded;
+use super::unset;
 
 const WITHOUT_TEMPLATE: &str = "\
 the tokenizer has no chat template, so conversations are written in ChatML; the template is saved beside the \
@@ -38,17 +38,10 @@ pub fn load(
 
 /// Another model has nothing to learn from the embedded model's records.
 fn dataset(config: &RecipeConfig) -> Result<PathBuf> {
-    match (&config.dataset, &config.checkpoint_dir) {
-        (Some(path), _) => Ok(path.clone()),
-        (None, None) => Ok(embedded::train_file()),
-        (None, Some(_)) => Err(Error::Config {
-            origin: "configuration".into(),
-            key: "dataset".into(),
-            line: None,
-            message: "`dataset` is not set; name a file of records to train on".into(),
-            nearest: Vec::new(),
-        }),
-    }
+    let embedded = crate::EMBEDDED.filter(|_| config.checkpoint_dir.is_none());
+    let of_program = embedded.map(|embedded| embedded.records.into());
+    let path = config.dataset.clone().or(of_program);
+    path.ok_or_else(|| unset("dataset", "name a file of records to train on"))
 }
 
 /// Servers that have the adapter alone stop where the base model's configuration says.

@@ -1,7 +1,7 @@
 //! What a model is asked before and after its training.
 
 use burn_peft::Result;
-use burn_peft::data::{AlpacaRecord, Batch, IGNORE_INDEX, SftData};
+use burn_peft::data::{AlpacaRecord, Batch, IGNORE_INDEX, SftData, load_alpaca};
 use burn_peft::generate::{GenerateOptions, answer};
 use burn_peft::llama::TransformerDecoder;
 use burn_peft::report::Answer;
@@ -9,10 +9,10 @@ use burn_peft::tokenizer::Tokenizer;
 use burn_peft::training::ExactMatch;
 use burn_peft::training::recipe::RecipeConfig;
 
-use crate::embedded;
-
 /// The most tokens of an answer to a record of the user's.
 const MAX_TOKENS: usize = 64;
+/// No answer of the embedded model's held-out records is longer.
+const MAX_HELD_OUT_TOKENS: usize = 24;
 
 /// Of the embedded default, its held-out questions, which have right answers; else beginnings of records to go on with.
 pub struct Quiz {
@@ -35,9 +35,9 @@ impl Quiz {
         data: &SftData,
     ) -> Result<Self> {
         let is_embedded = config.checkpoint_dir.is_none() && config.dataset.is_none();
-        let (records, beginnings) = match is_embedded {
-            true => (embedded::held_out()?, Vec::new()),
-            false => (Vec::new(), beginnings(data, config.report_samples, model)?),
+        let (records, beginnings) = match crate::EMBEDDED.filter(|_| is_embedded) {
+            Some(embedded) => (load_alpaca(embedded.held_out)?, Vec::new()),
+            None => (Vec::new(), beginnings(data, config.report_samples, model)?),
         };
         let mut quiz = Self {
             records,
@@ -50,7 +50,7 @@ impl Quiz {
 
     /// A model's own answers, chosen greedily.
     fn ask(&self, model: &TransformerDecoder, tokenizer: &Tokenizer) -> Result<Vec<String>> {
-        let options = GenerateOptions::greedy(embedded::MAX_ANSWER_TOKENS);
+        let options = GenerateOptions::greedy(MAX_HELD_OUT_TOKENS);
         let records = self.records.iter();
         let records = records.map(|record| answer(model, tokenizer, record, &options));
         let options = GenerateOptions::greedy(MAX_TOKENS);
@@ -79,8 +79,8 @@ impl Quiz {
             let right = answer.expected.as_deref().unwrap_or_default();
             println!("    finetuned: {:?} (right: {right:?})", answer.finetuned);
         }
-        let base = embedded::exact_match(&self.base, &self.records);
-        let finetuned = embedded::exact_match(&finetuned, &self.records);
+        let base = exact_match(&self.base, &self.records);
+        let finetuned = exact_match(&finetuned, &self.records);
         let (before, after, count) = (base * 100.0, finetuned * 100.0, self.records.len());
         println!("exactly right of {count}: base {before:.0} %, finetuned {after:.0} %\n");
         let exact = ExactMatch {
@@ -119,6 +119,13 @@ impl Quiz {
             })
             .collect()
     }
+}
+
+/// The fraction of answers that are exactly the records' outputs.
+fn exact_match(answers: &[String], records: &[AlpacaRecord]) -> f64 {
+    let pairs = answers.iter().zip(records);
+    let exact = pairs.filter(|(answer, record)| **answer == record.output);
+    exact.count() as f64 / records.len() as f64
 }
 
 /// Of the first validation records, or else of the first ones that are trained on.

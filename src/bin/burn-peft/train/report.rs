@@ -6,13 +6,11 @@ use std::time::Duration;
 
 use burn_peft::data::{Dataset, SftData};
 use burn_peft::ops::lacks_cublas;
-use burn_peft::training::{
-    Bytes, EstimateConfig, LrSchedule, RunDir, Trainer, available_memory_bytes, estimate,
-    suggestions,
-};
+use burn_peft::training::{EstimateConfig, LrSchedule, RunDir, Trainer};
 use indicatif::{ProgressBar, ProgressStyle};
 
-use crate::launch::Member;
+use super::launch::Member;
+use crate::memory::print_memory;
 
 /// What is trained on what.
 pub fn print_work(model: &Path, source: &Path, data: &SftData) {
@@ -28,38 +26,11 @@ Matrices are not multiplied by cuBLAS, and a step takes several times as long: p
 libcublas.so into LD_LIBRARY_PATH (scripts/install_cublas.sh brings one where there is no CUDA toolkit),
 and use a driver of CUDA 12.5 or newer.";
 
-/// What the estimate of a GPU's memory leaves out: what cuBLAS takes, and what lies between the
-/// buffers of CubeCL's pools.
-const GPU_OVERHEAD: u64 = 2_000_000_000;
-
-/// The memory that the run will take on the device and, if there is not as much, what takes less; and
-/// whether the device could be faster.
+/// The memory that the run will take on the device, and whether that could be faster.
 pub fn print_device(config: &EstimateConfig, member: &Member) {
-    let device = member.device;
-    let memory = estimate(config);
-    println!("Estimated memory of the training:\n{memory}");
-    let is_gpu = device.memory_pool_usage().is_some();
-    if let Some(available) = available_memory_bytes(device) {
-        // GPUs have memory of their own.
-        let sharing = if is_gpu { 1 } else { member.num_local };
-        let available = available / sharing as u64;
-        println!("{:<12}{:>9}", "available", Bytes(available));
-        if sharing > 1 {
-            println!("for each of the {sharing} that train on this machine");
-        }
-        let usable = match is_gpu {
-            true => available.saturating_sub(GPU_OVERHEAD),
-            false => available,
-        };
-        if memory.total() > usable {
-            println!("This will probably not fit.");
-            for suggestion in suggestions(config, usable) {
-                println!("{suggestion}");
-            }
-        }
-    }
+    print_memory(config, member.device, member.num_local);
     println!();
-    if lacks_cublas(device) {
+    if lacks_cublas(member.device) {
         println!("{WITHOUT_CUBLAS}\n");
     }
 }

@@ -11,8 +11,9 @@ use burn_peft::distributed::{DeviceGroup, ProcessGroup, SingleProcess};
 use burn_peft::training::recipe::RecipeConfig;
 use burn_peft::{Error, Result};
 
+use super::interrupt::LastStep;
 use crate::device;
-use crate::interrupt::LastStep;
+use crate::exit::exit_code;
 
 /// One of those that train together.
 pub struct Member<'a> {
@@ -129,15 +130,4 @@ fn train_safely(train: Train, member: Member) -> Result<()> {
         last_step.rescue(ended.as_ref().ok().and_then(|ended| ended.as_ref().err()));
     }
     ended.unwrap_or_else(|panic| resume_unwind(panic))
-}
-
-/// Success, or failure with the error on the terminal.
-pub fn exit_code(result: Result<()>) -> ExitCode {
-    match result {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("error: {error}");
-            ExitCode::FAILURE
-        }
-    }
 }

@@ -1,0 +1,135 @@
+//! The program `burn-peft`, called as a user calls it.
+
+use std::io::Write;
+use std::path::Path;
+use std::process::{Command, Output, Stdio};
+
+const TINY: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/examples/assets/tiny");
+
+/// What the program prints, with these arguments and this input.
+fn called(arguments: &[&str], input: &str) -> Output {
+    let mut program = Command::new(env!("CARGO_BIN_EXE_burn-peft"));
+    let program = program.args(arguments);
+    let program = program
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
+    let mut child = program.spawn().unwrap();
+    // One that ends before it has read all of it is told of below.
+    let _ = child.stdin.take().unwrap().write_all(input.as_bytes());
+    child.wait_with_output().unwrap()
+}
+
+#[track_caller]
+fn output(arguments: &[&str], input: &str) -> String {
+    let output = called(arguments, input);
+    let complaint = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{arguments:?}: {complaint}");
+    String::from_utf8(output.stdout).unwrap()
+}
+
+#[track_caller]
+fn assert_fails(arguments: &[&str], complaint: &str) {
+    let output = called(arguments, "");
+    assert!(!output.status.success(), "{arguments:?}");
+    let found = String::from_utf8(output.stderr).unwrap();
+    assert!(
+        found.starts_with("error: ") && found.contains(complaint),
+        "{found}"
+    );
+}
+
+fn joined<'a>(parts: &[&[&'a str]]) -> Vec<&'a str> {
+    parts.concat()
+}
+
+/// From the training to what other programs take.
+#[test]
+fn an_adapter_is_trained_asked_evaluated_merged_and_handed_on() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
+    let (run, adapter) = (path("run"), path("run/adapter"));
+    let settings = [
+        format!("checkpoint_dir={TINY}"),
+        format!("dataset={TINY}/alpaca_train.json"),
+        format!("output_dir={run}"),
+    ];
+    let mut settings: Vec<&str> = settings.iter().map(String::as_str).collect();
+    settings.extend(["max_seq_len=128", "report_samples=1"]);
+    let told = output(
+        &joined(&[&["train"], &settings, &["--max_steps_per_epoch=2"]]),
+        "",
+    );
+    assert!(told.contains("2 steps an epoch, 2 in all"), "{told}");
+    let told = output(&joined(&[&["plan"], &settings]), "");
+    assert!(told.contains("2 rows of 128 tokens"), "{told}");
+    assert!(told.contains("Estimated memory"), "{told}");
+
+    let question = "What is a tyre made of?";
+    let of_model: &[&str] = &["--model", TINY, "--adapter", &adapter];
+    let told = output(&joined(&[&["generate"], of_model, &[question]]), "");
+    assert!(!told.trim().is_empty());
+    let records = format!("{TINY}/alpaca_heldout.json");
+    let told = output(
+        &joined(&[&["evaluate"], of_model, &["--records", &records]]),
+        "",
+    );
+    for text in ["base", "finetuned", "answer perplexity"] {
+        assert!(told.contains(text), "{told}");
+    }
+
+    let (merged, exported, picture) = (path("merged.gguf"), path("mlx"), path("loss.svg"));
+    output(&joined(&[&["merge"], of_model, &["--out", &merged]]), "");
+    let told = output(&["generate", "--model", &merged, question], "");
+    assert!(!told.trim().is_empty());
+    output(
+        &joined(&[&["export"], of_model, &["--to", "mlx", "--out", &exported]]),
+        "",
+    );
+    assert!(Path::new(&exported).join("adapters.safetensors").exists());
+    output(&["plot", &run, "-o", &picture], "");
+    assert!(Path::new(&picture).exists());
+}
+
+#[test]
+fn a_conversation_in_the_terminal() {
+    let lines = "What is a tyre made of?\n\n/help\n/reset\nAnd a window?\n/quit\nnever asked\n";
+    let told = output(&["chat", "--model", TINY, "--max-new-tokens", "8"], lines);
+    // Two answers, and what `/help` says.
+    let help = "/reset begins a new conversation, /quit ends the program\n";
+    let (before, behind) = told.split_once(help).expect(&told);
+    assert!(
+        !before.trim().is_empty() && !behind.trim().is_empty(),
+        "{told}"
+    );
+    // Without `/quit` it ends with the input.
+    output(
+        &["chat", "--model", TINY, "--max-new-tokens", "1"],
+        "Who?\n",
+    );
+}
+
+#[test]
+fn a_plan_for_a_model_that_is_not_there() {
+    let plan = [
+        "plan",
+        "--preset",
+        "llama2_7b",
+        "max_seq_len=512",
+        "quantize_base=nf4",
+    ];
+    assert!(output(&plan, "").contains("Estimated memory"));
+    assert_fails(&["plan", "--preset", "llama9"], "llama3_1_8b");
+}
+
+/// There is no model and no data set that is taken if none is named.
+#[test]
+fn what_is_missing_is_told() {
+    assert_fails(&["train"], "`checkpoint_dir` is not set");
+    assert_fails(
+        &["train", &format!("checkpoint_dir={TINY}")],
+        "`dataset` is not set",
+    );
+    assert_fails(&["generate", "Who?"], "name one by --model");
+    assert_fails(&["plan"], "--preset");
+}
