@@ -1,10 +1,21 @@
-//! The pages of the guide: their links, and what the README says that can be counted.
+//! The pages of the guide, as files, in the documentation and in the book: their links.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Component, Path, PathBuf};
 
 use fancy_regex::Regex;
+
+/// What only the book has: its table of contents, and pages that show files of the root.
+const OF_THE_BOOK: [&str; 3] = [
+    "docs/SUMMARY.md",
+    "docs/introduction.md",
+    "docs/contributing.md",
+];
+
+fn read(path: &str) -> String {
+    fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(path)).unwrap()
+}
 
 /// The pages, by their paths in the repository.
 fn pages() -> BTreeMap<PathBuf, String> {
@@ -23,7 +34,9 @@ fn pages() -> BTreeMap<PathBuf, String> {
         let text = fs::read_to_string(&path).unwrap();
         (path.strip_prefix(root).unwrap().to_owned(), text)
     };
-    paths.into_iter().map(named).collect()
+    let all = paths.into_iter().map(named);
+    all.filter(|(path, _)| !OF_THE_BOOK.iter().any(|own| path == Path::new(own)))
+        .collect()
 }
 
 fn all_of<'t>(pattern: &str, text: &'t str) -> Vec<&'t str> {
@@ -126,5 +139,52 @@ fn every_page_is_in_the_guide() {
     {
         let file = format!("\"../../{}\"", page.display());
         assert!(guide.contains(&file), "{file}");
+    }
+}
+
+/// `mdbook build` takes what stands in `docs/SUMMARY.md`, and nothing else.
+#[test]
+fn every_page_is_in_the_book_once() {
+    let summary = read("docs/SUMMARY.md");
+    let listed = all_of(r"\]\(([^)]+)\)", &summary);
+    let once: BTreeSet<PathBuf> = listed.iter().map(|to| Path::new("docs").join(to)).collect();
+    assert_eq!(once.len(), listed.len(), "{listed:?}");
+    let mut expected: BTreeSet<PathBuf> = pages().into_keys().collect();
+    expected.retain(|page| page.starts_with("docs"));
+    expected.extend(OF_THE_BOOK[1..].iter().map(PathBuf::from));
+    assert_eq!(once, expected);
+}
+
+#[test]
+fn no_link_leads_out_of_the_book() {
+    let pages = pages();
+    for (page, text) in pages.iter().filter(|(page, _)| page.starts_with("docs")) {
+        for to in definitions(text) {
+            let to = resolved(page, to);
+            let at = format!("{}: {}", page.display(), to.display());
+            assert!(to.starts_with("docs"), "{at}");
+        }
+    }
+}
+
+/// A file of the root that the book includes has links from there; definitions before it make pages of the book of them.
+#[test]
+fn what_the_book_includes_leads_to_its_pages() {
+    for (file, page) in [
+        ("README.md", "docs/introduction.md"),
+        ("CONTRIBUTING.md", "docs/contributing.md"),
+    ] {
+        let (text, page) = (read(file), read(page));
+        let included = format!("\n{{{{#include ../{file}}}}}\n");
+        let own = page.strip_suffix(&included).expect("it ends with the file");
+        for to in definitions(&text) {
+            let leads_to = match to.strip_prefix("docs/") {
+                Some(page) => format!("{page}\n"),
+                None if to == "CONTRIBUTING.md" => "contributing.md\n".into(),
+                None => "https://".into(),
+            };
+            let expected = format!("\n[{to}]: {leads_to}");
+            assert!(own.contains(&expected), "{file}: {expected}");
+        }
     }
 }
