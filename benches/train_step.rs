@@ -32,6 +32,7 @@ use burn_peft::training::{
 };
 use burn_peft::weight::{BaseFormat, Quantization};
 use clap::{Parser, ValueEnum};
+use memory::{peak_since_reset, reset_peak};
 use random_model::{Sizes, random_model};
 use samples::{alpaca_samples, case_samples, random_samples};
 use statistics::median;
@@ -155,6 +156,8 @@ const WARMUP_STEPS: usize = 2;
 
 #[path = "../src/bin/burn-peft/allocator.rs"]
 mod allocator;
+#[path = "support/memory.rs"]
+mod memory;
 #[path = "support/random_model.rs"]
 mod random_model;
 #[path = "support/samples.rs"]
@@ -264,22 +267,6 @@ fn trainer(args: &Args) -> Trainer {
         total_steps: args.steps,
     };
     Trainer::new(AdamWConfig::default(), schedule).with_activations(args.activations())
-}
-
-/// From here on the kernel tells the most memory since now, where it can.
-fn reset_peak() {
-    let _ = std::fs::write("/proc/self/clear_refs", "5");
-}
-
-/// The most main memory that was held since [`reset_peak`], in bytes; what [`peak_memory_bytes`] tells
-/// never falls.
-fn peak_since_reset() -> Option<u64> {
-    let status = std::fs::read_to_string("/proc/self/status").ok()?;
-    let peak = status
-        .lines()
-        .find_map(|line| line.strip_prefix("VmHWM:"))?;
-    let kib: u64 = peak.trim().strip_suffix(" kB")?.parse().ok()?;
-    Some(kib * 1024)
 }
 
 /// Those of the steps after the first; of few steps that of the last one.

@@ -26,12 +26,12 @@ from transformers import (
     Qwen3Config,
 )
 
+from alpaca import LLAMA2_ENDS, SMOLLM2_ENDS, Ends, sample
 from gguf_base import KINDS, find_smollm2, write_gguf
 
 HERE = pathlib.Path(__file__).parent
 TOKENS = 2 * 1024 * 16
 LONGEST_SAMPLE = 512
-IGNORE_INDEX = -100
 SIZES = {
     "vocab_size": 32000,
     "hidden_size": 1024,
@@ -52,20 +52,8 @@ MODELS: dict[str, PreTrainedConfig] = {
     "gemma3": Gemma3TextConfig(**SIZES, sliding_window=WINDOW, query_pre_attn_scalar=64),
 }
 
-INTRODUCTION = "Below is an instruction that describes a task"
-INPUT_INTRODUCTION = ", paired with an input that provides further context"
-REQUEST = ". Write a response that appropriately completes the request.\n\n"
-
-
 ALL_MODULES = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
-
-
 SOME_MODULES = ["q_proj", "v_proj"]
-
-Ends = tuple[list[str], list[str]]
-# The tokens before and after a sample.
-LLAMA2_ENDS: Ends = (["<s>"], ["</s>"])
-SMOLLM2_ENDS: Ends = ([], ["<|im_end|>"])
 
 
 def make_adapter(
@@ -103,25 +91,6 @@ def make_model(case: pathlib.Path) -> None:
     model.save_pretrained(case / "model")
     make_adapter(model, case / "adapter", 8, SOME_MODULES)
     save_file({"tokens": torch.randint(0, 32000, (TOKENS,))}, case / "tokens.safetensors")
-
-
-def prompt(record: dict[str, str]) -> str:
-    instruction = f"### Instruction:\n{record['instruction']}\n\n"
-    response = "### Response:\n"
-    if not record.get("input"):
-        return INTRODUCTION + REQUEST + instruction + response
-    context = f"### Input:\n{record['input']}\n\n"
-    return INTRODUCTION + INPUT_INTRODUCTION + REQUEST + instruction + context + response
-
-
-def sample(
-    record: dict[str, str], tokenizer: Tokenizer, ends: Ends
-) -> tuple[list[int], list[int]]:
-    """`[BOS] prompt answer [EOS]`, and labels for the answer and EOS."""
-    bos, eos = ([tokenizer.token_to_id(token) for token in tokens] for tokens in ends)
-    question = bos + tokenizer.encode(prompt(record), add_special_tokens=False).ids
-    answer = tokenizer.encode(record["output"], add_special_tokens=False).ids + eos
-    return question + answer, [IGNORE_INDEX] * len(question) + answer
 
 
 def make_alpaca(

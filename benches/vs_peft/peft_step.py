@@ -4,7 +4,6 @@ import argparse
 import json
 import os
 import pathlib
-import resource
 import statistics
 import time
 from collections.abc import Sequence
@@ -21,6 +20,8 @@ from transformers import (
     LlamaForCausalLM,
 )
 from transformers.utils.logging import disable_progress_bar
+
+from peak import peak_bytes
 
 WARMUP_STEPS = 2
 BATCH_SIZE = 2
@@ -62,10 +63,6 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--padded", action="store_true", help="records cut and padded to --seq-len")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     return parser.parse_args()
-
-
-def peak_bytes() -> int:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def load(args: argparse.Namespace) -> PeftModel:

@@ -4,6 +4,7 @@
 #     benches/vs_peft/run.sh [--quick] [--rounds N] [--only TEXT] [--threads N]
 #     benches/vs_peft/run.sh --gpu [--rounds N] [--steps N] [--only TEXT] [--peak-tflops N] [--dry-run]
 #     benches/vs_peft/run.sh --which-base [--only BASE]
+#     benches/vs_peft/run.sh --generation [--rounds N] [--new-tokens N] [--only TEXT] [--threads N]
 #
 # --quick runs the first row alone, three times; --only those whose name contains TEXT. The
 # environment and the cases stay in ~/.cache/burn-peft-vs-peft. A second table has this crate's bases beside each other.
@@ -12,6 +13,8 @@
 # the tokenizer.json of Llama 2; both are looked for in $BURN_PEFT_SHARED/assets if they are unset.
 #
 # With --which-base this crate trains SmolLM2 on each kind of base (docs/which-base.md); the runs stay in the cache.
+#
+# With --generation this crate, transformers and llama.cpp answer prompts with SmolLM2, one by one and together.
 #
 # With --gpu both run on CUDA, on Llama 2 7B's sizes with random weights made on the device. CARGO_FEATURES
 # says what ours is built with (cuda unless set; cuda,fusion for Burn's kernel fusion). `--gpu --dry-run`
@@ -39,26 +42,35 @@ for line in sys.stdin:
         print(path)'
 }
 
-# The path of the bench, built with the given options of cargo.
+# The path of a bench, built with the given options of cargo.
 build() {
-    executable bench --bench train_step --no-run "$@"
+    executable bench --no-run --bench "$@"
 }
 
 if [ "${1:-}" = --gpu ]; then
     shift
     features="${CARGO_FEATURES:-cuda}"
     case " $* " in *" --dry-run "*) features="" ;; esac
-    built="$(build --features "$features")"
+    built="$(build train_step --features "$features")"
     exec "$python" "$root/benches/vs_peft/compare_gpu.py" --train-step "$built" "$@"
 fi
 
 "$python" "$root/benches/vs_peft/case.py" "$cache" \
     --alpaca "$alpaca" --tokenizer "$tokenizer"
-built="$(build)"
-if [ "${1:-}" = --which-base ]; then
-    shift
-    exec "$python" "$root/benches/vs_peft/which_base.py" --case "$cache/smollm2" --train-step "$built" \
-        --plot-loss "$(executable build --release --example plot_loss)" --out "$cache/which_base" "$@"
-fi
-exec "$python" "$root/benches/vs_peft/compare.py" \
-    --cases "$cache" --train-step "$built" "$@"
+smollm2="$cache/smollm2"
+run() { exec "$python" "$root/benches/vs_peft/$1" "${@:2}"; }
+case "${1:-}" in
+    --which-base)
+        built="$(build train_step)"
+        plot="$(executable build --release --example plot_loss)"
+        run which_base.py --case "$smollm2" --train-step "$built" --plot-loss "$plot" --out "$cache/which_base" "${@:2}"
+        ;;
+    --generation)
+        built="$(build generation)"
+        run generate.py --case "$smollm2" --generation "$built" "${@:2}"
+        ;;
+    *)
+        built="$(build train_step)"
+        run compare.py --cases "$cache" --train-step "$built" "$@"
+        ;;
+esac
