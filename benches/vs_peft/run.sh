@@ -5,6 +5,7 @@
 #     benches/vs_peft/run.sh --gpu [--rounds N] [--steps N] [--only TEXT] [--peak-tflops N] [--dry-run]
 #     benches/vs_peft/run.sh --which-base [--only BASE]
 #     benches/vs_peft/run.sh --generation [--rounds N] [--new-tokens N] [--only TEXT] [--threads N]
+#     benches/vs_peft/run.sh --data [--rounds N] [--records N] [--streamed N] [--processes N]
 #
 # --quick runs the first row alone, three times; --only those whose name contains TEXT. The
 # environment and the cases stay in ~/.cache/burn-peft-vs-peft. A second table has this crate's bases beside each other.
@@ -15,6 +16,7 @@
 # With --which-base this crate trains SmolLM2 on each kind of base (docs/which-base.md); the runs stay in the cache.
 #
 # With --generation this crate, transformers and llama.cpp answer prompts with SmolLM2, one by one and together.
+# With --data records become samples, here and by datasets.map in Python; a million of them here, for the memory.
 #
 # With --gpu both run on CUDA, on Llama 2 7B's sizes with random weights made on the device. CARGO_FEATURES
 # says what ours is built with (cuda unless set; cuda,fusion for Burn's kernel fusion). `--gpu --dry-run`
@@ -68,6 +70,11 @@ case "${1:-}" in
     --generation)
         built="$(build generation)"
         run generate.py --case "$smollm2" --generation "$built" "${@:2}"
+        ;;
+    --data)
+        built="$(build tokenize)"
+        run tokenize_datasets.py --alpaca "$alpaca" --tokenizer "$smollm2/model" --tokenize "$built" \
+            --out "$cache/records" "${@:2}"
         ;;
     *)
         built="$(build train_step)"
