@@ -6,6 +6,7 @@
 #     benches/vs_peft/run.sh --which-base [--only BASE]
 #     benches/vs_peft/run.sh --generation [--rounds N] [--new-tokens N] [--only TEXT] [--threads N]
 #     benches/vs_peft/run.sh --data [--rounds N] [--records N] [--streamed N] [--processes N]
+#     benches/vs_peft/run.sh --finetuned [--steps N] [--threads N]
 #
 # --quick runs the first row alone, three times; --only those whose name contains TEXT. The
 # environment and the cases stay in ~/.cache/burn-peft-vs-peft. A second table has this crate's bases beside each other.
@@ -17,6 +18,8 @@
 #
 # With --generation this crate, transformers and llama.cpp answer prompts with SmolLM2, one by one and together.
 # With --data records become samples, here and by datasets.map in Python; a million of them here, for the memory.
+# With --finetuned the recipe trains SmolLM2 on most rows of ALPACA_JSON; held-out perplexity and multiple choice before and
+# after, by this crate and of the saved adapter in PEFT.
 #
 # With --gpu both run on CUDA, on Llama 2 7B's sizes with random weights made on the device. CARGO_FEATURES
 # says what ours is built with (cuda unless set; cuda,fusion for Burn's kernel fusion). `--gpu --dry-run`
@@ -75,6 +78,12 @@ case "${1:-}" in
         built="$(build tokenize)"
         run tokenize_datasets.py --alpaca "$alpaca" --tokenizer "$smollm2/model" --tokenize "$built" \
             --out "$cache/records" "${@:2}"
+        ;;
+    --finetuned)
+        recipe="$(executable build --release --example lora_alpaca)"
+        evaluate="$(executable build --release --example evaluate)"
+        run finetuned.py --alpaca "$alpaca" --model "$smollm2/model" --recipe "$recipe" --evaluate "$evaluate" \
+            --out "$cache/finetuned" "${@:2}"
         ;;
     *)
         built="$(build train_step)"
