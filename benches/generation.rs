@@ -54,7 +54,7 @@ enum WeightType {
 /// Of the first answer, which is not timed.
 const WARMUP_TOKENS: usize = 4;
 
-#[path = "../examples/support/allocator.rs"]
+#[path = "../src/bin/burn-peft/allocator.rs"]
 mod allocator;
 
 fn load(args: &Args) -> burn_peft::Result<TransformerDecoder> {

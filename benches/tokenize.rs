@@ -48,7 +48,7 @@ const PAD_ID: u32 = 0;
     dead_code,
     reason = "the allocator of the recipe; no model is loaded here"
 )]
-#[path = "../examples/support/allocator.rs"]
+#[path = "../src/bin/burn-peft/allocator.rs"]
 mod allocator;
 #[path = "support/memory.rs"]
 mod memory;

@@ -50,6 +50,6 @@ struct Cli {
 }
 
 fn main() -> ExitCode {
-    let arguments = std::env::args().map(train::without_dashes);
+    let arguments = std::env::args_os().map(train::without_dashes);
     train::run(&Cli::parse_from(arguments).args)
 }

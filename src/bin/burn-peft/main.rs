@@ -45,8 +45,8 @@ enum Verb {
 }
 
 fn main() -> ExitCode {
-    let is_training = env::args().nth(1).is_some_and(|verb| verb == "train");
-    let arguments = env::args().map(|argument| match is_training {
+    let is_training = env::args_os().nth(1).is_some_and(|verb| verb == "train");
+    let arguments = env::args_os().map(|argument| match is_training {
         true => train::without_dashes(argument),
         false => argument,
     });

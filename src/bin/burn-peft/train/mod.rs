@@ -7,6 +7,7 @@ mod quiz;
 mod records;
 mod report;
 
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Instant;
@@ -85,8 +86,9 @@ pub fn run(args: &Args) -> ExitCode {
 }
 
 /// `--lora_rank=4` means `lora_rank=4`.
-pub fn without_dashes(argument: String) -> String {
-    match argument.strip_prefix("--") {
+pub fn without_dashes(argument: OsString) -> OsString {
+    let setting = argument.to_str().and_then(|text| text.strip_prefix("--"));
+    match setting {
         Some(setting) if setting.contains('=') && !setting.starts_with("config=") => setting.into(),
         _ => argument,
     }
