@@ -15,6 +15,10 @@
 //! With `--features mpi`, `mpirun -n 2` before such a command trains in two processes, on as many
 //! machines; `device=cuda:0,cuda:1` trains on two GPUs in one. See `docs/scaling.md`.
 
+#[macro_use]
+#[path = "../src/bin/burn-peft/say.rs"]
+mod say;
+
 #[path = "../src/bin/burn-peft/allocator.rs"]
 mod allocator;
 #[path = "../src/bin/burn-peft/device.rs"]

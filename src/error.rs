@@ -198,6 +198,19 @@ pub enum Error {
         available: u64,
     },
 
+    /// A training takes more memory than its machine has.
+    #[error(
+        "the training takes {:.1} GB of memory, and this machine has {:.1} GB, with what it can swap: it would be killed. \
+         burn-peft plan and the recipe say what takes less",
+        *needed as f64 / 1e9, *installed as f64 / 1e9
+    )]
+    Memory {
+        /// The bytes that the training takes.
+        needed: u64,
+        /// Those that the machine has.
+        installed: u64,
+    },
+
     /// Another member of a group that trains together has ended.
     #[error("another process or thread of this training has ended; what it printed tells why")]
     PeerLost,

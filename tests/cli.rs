@@ -91,6 +91,46 @@ fn an_adapter_is_trained_asked_evaluated_merged_and_handed_on() {
     assert!(Path::new(&picture).exists());
 }
 
+/// As under `| head -1`: a training goes on, an answer that nobody waits for does not.
+#[test]
+fn output_that_nobody_reads() {
+    let dir = tempfile::tempdir().unwrap();
+    let run = dir.path().join("run");
+    let settings = [
+        "train".to_owned(),
+        format!("checkpoint_dir={TINY}"),
+        format!("dataset={TINY}/alpaca_train.json"),
+        format!("output_dir={}", run.display()),
+        "max_seq_len=64".to_owned(),
+        "max_steps_per_epoch=1".to_owned(),
+        "report_samples=0".to_owned(),
+    ];
+    let unread = |arguments: &[&str]| {
+        let mut program = Command::new(env!("CARGO_BIN_EXE_burn-peft"));
+        let program = program.args(arguments).stdin(Stdio::null());
+        let mut child = program
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        drop(child.stdout.take());
+        child.wait_with_output().unwrap()
+    };
+    let ended = unread(&settings.each_ref().map(String::as_str));
+    let complaint = String::from_utf8_lossy(&ended.stderr);
+    assert!(ended.status.success(), "{complaint}");
+    assert!(
+        run.join("adapter/adapter_model.safetensors").exists() && run.join("summary.json").exists()
+    );
+    let ended = unread(&["generate", "--model", TINY, "What is a tyre made of?"]);
+    let complaint = String::from_utf8(ended.stderr).unwrap();
+    assert!(
+        complaint.starts_with("error: standard output: "),
+        "{complaint}"
+    );
+    assert_eq!(ended.status.code(), Some(1));
+}
+
 #[test]
 fn a_conversation_in_the_terminal() {
     let lines = "What is a tyre made of?\n\n/help\n/reset\nAnd a window?\n/quit\nnever asked\n";

@@ -25,7 +25,8 @@ use burn_peft::quantization::BlockFormat;
 use burn_peft::training::recipe::RecipeConfig;
 use burn_peft::training::{
     Activations, AdamWConfig, Change, EstimateConfig, LrSchedule, MemoryEstimate, Moment,
-    ScheduleKind, Trainer, available_memory_bytes, estimate, saved_bytes_per_layer, suggestions,
+    ScheduleKind, Trainer, available_memory_bytes, estimate, installed_memory_bytes,
+    require_memory, saved_bytes_per_layer, suggestions,
 };
 use burn_peft::weight::{BaseFormat, Quantization};
 use counting::{Counting, live_bytes, peak_bytes, reset_peak};
@@ -823,6 +824,31 @@ fn available_memory_is_told_on_linux() {
     let available = available_memory_bytes(&Device::flex());
     assert_eq!(available.is_some(), cfg!(target_os = "linux"));
     assert!(available.is_none_or(|bytes| bytes > 1 << 20));
+}
+
+#[test]
+fn more_memory_than_the_machine_has_is_an_error() {
+    let device = Device::flex();
+    let lora = || Some(LoRAConfig::new([AttnModule::QProj]).with_rank(1_000_000_000));
+    let small = EstimateConfig::new(LlamaConfig::llama2_7b().with_num_layers(1), None, 1, 8);
+    let large = EstimateConfig::new(LlamaConfig::llama2_7b(), lora(), 1, 8);
+    if installed_memory_bytes(&device).is_none() {
+        println!("skipped: this system does not tell its memory");
+        return;
+    }
+    assert!(require_memory(&large, &device, 1).is_err());
+    assert!(require_memory(&small, &device, 1_000_000).is_err());
+    let tiny = LlamaConfig::llama2_7b()
+        .with_num_layers(1)
+        .with_vocab_size(8);
+    let tiny = tiny.with_embed_dim(64).with_intermediate_dim(64);
+    let tiny = EstimateConfig::new(
+        tiny.with_num_heads(1).with_num_kv_heads(1).with_head_dim(8),
+        None,
+        1,
+        8,
+    );
+    require_memory(&tiny, &device, 1).unwrap();
 }
 
 /// The rows of the tables in a page that begin with a model's name.

@@ -9,9 +9,9 @@ use std::fmt;
 use burn::tensor::{DType, Device};
 
 use self::step::Step;
-use super::Activations;
 use super::options::LOSS_CHUNK_ROWS;
 use super::recipe::RecipeConfig;
+use super::{Activations, installed_memory_bytes};
 use crate::adapter::weight_key;
 use crate::llama::LlamaConfig;
 use crate::lora::LoRAConfig;
@@ -231,6 +231,21 @@ impl MemoryEstimate {
 /// rank or row, or its input is not divided by the blocks of a quantization; or if no backend is enabled.
 pub fn estimate(config: &EstimateConfig) -> MemoryEstimate {
     Step::new(config).largest()
+}
+
+/// Checks that trainings of which so many run on this machine do not take more memory than it has, swap included.
+///
+/// # Errors
+/// [`Error::Memory`] if they do: the first that allocates too much would be killed.
+///
+/// # Panics
+/// As [`estimate`].
+pub fn require_memory(config: &EstimateConfig, device: &Device, num_local: usize) -> Result<()> {
+    let needed = estimate(config).total().saturating_mul(num_local as u64);
+    match installed_memory_bytes(device) {
+        Some(installed) if installed < needed => Err(Error::Memory { needed, installed }),
+        _ => Ok(()),
+    }
 }
 
 /// The bytes that the forward pass of one layer keeps for the backward pass, its output included;

@@ -23,7 +23,7 @@ pub use crate::ops::cross_entropy_sum;
 pub use adamw::{AdamW, AdamWConfig};
 pub use clip::{clip_grad_norm, grad_norm};
 pub use estimate::{
-    Bytes, Change, EstimateConfig, MemoryEstimate, Moment, Suggestion, estimate,
+    Bytes, Change, EstimateConfig, MemoryEstimate, Moment, Suggestion, estimate, require_memory,
     saved_bytes_per_layer, suggestions,
 };
 pub use gradients::{lm_loss_sum, sample_log_probs};
@@ -31,7 +31,7 @@ pub use hidden_states::{DecoderPass, HiddenStates};
 pub use log_probs::SampleLogProb;
 pub use metrics::{
     CsvMetrics, MetricFormat, MetricLogger, Metrics, MetricsLog, TensorBoardMetrics,
-    available_memory_bytes, peak_memory_bytes,
+    available_memory_bytes, installed_memory_bytes, peak_memory_bytes,
 };
 pub use nonfinite::nonfinite_records;
 pub use options::{Activations, GradientOptions, LossNormalization};

@@ -512,6 +512,7 @@ def mistakes(recipe: Recipe) -> None:
     for override, message in [
         (f"checkpoint_dir={embedded}", "`dataset` is not set"),
         ("--lora_rnk=4", "unknown key `lora_rnk`; did you mean `lora_rank`?"),
+        ("--lora_rank=1000000000", "GB of memory, and this machine has"),
         ("target_modules=[down_prj]", "target_modules: no module is called `down_prj`; did you mean `down_proj`?"),
         ("modules_to_save=[lm_hed]", "modules_to_save: no module is called `lm_hed`; did you mean `lm_head`?"),
         ("layers_to_transform=[0, 99]", "layers_to_transform: the model has no layer 99"),

@@ -2,10 +2,10 @@
 
 use std::io::{Write, stdout};
 
-use burn_peft::Result;
 use burn_peft::data::AlpacaRecord;
 use burn_peft::generate::{Prompt, TextGeneration, generate_text};
 use burn_peft::tokenizer::Conversation;
+use burn_peft::{Error, Result};
 
 use crate::model::ModelArgs;
 use crate::sampling::Sampling;
@@ -36,19 +36,23 @@ pub fn run(args: &Args) -> Result<()> {
     let prompt = prompt(args).encode(&tokenizer)?;
     if args.answers > 1 {
         for text in generate_text(&model, &tokenizer, &[prompt], &options)? {
-            println!("---\n{text}");
+            writeln!(stdout(), "---\n{text}").map_err(unread)?;
         }
         return Ok(());
     }
     for pieces in TextGeneration::new(&model, &tokenizer, &[prompt], &options)? {
         for piece in pieces? {
-            print!("{}", piece.text);
+            write!(stdout(), "{}", piece.text).map_err(unread)?;
         }
-        // That a terminal is gone is seen by the last line.
-        let _ = stdout().flush();
+        stdout().flush().map_err(unread)?;
     }
-    println!();
-    Ok(())
+    writeln!(stdout()).map_err(unread)
+}
+
+/// Nobody waits for the rest of the answer.
+fn unread(source: std::io::Error) -> Error {
+    let path = "standard output".into();
+    Error::Io { path, source }
 }
 
 fn prompt(args: &Args) -> Prompt {

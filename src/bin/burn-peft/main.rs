@@ -1,5 +1,8 @@
 //! `burn-peft`: LoRA finetuning on the command line. `burn-peft help` lists what it does.
 
+#[macro_use]
+mod say;
+
 mod allocator;
 mod chat;
 mod device;

@@ -11,7 +11,7 @@ const GPU_OVERHEAD: u64 = 2_000_000_000;
 /// many train on this machine.
 pub fn print_memory(config: &EstimateConfig, device: &Device, num_local: usize) {
     let memory = estimate(config);
-    println!("Estimated memory of the training:\n{memory}");
+    say!("Estimated memory of the training:\n{memory}");
     let is_gpu = device.memory_pool_usage().is_some();
     let Some(available) = available_memory_bytes(device) else {
         return;
@@ -19,18 +19,18 @@ pub fn print_memory(config: &EstimateConfig, device: &Device, num_local: usize) 
     // GPUs have memory of their own.
     let sharing = if is_gpu { 1 } else { num_local };
     let available = available / sharing as u64;
-    println!("{:<12}{:>9}", "available", Bytes(available));
+    say!("{:<12}{:>9}", "available", Bytes(available));
     if sharing > 1 {
-        println!("for each of the {sharing} that train on this machine");
+        say!("for each of the {sharing} that train on this machine");
     }
     let usable = match is_gpu {
         true => available.saturating_sub(GPU_OVERHEAD),
         false => available,
     };
     if memory.total() > usable {
-        println!("This will probably not fit.");
+        say!("This will probably not fit.");
         for suggestion in suggestions(config, usable) {
-            println!("{suggestion}");
+            say!("{suggestion}");
         }
     }
 }

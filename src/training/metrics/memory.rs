@@ -25,6 +25,16 @@ pub fn available_memory_bytes(device: &Device) -> Option<u64> {
     }
 }
 
+/// The main memory of the machine and what it can swap, in bytes: more than a training on a CPU can ever take. None where
+/// nobody tells: on a GPU, and on anything but Linux.
+pub fn installed_memory_bytes(device: &Device) -> Option<u64> {
+    if device.memory_pool_usage().is_some() {
+        return None;
+    }
+    let of = |name| proc_bytes("/proc/meminfo", name);
+    Some(of("MemTotal:")? + of("SwapTotal:")?)
+}
+
 /// A line such as `VmHWM:  1024 kB` of a file of the kernel.
 fn proc_bytes(path: &str, name: &str) -> Option<u64> {
     let text = std::fs::read_to_string(path).ok()?;

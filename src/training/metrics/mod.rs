@@ -14,7 +14,7 @@ use crate::Result;
 
 pub use csv::CsvMetrics;
 pub use jsonl::MetricsLog;
-pub use memory::{available_memory_bytes, peak_memory_bytes};
+pub use memory::{available_memory_bytes, installed_memory_bytes, peak_memory_bytes};
 pub use tensorboard::TensorBoardMetrics;
 
 /// Where the metrics of a training go.

@@ -11,15 +11,15 @@ use burn_peft::training::recipe::RecipeConfig;
 const SHOWN: usize = 3;
 
 pub fn print_configuration(config: &RecipeConfig) {
-    println!("Configuration:\n{}", config.to_yaml());
+    say!("Configuration:\n{}", config.to_yaml());
 }
 
 pub fn print_counts(data: &SftData, config: &RecipeConfig) {
     for (path, counts) in &data.counts {
-        println!("Records of {}:\n{}", path.display(), table(counts));
+        say!("Records of {}:\n{}", path.display(), table(counts));
     }
     let (steps, epochs) = (data.order.steps_per_epoch(), config.epochs);
-    println!(
+    say!(
         "{} rows are trained on, {} are for validation; {steps} steps an epoch, {} steps in all\n",
         data.num_rows(),
         data.num_validation(),
@@ -46,16 +46,16 @@ fn table(counts: &RecordCounts) -> String {
 /// The first records of the training, tokens that the loss counts in green, or in brackets where there are no colours.
 pub fn print_examples(data: &SftData, tokenizer: &Tokenizer) -> Result<()> {
     let paint = Paint::of_terminal();
-    println!(
+    say!(
         "The first records of the training; {} is what the loss counts:",
         paint.counted("so")
     );
     for (number, sample) in (1..).zip(data.first_samples().take(SHOWN)) {
         let sample = sample?;
         let (tokens, labels) = (sample.len(), sample.num_label_tokens());
-        println!("\n{number}: {tokens} tokens, the loss counts {labels}");
-        println!("{}", text(&sample, tokenizer, &paint)?);
-        println!("ids: {}", ids(&sample, &paint));
+        say!("\n{number}: {tokens} tokens, the loss counts {labels}");
+        say!("{}", text(&sample, tokenizer, &paint)?);
+        say!("ids: {}", ids(&sample, &paint));
     }
     Ok(())
 }

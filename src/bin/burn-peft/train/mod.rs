@@ -171,9 +171,10 @@ fn rehearse(config: &RecipeConfig, member: &Member) -> Result<()> {
     dry_run::print_configuration(config);
     job.data.order.num_processes = dir.num_processes();
     dry_run::print_counts(&job.data, config);
-    job.print_estimate(&config.adapter_config_of(&dir)?)?;
+    let fits = job.print_estimate(&config.adapter_config_of(&dir)?);
     print_notes(&job.data.notes, &job.trainer().schedule);
-    dry_run::print_examples(&job.data, &job.tokenizer)
+    dry_run::print_examples(&job.data, &job.tokenizer)?;
+    fits
 }
 
 /// What a member works with, as the configuration names it.
@@ -237,7 +238,7 @@ impl<'a> Job<'a> {
             let device = self.member.device;
             let (config, llama) = (self.config, &self.llama);
             let estimate = config.estimate_config(llama, packed, lora, longest, device)?;
-            print_device(&estimate, self.member);
+            print_device(&estimate, self.member)?;
         }
         Ok(())
     }
@@ -350,7 +351,7 @@ impl<'a> Run<'a> {
             return self.train(model, trainer, job).map(drop);
         }
         let count = ParamCount::of(&model);
-        println!("{count}");
+        say!("{count}");
         print_notes(&job.data.notes, &trainer.schedule);
         let steps = job.data.order.steps_per_epoch();
         print_progress(&self.dir, &trainer, steps, self.is_over(&trainer));
@@ -379,6 +380,7 @@ impl<'a> Run<'a> {
         if self.validate(&model, &mut trainer, data)? {
             self.save_checkpoint(&model, &trainer)?;
         }
+        self.progress.begin();
         while !self.is_over(&trainer) {
             let started = Instant::now();
             let epoch = data.order.epoch_of(trainer.step);
@@ -539,9 +541,10 @@ impl<'a> Run<'a> {
         let is_first = self.member.group.rank() == 0;
         match best.filter(|best| is_first && best.step != trainer.step) {
             Some(best) => {
-                println!(
+                say!(
                     "the adapter is that of step {}, validation loss {:.4}",
-                    best.step, best.loss
+                    best.step,
+                    best.loss
                 );
                 self.dir.load_best(model, best)
             }
@@ -618,9 +621,9 @@ impl<'a> Run<'a> {
         let base_name = self.config.base_model_name.clone().unwrap_or_else(of_base);
         let lora = adapter_of(&model);
         save_peft_with_base(&model, &lora, &base_name, self.dir.adapter_dir())?;
-        println!("the adapter is in {}", self.dir.adapter_dir().display());
+        say!("the adapter is in {}", self.dir.adapter_dir().display());
         if !self.config.save_adapter_weights_only {
-            println!(
+            say!(
                 "the merged model goes to {}",
                 self.dir.merged_dir().display()
             );
@@ -667,17 +670,18 @@ impl<'a> Run<'a> {
         let Summary {
             final_loss, steps, ..
         } = summary;
-        println!("loss {final_loss:.4} after step {steps}");
+        say!("loss {final_loss:.4} after step {steps}");
         if let Some(val_loss) = summary.val_loss {
-            println!("validation loss {val_loss:.4}");
+            say!("validation loss {val_loss:.4}");
         }
         if let Some(best) = summary.best_validation {
-            println!(
+            say!(
                 "the best validation was after step {}, loss {:.4}",
-                best.step, best.loss
+                best.step,
+                best.loss
             );
         }
-        println!(
+        say!(
             "curves, report.html and summary are in {}",
             self.dir.path().display()
         );

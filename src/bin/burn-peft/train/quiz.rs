@@ -72,17 +72,17 @@ impl Quiz {
             return Ok((None, self.continuations(&finetuned, tokenizer)?));
         }
         let shown = self.shown(&finetuned);
-        println!("\nQuestions that were not trained on:");
+        say!("\nQuestions that were not trained on:");
         for answer in &shown {
-            println!("  {}", answer.prompt);
-            println!("    base:      {:?}", answer.base);
+            say!("  {}", answer.prompt);
+            say!("    base:      {:?}", answer.base);
             let right = answer.expected.as_deref().unwrap_or_default();
-            println!("    finetuned: {:?} (right: {right:?})", answer.finetuned);
+            say!("    finetuned: {:?} (right: {right:?})", answer.finetuned);
         }
         let base = exact_match(&self.base, &self.records);
         let finetuned = exact_match(&finetuned, &self.records);
         let (before, after, count) = (base * 100.0, finetuned * 100.0, self.records.len());
-        println!("exactly right of {count}: base {before:.0} %, finetuned {after:.0} %\n");
+        say!("exactly right of {count}: base {before:.0} %, finetuned {after:.0} %\n");
         let exact = ExactMatch {
             exact_match_base: base,
             exact_match_finetuned: finetuned,

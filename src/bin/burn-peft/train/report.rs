@@ -1,12 +1,13 @@
 //! What a run prints.
 
-use std::io::IsTerminal;
+use std::io::{IsTerminal, stderr, stdout};
 use std::path::Path;
 use std::time::Duration;
 
+use burn_peft::Result;
 use burn_peft::data::{Dataset, SftData};
 use burn_peft::ops::lacks_cublas;
-use burn_peft::training::{EstimateConfig, LrSchedule, RunDir, Trainer};
+use burn_peft::training::{EstimateConfig, LrSchedule, RunDir, Trainer, require_memory};
 use indicatif::{ProgressBar, ProgressStyle};
 
 use super::launch::Member;
@@ -15,7 +16,7 @@ use crate::memory::print_memory;
 /// What is trained on what.
 pub fn print_work(model: &Path, source: &Path, data: &SftData) {
     let (count, source) = (data.samples.len(), source.display());
-    println!(
+    say!(
         "{} is finetuned on {count} records of {source}.\n",
         model.display()
     );
@@ -27,17 +28,21 @@ libcublas.so into LD_LIBRARY_PATH (scripts/install_cublas.sh brings one where th
 and use a driver of CUDA 12.5 or newer.";
 
 /// The memory that the run will take on the device, and whether that could be faster.
-pub fn print_device(config: &EstimateConfig, member: &Member) {
+///
+/// # Errors
+/// Those of [`require_memory`].
+pub fn print_device(config: &EstimateConfig, member: &Member) -> Result<()> {
     print_memory(config, member.device, member.num_local);
-    println!();
+    say!();
     if lacks_cublas(member.device) {
-        println!("{WITHOUT_CUBLAS}\n");
+        say!("{WITHOUT_CUBLAS}\n");
     }
+    require_memory(config, member.device, member.num_local)
 }
 
 pub fn print_notes(notes: &[String], schedule: &LrSchedule) {
     for note in notes.iter().chain(&late_warmup(schedule)) {
-        println!("note: {note}");
+        say!("note: {note}");
     }
 }
 
@@ -55,14 +60,14 @@ fn late_warmup(schedule: &LrSchedule) -> Option<String> {
 pub fn print_progress(run: &RunDir, trainer: &Trainer, steps_per_epoch: usize, is_over: bool) {
     let (step, schedule) = (trainer.step, &trainer.schedule);
     let total = schedule.total_steps;
-    println!("{steps_per_epoch} steps an epoch, {total} in all");
+    say!("{steps_per_epoch} steps an epoch, {total} in all");
     if is_over {
-        println!("the training is done, {step} steps of {total}; what follows it is done again");
+        say!("the training is done, {step} steps of {total}; what follows it is done again");
     } else if run.is_resumed() {
-        println!("going on after step {step} of {total}");
+        say!("going on after step {step} of {total}");
     }
     if let Some(epochs) = run.epochs_before() {
-        println!(
+        say!(
             "note: the run had {epochs} epoch(s) until now; the learning rate goes on along the schedule of all \
              {total} steps: {:.3e} at step {}",
             schedule.lr_at(step),
@@ -104,7 +109,8 @@ pub struct Progress {
 
 impl Progress {
     pub fn new(total_steps: usize, done: usize, is_shown: bool) -> Self {
-        let template = "{bar:40} {pos}/{len} steps, {msg}, {eta} left";
+        // The bar takes what the words leave of a line.
+        let template = "{pos}/{len} steps, {msg}, {eta} left {wide_bar}";
         let style = ProgressStyle::with_template(template).expect("the template is valid");
         let bar = match is_shown {
             true => ProgressBar::new(total_steps as u64).with_style(style),
@@ -117,11 +123,17 @@ impl Progress {
         }
     }
 
+    /// The training begins: what came before is no part of a step's time.
+    pub fn begin(&self) {
+        self.bar.reset_eta();
+    }
+
     pub fn show(&self, step: usize, loss: f64, tokens_per_second: f64) {
         let message = format!("loss {loss:.4}, {tokens_per_second:.0} tokens/s");
         let is_tick = step.is_multiple_of(self.total_steps.div_ceil(20));
-        if self.is_shown && is_tick && !std::io::stderr().is_terminal() {
-            println!("step {step} of {}: {message}", self.total_steps);
+        let is_log = !(stdout().is_terminal() && stderr().is_terminal());
+        if self.is_shown && is_tick && is_log {
+            say!("step {step} of {}: {message}", self.total_steps);
         }
         self.bar.set_message(message);
         self.bar.set_position(step as u64);
@@ -130,7 +142,7 @@ impl Progress {
     /// A line above the bar.
     pub fn say(&self, line: &str) {
         if self.is_shown {
-            self.bar.suspend(|| println!("{line}"));
+            self.bar.suspend(|| say!("{line}"));
         }
     }
 
