@@ -547,14 +547,14 @@ mod tests {
                 "longrope needs 64 factors of each kind, not 1 and 2",
             ),
             (
-                "\"rms_norm_eps\": 1e-5",
-                "\"rms_norm_eps\": -1",
-                "rms_norm_eps: must be a number from 0 up, not -1",
+                "\"rms_norm_eps\": ",
+                "\"rms_norm_eps\": -",
+                "rms_norm_eps: must be a number from 0 up, not -",
             ),
             (
-                "\"rope_theta\": 10000.0",
-                "\"rope_theta\": 0",
-                "rope_theta: must be a number above 0, not 0",
+                "\"rope_theta\": ",
+                "\"rope_theta\": -",
+                "rope_theta: must be a number above 0, not -10000",
             ),
             (
                 "\"rope_scaling\": null",
