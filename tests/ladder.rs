@@ -29,7 +29,7 @@ fn conversations() {
 }
 
 #[test]
-fn a_base_in_four_bits() {
+fn a_packed_base() {
     quantized_base::main().unwrap();
 }
 

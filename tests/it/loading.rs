@@ -50,7 +50,7 @@ fn a_base_in_another_type_or_in_fewer_bits() {
     let half = options.clone().with_format(DType::BF16);
     let half = load_model(TINY, None, &half).unwrap();
     assert_eq!(half.tok_embeddings.weight.val().dtype(), DType::BF16);
-    let packed = load_model(TINY, None, &options.with_format(Quantization::Nf4)).unwrap();
+    let packed = load_model(TINY, None, &options.with_format(Quantization::Int8)).unwrap();
     let weight = &packed.layers[0].attn.output_proj.base.weight;
     assert!(matches!(weight, FrozenWeight::Packed(_)));
 }
