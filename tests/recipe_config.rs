@@ -588,7 +588,7 @@ fn a_bad_value_names_what_is_accepted() {
         ),
         (
             "lora_alpha: 1e308",
-            "`lora_alpha` is 1e308, expected a number above 0",
+            "`lora_alpha` is 1e+308, expected a number above 0",
         ),
         (
             "lora_dropout: 1.0",
