@@ -142,6 +142,15 @@ fn a_conversation_in_the_terminal() {
         !before.trim().is_empty() && !behind.trim().is_empty(),
         "{told}"
     );
+    // A question that has no room is told, and the conversation goes on.
+    let lines = format!("{}\nWho?\n", "tyre ".repeat(300));
+    let chat = ["chat", "--model", TINY, "--max-new-tokens", "4"];
+    let ended = called(&chat, &lines);
+    let complaint = String::from_utf8(ended.stderr).unwrap();
+    assert!(
+        ended.status.success() && complaint.contains("ask a shorter one"),
+        "{complaint}"
+    );
     // Without `/quit` it ends with the input.
     output(
         &["chat", "--model", TINY, "--max-new-tokens", "1"],

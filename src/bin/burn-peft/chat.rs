@@ -40,13 +40,12 @@ pub fn run(args: &Args) -> Result<()> {
     }
     let is_terminal = stdin().is_terminal();
     if is_terminal {
-        println!("{HELP}");
+        print(&format!("{HELP}\n"))?;
     }
     let mut lines = stdin().lock().lines();
     loop {
         if is_terminal {
-            print!("> ");
-            let _ = stdout().flush();
+            print("> ")?;
         }
         let Some(line) = lines.next().transpose().map_err(unreadable)? else {
             return Ok(());
@@ -55,7 +54,7 @@ pub fn run(args: &Args) -> Result<()> {
             "" => {}
             "/quit" => return Ok(()),
             "/reset" => chat.reset(),
-            command if command.starts_with('/') => println!("{HELP}"),
+            command if command.starts_with('/') => print(&format!("{HELP}\n"))?,
             question => answer(&mut chat, question)?,
         }
     }
@@ -63,22 +62,40 @@ pub fn run(args: &Args) -> Result<()> {
 
 /// Prints an answer as it comes. A question that cannot be asked does not end the conversation.
 fn answer(chat: &mut Chat, question: &str) -> Result<()> {
+    let mut printed = Ok(());
     let reply = chat.ask(question, |piece| {
-        print!("{piece}");
-        // That a terminal is gone is seen by the end of the input.
-        let _ = stdout().flush();
+        if printed.is_ok() {
+            printed = print(piece);
+        }
     });
-    println!();
+    printed?;
+    print("\n")?;
     match reply {
         Ok(reply) if reply.forgotten > 0 => {
             let count = reply.forgotten;
-            println!("(the model's context is full: the first {count} messages are forgotten)");
+            print(&format!(
+                "(the model's context is full: the first {count} messages are forgotten)\n"
+            ))
         }
-        Ok(_) => {}
-        Err(error @ Error::InvalidArgument { .. }) => eprintln!("error: {error}"),
-        Err(error) => return Err(error),
+        Ok(_) => Ok(()),
+        Err(error @ Error::InvalidArgument { .. }) => {
+            eprintln!("error: {error}");
+            Ok(())
+        }
+        Err(error) => Err(error),
     }
-    Ok(())
+}
+
+/// At once. A conversation that nobody reads ends.
+fn print(text: &str) -> Result<()> {
+    let mut output = stdout();
+    let printed = output
+        .write_all(text.as_bytes())
+        .and_then(|()| output.flush());
+    printed.map_err(|source| Error::Io {
+        path: "standard output".into(),
+        source,
+    })
 }
 
 /// The template of a training that wrote conversations by another than the base's lies beside the adapter.
