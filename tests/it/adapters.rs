@@ -7,7 +7,7 @@ use burn::tensor::TensorData;
 use burn::tensor::{Distribution, Int, Tensor, s};
 use burn_peft::Error;
 use burn_peft::adapter::{
-    Adapter, ParamCount, StateDict, adapter_config, adapter_names, adapter_state_dict,
+    Adapter, ParamCount, ParamInfo, StateDict, adapter_config, adapter_names, adapter_state_dict,
     combine_adapters, detach, disabled, get_adapter_params, get_params, initialize_adapters,
     initialize_eva, initialize_params, load_state_dict, merge_adapters, set_active_adapters,
     state_dict, with_adapters, without_adapters,
@@ -24,6 +24,9 @@ use burn_peft::lora::{
     LoRALinear, MethodRef, Routes, Targets, TrainedBias,
 };
 use burn_peft::training::{GradientOptions, accumulate_gradients};
+
+use rand::{RngExt, SeedableRng};
+use rand_chacha::ChaCha8Rng;
 
 use crate::common::{device, floats};
 
@@ -50,9 +53,24 @@ fn experts() -> LlamaConfig {
     config().with_experts(Some(experts.with_dense_layers(vec![0])))
 }
 
+/// Always the same numbers, as large as those of a new model: what rounding leaves of a gradient goes by them.
 pub fn base(config: &LlamaConfig) -> TransformerDecoder {
-    let model = config.init(&device());
+    let mut model = config.init(&device());
     initialize_params(&model);
+    let mut rng = ChaCha8Rng::seed_from_u64(0);
+    let mut values = StateDict::new();
+    // Norms are ones.
+    let is_random = |name: &str, info: &ParamInfo| info.shape.len() == 2 || name.ends_with("bias");
+    for (name, info) in get_params(&model).filter(is_random).iter() {
+        let bound = match name.contains("embeddings") {
+            true => 1.7,
+            false => 1.0 / (config.embed_dim as f32).sqrt(),
+        };
+        let numbers =
+            Vec::from_iter((0..info.num_elements()).map(|_| rng.random_range(-bound..bound)));
+        values.insert(name.into(), TensorData::new(numbers, info.shape.clone()));
+    }
+    load_state_dict(&mut model, &values, false).unwrap();
     model
 }
 
