@@ -1,7 +1,7 @@
 //! Which samples come when, by seed.
 
 use std::cmp::Reverse;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
@@ -32,6 +32,38 @@ pub struct DataOrder {
     /// The length of each sample, if a micro-batch is to hold samples of about the same length: of the samples of 50 steps the
     /// longest make a micro-batch, then the next, and these come in any order.
     pub lengths: Option<Arc<[u32]>>,
+    last_epoch: LastEpoch,
+}
+
+/// The order of the epoch that was asked for last, which the next step is most likely of: to shuffle a million samples takes
+/// longer than to read those of a step.
+#[derive(Debug, Clone, Default)]
+struct LastEpoch(Arc<Mutex<Option<(EpochKey, Arc<[usize]>)>>>);
+
+/// What an epoch's order follows from: the number of samples, the seed, the epoch, whether it is shuffled.
+type EpochKey = (usize, u64, u64, bool);
+
+impl PartialEq for LastEpoch {
+    fn eq(&self, _: &Self) -> bool {
+        true
+    }
+}
+
+impl Eq for LastEpoch {}
+
+impl LastEpoch {
+    fn order(&self, key: EpochKey) -> Arc<[usize]> {
+        let mut last = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        match &*last {
+            Some((known, order)) if *known == key => Arc::clone(order),
+            _ => {
+                let (len, seed, epoch, shuffle) = key;
+                let order: Arc<[usize]> = shuffled_indices(len, seed, epoch, shuffle).into();
+                *last = Some((key, Arc::clone(&order)));
+                order
+            }
+        }
+    }
 }
 
 /// The steps among whose samples those of about the same length are looked for.
@@ -49,6 +81,7 @@ impl DataOrder {
             shuffle: true,
             seed: 0,
             lengths: None,
+            last_epoch: LastEpoch::default(),
         }
     }
 
@@ -96,7 +129,8 @@ impl DataOrder {
     pub fn shard(&self, step: usize, rank: usize, size: usize) -> Vec<Vec<usize>> {
         assert!(rank < size, "rank {rank} of {size} processes");
         let epoch = self.epoch_of(step) as u64;
-        let order = shuffled_indices(self.num_samples, self.seed, epoch, self.shuffle);
+        let key = (self.num_samples, self.seed, epoch, self.shuffle);
+        let order = self.last_epoch.order(key);
         let of_step = self.samples_per_step();
         let start = (step % self.steps_per_epoch()) * of_step;
         let end = (start + of_step).min(self.num_samples);
@@ -248,6 +282,7 @@ mod tests {
                 shuffle,
                 seed: 7,
                 lengths: None,
+                last_epoch: LastEpoch::default(),
             };
             let steps = order.steps_per_epoch();
             assert_eq!(steps, max_steps_per_epoch.unwrap_or(3));
@@ -258,6 +293,20 @@ mod tests {
                 assert_eq!(all.collect::<Vec<_>>().concat(), expected[..taken]);
             }
         }
+    }
+
+    #[test]
+    fn an_order_that_was_asked_for_is_no_other_ones() {
+        let mut order = DataOrder::new(1000, 1);
+        let first = order.step(0);
+        assert_eq!(order.step(0), first);
+        assert_ne!(order.step(1000), first);
+        let clone = order.clone().with_seed(1);
+        assert_ne!(clone.step(0), first);
+        assert_eq!(order.step(0), first);
+        order.num_samples = 10;
+        let all = (0..10).flat_map(|step| order.step(step).concat());
+        assert_eq!(all.collect::<Vec<_>>(), shuffled_indices(10, 0, 0, true));
     }
 
     proptest! {
@@ -281,6 +330,7 @@ mod tests {
                 max_steps_per_epoch: None,
                 shuffle: true,
                 seed: 7,
+                last_epoch: LastEpoch::default(),
             };
             let steps = order.steps_per_epoch();
             let mut seen = Vec::new();
