@@ -9,6 +9,7 @@
 //! | put adapters on your own model | [`own_models`], [`several_adapters`] |
 //! | load, save, serve | [`file_formats`], [`generation`] |
 //! | train faster, or with less memory | [`performance`], [`scaling`] |
+//! | leave a run alone overnight | [`reliability`] |
 //! | mend what goes wrong | [`troubleshooting`] |
 //! | know what is not here | [`limits`] |
 //! | change this crate | [`contributing`], [`design`] |
@@ -50,6 +51,7 @@ pages! {
     generation: "../../docs/generation.md",
     performance: "../../docs/performance.md",
     scaling: "../../docs/scaling.md",
+    reliability: "../../docs/reliability.md",
     troubleshooting: "../../docs/troubleshooting.md",
     limits: "../../docs/limits.md",
     design: "../../docs/design.md",
