@@ -38,9 +38,12 @@ pub struct DataOrder {
 /// The order of the epoch that was asked for last, which the next step is most likely of: to shuffle a million samples takes
 /// longer than to read those of a step.
 #[derive(Debug, Clone, Default)]
-struct LastEpoch(Arc<Mutex<Option<(EpochKey, Arc<[usize]>)>>>);
+struct LastEpoch(Arc<Mutex<Option<Epoch>>>);
 
-/// What an epoch's order follows from: the number of samples, the seed, the epoch, whether it is shuffled.
+/// An epoch's order, and what it follows from.
+type Epoch = (EpochKey, Arc<[usize]>);
+
+/// The number of samples, the seed, the epoch, whether it is shuffled.
 type EpochKey = (usize, u64, u64, bool);
 
 impl PartialEq for LastEpoch {
