@@ -201,11 +201,11 @@ impl RopeScaling {
 
     /// What is wrong with it, in words.
     fn validate(&self, pairs: usize) -> Result<(), String> {
-        let (numbers, context) = self.numbers();
-        if let Some((name, number)) = numbers.into_iter().find(|(_, n)| !is_above_zero(*n)) {
+        let mut numbers = self.numbers().into_iter();
+        if let Some((name, number)) = numbers.find(|(_, number)| !is_above_zero(*number)) {
             return Err(format!("{name} must be a number above 0, not {number}"));
         }
-        if context == Some(0) {
+        if self.context() == Some(0) {
             return Err("the original context must be at least 1".to_owned());
         }
         match self {
@@ -230,56 +230,66 @@ impl RopeScaling {
         }
     }
 
-    /// Its numbers by their names in files, all of which are above 0, and its context.
-    fn numbers(&self) -> (Vec<(&'static str, f64)>, Option<usize>) {
+    /// Its numbers by their names in files; all of them are above 0.
+    fn numbers(&self) -> Vec<(&'static str, f64)> {
         match self {
-            Self::Linear { factor } => (vec![("factor", *factor)], None),
-            Self::Dynamic {
-                factor,
-                original_max_seq_len,
-            } => (vec![("factor", *factor)], Some(*original_max_seq_len)),
+            Self::Linear { factor } | Self::Dynamic { factor, .. } => vec![("factor", *factor)],
             Self::Yarn {
                 factor,
                 beta_fast,
                 beta_slow,
                 attention_factor,
-                original_max_seq_len,
                 ..
-            } => {
-                let numbers = vec![
-                    ("factor", *factor),
-                    ("beta_fast", *beta_fast),
-                    ("beta_slow", *beta_slow),
-                    ("attention_factor", *attention_factor),
-                ];
-                (numbers, Some(*original_max_seq_len))
-            }
+            } => vec![
+                ("factor", *factor),
+                ("beta_fast", *beta_fast),
+                ("beta_slow", *beta_slow),
+                ("attention_factor", *attention_factor),
+            ],
             Self::LongRope {
                 short_factor,
                 long_factor,
                 attention_factor,
-                original_max_seq_len,
+                ..
             } => {
-                let named =
-                    |name, numbers: &[f64]| numbers.iter().map(move |n| (name, *n)).collect();
-                let mut numbers: Vec<_> = named("short_factor", short_factor);
-                numbers.extend::<Vec<_>>(named("long_factor", long_factor));
-                numbers.push(("attention_factor", *attention_factor));
-                (numbers, Some(*original_max_seq_len))
+                let short = short_factor.iter().map(|number| ("short_factor", *number));
+                let long = long_factor.iter().map(|number| ("long_factor", *number));
+                let attention = [("attention_factor", *attention_factor)];
+                short.chain(long).chain(attention).collect()
             }
             Self::Llama3 {
                 factor,
                 low_freq_factor,
                 high_freq_factor,
+                ..
+            } => vec![
+                ("factor", *factor),
+                ("low_freq_factor", *low_freq_factor),
+                ("high_freq_factor", *high_freq_factor),
+            ],
+        }
+    }
+
+    /// The context that it scales from, in tokens.
+    fn context(&self) -> Option<usize> {
+        match *self {
+            Self::Linear { .. } => None,
+            Self::Dynamic {
                 original_max_seq_len,
-            } => {
-                let numbers = vec![
-                    ("factor", *factor),
-                    ("low_freq_factor", *low_freq_factor),
-                    ("high_freq_factor", *high_freq_factor),
-                ];
-                (numbers, Some(*original_max_seq_len))
+                ..
             }
+            | Self::Yarn {
+                original_max_seq_len,
+                ..
+            }
+            | Self::LongRope {
+                original_max_seq_len,
+                ..
+            }
+            | Self::Llama3 {
+                original_max_seq_len,
+                ..
+            } => Some(original_max_seq_len),
         }
     }
 

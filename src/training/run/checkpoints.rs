@@ -444,15 +444,10 @@ fn no_checkpoint(run: &Path) -> Error {
 
 /// The last complete checkpoint of the run in a folder.
 fn last_of(run: &Path) -> Result<Option<Checkpoint>> {
-    let mut last: Option<Checkpoint> = None;
-    for folder in own_folders(run)? {
-        let checkpoint = Checkpoint::in_folder(folder)?;
-        last = last
-            .into_iter()
-            .chain(checkpoint)
-            .max_by_key(|it| it.state.step);
-    }
-    Ok(last)
+    let folders = own_folders(run)?.into_iter();
+    let found: Vec<_> = folders.map(Checkpoint::in_folder).collect::<Result<_>>()?;
+    let found = found.into_iter().flatten();
+    Ok(found.max_by_key(|checkpoint| checkpoint.state.step))
 }
 
 pub(super) fn has_checkpoint(run: &Path) -> Result<bool> {
