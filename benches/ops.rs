@@ -3,6 +3,7 @@
 //! | group | what | compared |
 //! |---|---|---|
 //! | `linear` | 512 tokens times a frozen weight, as Gelem/s of floating-point operations | f32 and bf16 weights, bf16 products, portable body |
+//! | `few_rows` | 1 to 17 tokens times a frozen weight | f32 and bf16 weights |
 //! | `lora_linear` | a linear layer | frozen, this crate's adapter, Burn's `apply_lora`, which composes the dense weight |
 //! | `attention` | 16 heads of 64 | fused and portable bodies, one sample in a row or eight |
 //! | `cross_entropy` | 256 x 32000 logits | fused and portable bodies |
@@ -115,6 +116,22 @@ fn linear(criterion: &mut Criterion) {
     ops::set_matmul_precision(MatmulPrecision::Highest);
 }
 
+fn few_rows(criterion: &mut Criterion) {
+    const WIDTH: usize = 2048;
+    let mut group = criterion.benchmark_group("few_rows");
+    let weight = random([WIDTH, WIDTH]).inner();
+    let half = weight.clone().cast(DType::BF16);
+    for rows in [1, 4, 16, 17] {
+        let x = random([rows, WIDTH]).inner();
+        group.throughput(Throughput::Elements((2 * rows * WIDTH * WIDTH) as u64));
+        for (name, weight) in [("f32", &weight), ("bf16", &half)] {
+            group.bench_function(BenchmarkId::new(name, rows), |bencher| {
+                bencher.iter(|| ops::linear(x.clone(), weight.clone()));
+            });
+        }
+    }
+}
+
 fn lora_linear(criterion: &mut Criterion) {
     const WIDTH: usize = 1024;
     let mut group = criterion.benchmark_group("lora_linear");
@@ -211,6 +228,6 @@ criterion_group! {
         .warm_up_time(Duration::from_millis(300))
         .measurement_time(Duration::from_secs(1))
         .without_plots();
-    targets = linear, lora_linear, attention, cross_entropy, block, train_step
+    targets = linear, few_rows, lora_linear, attention, cross_entropy, block, train_step
 }
 criterion_main!(benches);

@@ -90,7 +90,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--case", type=pathlib.Path, required=True)
     parser.add_argument("--generation", required=True)
     parser.add_argument("--rounds", type=int, default=3, help="runs of each program")
-    parser.add_argument("--new-tokens", type=int, default=32, help="after each prompt")
+    parser.add_argument("--new-tokens", type=int, default=64, help="after each prompt")
     parser.add_argument("--only", default="", help="the rows whose name contains this text")
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="default: all")
     return parser.parse_args()

@@ -4,6 +4,7 @@ use burn::tensor::{DType, Int, Tensor};
 use super::{GenerateOptions, Sampler};
 use crate::llama::{KvCache, LlamaConfig, TransformerDecoder};
 use crate::lora::Routes;
+use crate::ops;
 use crate::{Error, Result};
 
 /// Continues a prompt; returns the new tokens without the stop token. Ends early at the model's
@@ -218,10 +219,11 @@ impl Generation {
         let ids = Tensor::<1, Int>::from_ints(&padded[..], &device);
         let ids = ids.reshape([lengths.len(), longest]);
         let routes = self.row_routes();
-        let logits =
-            self.model
-                .forward_cached_rows(ids, &lengths, &mut self.cache, routes.as_ref());
-        let data = logits.cast(DType::F32).into_data();
+        let (model, cache) = (&self.model, &mut self.cache);
+        let data = ops::in_pool(&device, || {
+            let logits = model.forward_cached_rows(ids, &lengths, cache, routes.as_ref());
+            logits.cast(DType::F32).into_data()
+        });
         data.as_slice().expect("logits were cast to f32").to_vec()
     }
 

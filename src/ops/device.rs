@@ -49,6 +49,16 @@ pub(crate) fn is_fused_cpu(device: &Device) -> bool {
     return false;
 }
 
+/// Runs `f` on one of the threads that operations of a CPU are divided among, so that each of many small ones begins there
+/// and wakes no thread that waits.
+pub(crate) fn in_pool<R: Send>(device: &Device, f: impl FnOnce() -> R + Send) -> R {
+    #[cfg(feature = "flex")]
+    if flex::fuses(device) {
+        return rayon::scope(|_| f());
+    }
+    f()
+}
+
 /// Whether products on `device`, of CUDA, are CubeCL's, which take several times longer, because
 /// cuBLAS cannot be used: the loader finds no `libcublas.so`, or one that does not go with the driver
 /// (that of CUDA 13 with a driver of CUDA 12), or the driver is older than CUDA 12.5.
@@ -110,6 +120,19 @@ pub enum MatmulPrecision {
     /// `Highest`. Faster on AMD's processors and with AMX, slower on Intel's without it, so measure.
     /// On a GPU both inputs are rounded to TF32, if it has it.
     Medium,
+}
+
+impl MatmulPrecision {
+    /// What is fastest on `device` and rounds nothing that the base's weights have not lost already: `Medium` on a CPU if
+    /// they are `narrow`, bf16 or packed, and its products of bf16 are the faster ones (those of AMD's processors, and
+    /// with AMX those of Intel's); otherwise `Highest`.
+    pub fn for_base(device: &Device, narrow: bool) -> Self {
+        #[cfg(feature = "flex")]
+        if narrow && flex::fuses(device) && flex::bf16_is_faster() {
+            return Self::Medium;
+        }
+        Self::Highest
+    }
 }
 
 static MEDIUM: AtomicBool = AtomicBool::new(false);

@@ -63,7 +63,7 @@ pub use device::{
     MatmulPrecision, compute_dtype, kept_dtype, lacks_cublas, matmul_precision, set_fused,
     set_matmul_precision,
 };
-pub(crate) use device::{decoded_at_once, free_memory, is_fused_cpu, prepare_memory};
+pub(crate) use device::{decoded_at_once, free_memory, in_pool, is_fused_cpu, prepare_memory};
 pub use dropout::dropout;
 pub use glu::glu;
 pub(crate) use glu::glu_meta;

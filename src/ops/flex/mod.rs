@@ -19,6 +19,7 @@ use burn::backend::tensor::{FloatTensor, IntTensor};
 use burn::backend::{DispatchDevice, Flex, IntDType};
 use burn::tensor::{DType, Device, TensorData};
 
+pub(super) use gemm::bf16_is_faster;
 #[cfg(test)]
 pub(super) use gemm::multiplies_bf16;
 pub(super) use linear::rounds_products;

@@ -126,11 +126,8 @@ impl<D: Decoder> Operand for Packed<'_, D> {
         numbers[column - first]
     }
 
-    fn widen(&self, first: usize, out: &mut [f32]) {
-        let [_, columns] = self.matrix.layout().shape();
-        for (row, out) in (first..).zip(out.chunks_exact_mut(columns)) {
-            self.matrix.decode(row, 0, out);
-        }
+    fn widen(&self, line: usize, first: usize, out: &mut [f32]) {
+        self.matrix.decode(line, first, out);
     }
 
     #[cfg(target_arch = "x86_64")]

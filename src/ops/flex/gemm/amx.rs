@@ -58,7 +58,7 @@ pub fn serves(rows: usize) -> bool {
 }
 
 /// Whether the processor has the unit and the system lets this process use it.
-fn is_supported() -> bool {
+pub fn is_supported() -> bool {
     static SUPPORTED: OnceLock<bool> = OnceLock::new();
     *SUPPORTED.get_or_init(|| may_be_used() && has_unit() && asks_permission())
 }

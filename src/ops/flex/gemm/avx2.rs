@@ -6,7 +6,7 @@
 use std::arch::x86_64::*;
 use std::ops::Range;
 
-use super::{Mat, MatMut, Operand, Output, PANEL};
+use super::{Mat, MatMut, Operand, Output, PANEL, thin};
 use crate::instructions::Instructions;
 
 const LANES: usize = 8;
@@ -151,6 +151,51 @@ unsafe fn store_transposed(columns: [__m256; LANES], to: *mut f32) {
             _mm256_store_ps(to.add((i + 4) * STRIP), second);
         }
     }
+}
+
+/// The products of M rows of `a`, whose numbers are neighbours, with some columns of `b`, whose are too; but for the last
+/// numbers, of which there are not 16.
+///
+/// # Safety
+/// The processor must have AVX2 and FMA, and the rows and columns must be there.
+#[target_feature(enable = "avx2,fma,f16c")]
+pub unsafe fn dots<B: Operand, const M: usize>(
+    a: Mat,
+    row: usize,
+    b: B,
+    columns: [usize; thin::LINES],
+) -> [[f32; thin::LINES]; M] {
+    let mut sums = [[_mm256_setzero_ps(); thin::LINES]; M];
+    let (first, [row_stride, _]) = (a.at(row, 0), a.strides);
+    for i in (0..a.shape[1] / STRIP * STRIP).step_by(STRIP) {
+        let mut numbers = [[_mm256_setzero_ps(); VECTORS]; thin::LINES];
+        for (numbers, column) in numbers.iter_mut().zip(columns) {
+            b.prefetch(i, column + thin::LINES);
+            // SAFETY: the caller's.
+            *numbers = unsafe { b.load16_avx2(i, column) };
+        }
+        for (row, sums) in sums.iter_mut().enumerate() {
+            // SAFETY: the caller's.
+            let [left, right] = unsafe {
+                let a = first.add(row * row_stride + i);
+                [_mm256_loadu_ps(a), _mm256_loadu_ps(a.add(LANES))]
+            };
+            for (sum, numbers) in sums.iter_mut().zip(numbers) {
+                *sum = _mm256_fmadd_ps(left, numbers[0], *sum);
+                *sum = _mm256_fmadd_ps(right, numbers[1], *sum);
+            }
+        }
+    }
+    let mut totals = [[0.0; thin::LINES]; M];
+    for (totals, sums) in totals.iter_mut().zip(sums) {
+        for (total, sum) in totals.iter_mut().zip(sums) {
+            let mut lanes = [0.0; LANES];
+            // SAFETY: as many as it has.
+            unsafe { _mm256_storeu_ps(lanes.as_mut_ptr(), sum) };
+            *total = lanes.iter().sum();
+        }
+    }
+    totals
 }
 
 /// A strip of the product, and the parts of `a` and `b` that a pass over it multiplies.

@@ -4,7 +4,7 @@
 use std::arch::x86_64::*;
 use std::ops::Range;
 
-use super::{Mat, MatMut, Operand, Output, PANEL, bf16_bits};
+use super::{Mat, MatMut, Operand, Output, PANEL, bf16_bits, thin};
 use crate::instructions::Instructions;
 
 const LANES: usize = 16;
@@ -79,6 +79,43 @@ impl Step for Bf16Pairs {
         let pairs = |bits| unsafe { std::mem::transmute::<__m512, __m512bh>(bits) };
         unsafe { _mm512_dpbf16_ps(sum, pairs(value), pairs(column)) }
     }
+}
+
+/// As [`super::avx2::dots`].
+///
+/// # Safety
+/// The processor must have AVX-512, and the rows and columns must be there.
+#[target_feature(enable = "avx512f,avx512bw")]
+pub unsafe fn dots<B: Operand, const M: usize>(
+    a: Mat,
+    row: usize,
+    b: B,
+    columns: [usize; thin::LINES],
+) -> [[f32; thin::LINES]; M] {
+    let mut sums = [[_mm512_setzero_ps(); thin::LINES]; M];
+    let (first, [row_stride, _]) = (a.at(row, 0), a.strides);
+    for i in (0..a.shape[1] / LANES * LANES).step_by(LANES) {
+        let mut numbers = [_mm512_setzero_ps(); thin::LINES];
+        for (numbers, column) in numbers.iter_mut().zip(columns) {
+            b.prefetch(i, column + thin::LINES);
+            // SAFETY: the caller's.
+            *numbers = unsafe { b.load16(i, column) };
+        }
+        for (row, sums) in sums.iter_mut().enumerate() {
+            // SAFETY: the caller's.
+            let a = unsafe { _mm512_loadu_ps(first.add(row * row_stride + i)) };
+            for (sum, numbers) in sums.iter_mut().zip(numbers) {
+                *sum = _mm512_fmadd_ps(a, numbers, *sum);
+            }
+        }
+    }
+    let mut totals = [[0.0; thin::LINES]; M];
+    for (totals, sums) in totals.iter_mut().zip(sums) {
+        for (total, sum) in totals.iter_mut().zip(sums) {
+            *total = _mm512_reduce_add_ps(sum);
+        }
+    }
+    totals
 }
 
 /// Some rows of the columns `first ..` of the product, at most `PANEL` of them.

@@ -5,8 +5,8 @@
 //! f32 and to row order once, in cache, and serves all rows of `a`, which is read where it lies.
 //! A weight so needs neither a transposed nor a widened copy, and both passes run at the same
 //! speed. Where there is a matrix unit (Intel AMX), it takes the products with bf16. With AVX2 weights
-//! that are not f32 have such panels too. All else is the `gemm` crate's. `docs/performance.md` has the
-//! measurements.
+//! that are not f32 have such panels too. Products of a few rows read a weight where it lies ([`thin`]). All else is the
+//! `gemm` crate's. `docs/performance.md` has the measurements.
 
 #[cfg(target_arch = "x86_64")]
 mod amx;
@@ -14,6 +14,8 @@ mod amx;
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+#[cfg(target_arch = "x86_64")]
+mod thin;
 
 #[cfg(target_arch = "x86_64")]
 use std::arch::x86_64::*;
@@ -21,10 +23,10 @@ use std::mem::MaybeUninit;
 #[cfg(target_arch = "x86_64")]
 use std::ops::Range;
 
+use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
 use rayon::prelude::*;
 
-#[cfg(target_arch = "x86_64")]
 use super::vector::vectorized;
 
 /// Columns of the product that are computed together.
@@ -122,6 +124,23 @@ impl MatMut {
         }
     }
 
+    /// Writes some numbers of a row, or adds them to it.
+    ///
+    /// # Safety
+    /// They must lie inside of the matrix, and nothing else may read or write them now.
+    unsafe fn set(&self, output: Output, [row, col]: [usize; 2], numbers: &[f32]) {
+        for (i, number) in numbers.iter().enumerate() {
+            // SAFETY: the caller's.
+            unsafe {
+                let out = self.data.add(row * self.row_stride + col + i);
+                match output {
+                    Output::Write => out.write(*number),
+                    Output::Add => *out += number,
+                }
+            }
+        }
+    }
+
     fn fill_with_zeros(&self) {
         let [rows, cols] = self.shape;
         for row in 0..rows {
@@ -157,8 +176,9 @@ pub trait Operand: Copy + Send + Sync {
     /// The element (i, j), widened.
     fn number(&self, i: usize, j: usize) -> f32;
 
-    /// Widens the numbers of some lines from `first` on, `out.len()` in all.
-    fn widen(&self, first: usize, out: &mut [f32]);
+    /// Widens the numbers of a line from `first` on, a multiple of 16: as many as `out` has, a multiple of 16 too or
+    /// up to the line's end.
+    fn widen(&self, line: usize, first: usize, out: &mut [f32]);
 
     /// The matrix itself, if it is of f32.
     fn as_f32(&self) -> Option<Mat<'_>> {
@@ -170,6 +190,11 @@ pub trait Operand: Copy + Send + Sync {
     fn as_bf16(&self) -> Option<Mat<'_, bf16>> {
         None
     }
+
+    /// Says that the numbers from (i, j) on will be read, if there are any.
+    #[cfg(target_arch = "x86_64")]
+    #[inline(always)]
+    fn prefetch(&self, _i: usize, _j: usize) {}
 
     /// 16 numbers of a line from (i, j) on, a multiple of 16 along the line, widened.
     ///
@@ -209,6 +234,9 @@ pub trait Operand: Copy + Send + Sync {
 /// A number that a frozen weight may be stored in.
 pub trait Number: Copy + Send + Sync {
     fn widen(self) -> f32;
+
+    /// Widens numbers, as many as `out` has.
+    fn widen_all(numbers: &[Self], out: &mut [f32]);
 
     /// The numbers themselves, if they are f32.
     fn as_f32(_numbers: &[Self]) -> Option<&[f32]> {
@@ -261,6 +289,10 @@ impl Number for f32 {
         self
     }
 
+    fn widen_all(numbers: &[Self], out: &mut [f32]) {
+        out.copy_from_slice(numbers);
+    }
+
     fn as_f32(numbers: &[Self]) -> Option<&[f32]> {
         Some(numbers)
     }
@@ -281,6 +313,17 @@ impl Number for f32 {
 impl Number for bf16 {
     fn widen(self) -> f32 {
         self.to_f32()
+    }
+
+    fn widen_all(numbers: &[Self], out: &mut [f32]) {
+        vectorized(
+            #[inline(always)]
+            || {
+                for (out, number) in out.iter_mut().zip(numbers) {
+                    *out = f32::from_bits(u32::from(number.to_bits()) << 16);
+                }
+            },
+        );
     }
 
     #[cfg(target_arch = "x86_64")]
@@ -325,6 +368,10 @@ impl Number for f16 {
         self.to_f32()
     }
 
+    fn widen_all(numbers: &[Self], out: &mut [f32]) {
+        numbers.convert_to_f32_slice(out);
+    }
+
     #[cfg(target_arch = "x86_64")]
     #[inline(always)]
     unsafe fn load16(source: *const Self) -> __m512 {
@@ -352,19 +399,9 @@ impl<T: Number> Operand for Mat<'_, T> {
         self.data[i * self.strides[0] + j * self.strides[1]].widen()
     }
 
-    fn widen(&self, first: usize, out: &mut [f32]) {
-        let lines = if self.is_transposed() {
-            self.transpose()
-        } else {
-            *self
-        };
-        let [_, len] = lines.shape;
-        for (line, out) in (first..).zip(out.chunks_exact_mut(len.max(1))) {
-            let line = &lines.data[line * lines.strides[0]..][..len];
-            out.iter_mut()
-                .zip(line)
-                .for_each(|(out, number)| *out = number.widen());
-        }
+    fn widen(&self, line: usize, first: usize, out: &mut [f32]) {
+        let stride = self.strides[usize::from(self.is_transposed())];
+        T::widen_all(&self.data[line * stride + first..][..out.len()], out);
     }
 
     fn as_f32(&self) -> Option<Mat<'_>> {
@@ -375,6 +412,16 @@ impl<T: Number> Operand for Mat<'_, T> {
     #[cfg(target_arch = "x86_64")]
     fn as_bf16(&self) -> Option<Mat<'_, bf16>> {
         T::as_bf16(*self)
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    #[inline(always)]
+    fn prefetch(&self, i: usize, j: usize) {
+        // Where nothing is mapped a hint takes longer than a read.
+        if j < self.shape[1] {
+            // SAFETY: a hint, which reads nothing.
+            unsafe { _mm_prefetch::<_MM_HINT_T0>(self.at(i, j).cast()) };
+        }
     }
 
     #[cfg(target_arch = "x86_64")]
@@ -413,6 +460,7 @@ pub fn matmul<B: Operand>(out: MatMut, output: Output, a: Mat, b: B) {
     }
     #[cfg(target_arch = "x86_64")]
     match b.as_bf16() {
+        _ if thin::serves(&a, &b) => return thin::matmul(out, output, a, b),
         Some(b) if amx::serves(a.shape[0]) => {
             return amx::matmul(out, output, a, b, amx::Split::Exact);
         }
@@ -465,6 +513,23 @@ pub fn multiplies_bf16() -> bool {
     return avx512::multiplies_bf16();
     #[cfg(not(target_arch = "x86_64"))]
     return false;
+}
+
+/// Whether [`matmul_bf16`] takes less time than [`matmul`]: with a matrix unit, and on AMD's processors. Others that
+/// multiply bf16 do so at a rate at which rounding costs more than it saves.
+pub fn bf16_is_faster() -> bool {
+    #[cfg(target_arch = "x86_64")]
+    return amx::is_supported() || multiplies_bf16() && is_of_amd();
+    #[cfg(not(target_arch = "x86_64"))]
+    return false;
+}
+
+/// By the vendor that CPUID names.
+#[cfg(target_arch = "x86_64")]
+fn is_of_amd() -> bool {
+    let vendor = __cpuid(0);
+    let name = [vendor.ebx, vendor.edx, vendor.ecx].map(u32::to_le_bytes);
+    name.as_flattened() == b"AuthenticAMD"
 }
 
 /// `out = a · b` on all threads, with both rounded to bf16 and sums in f32. `a` is row-major.
@@ -592,7 +657,8 @@ fn portable<B: Operand>(out: MatMut, output: Output, a: Mat, b: B, parallelism: 
     for first in (0..num_lines).step_by(WIDENED_LINES) {
         let count = WIDENED_LINES.min(num_lines - first);
         widened.resize(count * len, 0.0);
-        b.widen(first, &mut widened);
+        let lines = widened.chunks_exact_mut(len.max(1)).enumerate();
+        lines.for_each(|(line, out)| b.widen(first + line, 0, out));
         let part = Mat::row_major(&widened, [count, len]);
         match is_transposed {
             // The lines of b are columns of the product.
