@@ -1,6 +1,6 @@
 //! The recipe's configuration: its table of keys, files, overrides and errors.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use burn::tensor::Device;
@@ -9,6 +9,8 @@ use burn_peft::checkpoint::read_peft_config;
 use burn_peft::data::SftOptions;
 use burn_peft::llama::LlamaConfig;
 use burn_peft::lora::{AttnModule, Init, LoRAConfig, Targets, TrainedBias};
+use burn_peft::ops::MatmulPrecision;
+use burn_peft::quantization::BlockFormat;
 use burn_peft::training::recipe::{ModelSize, Modules, Precision, RecipeConfig, RecipeKey, Resume};
 use burn_peft::training::{Activations, AdamWConfig, LrSchedule, ScheduleKind, Trainer};
 use proptest::prelude::*;
@@ -987,6 +989,33 @@ fn where_a_run_goes_on() {
         error.contains("expected true, false, auto or a path"),
         "{error}"
     );
+}
+
+#[test]
+fn products_are_rounded_with_narrow_bases_where_that_is_faster_or_where_it_is_asked() {
+    let device = Device::default();
+    let with = |settings: &[&str], packed: &BTreeMap<String, BlockFormat>| {
+        let settings: Vec<_> = settings.iter().map(|setting| setting.to_string()).collect();
+        let config = RecipeConfig::default().with_overrides(&settings).unwrap();
+        config.matmul_precision_for(packed, &device)
+    };
+    let dense = BTreeMap::new();
+    let packed = BTreeMap::from([("layers.0.mlp.w1".to_string(), BlockFormat::Q4K)]);
+    let faster = MatmulPrecision::for_base(&device, true);
+    assert_eq!(with(&["dtype=bf16"], &dense), faster);
+    assert_eq!(with(&["quantize_base=nf4"], &dense), faster);
+    assert_eq!(with(&[], &packed), faster);
+    for exact in [&[][..], &["dtype=f16"]] {
+        assert_eq!(with(exact, &dense), MatmulPrecision::Highest);
+    }
+    for (name, precision) in [
+        ("highest", MatmulPrecision::Highest),
+        ("medium", MatmulPrecision::Medium),
+    ] {
+        let asked = format!("matmul_precision={name}");
+        assert_eq!(with(&[&asked, "dtype=bf16"], &packed), precision);
+        assert_eq!(with(&[&asked], &dense), precision);
+    }
 }
 
 #[test]

@@ -22,6 +22,7 @@ mod keys;
 mod run;
 mod yaml;
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use burn::tensor::Device;
@@ -39,6 +40,7 @@ use crate::files::read_text;
 use crate::llama::{LlamaConfig, TransformerDecoder};
 use crate::lora::{AttnModule, Init, LoRAConfig, Targets, TrainedBias};
 use crate::ops::MatmulPrecision;
+use crate::quantization::BlockFormat;
 use crate::tokenizer::Tokenizer;
 use crate::weight::{BaseFormat, Quantization};
 use crate::{Error, Result};
@@ -172,9 +174,8 @@ pub struct RecipeConfig {
     /// In how many bits the weights of linear layers are kept instead, if in fewer. Those that the checkpoint has packed
     /// stay as they are.
     pub quantize_base: Option<Quantization>,
-    /// Whether products of f32 may round their inputs, see
-    /// [`set_matmul_precision`](crate::ops::set_matmul_precision).
-    pub matmul_precision: MatmulPrecision,
+    /// Whether products of f32 may round their inputs.
+    pub matmul_precision: MatmulSetting,
     /// The device: `auto` (that of `BURN_DEVICE`, or else a GPU, or else the CPU), `flex`, `cuda` or
     /// `cuda:N`; or several of these to train on together, separated by commas.
     pub device: String,
@@ -267,7 +268,7 @@ impl Default for RecipeConfig {
             lr_scheduler: SchedulerConfig::default(),
             dtype: Precision::F32,
             quantize_base: None,
-            matmul_precision: MatmulPrecision::Highest,
+            matmul_precision: MatmulSetting::Auto,
             device: "auto".into(),
             enable_activation_checkpointing: false,
             output_dir: "./lora_finetune_output".into(),
@@ -295,6 +296,22 @@ impl RecipeConfig {
         BaseFormat::new(self.dtype.into())
             .with_quantization(self.quantize_base)
             .with_kept_packing(true)
+    }
+
+    /// The precision of products that the recipe asks for, for [`set_matmul_precision`](crate::ops::set_matmul_precision),
+    /// with a base whose files have some weights `packed` ([`read_base_packing`](crate::checkpoint::read_base_packing)).
+    pub fn matmul_precision_for(
+        &self,
+        packed: &BTreeMap<String, BlockFormat>,
+        device: &Device,
+    ) -> MatmulPrecision {
+        let is_packed = self.quantize_base.is_some() || !packed.is_empty();
+        let is_narrow = is_packed || self.dtype == Precision::Bf16;
+        match self.matmul_precision {
+            MatmulSetting::Auto => MatmulPrecision::for_base(device, is_narrow),
+            MatmulSetting::Highest => MatmulPrecision::Highest,
+            MatmulSetting::Medium => MatmulPrecision::Medium,
+        }
     }
 
     /// The configuration of the model: that of the checkpoint `base`, a folder or a GGUF file, which must be what
@@ -579,6 +596,20 @@ pub enum Precision {
     /// 16 bits, 5 of them exponent.
     #[serde(alias = "fp16")]
     F16,
+}
+
+/// How a recipe chooses the precision of products.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum MatmulSetting {
+    /// [`MatmulPrecision::for_base`] says.
+    #[default]
+    Auto,
+    /// [`MatmulPrecision::Highest`].
+    Highest,
+    /// [`MatmulPrecision::Medium`].
+    Medium,
 }
 
 impl From<Precision> for burn::tensor::DType {

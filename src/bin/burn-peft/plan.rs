@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use burn_peft::checkpoint::read_base_packing;
 use burn_peft::llama::{LlamaConfig, PRESETS};
+use burn_peft::ops::set_matmul_precision;
 use burn_peft::training::recipe::RecipeConfig;
 use burn_peft::{Error, Result};
 
@@ -48,6 +49,7 @@ pub fn run(args: &Args) -> Result<()> {
     let longest = config.max_seq_len.unwrap_or(context).min(context);
     let device = device::from_name(&config.device, 0)?;
     let lora = config.adapter_config()?;
+    set_matmul_precision(config.matmul_precision_for(&packed, &device));
     let estimate = config.estimate_config(&llama, packed, &lora, longest, &device)?;
     println!("{} rows of {longest} tokens at a time\n", config.batch_size);
     print_memory(&estimate, &device, 1);

@@ -392,11 +392,12 @@ pub(super) const KEYS: &[RecipeKey] = &[
     .optional(),
     key(
         "matmul_precision",
-        Word(&["highest", "medium"]),
-        "`medium` rounds the inputs of f32 products: on NVIDIA's GPUs to TF32, on the CPU activations to \
+        Word(&["auto", "highest", "medium"]),
+        "`auto` is `medium` on a CPU with a bf16 or quantized base, if that is faster there: on AMD's processors with \
+         AVX512-BF16 and on Intel's with AMX; otherwise `highest`. \
+         `medium` rounds the inputs of f32 products: on NVIDIA's GPUs to TF32, on the CPU activations to \
          bf16 in products with a bf16 or quantized base, and what is kept for the backward pass, where the processor \
-         multiplies bf16 (AVX512-BF16, AMX). \
-         That is faster on GPUs, on AMD's processors and with AMX, slower on Intel's without it.",
+         multiplies bf16 (AVX512-BF16, AMX). `highest` rounds nothing.",
     ),
     key(
         "device",

@@ -7,6 +7,7 @@ mod quiz;
 mod records;
 mod report;
 
+use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -22,6 +23,7 @@ use burn_peft::distributed::{ProcessGroup, broadcast_params, require_same};
 use burn_peft::llama::{LlamaConfig, TransformerDecoder};
 use burn_peft::lora::{DEFAULT_ADAPTER, Decomposition, Init, LoRAConfig};
 use burn_peft::ops::set_matmul_precision;
+use burn_peft::quantization::BlockFormat;
 use burn_peft::report::{Answer, Curves, Report, SMOOTHING, draw_curves, draw_loss};
 use burn_peft::tokenizer::{Tokenizer, copy_tokenizer};
 use burn_peft::training::recipe::{BestCheckpoint, RecipeConfig};
@@ -74,13 +76,10 @@ pub struct Embedded {
 
 pub fn run(args: &Args) -> ExitCode {
     match configuration(args) {
-        Ok(config) => {
-            set_matmul_precision(config.matmul_precision);
-            launch(&config, &|member| match args.dry_run {
-                true => rehearse(&config, &member),
-                false => finetune(&config, &member),
-            })
-        }
+        Ok(config) => launch(&config, &|member| match args.dry_run {
+            true => rehearse(&config, &member),
+            false => finetune(&config, &member),
+        }),
         Err(error) => exit_code(Err(error)),
     }
 }
@@ -185,6 +184,8 @@ struct Job<'a> {
     llama: LlamaConfig,
     tokenizer: Tokenizer,
     data: SftData,
+    /// What the base's files have packed.
+    packed: BTreeMap<String, BlockFormat>,
     /// Of the samples that are trained on.
     fingerprint: u64,
 }
@@ -197,6 +198,8 @@ impl<'a> Job<'a> {
         let (source, data) = records::load(config, &llama, &tokenizer)?;
         let fingerprint = fingerprint(&data.samples)?;
         require_same_run(member.group, config, &data, fingerprint)?;
+        let packed = read_base_packing(&base)?;
+        set_matmul_precision(config.matmul_precision_for(&packed, member.device));
         let job = Self {
             config,
             member,
@@ -204,6 +207,7 @@ impl<'a> Job<'a> {
             llama,
             tokenizer,
             data,
+            packed,
             fingerprint,
         };
         if job.is_first() {
@@ -234,7 +238,7 @@ impl<'a> Job<'a> {
     /// What the training will need, if the member is the one that reports.
     fn print_estimate(&self, lora: &LoRAConfig) -> Result<()> {
         if self.is_first() {
-            let (packed, longest) = (read_base_packing(&self.base)?, self.data.longest_row()?);
+            let (packed, longest) = (self.packed.clone(), self.data.longest_row()?);
             let device = self.member.device;
             let (config, llama) = (self.config, &self.llama);
             let estimate = config.estimate_config(llama, packed, lora, longest, device)?;

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use burn_peft::Result;
 use burn_peft::data::{Dataset, SftData};
-use burn_peft::ops::lacks_cublas;
+use burn_peft::ops::{MatmulPrecision, lacks_cublas, matmul_precision};
 use burn_peft::training::{EstimateConfig, LrSchedule, RunDir, Trainer, require_memory};
 use indicatif::{ProgressBar, ProgressStyle};
 
@@ -27,12 +27,17 @@ Matrices are not multiplied by cuBLAS, and a step takes several times as long: p
 libcublas.so into LD_LIBRARY_PATH (scripts/install_cublas.sh brings one where there is no CUDA toolkit),
 and use a driver of CUDA 12.5 or newer.";
 
+const ROUNDED: &str = "Inputs of products are rounded (matmul_precision=highest rounds nothing).";
+
 /// The memory that the run will take on the device, and whether that could be faster.
 ///
 /// # Errors
 /// Those of [`require_memory`].
 pub fn print_device(config: &EstimateConfig, member: &Member) -> Result<()> {
     print_memory(config, member.device, member.num_local);
+    if matmul_precision() == MatmulPrecision::Medium {
+        say!("{ROUNDED}");
+    }
     say!();
     if lacks_cublas(member.device) {
         say!("{WITHOUT_CUBLAS}\n");
