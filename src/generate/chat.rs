@@ -1,12 +1,13 @@
 //! A conversation with a model.
 
-use super::{GenerateOptions, TextGeneration};
+use super::{GenerateOptions, Generation, TextGeneration};
 use crate::llama::TransformerDecoder;
 use crate::tokenizer::{ChatTemplate, Conversation, Message, Tokenizer};
 use crate::{Error, Result};
 
 /// A conversation that goes on, question by question. What no longer fits the model's context is forgotten, the oldest
-/// question with its answer first; a system message stays.
+/// question with its answer first; a system message stays. The model reads only what is new since its last answer
+/// ([`Generation::after`]).
 ///
 /// ```
 /// use burn::tensor::Device;
@@ -32,6 +33,8 @@ pub struct Chat<'a> {
     options: GenerateOptions,
     system: Option<Message>,
     conversation: Conversation,
+    /// The last answer, whose text the model need not read again.
+    last: Option<Generation>,
 }
 
 /// What a model has said to a question.
@@ -67,6 +70,7 @@ impl<'a> Chat<'a> {
             options,
             system: None,
             conversation: Conversation::default(),
+            last: None,
         })
     }
 
@@ -91,6 +95,7 @@ impl<'a> Chat<'a> {
     /// Forgets everything but the system's message.
     pub fn reset(&mut self) {
         self.conversation = Conversation::new(self.system.clone());
+        self.last = None;
     }
 
     /// Asks a question; `tell` gets the answer in pieces as it comes.
@@ -105,13 +110,18 @@ impl<'a> Chat<'a> {
         let prompt = self.fit(&mut conversation)?;
         let forgotten = before - conversation.messages.len();
         let mut text = String::new();
-        let generation = TextGeneration::new(self.model, self.tokenizer, &[prompt], &self.options);
-        for pieces in generation? {
+        let mut generation =
+            TextGeneration::new(self.model, self.tokenizer, &[prompt], &self.options)?;
+        if let Some(last) = self.last.take() {
+            generation = generation.after(last);
+        }
+        for pieces in &mut generation {
             for piece in pieces? {
                 tell(&piece.text);
                 text += &piece.text;
             }
         }
+        self.last = Some(generation.into_generation());
         conversation.messages.push(Message::new("assistant", &text));
         self.conversation = conversation;
         Ok(Reply { text, forgotten })

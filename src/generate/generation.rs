@@ -161,6 +161,33 @@ impl Generation {
         self
     }
 
+    /// The same after another generation of the same model, with one answer to one prompt: what this one's prompt has in
+    /// common with its text is not read again, as the next question of a conversation. Where a window has passed over what
+    /// would be needed, or the rotary angles follow from the length, all is read.
+    pub fn after(mut self, last: Self) -> Self {
+        if let [prompt] = &self.prompts[..] {
+            self.cache = last.read_of(prompt).unwrap_or(self.cache);
+        }
+        self
+    }
+
+    /// The cache of what a prompt begins with, but for its last token, whose logits are not kept.
+    fn read_of(mut self, prompt: &[u32]) -> Option<KvCache> {
+        let length = self.cache.len();
+        let text = self.answers.first().map(|_| self.sequence(0))?;
+        let common = text.iter().zip(prompt).take_while(|(a, b)| a == b).count();
+        let common = common.min(length).min(prompt.len() - 1);
+        let (rope, longest) = (self.model.config.rope(), length.max(prompt.len()));
+        let turns = (common + 1..=longest).any(|length| rope.changes_at(length));
+        let is_read = common > 0 && !turns && !self.has_failed && self.cache.truncate(common);
+        is_read.then_some(self.cache)
+    }
+
+    /// What the model has read: all but the last token of each answer that goes on.
+    pub fn cache(&self) -> &KvCache {
+        &self.cache
+    }
+
     /// The answers as far as they have come, those to the first prompt first.
     pub fn answers(&self) -> &[Answer] {
         &self.answers
@@ -230,7 +257,9 @@ impl Generation {
     /// What each row of the cache has next: a prompt at first, then the last token of an answer.
     fn inputs(&mut self) -> Vec<Vec<u32>> {
         let Some(rows) = self.drop_ended() else {
-            return self.prompts.clone();
+            let read = self.cache.len();
+            let unread = self.prompts.iter().map(|prompt| prompt[read..].to_vec());
+            return unread.collect();
         };
         let rope = self.model.config.rope();
         let mut lengths = self.cache.lengths().iter();

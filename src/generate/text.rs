@@ -72,6 +72,17 @@ impl<'a> TextGeneration<'a> {
         })
     }
 
+    /// The same after another, see [`Generation::after`].
+    pub fn after(mut self, last: Generation) -> Self {
+        self.generation = self.generation.after(last);
+        self
+    }
+
+    /// The generation alone.
+    pub fn into_generation(self) -> Generation {
+        self.generation
+    }
+
     /// The tokens behind the texts: those of a stop string too.
     pub fn generation(&self) -> &Generation {
         &self.generation

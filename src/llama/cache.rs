@@ -79,6 +79,21 @@ impl KvCache {
         }
     }
 
+    /// Forgets what follows the first `len` tokens of the only row. False, and nothing changes, if a window of some layer
+    /// no longer shows all that these see.
+    pub(crate) fn truncate(&mut self, len: usize) -> bool {
+        let length = self.len();
+        let is_whole = |layer: &LayerCache| layer.used.len() == length;
+        if self.lengths.len() != 1 || !(len == length || self.layers.iter().all(is_whole)) {
+            return false;
+        }
+        let dropped = length.saturating_sub(len);
+        self.lengths[0] -= dropped;
+        let layers = self.layers.iter_mut();
+        layers.for_each(|layer| layer.used.end -= dropped);
+        true
+    }
+
     /// The context of tokens that follow those in the cache, `new` in each row and then padding up to `seq`.
     pub(super) fn context(
         &self,

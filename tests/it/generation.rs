@@ -74,6 +74,42 @@ fn models() -> Vec<TransformerDecoder> {
     configs.iter().map(base).collect()
 }
 
+/// What a text begins with that was read or said before is not read again, and the answer is the same.
+#[test]
+fn a_generation_goes_on_where_another_ended() {
+    let options = GenerateOptions::greedy(5).with_stop_tokens([]);
+    let start = [3, 17, 9, 4, 30, 8, 21];
+    let mut continued = Vec::new();
+    for model in models() {
+        let ended = |prompt: &[u32]| {
+            let mut generation = Generation::new(&model, &[prompt], &options).unwrap();
+            generation.by_ref().for_each(|tokens| drop(tokens.unwrap()));
+            generation
+        };
+        let first = ended(&start);
+        let said = &first.answers()[0].tokens;
+        let whole = [&start[..], said, &[5, 6]].concat();
+        let other = [&start[..5], &[11, 12]].concat();
+        let mut shared = Vec::new();
+        for prompt in [&whole[..], &other, &start[..], &[40, 3]] {
+            let mut next = Generation::new(&model, &[prompt], &options).unwrap();
+            next = next.after(ended(&start));
+            shared.push(next.cache().len());
+            next.by_ref().for_each(|tokens| drop(tokens.unwrap()));
+            assert_eq!(
+                next.answers(),
+                ended(prompt).answers(),
+                "{:?}",
+                model.config
+            );
+        }
+        continued.push(shared);
+    }
+    // The last token that was said has not been read, nor is a prompt's last one left out.
+    let (all, windows, turned) = ([11, 5, 6, 0], [11, 0, 0, 0], [0, 5, 6, 0]);
+    assert_eq!(continued, [all, windows, windows, turned, turned, all]);
+}
+
 #[test]
 fn a_batch_is_answered_as_each_prompt_alone() {
     for model in models() {
