@@ -3,16 +3,18 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 
-use plotters::coord::Shift;
-use plotters::coord::types::{RangedCoordf64, RangedCoordusize};
+use plotters::coord::types::RangedCoordusize;
+use plotters::coord::{CoordTranslate, Shift};
+use plotters::element::DashedPathElement;
 use plotters::prelude::*;
 
 use super::Curves;
+use super::axis::ValueAxis;
 
 /// How much of the running average each step keeps, unless told otherwise.
 pub const SMOOTHING: f64 = 0.9;
 
-/// One colour a run, apart for colour-blind eyes too (the palette of Okabe and Ito).
+/// Apart for colour-blind eyes too (the palette of Okabe and Ito).
 const COLOURS: [RGBColor; 7] = [
     RGBColor(0, 114, 178),
     RGBColor(213, 94, 0),
@@ -22,6 +24,76 @@ const COLOURS: [RGBColor; 7] = [
     RGBColor(86, 180, 233),
     RGBColor(90, 90, 90),
 ];
+/// Pixels of a line, and between it and the next, for those after the runs that have a colour of their own.
+const DASHES: [Option<(i32, i32)>; 6] = [
+    None,
+    Some((12, 6)),
+    Some((4, 4)),
+    Some((24, 6)),
+    Some((8, 14)),
+    Some((3, 10)),
+];
+
+/// How a run's line is drawn.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Stroke {
+    pub colour: RGBColor,
+    alpha: f64,
+    width: u32,
+    dash: Option<(i32, i32)>,
+}
+
+impl Stroke {
+    /// One for each of 42 runs.
+    pub fn of_run(run: usize) -> Self {
+        let dash = DASHES[run / COLOURS.len() % DASHES.len()];
+        Self {
+            dash,
+            ..Self::plain(COLOURS[run % COLOURS.len()])
+        }
+    }
+
+    pub fn plain(colour: RGBColor) -> Self {
+        Self {
+            colour,
+            alpha: 1.0,
+            width: 3,
+            dash: None,
+        }
+    }
+
+    /// That of single steps.
+    pub fn pale(self) -> Self {
+        Self {
+            alpha: 0.35,
+            width: 1,
+            dash: None,
+            ..self
+        }
+    }
+
+    fn style(self) -> ShapeStyle {
+        self.colour.mix(self.alpha).stroke_width(self.width)
+    }
+
+    /// Draws a line through points; a single one is a dot.
+    pub fn draw<DB: DrawingBackend, Coord: CoordTranslate>(
+        self,
+        area: &DrawingArea<DB, Coord>,
+        points: Vec<Coord::From>,
+    ) -> Drawn<DB>
+    where
+        Coord::From: Clone,
+    {
+        let style = self.style();
+        match (points.as_slice(), self.dash) {
+            ([], _) => Ok(()),
+            ([point], _) => area.draw(&Circle::new(point.clone(), self.width, style.filled())),
+            (_, None) => area.draw(&PathElement::new(points, style)),
+            (_, Some((dash, gap))) => area.draw(&DashedPathElement::new(points, dash, gap, style)),
+        }
+    }
+}
 
 /// What a chart shows.
 pub(super) struct Panel {
@@ -31,13 +103,11 @@ pub(super) struct Panel {
     metrics: &'static [&'static str],
     /// A metric of some steps only, in dots.
     dots: Option<&'static str>,
-    /// Whether the values are pale under their running average.
-    is_smoothed: bool,
+    /// Whether values go up and down from step to step, so that they are pale under their running average, and may span so much
+    /// that their axis is logarithmic.
+    pub is_noisy: bool,
     /// What values are divided by.
     unit: f64,
-    label: fn(&f64) -> String,
-    /// Where no line is to be expected.
-    legend: SeriesLabelPosition,
 }
 
 const fn panel(title: &'static str, metrics: &'static [&'static str]) -> Panel {
@@ -45,10 +115,8 @@ const fn panel(title: &'static str, metrics: &'static [&'static str]) -> Panel {
         title,
         metrics,
         dots: None,
-        is_smoothed: true,
+        is_noisy: true,
         unit: 1.0,
-        label: plain,
-        legend: SeriesLabelPosition::UpperRight,
     }
 }
 
@@ -61,45 +129,24 @@ pub(super) const LOSS: Panel = Panel {
 pub(super) const PANELS: [Panel; 5] = [
     LOSS,
     Panel {
-        is_smoothed: false,
-        label: scientific,
+        is_noisy: false,
         ..panel("learning rate", &["lr"])
     },
     panel("gradient norm", &["grad_norm"]),
     Panel {
-        is_smoothed: false,
+        is_noisy: false,
         unit: 1e9,
-        legend: SeriesLabelPosition::LowerRight,
         ..panel("memory, GB", &["device_memory_bytes", "peak_memory_bytes"])
     },
     panel("tokens per second", &["tokens_per_second"]),
 ];
-
-fn plain(value: &f64) -> String {
-    // Without the noise of the last digits.
-    let text = format!("{value:.4}");
-    let text = text.trim_end_matches('0').trim_end_matches('.');
-    if text.is_empty() || text == "-0" {
-        "0".into()
-    } else {
-        text.into()
-    }
-}
-
-fn scientific(value: &f64) -> String {
-    if *value == 0.0 {
-        "0".into()
-    } else {
-        format!("{value:.1e}")
-    }
-}
 
 impl Panel {
     fn of<'a>(&self, run: &'a Curves) -> Option<&'a BTreeMap<usize, f64>> {
         self.metrics.iter().find_map(|metric| run.of(metric))
     }
 
-    fn dots_of<'a>(&self, run: &'a Curves) -> Option<&'a BTreeMap<usize, f64>> {
+    pub fn dots_of<'a>(&self, run: &'a Curves) -> Option<&'a BTreeMap<usize, f64>> {
         run.of(self.dots?)
     }
 
@@ -110,34 +157,41 @@ impl Panel {
 
     fn points<'a>(
         &'a self,
-        curve: &'a BTreeMap<usize, f64>,
+        curve: Option<&'a BTreeMap<usize, f64>>,
     ) -> impl Iterator<Item = (usize, f64)> + 'a {
-        curve.iter().map(|(step, value)| (*step, value / self.unit))
+        let points = curve.into_iter().flatten();
+        points.map(|(step, value)| (*step, value / self.unit))
     }
+}
 
-    /// What the axes span: all values, and a little more of them.
-    fn ranges(&self, runs: &[Curves]) -> (Range<usize>, Range<f64>) {
-        let curves = runs
-            .iter()
-            .flat_map(|run| [self.of(run), self.dots_of(run)]);
-        let points: Vec<_> = curves
-            .flatten()
-            .flat_map(|curve| self.points(curve))
-            .collect();
-        let steps = || points.iter().map(|(step, _)| *step);
-        let values = || points.iter().map(|(_, value)| *value);
-        let (first, last) = (steps().min().unwrap_or(0), steps().max().unwrap_or(0));
-        let low = values().reduce(f64::min).unwrap_or(0.0);
-        let high = values().reduce(f64::max).unwrap_or(0.0);
-        // Also a single value needs an axis of some length.
-        let smallest = if high == 0.0 { 0.1 } else { 0.1 * high.abs() };
-        let margin = 0.04 * (high - low).max(smallest);
-        (first..last.max(first + 1), low - margin..high + margin)
+/// The axes span all that runs have told.
+fn axes(panel: &Panel, runs: &[Curves]) -> (Range<usize>, ValueAxis) {
+    let curves = runs
+        .iter()
+        .flat_map(|run| [panel.of(run), panel.dots_of(run)]);
+    let points: Vec<_> = curves.flat_map(|curve| panel.points(curve)).collect();
+    let steps = || points.iter().map(|(step, _)| *step);
+    let values = || points.iter().map(|(_, value)| *value);
+    let (first, last) = (steps().min().unwrap_or(0), steps().max().unwrap_or(0));
+    let low = values().reduce(f64::min).unwrap_or(0.0);
+    let high = values().reduce(f64::max).unwrap_or(0.0);
+    let values = match panel.is_noisy {
+        true => ValueAxis::spanning(low, high),
+        false => ValueAxis::linear(low, high),
+    };
+    (span_of_steps(first, last), values)
+}
+
+/// A single step lies in the middle.
+fn span_of_steps(first: usize, last: usize) -> Range<usize> {
+    match first == last {
+        true => first.saturating_sub(1)..last + 1,
+        false => first..last,
     }
 }
 
 pub(super) type Drawn<DB> = Result<(), DrawingAreaErrorKind<<DB as DrawingBackend>::ErrorType>>;
-type Chart<'a, DB> = ChartContext<'a, DB, Cartesian2d<RangedCoordusize, RangedCoordf64>>;
+type Chart<'a, DB> = ChartContext<'a, DB, Cartesian2d<RangedCoordusize, ValueAxis>>;
 
 /// Draws a panel: the values pale, and over them their average, of which each step keeps the part `smoothing` (0 is no
 /// smoothing); validations are dots.
@@ -147,83 +201,58 @@ pub(super) fn draw<DB: DrawingBackend>(
     runs: &[Curves],
     smoothing: f64,
 ) -> Drawn<DB> {
-    let (steps, values) = panel.ranges(runs);
+    let chart = draw_axes(area, panel, runs)?;
+    let area = chart.plotting_area();
+    let strokes = || runs.iter().zip((0..).map(Stroke::of_run));
+    let smoothing = if panel.is_noisy { smoothing } else { 0.0 };
+    // All pale lines lie under all strong ones.
+    for (run, stroke) in strokes().filter(|_| smoothing > 0.0) {
+        let points = panel.points(panel.of(run));
+        stroke.pale().draw(area, points.collect())?;
+    }
+    for (run, stroke) in strokes() {
+        let points = smooth(panel.points(panel.of(run)), smoothing);
+        stroke.draw(area, points.collect())?;
+    }
+    for (run, stroke) in strokes() {
+        for point in panel.points(panel.dots_of(run)) {
+            area.draw(&Circle::new(point, 7, WHITE.filled()))?;
+            area.draw(&Circle::new(point, 5, stroke.colour.filled()))?;
+        }
+    }
+    Ok(())
+}
+
+fn draw_axes<'a, DB: DrawingBackend>(
+    area: &DrawingArea<DB, Shift>,
+    panel: &Panel,
+    runs: &[Curves],
+) -> Result<Chart<'a, DB>, DrawingAreaErrorKind<DB::ErrorType>> {
+    /// Pixels from the name of one step to that of the next.
+    const STEPS_APART: u32 = 100;
+    let (steps, values) = axes(panel, runs);
+    let title = match values.is_logarithmic() {
+        true => format!("{}, logarithmic", panel.title),
+        false => panel.title.to_owned(),
+    };
+    let text = ("sans-serif", 15).into_font().color(&BLACK.mix(0.8));
     let mut chart = ChartBuilder::on(area)
         .margin(16)
         .x_label_area_size(48)
-        .y_label_area_size(76)
+        .y_label_area_size(96)
         .build_cartesian_2d(steps, values)?;
-    let text = ("sans-serif", 15).into_font().color(&BLACK.mix(0.8));
     chart
         .configure_mesh()
         .x_desc("step")
-        .y_desc(panel.title)
-        .y_label_formatter(&panel.label)
+        .x_labels((area.dim_in_pixel().0 / STEPS_APART) as usize)
+        .y_desc(title)
         .light_line_style(TRANSPARENT)
         .bold_line_style(BLACK.mix(0.1))
         .axis_style(BLACK.mix(0.4))
         .label_style(text.clone())
-        .axis_desc_style(text.clone())
+        .axis_desc_style(text)
         .draw()?;
-    let coloured = || runs.iter().zip(COLOURS.into_iter().cycle());
-    // All pale lines lie under all strong ones.
-    for (run, colour) in coloured().filter(|_| panel.is_smoothed) {
-        let curve = panel.of(run).into_iter();
-        let points = curve.flat_map(|curve| panel.points(curve));
-        chart.draw_series(LineSeries::new(points, colour.mix(0.25)))?;
-    }
-    let smoothing = if panel.is_smoothed { smoothing } else { 0.0 };
-    for (run, colour) in coloured() {
-        draw_line(&mut chart, panel, run, colour, smoothing)?;
-        draw_dots(&mut chart, panel, run, colour)?;
-    }
-    chart
-        .configure_series_labels()
-        .position(panel.legend.clone())
-        .margin(12)
-        .background_style(WHITE.mix(0.85))
-        .border_style(BLACK.mix(0.2))
-        .label_font(text)
-        .draw()
-}
-
-fn draw_line<'a, DB: DrawingBackend + 'a>(
-    chart: &mut Chart<'a, DB>,
-    panel: &Panel,
-    run: &Curves,
-    colour: RGBColor,
-    smoothing: f64,
-) -> Drawn<DB> {
-    let Some(curve) = panel.of(run) else {
-        return Ok(());
-    };
-    let style = colour.filled().stroke_width(3);
-    // A line through a single point would not be seen.
-    let dot = if curve.len() == 1 { 3 } else { 0 };
-    let points = smooth(panel.points(curve), smoothing);
-    chart
-        .draw_series(LineSeries::new(points, style).point_size(dot))?
-        .label(&run.name)
-        .legend(move |(x, y)| PathElement::new([(x, y), (x + 18, y)], style));
-    Ok(())
-}
-
-fn draw_dots<'a, DB: DrawingBackend + 'a>(
-    chart: &mut Chart<'a, DB>,
-    panel: &Panel,
-    run: &Curves,
-    colour: RGBColor,
-) -> Drawn<DB> {
-    let Some(dots) = panel.dots_of(run) else {
-        return Ok(());
-    };
-    let at = || panel.points(dots);
-    chart.draw_series(at().map(|point| Circle::new(point, 7, WHITE.filled())))?;
-    chart
-        .draw_series(at().map(|point| Circle::new(point, 5, colour.filled())))?
-        .label(format!("{}, validation", run.name))
-        .legend(move |(x, y)| Circle::new((x + 9, y), 5, colour.filled()));
-    Ok(())
+    Ok(chart)
 }
 
 /// The exponential moving average, divided by the weight it has gathered so far, so that it starts
@@ -238,4 +267,43 @@ fn smooth(
         weight = keep * weight + (1.0 - keep);
         (step, average / weight)
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn runs_look_apart() {
+        let strokes = (0..42).map(|run| {
+            let stroke = Stroke::of_run(run);
+            (
+                stroke.colour.0,
+                stroke.colour.1,
+                stroke.colour.2,
+                stroke.dash,
+            )
+        });
+        let apart: std::collections::HashSet<_> = strokes.collect();
+        assert_eq!(apart.len(), 42);
+    }
+
+    #[test]
+    fn an_average_begins_where_the_values_do() {
+        let smoothed = |values: &[f64], keep| -> Vec<f64> {
+            let points = values.iter().copied().enumerate();
+            smooth(points, keep).map(|(_, value)| value).collect()
+        };
+        assert_eq!(smoothed(&[5.0, 5.0, 5.0], 0.9), [5.0; 3]);
+        // Two values count as 0.5 and 1, three as 0.25, 0.5 and 1.
+        let expected = [
+            8.0,
+            (0.5 * 8.0 + 2.0) / 1.5,
+            (0.25 * 8.0 + 0.5 * 2.0 + 5.0) / 1.75,
+        ];
+        for (found, expected) in smoothed(&[8.0, 2.0, 5.0], 0.5).iter().zip(expected) {
+            assert!((found - expected).abs() < 1e-12, "{found} {expected}");
+        }
+        assert_eq!(smoothed(&[8.0, 2.0], 0.0), [8.0, 2.0]);
+    }
 }
