@@ -1,5 +1,6 @@
 //! The program `burn-peft`, called as a user calls it.
 
+use std::fs;
 use std::io::Write;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
@@ -169,6 +170,47 @@ fn a_plan_for_a_model_that_is_not_there() {
     ];
     assert!(output(&plan, "").contains("Estimated memory"));
     assert_fails(&["plan", "--preset", "llama9"], "llama3_1_8b");
+}
+
+/// Before anything is made of either.
+#[test]
+fn a_configuration_of_other_sizes_than_the_weights() {
+    let dir = tempfile::tempdir().unwrap();
+    let of_dir = |name: &str| dir.path().join(name);
+    for name in ["model.safetensors", "tokenizer.json"] {
+        fs::copy(Path::new(TINY).join(name), of_dir(name)).unwrap();
+    }
+    let config = fs::read_to_string(Path::new(TINY).join("config.json")).unwrap();
+    let settings = [
+        format!("checkpoint_dir={}", dir.path().display()),
+        format!("dataset={TINY}/alpaca_train.json"),
+        format!("output_dir={}", of_dir("run").display()),
+    ];
+    let settings = settings.each_ref().map(String::as_str);
+    for (field, other, complaint) in [
+        (
+            "\"num_hidden_layers\": 4",
+            "\"num_hidden_layers\": 10000",
+            "its configuration says 10000 layers, but its weights are those of 4",
+        ),
+        (
+            "\"num_hidden_layers\": 4",
+            "\"num_hidden_layers\": 3",
+            "its configuration says 3 layers, but its weights are those of 4",
+        ),
+        (
+            "\"intermediate_size\": 352",
+            "\"intermediate_size\": 384",
+            ".mlp.",
+        ),
+    ] {
+        let changed = config.replace(field, other);
+        assert_ne!(changed, config);
+        fs::write(of_dir("config.json"), changed).unwrap();
+        for program in ["plan", "train"] {
+            assert_fails(&joined(&[&[program], &settings]), complaint);
+        }
+    }
 }
 
 /// There is no model and no data set that is taken if none is named.

@@ -4,11 +4,14 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 
-use super::base::BaseWeights;
-use super::gguf::{gguf_packing, load_gguf, load_gguf_as, read_gguf_config};
-use super::hf::{CONFIG_FILE, hf_packing, load_hf, load_hf_as, read_hf_config};
+use burn::tensor::Device;
+
+use super::base::{BaseWeights, compare_base};
+use super::gguf::{GgufWeights, gguf_packing, load_gguf, load_gguf_as, read_gguf_config};
+use super::hf::{CONFIG_FILE, HfFolder, hf_packing, load_hf, load_hf_as, read_hf_config};
 use super::meta::{MetaWeights, is_meta, load_meta, load_meta_as, read_meta_config};
 use crate::adapter::LoadReport;
+use crate::gguf::GgufFile;
 use crate::llama::{LlamaConfig, TransformerDecoder};
 use crate::quantization::BlockFormat;
 use crate::weight::BaseFormat;
@@ -109,6 +112,44 @@ pub fn load_any_base_as(
         BaseKind::Meta => load_meta_as(model, path, format),
         BaseKind::HuggingFace => load_hf_as(model, path, format),
     }
+}
+
+/// Checks that the tensors of a base are those of a model of these sizes, before anything is made of either. Headers tell it: no
+/// weight is read, but for an output that is stored beside the embedding which it should be.
+///
+/// # Errors
+/// [`Error::Format`] if there are more or fewer layers than the configuration says, and those of [`load_any_base`] that are
+/// about names and shapes.
+pub fn check_base(path: impl AsRef<Path>, config: &LlamaConfig, device: &Device) -> Result<()> {
+    let path = path.as_ref();
+    match BaseKind::of(path) {
+        BaseKind::Gguf => {
+            let file = GgufFile::open(path)?;
+            check_weights(&GgufWeights::of(&file, config)?, path, config, device)
+        }
+        BaseKind::Meta => check_weights(&MetaWeights::open(path)?, path, config, device),
+        BaseKind::HuggingFace => {
+            check_weights(&HfFolder::open(path, config)?, path, config, device)
+        }
+    }
+}
+
+fn check_weights(
+    weights: &impl BaseWeights,
+    path: &Path,
+    config: &LlamaConfig,
+    device: &Device,
+) -> Result<()> {
+    let layer = |(key, _): (&str, _)| key.strip_prefix("layers.")?.split('.').next()?.parse().ok();
+    let last: Option<usize> = weights.shapes().into_iter().filter_map(layer).max();
+    let found = last.map_or(0, |last| last.saturating_add(1));
+    if found != config.num_layers {
+        let asked = config.num_layers;
+        let message =
+            format!("its configuration says {asked} layers, but its weights are those of {found}");
+        return Err(Error::format(path, message));
+    }
+    compare_base(&config.init(device), weights).map(drop)
 }
 
 /// How the weights of a Hugging Face folder or a GGUF file are packed, by this crate's keys; those that are not there are

@@ -35,7 +35,9 @@ pub(crate) use hf_config::hf_config_key;
 
 pub use adapter_file::{load_adapter, load_adapter_with, save_adapter};
 pub use any_adapter::{attach_any_adapter, load_any_adapter, read_adapter_config};
-pub use any_base::{load_any_base, load_any_base_as, read_base_config, read_base_packing};
+pub use any_base::{
+    check_base, load_any_base, load_any_base_as, read_base_config, read_base_packing,
+};
 pub use export::{AdapterFormat, export_adapter};
 pub use gguf::{
     GgufFormat, load_gguf, load_gguf_as, read_gguf_config, save_gguf, save_gguf_adapter,

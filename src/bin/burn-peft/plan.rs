@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-use burn_peft::checkpoint::read_base_packing;
+use burn_peft::checkpoint::{check_base, read_base_packing};
 use burn_peft::llama::{LlamaConfig, PRESETS};
 use burn_peft::ops::set_matmul_precision;
 use burn_peft::training::recipe::RecipeConfig;
@@ -34,9 +34,14 @@ pub fn run(args: &Args) -> Result<()> {
         Some(path) => RecipeConfig::from_file(path, &args.overrides)?,
         None => RecipeConfig::default().with_overrides(&args.overrides)?,
     };
+    let device = device::from_name(&config.device, 0)?;
     let (llama, packed) = match (&args.preset, &config.checkpoint_dir) {
         (Some(name), _) => (preset(name)?, BTreeMap::new()),
-        (None, Some(base)) => (config.llama(base)?, read_base_packing(base)?),
+        (None, Some(base)) => {
+            let llama = config.llama(base)?;
+            check_base(base, &llama, &device)?;
+            (llama, read_base_packing(base)?)
+        }
         (None, None) => {
             return Err(Error::InvalidArgument {
                 name: "plan",
@@ -47,7 +52,6 @@ pub fn run(args: &Args) -> Result<()> {
     };
     let context = llama.context_len();
     let longest = config.max_seq_len.unwrap_or(context).min(context);
-    let device = device::from_name(&config.device, 0)?;
     let lora = config.adapter_config()?;
     set_matmul_precision(config.matmul_precision_for(&packed, &device));
     let estimate = config.estimate_config(&llama, packed, &lora, longest, &device)?;

@@ -3,7 +3,6 @@
 use std::ops::Range;
 
 use burn::module::Module;
-use burn::tensor::Device;
 
 use super::{EstimateConfig, MemoryEstimate, Moment};
 use crate::adapter::{Role, get_params, packed_layouts};
@@ -11,29 +10,6 @@ use crate::llama::{MetaContext, TransformerDecoder};
 use crate::ops::cross_entropy_meta;
 use crate::ops::meta::{F32, Held, Ledger, MetaTensor, NumberSizes, ParamGrads, Purpose};
 use crate::training::Activations;
-use crate::weight::BaseFormat;
-
-/// A model of these sizes with these adapters, of which nothing is allocated.
-///
-/// # Panics
-/// If the sizes make up no model, or the configuration of the adapters cannot be used.
-fn model(config: &EstimateConfig) -> TransformerDecoder {
-    // Nothing is ever put there.
-    #[cfg(feature = "flex")]
-    let device = Device::flex();
-    #[cfg(not(feature = "flex"))]
-    let device = Device::default();
-    let model = config.model.init(&device.autodiff());
-    let model = match &config.lora {
-        None => Ok(model),
-        Some(lora) => model.with_found_adapters(lora),
-    };
-    let format = BaseFormat::new(config.dtype).with_quantization(config.quantization);
-    match model.and_then(|model| model.with_lazy_base(format, config.packed.clone())) {
-        Ok(model) => model,
-        Err(error) => panic!("{error}"),
-    }
-}
 
 /// A training step.
 pub struct Step<'a> {
@@ -47,10 +23,10 @@ pub struct Step<'a> {
 }
 
 impl<'a> Step<'a> {
-    pub fn new(config: &'a EstimateConfig) -> Self {
+    pub fn new(config: &'a EstimateConfig, model: TransformerDecoder) -> Self {
         Self {
             config,
-            model: model(config),
+            model,
             ledger: Ledger::new(
                 NumberSizes {
                     activation: config.compute_dtype.size(),
@@ -82,8 +58,8 @@ impl<'a> Step<'a> {
         self.ledger.live().total() - before
     }
 
-    /// The largest moment of the second micro-batch, or of the only one, and of the update.
-    pub fn largest(mut self) -> MemoryEstimate {
+    /// The moments up to the second micro-batch, or of the only one, and that of the update.
+    pub fn moments(mut self) -> Vec<MemoryEstimate> {
         for _ in 0..self.config.micro_batches.min(2) {
             match self.config.activations {
                 Activations::Keep => self.keep(),
@@ -107,8 +83,7 @@ impl<'a> Step<'a> {
                 moment: *moment,
             }
         });
-        let largest = moments.max_by_key(MemoryEstimate::total);
-        largest.expect("an update is always there")
+        moments.collect()
     }
 
     /// The update of the largest parameter forms its square or its product with a factor, in f32, and a copy of one

@@ -15,7 +15,7 @@ use std::time::Instant;
 
 use burn_peft::adapter::{ParamCount, adapter_config, initialize_eva, initialize_params};
 use burn_peft::checkpoint::{
-    base_fingerprint, base_model_name, copy_generation_config, initialize_loftq_from,
+    base_fingerprint, base_model_name, check_base, copy_generation_config, initialize_loftq_from,
     load_any_adapter, load_tokenizer, read_base_packing, save_hf, save_peft_with_base,
 };
 use burn_peft::data::{Batch, SftData, fingerprint};
@@ -194,6 +194,7 @@ impl<'a> Job<'a> {
     fn load(config: &'a RecipeConfig, member: &'a Member) -> Result<Self> {
         let base = base(config)?;
         let llama = config.llama(&base)?;
+        check_base(&base, &llama, member.device)?;
         let tokenizer = load_tokenizer(config.tokenizer.as_deref().unwrap_or(&base), &llama)?;
         let (source, data) = records::load(config, &llama, &tokenizer)?;
         let fingerprint = fingerprint(&data.samples)?;
