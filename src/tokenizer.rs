@@ -6,6 +6,7 @@
 
 mod beginning;
 mod chat;
+mod checks;
 mod gguf;
 mod gguf_files;
 mod parts;
@@ -320,6 +321,7 @@ impl Tokenizer {
     }
 
     fn from_json(bytes: &[u8], origin: &Path, names: &Names) -> Result<Self> {
+        checks::check(bytes, origin)?;
         let inner = tokenizers::Tokenizer::from_bytes(bytes)
             .map_err(|e| Error::format(origin, format!("not a tokenizer.json: {e}")))?;
         Self::from_inner(inner, origin, names)
@@ -338,7 +340,7 @@ impl Tokenizer {
         let named = names.id_of(|file| &file.eos_token, &inner, origin)?;
         Ok(Self {
             vocab_size: largest as usize + 1,
-            bos_id: prefix(&inner),
+            bos_id: prefix(&inner, origin)?,
             eos_id: named.or_else(|| first(&EOS_NAMES, &inner)),
             pad_id: first(&PAD_NAMES, &inner).unwrap_or(0),
             origin: origin.to_owned(),
@@ -470,10 +472,24 @@ impl Names {
 }
 
 /// The special token that a `tokenizer.json` puts before a text.
-fn prefix(tokenizer: &tokenizers::Tokenizer) -> Option<u32> {
-    let encoding = tokenizer.encode_fast("a", true).ok()?;
-    let is_special = *encoding.get_special_tokens_mask().first()? == 1;
-    encoding.get_ids().first().copied().filter(|_| is_special)
+fn prefix(tokenizer: &tokenizers::Tokenizer, origin: &Path) -> Result<Option<u32>> {
+    let Ok(encoding) = tokenizer.encode_fast("a", true) else {
+        return Ok(None);
+    };
+    let is_special = encoding.get_special_tokens_mask().first() == Some(&1);
+    let Some(id) = encoding.get_ids().first().copied().filter(|_| is_special) else {
+        return Ok(None);
+    };
+    match tokenizer.id_to_token(id) {
+        Some(_) => Ok(Some(id)),
+        None => {
+            let name = encoding.get_tokens().first().map_or("", String::as_str);
+            let message = format!(
+                "`post_processor` puts `{name}` before a text, with the id {id}, which no token has"
+            );
+            Err(Error::format(origin, message))
+        }
+    }
 }
 
 /// Copies a tokenizer's files into a model's folder, under the names by which other programs look for

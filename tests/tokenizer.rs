@@ -10,6 +10,8 @@ mod tiny_tokenizer;
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use base64::Engine;
+use base64::prelude::BASE64_STANDARD;
 use burn_peft::Error;
 use burn_peft::tokenizer::{Tokenizer, copy_tokenizer};
 use proptest::prelude::*;
@@ -122,6 +124,171 @@ fn template(before: &[(&str, u32)], behind: &[(&str, u32)]) -> Value {
         "pair": [text("A"), text("B")],
         "special_tokens": tokens.collect::<serde_json::Map<_, _>>(),
     })
+}
+
+/// What reading a tokenizer says that is the tiny one but for a part.
+fn complaint(edit: impl FnOnce(&mut Value)) -> String {
+    let mut json: Value = serde_json::from_str(&tiny_tokenizer::json()).unwrap();
+    edit(&mut json);
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("tokenizer.json");
+    fs::write(&path, json.to_string()).unwrap();
+    let error = Tokenizer::from_file(&path).unwrap_err().to_string();
+    let message = error.strip_prefix(&format!("{}: ", path.display()));
+    message.expect("the file is named").to_owned()
+}
+
+#[test]
+fn a_template_that_names_what_it_does_not_define() {
+    let without_token = || {
+        let mut template = template(&[("<s>", 1)], &[]);
+        template["special_tokens"] = json!({});
+        template
+    };
+    let expected =
+        "`post_processor.single` names the token `<s>`, which is not in its `special_tokens`";
+    assert_eq!(
+        complaint(|json| json["post_processor"] = without_token()),
+        expected
+    );
+    let sequence = || json!({ "type": "Sequence", "processors": [without_token()] });
+    assert_eq!(
+        complaint(|json| json["post_processor"] = sequence()),
+        expected
+    );
+
+    let of_texts = |texts: &[&str]| {
+        let text = |id: &&str| json!({ "Sequence": { "id": id, "type_id": 0 } });
+        let mut template = template(&[], &[]);
+        template["single"] = texts.iter().map(text).collect();
+        template
+    };
+    for texts in [&["B"][..], &["A", "B"], &[]] {
+        let message = complaint(|json| json["post_processor"] = of_texts(texts));
+        assert!(
+            message.contains("must have the sequence `A` once"),
+            "{message}"
+        );
+    }
+    let twice = json!({ "type": "Sequence", "processors": [template(&[("<s>", 1)], &[]), of_texts(&["A"])] });
+    let message = complaint(|json| json["post_processor"] = twice);
+    assert_eq!(
+        message,
+        "`post_processor` has 2 templates, one behind the other"
+    );
+    let message = complaint(|json| json["post_processor"] = template(&[("<s>", 999)], &[]));
+    assert!(
+        message.contains("puts `<s>` before a text, with the id 999, which no token has"),
+        "{message}"
+    );
+}
+
+#[test]
+fn parts_of_a_tokenizer_that_none_can_have() {
+    let strip = json!({ "type": "Strip", "content": " ", "start": 0, "stop": 1 });
+    for (part, value, expected) in [
+        (
+            "pre_tokenizer",
+            json!({ "type": "FixedLength", "length": 0 }),
+            "parts of the length 0",
+        ),
+        ("decoder", strip.clone(), "strips the ends of tokens"),
+        (
+            "decoder",
+            json!({ "type": "Sequence", "decoders": [{ "type": "Fuse" }, strip] }),
+            "strips the ends of tokens",
+        ),
+        (
+            "normalizer",
+            json!({ "type": "Precompiled" }),
+            "`normalizer.precompiled_charsmap` is damaged",
+        ),
+        (
+            "normalizer",
+            charsmap(&[], ""),
+            "`normalizer.precompiled_charsmap` is damaged",
+        ),
+        (
+            "model",
+            json!({ "type": "BPE", "vocab": {}, "merges": [] }),
+            "the vocabulary is empty",
+        ),
+        (
+            "model",
+            json!({ "type": "Unigram", "unk_id": null, "vocab": [] }),
+            "the vocabulary is empty",
+        ),
+        (
+            "model",
+            json!({ "type": "BPE", "vocab": { "a": 0, "b": 1 }, "merges": ["a b"] }),
+            "`model.merges` has `a b`, but `model.vocab` has no `ab`",
+        ),
+        (
+            "model",
+            json!({ "type": "BPE", "vocab": { "a": 0, "b": 1 }, "merges": [["a", "b"]] }),
+            "`model.merges` has `a b`, but `model.vocab` has no `ab`",
+        ),
+        (
+            "model",
+            json!({
+                "type": "BPE", "continuing_subword_prefix": "##", "vocab": { "a": 0, "b": 1, "ab": 2 },
+                "merges": [["a", "b"]]
+            }),
+            "`model.merges` has `a b`, whose second part does not begin with `##`",
+        ),
+    ] {
+        let message = complaint(|json| {
+            json["added_tokens"] = json!([]);
+            json[part] = value.clone();
+        });
+        assert!(message.contains(expected), "{part} {value}: {message}");
+    }
+}
+
+/// SentencePiece's map of letters: a trie, and the texts of its leaves.
+fn charsmap(trie: &[u32], texts: &str) -> Value {
+    let size = 4 * trie.len() as u32;
+    let trie = [size]
+        .into_iter()
+        .chain(trie.iter().copied())
+        .flat_map(u32::to_le_bytes);
+    let bytes: Vec<u8> = trie.chain(texts.bytes()).collect();
+    json!({ "type": "Precompiled", "precompiled_charsmap": BASE64_STANDARD.encode(bytes) })
+}
+
+#[test]
+fn a_map_of_letters_leads_nowhere_else() {
+    // "A" is a child of the root, whose children begin at 256; its leaf is the unit before it, and says where "a" stands.
+    let mut trie = vec![0; 512];
+    trie[0] = 256 << 10;
+    trie[256 + 65] = 65 | (1 << 8) | (1 << 10);
+    trie[256 + 64] = 1;
+    let texts = "_a\0";
+    let mut json: Value = serde_json::from_str(&tiny_tokenizer::json()).unwrap();
+    json["normalizer"] = charsmap(&trie, texts);
+    let tokenizer = Tokenizer::from_json_bytes(json.to_string().as_bytes()).unwrap();
+    assert_eq!(
+        tokenizer.encode("A").unwrap(),
+        tokenizer.encode("a").unwrap()
+    );
+
+    let damaged = |place: usize, unit: u32| {
+        let mut trie = trie.clone();
+        trie[place] = unit;
+        charsmap(&trie, texts)
+    };
+    for map in [
+        charsmap(&trie[..300], texts),
+        charsmap(&trie, ""),
+        damaged(0, 512 << 10),
+        damaged(256 + 65, 65 | (1 << 8) | (999 << 10)),
+        damaged(256 + 64, 4),
+    ] {
+        let message = complaint(|json| {
+            json["normalizer"] = json!({ "type": "Sequence", "normalizers": [map] })
+        });
+        assert_eq!(message, "`normalizer.precompiled_charsmap` is damaged");
+    }
 }
 
 /// As in transformers 5, where `add_bos_token` says nothing beside a `tokenizer.json`.
