@@ -31,6 +31,7 @@ impl Values for Table {
     #[cfg(target_arch = "x86_64")]
     #[inline(always)]
     unsafe fn values_avx2(self, codes: __m128i) -> __m256 {
+        // SAFETY: the caller has the instructions; the table has 16 numbers.
         unsafe {
             let codes = _mm256_cvtepu8_epi32(codes);
             let table = self.0.as_ptr();
@@ -45,6 +46,7 @@ impl Values for Table {
     #[cfg(target_arch = "x86_64")]
     #[inline(always)]
     unsafe fn values_avx512(self, codes: __m128i) -> __m512 {
+        // SAFETY: the caller has the instructions; the table has 16 numbers.
         unsafe {
             let table = _mm512_loadu_ps(self.0.as_ptr());
             _mm512_permutexvar_ps(_mm512_cvtepu8_epi32(codes), table)
@@ -65,12 +67,14 @@ impl Values for Signed {
     #[cfg(target_arch = "x86_64")]
     #[inline(always)]
     unsafe fn values_avx2(self, codes: __m128i) -> __m256 {
+        // SAFETY: the caller has the instructions.
         unsafe { _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(codes)) }
     }
 
     #[cfg(target_arch = "x86_64")]
     #[inline(always)]
     unsafe fn values_avx512(self, codes: __m128i) -> __m512 {
+        // SAFETY: the caller has the instructions.
         unsafe { _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(codes)) }
     }
 }
@@ -102,12 +106,14 @@ impl Scale for Factor {
     #[cfg(target_arch = "x86_64")]
     #[inline(always)]
     unsafe fn apply_avx2(self, values: __m256) -> __m256 {
+        // SAFETY: the caller has the instructions.
         unsafe { _mm256_mul_ps(values, _mm256_set1_ps(self.0)) }
     }
 
     #[cfg(target_arch = "x86_64")]
     #[inline(always)]
     unsafe fn apply_avx512(self, values: __m512) -> __m512 {
+        // SAFETY: the caller has the instructions.
         unsafe { _mm512_mul_ps(values, _mm512_set1_ps(self.0)) }
     }
 }
@@ -125,12 +131,14 @@ impl Scale for TwoFactors {
     #[cfg(target_arch = "x86_64")]
     #[inline(always)]
     unsafe fn apply_avx2(self, values: __m256) -> __m256 {
+        // SAFETY: the caller has the instructions.
         unsafe { Factor(self.1).apply_avx2(Factor(self.0).apply_avx2(values)) }
     }
 
     #[cfg(target_arch = "x86_64")]
     #[inline(always)]
     unsafe fn apply_avx512(self, values: __m512) -> __m512 {
+        // SAFETY: the caller has the instructions.
         unsafe { Factor(self.1).apply_avx512(Factor(self.0).apply_avx512(values)) }
     }
 }
@@ -152,6 +160,7 @@ impl Scale for Affine {
     #[cfg(target_arch = "x86_64")]
     #[inline(always)]
     unsafe fn apply_avx2(self, values: __m256) -> __m256 {
+        // SAFETY: the caller has the instructions.
         unsafe {
             _mm256_fmadd_ps(
                 values,
@@ -164,6 +173,7 @@ impl Scale for Affine {
     #[cfg(target_arch = "x86_64")]
     #[inline(always)]
     unsafe fn apply_avx512(self, values: __m512) -> __m512 {
+        // SAFETY: the caller has the instructions.
         unsafe {
             _mm512_fmadd_ps(
                 values,

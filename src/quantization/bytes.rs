@@ -28,6 +28,7 @@ pub fn write_f32s(bytes: &mut [u8], at: usize, numbers: &[f32]) {
 #[cfg(target_arch = "x86_64")]
 #[inline(always)]
 pub unsafe fn load_bytes(from: *const u8) -> std::arch::x86_64::__m128i {
+    // SAFETY: the caller's; the load asks for no alignment.
     unsafe { std::arch::x86_64::_mm_loadu_si128(from.cast()) }
 }
 
@@ -61,11 +62,13 @@ pub struct PortableHalf;
 impl Half for PortableHalf {
     #[inline(always)]
     unsafe fn read(from: *const u8) -> f32 {
+        // SAFETY: the caller's; bytes need no alignment.
         half::f16::from_le_bytes(unsafe { from.cast::<[u8; 2]>().read() }).to_f32()
     }
 
     #[inline(always)]
     unsafe fn read_pair(from: *const u8) -> [f32; 2] {
+        // SAFETY: the caller's, of four bytes.
         unsafe { [Self::read(from), Self::read(from.add(2))] }
     }
 }
@@ -79,6 +82,7 @@ impl Half for F16c {
     #[inline(always)]
     unsafe fn read(from: *const u8) -> f32 {
         use std::arch::x86_64::*;
+        // SAFETY: the caller's; the read asks for no alignment.
         unsafe {
             let bits = from.cast::<u16>().read_unaligned();
             _mm_cvtss_f32(_mm_cvtph_ps(_mm_cvtsi32_si128(bits.into())))
@@ -87,6 +91,7 @@ impl Half for F16c {
     #[inline(always)]
     unsafe fn read_pair(from: *const u8) -> [f32; 2] {
         use std::arch::x86_64::*;
+        // SAFETY: the caller's; the read asks for no alignment.
         unsafe {
             let bits = from.cast::<i32>().read_unaligned();
             let pair = _mm_cvtph_ps(_mm_cvtsi32_si128(bits));

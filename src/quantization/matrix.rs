@@ -133,6 +133,7 @@ impl DecoderVisitor for Decode<'_> {
 /// The place lies inside of the matrix.
 unsafe fn decode_portable(decoder: impl Decoder, row: usize, column: usize, out: &mut [f32]) {
     for (i, out) in out.chunks_mut(LANES).enumerate() {
+        // SAFETY: the caller's; a chunk has at most 16.
         unsafe { decoder.decode16(row, column + i * LANES, out) };
     }
 }
@@ -145,8 +146,10 @@ unsafe fn decode_avx512(decoder: impl Decoder, row: usize, column: usize, out: &
     let (whole, rest) = out.as_chunks_mut::<LANES>();
     let rest_column = column + whole.len() * LANES;
     for (i, out) in whole.iter_mut().enumerate() {
+        // SAFETY: the caller's; `out` has 16 numbers.
         unsafe { _mm512_storeu_ps(out.as_mut_ptr(), decoder.load16(row, column + i * LANES)) };
     }
+    // SAFETY: the caller's.
     unsafe { decode_portable(decoder, row, rest_column, rest) };
 }
 
@@ -158,12 +161,14 @@ unsafe fn decode_avx2(decoder: impl Decoder, row: usize, column: usize, out: &mu
     let (whole, rest) = out.as_chunks_mut::<LANES>();
     let rest_column = column + whole.len() * LANES;
     for (i, out) in whole.iter_mut().enumerate() {
+        // SAFETY: the caller's; `out` has 16 numbers.
         unsafe {
             let [lower, upper] = decoder.load16_avx2(row, column + i * LANES);
             _mm256_storeu_ps(out.as_mut_ptr(), lower);
             _mm256_storeu_ps(out.as_mut_ptr().add(LANES / 2), upper);
         }
     }
+    // SAFETY: the caller's.
     unsafe { decode_portable(decoder, row, rest_column, rest) };
 }
 

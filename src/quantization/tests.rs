@@ -296,6 +296,7 @@ proptest! {
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx512f,avx512bw")]
 unsafe fn load16(matrix: PackedMatrix, row: usize, column: usize, out: &mut [f32; 16]) {
+    // SAFETY: the caller's; `out` has 16 numbers.
     unsafe { std::arch::x86_64::_mm512_storeu_ps(out.as_mut_ptr(), matrix.load16(row, column)) };
 }
 

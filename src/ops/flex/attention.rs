@@ -56,6 +56,7 @@ struct Shared(*mut f32);
 
 // SAFETY: every use of the pointer says why its part is its own.
 unsafe impl Send for Shared {}
+// SAFETY: the same.
 unsafe impl Sync for Shared {}
 
 impl Shared {
@@ -66,6 +67,7 @@ impl Shared {
     unsafe fn queries(self, s: &Sizes, batch: usize, head: usize, rows: &Range<usize>) -> MatMut {
         let row_stride = s.heads * s.head_dim;
         let start = (batch * s.seq + rows.start) * row_stride + head * s.head_dim;
+        // SAFETY: the rows lie inside of the buffer, and are nobody else's; the caller says both.
         unsafe { MatMut::from_raw(self.0.add(start), [rows.len(), s.head_dim], row_stride) }
     }
 
@@ -76,6 +78,7 @@ impl Shared {
     unsafe fn keys(self, s: &Sizes, batch: usize, head: usize, rows: &Range<usize>) -> MatMut {
         let row_stride = s.kv_heads * s.head_dim;
         let start = (batch * s.keys + rows.start) * row_stride + head * s.head_dim;
+        // SAFETY: the rows lie inside of the buffer, and are nobody else's; the caller says both.
         unsafe { MatMut::from_raw(self.0.add(start), [rows.len(), s.head_dim], row_stride) }
     }
 }

@@ -142,6 +142,7 @@ impl<'a, A: ReadAbsmax> FourBitBlocks<'a, A> {
     #[inline(always)]
     unsafe fn bytes(&self, row: usize, column: usize) -> [u8; LANES / 2] {
         let at = (row * self.columns + column) / 2;
+        // SAFETY: two numbers share a byte, and the caller says that all 16 lie inside.
         unsafe { self.codes.as_ptr().add(at).cast::<[u8; LANES / 2]>().read() }
     }
 }
@@ -171,6 +172,7 @@ impl<A: ReadAbsmax> Blocks for FourBitBlocks<'_, A> {
     #[cfg(target_arch = "x86_64")]
     #[inline(always)]
     unsafe fn codes_x86(&self, row: usize, column: usize) -> __m128i {
+        // SAFETY: the caller's; all processors of this architecture have these.
         unsafe {
             let bytes = _mm_cvtsi64_si128(i64::from_le_bytes(self.bytes(row, column)));
             _mm_unpacklo_epi8(_mm_srli_epi16::<4>(bytes), bytes)

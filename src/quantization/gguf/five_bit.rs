@@ -27,6 +27,8 @@ fn codes_of_five_bits(bytes: &[u8], place: usize) -> [u8; LANES] {
 #[cfg(target_arch = "x86_64")]
 #[inline(always)]
 unsafe fn codes_of_five_bits_x86(bytes: *const u8, place: usize) -> __m128i {
+    // SAFETY: there are four bytes of fifth bits, of which two are read from 0 or 2 on, and 16
+    // after them; the caller says so, and that the processor has the instructions.
     unsafe {
         let low = halves_x86(bytes.add(HIGH_BYTES), place);
         let bits = bytes.add(place / 8).cast::<u16>().read_unaligned();
@@ -71,6 +73,7 @@ impl Kind for Q5_0 {
     #[cfg(target_arch = "x86_64")]
     #[inline(always)]
     unsafe fn codes_x86(block: *const u8, place: usize) -> __m128i {
+        // SAFETY: a block has 20 bytes behind its scale.
         unsafe {
             let codes = codes_of_five_bits_x86(block.add(2), place);
             _mm_sub_epi8(codes, _mm_set1_epi8(ZERO as i8))
@@ -79,6 +82,7 @@ impl Kind for Q5_0 {
 
     #[inline(always)]
     unsafe fn scale<H: Half>(block: *const u8, _place: usize) -> Factor {
+        // SAFETY: a block begins with its scale.
         Factor(unsafe { H::read(block) })
     }
 }
@@ -116,11 +120,13 @@ impl Kind for Q5_1 {
     #[cfg(target_arch = "x86_64")]
     #[inline(always)]
     unsafe fn codes_x86(block: *const u8, place: usize) -> __m128i {
+        // SAFETY: a block has 20 bytes behind scale and minimum.
         unsafe { codes_of_five_bits_x86(block.add(4), place) }
     }
 
     #[inline(always)]
     unsafe fn scale<H: Half>(block: *const u8, _place: usize) -> Affine {
+        // SAFETY: a block begins with scale and minimum.
         let [factor, shift] = unsafe { H::read_pair(block) };
         Affine { factor, shift }
     }

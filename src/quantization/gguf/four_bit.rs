@@ -22,6 +22,7 @@ pub(super) fn halves(bytes: &[u8], place: usize) -> [u8; LANES] {
 #[cfg(target_arch = "x86_64")]
 #[inline(always)]
 pub(super) unsafe fn halves_x86(bytes: *const u8, place: usize) -> __m128i {
+    // SAFETY: the caller's.
     unsafe { _mm_and_si128(shift_right(load_bytes(bytes), place / 4), _mm_set1_epi8(15)) }
 }
 
@@ -54,11 +55,13 @@ impl Kind for Q4_0 {
     #[cfg(target_arch = "x86_64")]
     #[inline(always)]
     unsafe fn codes_x86(block: *const u8, place: usize) -> __m128i {
+        // SAFETY: a block has 16 bytes behind its scale.
         unsafe { _mm_sub_epi8(halves_x86(block.add(2), place), _mm_set1_epi8(ZERO as i8)) }
     }
 
     #[inline(always)]
     unsafe fn scale<H: Half>(block: *const u8, _place: usize) -> Factor {
+        // SAFETY: a block begins with its scale.
         Factor(unsafe { H::read(block) })
     }
 }
@@ -96,11 +99,13 @@ impl Kind for Q4_1 {
     #[cfg(target_arch = "x86_64")]
     #[inline(always)]
     unsafe fn codes_x86(block: *const u8, place: usize) -> __m128i {
+        // SAFETY: a block has 16 bytes behind scale and minimum.
         unsafe { halves_x86(block.add(4), place) }
     }
 
     #[inline(always)]
     unsafe fn scale<H: Half>(block: *const u8, _place: usize) -> Affine {
+        // SAFETY: a block begins with scale and minimum.
         let [factor, shift] = unsafe { H::read_pair(block) };
         Affine { factor, shift }
     }

@@ -37,6 +37,7 @@ unsafe fn scale_of_part<H: Half>(block: *const u8, place: usize) -> Affine {
         let (low, above) = (byte(part + 4), (byte(part - 4) >> 6, byte(part) >> 6));
         (low & 15 | above.0 << 4, low >> 4 | above.1 << 4)
     };
+    // SAFETY: the caller's; the block begins with both.
     let [of_scale, of_minimum] = unsafe { H::read_pair(block) };
     Affine {
         factor: of_scale * f32::from(scale),
@@ -59,6 +60,7 @@ fn halves(bytes: &[u8], place: usize) -> [u8; LANES] {
 #[inline(always)]
 unsafe fn halves_x86(bytes: *const u8, place: usize) -> __m128i {
     let (at, half) = find(place);
+    // SAFETY: `find` gives a place of which 16 bytes lie in the 128.
     unsafe {
         let bytes = shift_right(load_bytes(bytes.add(at)), 4 * half);
         _mm_and_si128(bytes, _mm_set1_epi8(15))
@@ -87,11 +89,13 @@ impl Kind for Q4K {
     #[cfg(target_arch = "x86_64")]
     #[inline(always)]
     unsafe fn codes_x86(block: *const u8, place: usize) -> __m128i {
+        // SAFETY: a block has 128 bytes from there on.
         unsafe { halves_x86(block.add(REST_AT), place) }
     }
 
     #[inline(always)]
     unsafe fn scale<H: Half>(block: *const u8, place: usize) -> Affine {
+        // SAFETY: a block has its bytes.
         unsafe { scale_of_part::<H>(block, place) }
     }
 }
@@ -124,6 +128,7 @@ impl Kind for Q5K {
     #[cfg(target_arch = "x86_64")]
     #[inline(always)]
     unsafe fn codes_x86(block: *const u8, place: usize) -> __m128i {
+        // SAFETY: a block has 32 bytes of fifth bits, and 128 behind them.
         unsafe {
             let low = halves_x86(block.add(LOW_AT), place);
             let high = load_bytes(block.add(REST_AT + place % PART));
@@ -135,6 +140,7 @@ impl Kind for Q5K {
 
     #[inline(always)]
     unsafe fn scale<H: Half>(block: *const u8, place: usize) -> Affine {
+        // SAFETY: a block has its bytes.
         unsafe { scale_of_part::<H>(block, place) }
     }
 }

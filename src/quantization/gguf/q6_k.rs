@@ -64,6 +64,7 @@ impl Kind for Q6K {
     #[inline(always)]
     unsafe fn codes_x86(block: *const u8, place: usize) -> __m128i {
         let bits = find(place);
+        // SAFETY: `find` gives places of which 16 bytes lie in the block.
         unsafe {
             let low = shift_right(load_bytes(block.add(bits.low_at)), bits.low_shift);
             let high = shift_right(load_bytes(block.add(bits.high_at)), bits.high_shift);
@@ -76,6 +77,7 @@ impl Kind for Q6K {
 
     #[inline(always)]
     unsafe fn scale<H: Half>(block: *const u8, place: usize) -> Factor {
+        // SAFETY: a block has 16 scales, then its own.
         unsafe {
             let scale = *block.add(SCALES_AT + place / LANES);
             Factor(H::read(block.add(SCALE_AT)) * f32::from(scale.cast_signed()))

@@ -30,11 +30,13 @@ impl Kind for Q8_0 {
     #[cfg(target_arch = "x86_64")]
     #[inline(always)]
     unsafe fn codes_x86(block: *const u8, place: usize) -> __m128i {
+        // SAFETY: a block has 32 bytes behind its scale; `place` is 0 or 16.
         unsafe { load_bytes(block.add(CODES_AT + place)) }
     }
 
     #[inline(always)]
     unsafe fn scale<H: Half>(block: *const u8, _place: usize) -> Factor {
+        // SAFETY: a block begins with its scale.
         Factor(unsafe { H::read(block) })
     }
 }

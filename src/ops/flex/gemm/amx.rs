@@ -82,6 +82,7 @@ fn has_unit() -> bool {
 
 #[target_feature(enable = "xsave")]
 unsafe fn saved_state() -> u64 {
+    // SAFETY: the caller has found AVX-512, which is there only if the system lets programs read this register.
     unsafe { _xgetbv(0) }
 }
 
@@ -210,6 +211,8 @@ fn split_row<'a>(
 /// The processor must have AVX-512 for bf16.
 #[inline(always)]
 unsafe fn rounded(numbers: &[f32; ROW]) -> TileRow {
+    // SAFETY: the caller's, of the instructions; 16 numbers from 0 and from 16 on lie inside, and a `TileRow`
+    // is 512 bits, too.
     unsafe {
         let [first, others] = [0, ROW / 2].map(|i| _mm512_loadu_ps(numbers[i..].as_ptr()));
         std::mem::transmute(avx512::rounded_both(first, others))
@@ -295,6 +298,8 @@ impl<B: Operand> Part<'_, B> {
         add: bool,
     ) {
         // Strides of `a` and `b` are multiples of a line of 64 bytes: 1 and 4.
+        // SAFETY: the caller's. The loads and stores are those of 16 rows each that it says, and all tiles
+        // are named as written.
         unsafe {
             asm!(
                 "test {add}, {add}; jz 4f",
@@ -349,9 +354,12 @@ impl<B: Operand> Part<'_, B> {
         [rows, cols]: [usize; 2],
     ) {
         let mut sums = [0.0; BLOCK * BLOCK];
+        // SAFETY: the caller's, and `sums` has 32 rows of 32 numbers, without a gap.
         unsafe { self.multiply(a, b, sums.as_mut_ptr(), BLOCK, false) };
         for (row, sums) in sums.chunks_exact(BLOCK).take(rows).enumerate() {
             let out = out.wrapping_add(row * self.out.row_stride);
+            // SAFETY: the caller says that these `cols` numbers are there; `sums` has no fewer, and is no
+            // part of `out`.
             unsafe {
                 if self.add {
                     let out = std::slice::from_raw_parts_mut(out, cols);

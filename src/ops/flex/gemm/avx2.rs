@@ -100,6 +100,8 @@ fn pack_edge(rows: &mut [StripRow], width: usize, number: impl Fn(usize, usize) 
 #[target_feature(enable = "avx2,fma,f16c")]
 unsafe fn copy<B: Operand>(b: B, [row, col]: [usize; 2], to: *mut f32) {
     for i in 0..STRIP {
+        // SAFETY: the caller says that 16 x 16 numbers lie inside of `b`, and that `to` is aligned and has as
+        // many.
         unsafe {
             let [left, right] = b.load16_avx2(row + i, col);
             _mm256_store_ps(to.add(i * STRIP), left);
@@ -217,6 +219,7 @@ impl Tile<'_> {
     #[target_feature(enable = "avx2,fma,f16c")]
     unsafe fn rows(&self, rows: Range<usize>) {
         for row in rows.clone().step_by(ROWS) {
+            // SAFETY: the caller's; there are no more rows than `rows` has.
             unsafe {
                 match rows.end - row {
                     1 => self.compute::<1>(row),
@@ -234,6 +237,8 @@ impl Tile<'_> {
     #[inline(always)]
     unsafe fn compute<const M: usize>(&self, row: usize) {
         let [row_stride, col_stride] = self.a_strides;
+        // SAFETY: the caller says that these rows lie inside of `a` and `out`; a strip's rows are aligned,
+        // and as many as `a` has columns.
         unsafe {
             let mut sums = [[_mm256_setzero_ps(); VECTORS]; M];
             let mut a = self.a.add(row * row_stride);
@@ -261,6 +266,8 @@ impl Tile<'_> {
     /// Writes or adds the first `count` numbers.
     #[inline(always)]
     unsafe fn store(&self, out: *mut f32, sum: __m256, count: usize) {
+        // SAFETY: the caller says that `count` numbers are there; where they are fewer than eight the mask
+        // leaves out the others.
         unsafe {
             if count >= LANES {
                 let sum = match self.add {

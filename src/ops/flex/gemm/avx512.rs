@@ -37,6 +37,7 @@ pub fn multiplies_bf16() -> bool {
 /// The processor must have AVX-512 for bf16.
 #[inline(always)]
 pub unsafe fn rounded(values: __m512) -> __m512 {
+    // SAFETY: the caller has the instructions; both types are 256 bits.
     unsafe {
         let halves: __m256i = std::mem::transmute(_mm512_cvtneps_pbh(values));
         _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(halves)))
@@ -65,6 +66,7 @@ struct F32;
 impl Step for F32 {
     #[inline(always)]
     unsafe fn multiply_add(value: __m512, column: __m512, sum: __m512) -> __m512 {
+        // SAFETY: the caller's.
         unsafe { _mm512_fmadd_ps(value, column, sum) }
     }
 }
@@ -77,6 +79,7 @@ impl Step for Bf16Pairs {
     unsafe fn multiply_add(value: __m512, column: __m512, sum: __m512) -> __m512 {
         // SAFETY: both are 512 bits.
         let pairs = |bits| unsafe { std::mem::transmute::<__m512, __m512bh>(bits) };
+        // SAFETY: the caller's.
         unsafe { _mm512_dpbf16_ps(sum, pairs(value), pairs(column)) }
     }
 }
@@ -283,6 +286,7 @@ fn pack_edge(
 #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
 unsafe fn load_pairs<B: Operand>(b: B, row: usize, col: usize) -> __m512 {
     // A widened bf16 has its bits in the upper half.
+    // SAFETY: the caller's.
     let [lower, upper] = unsafe { [b.load16_bf16(row, col), b.load16_bf16(row + 1, col)] };
     let lower = _mm512_srli_epi32::<16>(_mm512_castps_si512(lower));
     _mm512_castsi512_ps(_mm512_or_si512(_mm512_castps_si512(upper), lower))
@@ -292,6 +296,7 @@ unsafe fn load_pairs<B: Operand>(b: B, row: usize, col: usize) -> __m512 {
 #[target_feature(enable = "avx512f,avx512bw")]
 unsafe fn copy(load: impl Fn(usize) -> __m512, to: *mut f32) {
     for row in 0..LANES {
+        // SAFETY: the caller says that `to` is aligned, and has 16 rows of `PANEL` numbers.
         unsafe { _mm512_store_ps(to.add(row * PANEL), load(row)) };
     }
 }
@@ -329,6 +334,7 @@ unsafe fn transpose(load: impl Fn(usize) -> __m512, to: *mut f32) {
             (i + 12, _mm512_shuffle_f32x4::<0xdd>(odd_low, odd_high)),
         ];
         for (row, values) in rows {
+            // SAFETY: the caller says that `to` is aligned, and has 16 rows of `PANEL` numbers.
             unsafe { _mm512_store_ps(to.add(row * PANEL), values) };
         }
     }
@@ -351,6 +357,7 @@ impl Tile {
     /// The processor must have AVX-512, and all elements must lie inside of their data.
     #[target_feature(enable = "avx512f,avx512bw")]
     unsafe fn rows(&self, rows: Range<usize>) {
+        // SAFETY: the caller's.
         unsafe { self.compute_rows::<F32>(rows) }
     }
 
@@ -358,6 +365,7 @@ impl Tile {
     /// As [`rows`](Self::rows), with AVX-512 for bf16.
     #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
     unsafe fn rows_of_pairs(&self, rows: Range<usize>) {
+        // SAFETY: the caller's.
         unsafe { self.compute_rows::<Bf16Pairs>(rows) }
     }
 
@@ -367,6 +375,7 @@ impl Tile {
         let vectors = self.width.div_ceil(LANES);
         for row in rows.clone().step_by(ROWS) {
             let count = ROWS.min(rows.end - row);
+            // SAFETY: the caller's; there are no more rows than `rows` has.
             unsafe {
                 match vectors {
                     1 => self.compute_vectors::<S, 1>(row, count),
@@ -380,6 +389,7 @@ impl Tile {
 
     #[inline(always)]
     unsafe fn compute_vectors<S: Step, const V: usize>(&self, row: usize, count: usize) {
+        // SAFETY: the caller's; `M` is not more than `count`.
         unsafe {
             match count {
                 1 => self.compute::<S, 1, V>(row),
@@ -395,6 +405,8 @@ impl Tile {
     /// M rows of V vectors, all in registers.
     #[inline(always)]
     unsafe fn compute<S: Step, const M: usize, const V: usize>(&self, row: usize) {
+        // SAFETY: the caller says that these rows lie inside of `a` and `out`; rows of a panel are aligned,
+        // and as many as `depth`.
         unsafe {
             let [row_stride, col_stride] = self.a_strides;
             let out = self.out.add(row * self.out_stride);
@@ -432,6 +444,8 @@ impl Tile {
     /// Writes or adds the first `count` numbers.
     #[inline(always)]
     unsafe fn store(&self, out: *mut f32, sum: __m512, count: usize) {
+        // SAFETY: the caller says that `count` numbers are there; where they are fewer than 16 the mask
+        // leaves out the others.
         unsafe {
             if count >= LANES {
                 let sum = match self.add {

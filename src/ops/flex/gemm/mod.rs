@@ -91,6 +91,7 @@ pub struct MatMut {
 
 // SAFETY: a pointer and sizes; who builds one promises that nobody else touches its elements.
 unsafe impl Send for MatMut {}
+// SAFETY: the same.
 unsafe impl Sync for MatMut {}
 
 impl MatMut {
@@ -217,6 +218,7 @@ pub trait Operand: Copy + Send + Sync {
     #[cfg(target_arch = "x86_64")]
     #[inline(always)]
     unsafe fn load16_bf16(&self, i: usize, j: usize) -> __m512 {
+        // SAFETY: the caller's.
         unsafe { avx512::rounded(self.load16(i, j)) }
     }
 
@@ -227,6 +229,7 @@ pub trait Operand: Copy + Send + Sync {
     #[cfg(target_arch = "x86_64")]
     #[inline(always)]
     unsafe fn load32_bf16(&self, i: usize, j: usize) -> __m512 {
+        // SAFETY: the caller's.
         unsafe { avx512::rounded_both(self.load16(i, j), self.load16(i + 16, j)) }
     }
 }
@@ -270,6 +273,7 @@ pub trait Number: Copy + Send + Sync {
     #[cfg(target_arch = "x86_64")]
     #[inline(always)]
     unsafe fn load16_bf16(source: *const Self) -> __m512 {
+        // SAFETY: the caller's.
         unsafe { avx512::rounded(Self::load16(source)) }
     }
 
@@ -280,6 +284,7 @@ pub trait Number: Copy + Send + Sync {
     #[cfg(target_arch = "x86_64")]
     #[inline(always)]
     unsafe fn load32_bf16(source: *const Self) -> __m512 {
+        // SAFETY: the caller's.
         unsafe { avx512::rounded_both(Self::load16(source), Self::load16(source.add(16))) }
     }
 }
@@ -300,12 +305,14 @@ impl Number for f32 {
     #[cfg(target_arch = "x86_64")]
     #[inline(always)]
     unsafe fn load16(source: *const Self) -> __m512 {
+        // SAFETY: the caller's.
         unsafe { _mm512_loadu_ps(source) }
     }
 
     #[cfg(target_arch = "x86_64")]
     #[inline(always)]
     unsafe fn load8(source: *const Self) -> __m256 {
+        // SAFETY: the caller's.
         unsafe { _mm256_loadu_ps(source) }
     }
 }
@@ -335,6 +342,7 @@ impl Number for bf16 {
     #[cfg(target_arch = "x86_64")]
     #[inline(always)]
     unsafe fn load16(source: *const Self) -> __m512 {
+        // SAFETY: the caller's.
         unsafe {
             let halves = _mm512_cvtepu16_epi32(_mm256_loadu_si256(source.cast()));
             _mm512_castsi512_ps(_mm512_slli_epi32::<16>(halves))
@@ -344,6 +352,7 @@ impl Number for bf16 {
     #[cfg(target_arch = "x86_64")]
     #[inline(always)]
     unsafe fn load8(source: *const Self) -> __m256 {
+        // SAFETY: the caller's.
         unsafe {
             let halves = _mm256_cvtepu16_epi32(_mm_loadu_si128(source.cast()));
             _mm256_castsi256_ps(_mm256_slli_epi32::<16>(halves))
@@ -353,12 +362,14 @@ impl Number for bf16 {
     #[cfg(target_arch = "x86_64")]
     #[inline(always)]
     unsafe fn load16_bf16(source: *const Self) -> __m512 {
+        // SAFETY: the caller's.
         unsafe { Self::load16(source) }
     }
 
     #[cfg(target_arch = "x86_64")]
     #[inline(always)]
     unsafe fn load32_bf16(source: *const Self) -> __m512 {
+        // SAFETY: the caller's.
         unsafe { _mm512_loadu_ps(source.cast()) }
     }
 }
@@ -375,12 +386,14 @@ impl Number for f16 {
     #[cfg(target_arch = "x86_64")]
     #[inline(always)]
     unsafe fn load16(source: *const Self) -> __m512 {
+        // SAFETY: the caller's.
         unsafe { _mm512_cvtph_ps(_mm256_loadu_si256(source.cast())) }
     }
 
     #[cfg(target_arch = "x86_64")]
     #[inline(always)]
     unsafe fn load8(source: *const Self) -> __m256 {
+        // SAFETY: the caller's.
         unsafe { _mm256_cvtph_ps(_mm_loadu_si128(source.cast())) }
     }
 }
@@ -427,6 +440,7 @@ impl<T: Number> Operand for Mat<'_, T> {
     #[cfg(target_arch = "x86_64")]
     #[inline(always)]
     unsafe fn load16(&self, i: usize, j: usize) -> __m512 {
+        // SAFETY: the caller's.
         unsafe { T::load16(self.at(i, j)) }
     }
 
@@ -434,18 +448,21 @@ impl<T: Number> Operand for Mat<'_, T> {
     #[inline(always)]
     unsafe fn load16_avx2(&self, i: usize, j: usize) -> [__m256; 2] {
         let source = self.at(i, j);
+        // SAFETY: the caller's.
         unsafe { [T::load8(source), T::load8(source.add(8))] }
     }
 
     #[cfg(target_arch = "x86_64")]
     #[inline(always)]
     unsafe fn load16_bf16(&self, i: usize, j: usize) -> __m512 {
+        // SAFETY: the caller's.
         unsafe { T::load16_bf16(self.at(i, j)) }
     }
 
     #[cfg(target_arch = "x86_64")]
     #[inline(always)]
     unsafe fn load32_bf16(&self, i: usize, j: usize) -> __m512 {
+        // SAFETY: the caller's.
         unsafe { T::load32_bf16(self.at(i, j)) }
     }
 }
@@ -783,6 +800,8 @@ mod tests {
                 for (output, before) in [(Output::Write, 0.0), (Output::Add, 0.25)] {
                     // Two columns more than are written: they must stay.
                     let mut out = vec![before; m * (n + 2)];
+                    // SAFETY: `out` has `m` rows of `n + 2` numbers, and is not used but through `target`
+                    // until that is dropped.
                     let target = unsafe { MatMut::from_raw(out.as_mut_ptr(), [m, n], n + 2) };
                     matmul(target, output, a, b);
                     let expected = expected(a, exact, &vec![before; m * n]);
@@ -861,6 +880,7 @@ mod tests {
                 let rounded = Mat::row_major(&rounded, [m, k]);
                 for (found, expected) in out.iter().zip(expected(rounded, exact, &vec![0.0; m * n]))
                 {
+                    // SAFETY: the product wrote all numbers.
                     let found = unsafe { found.assume_init() };
                     assert!((found - expected).abs() < 1e-4, "{found} {expected}");
                 }
