@@ -80,6 +80,8 @@ fn has_unit() -> bool {
     features & AMX_BF16 != 0 && features & AMX_TILE != 0 && saved & TILE_STATE == TILE_STATE
 }
 
+/// # Safety
+/// The processor must have AVX-512.
 #[target_feature(enable = "xsave")]
 unsafe fn saved_state() -> u64 {
     // SAFETY: the caller has found AVX-512, which is there only if the system lets programs read this register.

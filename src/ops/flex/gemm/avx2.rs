@@ -67,6 +67,10 @@ pub fn panel<B: Operand>(
 }
 
 /// Brings `width` columns of `b`, from (row, col) on, into a strip.
+///
+/// # Safety
+/// The numbers of the strip's rows from (row, col) on must lie inside of `b`, `width` in each; the processor must
+/// have AVX2, FMA and F16C.
 #[target_feature(enable = "avx2,fma,f16c")]
 unsafe fn pack<B: Operand>(b: B, [row, col]: [usize; 2], width: usize, strip: &mut [StripRow]) {
     let is_transposed = b.is_transposed();
@@ -97,6 +101,10 @@ fn pack_edge(rows: &mut [StripRow], width: usize, number: impl Fn(usize, usize) 
 }
 
 /// Writes 16 x 16 numbers of contiguous rows.
+///
+/// # Safety
+/// The processor must have AVX2, FMA and F16C, 16 x 16 numbers from (row, col) lie inside of `b`, and as many,
+/// aligned, at `to`.
 #[target_feature(enable = "avx2,fma,f16c")]
 unsafe fn copy<B: Operand>(b: B, [row, col]: [usize; 2], to: *mut f32) {
     for i in 0..STRIP {
@@ -111,6 +119,10 @@ unsafe fn copy<B: Operand>(b: B, [row, col]: [usize; 2], to: *mut f32) {
 }
 
 /// Writes 16 x 16 numbers of contiguous columns.
+///
+/// # Safety
+/// The processor must have AVX2, FMA and F16C, 16 x 16 numbers from (row, col) lie inside of `b`, and as many,
+/// aligned, at `to`.
 #[target_feature(enable = "avx2,fma,f16c")]
 unsafe fn transpose<B: Operand>(b: B, [row, col]: [usize; 2], to: *mut f32) {
     for half in [0, LANES] {
@@ -129,6 +141,9 @@ unsafe fn transpose<B: Operand>(b: B, [row, col]: [usize; 2], to: *mut f32) {
 }
 
 /// Writes 8 columns as rows `STRIP` apart.
+///
+/// # Safety
+/// The processor must have AVX2, FMA and F16C, and eight rows `STRIP` apart lie at `to`, aligned.
 #[target_feature(enable = "avx2,fma,f16c")]
 unsafe fn store_transposed(columns: [__m256; LANES], to: *mut f32) {
     // Pairs of columns, then fours; then the two halves of 128 bits change places.
@@ -234,6 +249,9 @@ impl Tile<'_> {
     }
 
     /// M rows, all in registers.
+    ///
+    /// # Safety
+    /// As [`rows`](Self::rows), of the M rows from `row` on.
     #[inline(always)]
     unsafe fn compute<const M: usize>(&self, row: usize) {
         let [row_stride, col_stride] = self.a_strides;
@@ -264,6 +282,9 @@ impl Tile<'_> {
     }
 
     /// Writes or adds the first `count` numbers.
+    ///
+    /// # Safety
+    /// As [`rows`](Self::rows), of `count` numbers at `out`.
     #[inline(always)]
     unsafe fn store(&self, out: *mut f32, sum: __m256, count: usize) {
         // SAFETY: the caller says that `count` numbers are there; where they are fewer than eight the mask

@@ -198,6 +198,9 @@ impl Buffer {
 }
 
 /// Brings `depth x width` numbers of `b` into the buffer.
+///
+/// # Safety
+/// The processor must have AVX-512, and the numbers from (row, col) on lie inside of `b`.
 #[target_feature(enable = "avx512f,avx512bw")]
 unsafe fn pack<B: Operand>(
     b: B,
@@ -227,6 +230,9 @@ unsafe fn pack<B: Operand>(
 }
 
 /// Brings `depth x width` pairs of numbers of `b`, below each other and in bf16, into the buffer.
+///
+/// # Safety
+/// The processor must have AVX-512 with bf16, and the first of each pair lie inside of `b`.
 #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
 pub unsafe fn pack_pairs<B: Operand>(
     b: B,
@@ -283,6 +289,9 @@ fn pack_edge(
 }
 
 /// 16 pairs of a row's number, in the lower half, and that of the row below it.
+///
+/// # Safety
+/// The processor must have AVX-512, with bf16; 16 numbers of this row and the next from `col` on lie inside of `b`.
 #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
 unsafe fn load_pairs<B: Operand>(b: B, row: usize, col: usize) -> __m512 {
     // A widened bf16 has its bits in the upper half.
@@ -293,6 +302,9 @@ unsafe fn load_pairs<B: Operand>(b: B, row: usize, col: usize) -> __m512 {
 }
 
 /// Writes 16 x 16 numbers, whose rows `load` gives, as rows `PANEL` apart.
+///
+/// # Safety
+/// The processor must have AVX-512, and 16 rows `PANEL` apart lie at `to`, aligned.
 #[target_feature(enable = "avx512f,avx512bw")]
 unsafe fn copy(load: impl Fn(usize) -> __m512, to: *mut f32) {
     for row in 0..LANES {
@@ -302,6 +314,9 @@ unsafe fn copy(load: impl Fn(usize) -> __m512, to: *mut f32) {
 }
 
 /// Writes 16 x 16 numbers, whose columns `load` gives, as rows `PANEL` apart.
+///
+/// # Safety
+/// The processor must have AVX-512, and 16 rows `PANEL` apart lie at `to`, aligned.
 #[target_feature(enable = "avx512f,avx512bw")]
 unsafe fn transpose(load: impl Fn(usize) -> __m512, to: *mut f32) {
     let mut columns = [_mm512_setzero_ps(); LANES];
@@ -370,6 +385,9 @@ impl Tile {
     }
 
     /// Six rows at a time.
+    ///
+    /// # Safety
+    /// As [`rows`](Self::rows), with what the step needs.
     #[inline(always)]
     unsafe fn compute_rows<S: Step>(&self, rows: Range<usize>) {
         let vectors = self.width.div_ceil(LANES);
@@ -387,6 +405,8 @@ impl Tile {
         }
     }
 
+    /// # Safety
+    /// As [`rows`](Self::rows), with what the step needs, of `count` rows of V vectors.
     #[inline(always)]
     unsafe fn compute_vectors<S: Step, const V: usize>(&self, row: usize, count: usize) {
         // SAFETY: the caller's; `M` is not more than `count`.
@@ -403,6 +423,9 @@ impl Tile {
     }
 
     /// M rows of V vectors, all in registers.
+    ///
+    /// # Safety
+    /// As [`rows`](Self::rows), with what the step needs, of the M rows from `row` on.
     #[inline(always)]
     unsafe fn compute<S: Step, const M: usize, const V: usize>(&self, row: usize) {
         // SAFETY: the caller says that these rows lie inside of `a` and `out`; rows of a panel are aligned,
@@ -442,6 +465,9 @@ impl Tile {
     }
 
     /// Writes or adds the first `count` numbers.
+    ///
+    /// # Safety
+    /// As [`rows`](Self::rows), of `count` numbers at `out`.
     #[inline(always)]
     unsafe fn store(&self, out: *mut f32, sum: __m512, count: usize) {
         // SAFETY: the caller says that `count` numbers are there; where they are fewer than 16 the mask
