@@ -27,9 +27,9 @@ EMBEDDED = pathlib.Path(__file__).parents[2] / "examples/assets/tiny"
 class Case:
     """A run in a folder of its own."""
 
-    def __init__(self, program: str, folder: pathlib.Path, records: pathlib.Path):
+    def __init__(self, program: str, folder: pathlib.Path, records: pathlib.Path, base: pathlib.Path = EMBEDDED):
         self.folder = folder
-        self.command = [program, f"output_dir={folder}", f"checkpoint_dir={EMBEDDED}", f"dataset={records}", "max_seq_len=48",
+        self.command = [program, f"output_dir={folder}", f"checkpoint_dir={base}", f"dataset={records}", "max_seq_len=48",
                         "report_samples=0", "epochs=1", "max_steps_per_epoch=4", "save_every_n_steps=2",
                         "keep_last_n_checkpoints=1", "resume_from_checkpoint=auto"]
 
