@@ -3,7 +3,10 @@
 
 #[path = "../src/bin/burn-peft/allocator.rs"]
 mod allocator;
+#[path = "support/at_hand.rs"]
+mod at_hand;
 
+use at_hand::left_out;
 use burn_peft::training::peak_memory_bytes;
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -61,8 +64,10 @@ fn exercise(seed: u64) {
 /// Each moment holds 256 MiB, in blocks of another size.
 fn freed_blocks_become_those_of_the_next_moment() {
     let Some(before) = peak_memory_bytes() else {
-        println!("skipped: this system does not tell a process's peak memory");
-        return;
+        return left_out(
+            "memory",
+            "this system does not tell a process's peak memory",
+        );
     };
     for blocks in [32, 11, 27, 5, 64] {
         let size = 256 * MIB / blocks;

@@ -4,11 +4,14 @@
 //! the test that reproduces its batches looks in the folder that `BURN_PEFT_SHARED` names and is
 //! skipped without it.
 
+#[path = "support/at_hand.rs"]
+mod at_hand;
 mod tiny_tokenizer;
 
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use at_hand::left_out;
 use burn::prelude::*;
 use burn_peft::Error;
 use burn_peft::data::*;
@@ -667,7 +670,10 @@ fn reference_run_is_reproduced() {
 fn shared() -> Option<PathBuf> {
     let root = std::env::var_os("BURN_PEFT_SHARED");
     if root.is_none() {
-        println!("skipped: BURN_PEFT_SHARED does not name the folder of the reference run");
+        left_out(
+            "shared",
+            "BURN_PEFT_SHARED does not name the folder of the reference run",
+        );
     }
     root.map(|root| Path::new(&root).to_owned())
 }

@@ -1,8 +1,12 @@
 //! Merging into a checkpoint, and saving a packed model as a dense one, hold one weight at a time. A program of its own:
 //! the peak memory is that of the process.
 
+#[path = "support/at_hand.rs"]
+mod at_hand;
+
 use std::path::Path;
 
+use at_hand::left_out;
 use burn::tensor::Device;
 use burn_peft::adapter::{initialize_adapters, initialize_params};
 use burn_peft::checkpoint::{
@@ -42,8 +46,10 @@ fn one_weight_is_held_at_a_time() {
         return make(dir.as_ref());
     }
     let Some(_) = peak_memory_bytes() else {
-        println!("skipped: this system does not tell the peak memory");
-        return;
+        return left_out(
+            "memory",
+            "this system does not tell a process's peak memory",
+        );
     };
     let dir = tempfile::tempdir().unwrap();
     let maker = std::process::Command::new(std::env::current_exe().unwrap())

@@ -3,6 +3,8 @@
 //! The tokenizers of Llama 2 and of stories260K are not part of this repository. Tests that need
 //! them look in the folder that `BURN_PEFT_SHARED` names and are skipped without it.
 
+#[path = "support/at_hand.rs"]
+mod at_hand;
 #[path = "tiny_tokenizer/sentencepiece.rs"]
 mod sentencepiece;
 mod tiny_tokenizer;
@@ -10,6 +12,7 @@ mod tiny_tokenizer;
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use at_hand::left_out;
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 use burn_peft::Error;
@@ -40,7 +43,8 @@ fn shared(path: &str) -> Option<PathBuf> {
     match std::env::var_os("BURN_PEFT_SHARED") {
         Some(root) => Some(Path::new(&root).join(path)),
         None => {
-            println!("skipped: BURN_PEFT_SHARED does not name the folder that has {path}");
+            let why = format!("BURN_PEFT_SHARED does not name the folder that has {path}");
+            left_out("shared", &why);
             None
         }
     }

@@ -2,6 +2,8 @@
 //! bad input. `BURN_DEVICE` names the device.
 
 mod adapters;
+#[path = "../support/at_hand.rs"]
+mod at_hand;
 mod bad_input;
 mod bitsandbytes;
 mod burns_layers;
@@ -17,6 +19,7 @@ mod golden;
 mod golden_cases;
 mod initialize;
 mod joint;
+mod left_out;
 mod loading;
 mod loftq;
 mod losses;

@@ -8,6 +8,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+use crate::at_hand::left_out;
 use crate::common::{Tensors, assert_close, assert_floats_close, device, floats, max_abs_diff};
 use burn::tensor::{Int, Tensor, TensorData};
 use burn_peft::adapter::{adapter_state_dict, quantize_base};
@@ -28,7 +29,7 @@ fn stories() -> Option<PathBuf> {
     match std::env::var_os("BURN_PEFT_SHARED") {
         Some(shared) => Some(Path::new(&shared).join("reference/stories260k")),
         None => {
-            println!("skipped: BURN_PEFT_SHARED is not set");
+            left_out("shared", "BURN_PEFT_SHARED does not name the folder of the reference run");
             None
         }
     }
