@@ -47,6 +47,37 @@ mod templates {
         assert_eq!(error.to_string(), expected);
     }
 
+    /// A template comes with a model that somebody else made.
+    #[test]
+    fn what_would_fill_the_memory_is_refused() {
+        let all = said(&[("user", "a"), ("assistant", "b")]);
+        for text in [
+            "{{ 'a' | indent(10000000000) }}",
+            "{{ 'a' | indent(width=9223372036854775807) }}",
+            "{{ messages | batch(9223372036854775807) | list }}",
+            "{{ messages | slice(10000000000) | list }}",
+            "{{ (messages * 4611686018427387904) | list }}",
+            "{{ (messages * 9223372036854775807) | join }}",
+            "{{ messages * 9223372036854775807 }}",
+            "{{ (messages * 10000000) | map(attribute='role') | list }}",
+            "{{ (messages * 10000000) | tojson }}",
+            "{{ '%999999999999d' | format(1) }}",
+            "{{ '%*d' | format(999999999999, 1) }}",
+            "{{ '{:>9999999999999}'.format(1) }}",
+        ] {
+            let error = template(text).render(&all, false).unwrap_err().to_string();
+            let said = ["more than", "widths of at most"];
+            assert!(
+                said.iter().any(|said| error.contains(said)),
+                "{text}: {error}"
+            );
+        }
+        let text = "{{ 'a\nb' | indent(2) }} {{ (messages * 2) | map(attribute='content') | join(', ') }} \
+                    {{ '%5d in 20260101' | format(7) }} {{ '{:*>4}'.format(1) }} {{ [[1, 2] | batch(2) | list, [3] * 2] }}";
+        let expected = "a\n  b a, b, a, b     7 in 20260101 ***1 [[[1, 2]], [3, 3]]";
+        assert_eq!(rendered(text, &all), expected);
+    }
+
     #[test]
     fn blocks_are_trimmed_and_loops_controlled() {
         let text = "a\n  {% for m in messages %}\n{% if loop.index0 == 1 %}{% continue %}{% endif %}\n\
