@@ -195,13 +195,17 @@ impl Tokenizer {
     }
 
     /// The first `count` token ids of `text`. Of a long text no more is encoded than they take, so that a token may
-    /// differ from that of the whole text only where that depends on letters some hundred bytes behind it.
+    /// differ from that of the whole text only where that depends on letters some hundred bytes behind it. Where hundreds of
+    /// kilobytes make fewer tokens than that, they are encoded piece by piece, each to the end of a word if it has one.
     ///
     /// # Errors
     ///
     /// Those of [`Tokenizer::encode`].
     pub fn encode_first(&self, text: &str, count: usize) -> Result<Vec<u32>> {
-        first_tokens(text, count, |text| self.encode(text))
+        first_tokens(text, count, |part| match part.start {
+            0 => self.encode(&text[part]),
+            _ => self.encode_continuation(&text[part]),
+        })
     }
 
     /// The token ids of `text` after the token that begins a sequence, if there is one: what a model is asked
@@ -237,7 +241,7 @@ impl Tokenizer {
     ///
     /// Those of [`Tokenizer::encode`].
     pub fn encode_continuation_first(&self, text: &str, count: usize) -> Result<Vec<u32>> {
-        first_tokens(text, count, |text| self.encode_continuation(text))
+        first_tokens(text, count, |part| self.encode_continuation(&text[part]))
     }
 
     /// The text of `ids`. Special tokens and ids that the tokenizer does not know (a model's

@@ -89,14 +89,17 @@ impl<'a> ChatEncoder<'a> {
         if part.is_empty() || count == 0 {
             return Ok(());
         }
-        let found = first_tokens(part, count, |part| match start {
-            0 => self.encode_text(part, parses),
-            _ => self.encode_behind(part, parses),
-        })?;
-        tokens.extend(found.into_iter().map(|token| PlacedToken {
-            id: token.id,
-            place: token.place.start + start..token.place.end + start,
-        }));
+        tokens.extend(first_tokens(part, count, |piece| {
+            let start = start + piece.start;
+            let mut found = match start {
+                0 => self.encode_text(&part[piece], parses),
+                _ => self.encode_behind(&part[piece], parses),
+            }?;
+            for PlacedToken { place, .. } in &mut found {
+                *place = place.start + start..place.end + start;
+            }
+            Ok(found)
+        })?);
         Ok(())
     }
 
