@@ -3,6 +3,8 @@
 use burn::tensor::Device;
 use burn_peft::training::{Bytes, EstimateConfig, available_memory_bytes, estimate, suggestions};
 
+use crate::say::tell;
+
 /// What the estimate of a GPU's memory leaves out: what cuBLAS takes, and what lies between the
 /// buffers of CubeCL's pools.
 const GPU_OVERHEAD: u64 = 2_000_000_000;
@@ -30,7 +32,7 @@ pub fn print_memory(config: &EstimateConfig, device: &Device, num_local: usize) 
     if memory.total() > usable {
         say!("This will probably not fit.");
         for suggestion in suggestions(config, usable) {
-            say!("{suggestion}");
+            tell(&suggestion.to_string());
         }
     }
 }

@@ -40,6 +40,7 @@ use report::{Progress, Speed, print_device, print_notes, print_progress, print_w
 
 use crate::allocator;
 use crate::exit::exit_code;
+use crate::say::tell;
 
 /// How LoftQ decomposes the error of a weight: to a thousandth of what is left as the exact decomposition does.
 const LOFTQ: Decomposition = Decomposition::Randomized {
@@ -356,7 +357,7 @@ impl<'a> Run<'a> {
             return self.train(model, trainer, job).map(drop);
         }
         let count = ParamCount::of(&model);
-        say!("{count}");
+        tell(&count.to_string());
         print_notes(&job.data.notes, &trainer.schedule);
         let steps = job.data.order.steps_per_epoch();
         print_progress(&self.dir, &trainer, steps, self.is_over(&trainer));

@@ -9,6 +9,8 @@ use burn_peft::tokenizer::Tokenizer;
 use burn_peft::training::ExactMatch;
 use burn_peft::training::recipe::RecipeConfig;
 
+use crate::say::tell;
+
 /// The most tokens of an answer to a record of the user's.
 const MAX_TOKENS: usize = 64;
 /// No answer of the embedded model's held-out records is longer.
@@ -44,6 +46,12 @@ impl Quiz {
             beginnings,
             base: Vec::new(),
         };
+        let count = quiz.records.len() + quiz.beginnings.len();
+        if count > 0 {
+            tell(&format!(
+                "{count} questions are asked before the training, and again after it"
+            ));
+        }
         quiz.base = quiz.ask(&model.clone().without_adapters(), tokenizer)?;
         Ok(quiz)
     }

@@ -12,14 +12,15 @@ use indicatif::{ProgressBar, ProgressStyle};
 
 use super::launch::Member;
 use crate::memory::print_memory;
+use crate::say::tell;
 
 /// What is trained on what.
 pub fn print_work(model: &Path, source: &Path, data: &SftData) {
     let (count, source) = (data.samples.len(), source.display());
-    say!(
-        "{} is finetuned on {count} records of {source}.\n",
-        model.display()
-    );
+    let model = model.display();
+    tell(&format!(
+        "{model} is finetuned on {count} records of {source}.\n"
+    ));
 }
 
 const WITHOUT_CUBLAS: &str = "\
@@ -47,7 +48,7 @@ pub fn print_device(config: &EstimateConfig, member: &Member) -> Result<()> {
 
 pub fn print_notes(notes: &[String], schedule: &LrSchedule) {
     for note in notes.iter().chain(&late_warmup(schedule)) {
-        say!("note: {note}");
+        tell(&format!("note: {note}"));
     }
 }
 
@@ -72,12 +73,12 @@ pub fn print_progress(run: &RunDir, trainer: &Trainer, steps_per_epoch: usize, i
         say!("going on after step {step} of {total}");
     }
     if let Some(epochs) = run.epochs_before() {
-        say!(
+        tell(&format!(
             "note: the run had {epochs} epoch(s) until now; the learning rate goes on along the schedule of all \
              {total} steps: {:.3e} at step {}",
             schedule.lr_at(step),
             step + 1
-        );
+        ));
     }
 }
 
@@ -114,11 +115,8 @@ pub struct Progress {
 
 impl Progress {
     pub fn new(total_steps: usize, done: usize, is_shown: bool) -> Self {
-        // The bar takes what the words leave of a line.
-        let template = "{pos}/{len} steps, {msg}, {eta} left {wide_bar}";
-        let style = ProgressStyle::with_template(template).expect("the template is valid");
         let bar = match is_shown {
-            true => ProgressBar::new(total_steps as u64).with_style(style),
+            true => ProgressBar::new(total_steps as u64).with_style(style(DURING)),
             false => ProgressBar::hidden(),
         };
         Self {
@@ -128,8 +126,9 @@ impl Progress {
         }
     }
 
-    /// The training begins: what came before is no part of a step's time.
+    /// The training begins: what came before is no part of its time.
     pub fn begin(&self) {
+        self.bar.reset_elapsed();
         self.bar.reset_eta();
     }
 
@@ -147,11 +146,36 @@ impl Progress {
     /// A line above the bar.
     pub fn say(&self, line: &str) {
         if self.is_shown {
-            self.bar.suspend(|| say!("{line}"));
+            self.bar.suspend(|| tell(line));
         }
     }
 
+    /// The training has ended, maybe before its last step.
     pub fn finish(&self) {
-        self.bar.finish();
+        self.bar.set_style(style(AT_END));
+        self.bar.abandon();
+    }
+}
+
+/// The bar takes what the words leave of a line.
+const DURING: &str = "{pos}/{len} steps, {msg}, {eta} left {wide_bar}";
+const AT_END: &str = "{pos}/{len} steps in {elapsed}, {msg} {wide_bar}";
+
+fn style(template: &str) -> ProgressStyle {
+    ProgressStyle::with_template(template).expect("the template is valid")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_training_that_ends_early_has_not_made_all_steps() {
+        let progress = Progress::new(10, 2, false);
+        progress.begin();
+        progress.show(3, 1.5, 100.0);
+        progress.finish();
+        assert_eq!(progress.bar.position(), 3);
+        assert!(progress.bar.is_finished());
     }
 }
