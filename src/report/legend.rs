@@ -19,7 +19,7 @@ const GAP: usize = 8;
 const MARGIN: usize = 16;
 
 /// How long a name may be: the first of these at which no two become one, if there is one.
-const NAME_LETTERS: [usize; 4] = [28, 40, 60, 90];
+const NAME_LETTERS: [usize; 5] = [28, 36, 45, 60, 90];
 
 enum Glyph {
     Line(Stroke),
@@ -203,7 +203,11 @@ mod tests {
         let [twenty, fifty] = [20, 50].map(|count| "x".repeat(count));
         assert_eq!(names(&in_the_middle)[11], format!("...ed_11{twenty}"));
         assert_eq!(names(&far_behind)[7], format!("{fifty}seed_07..."));
-        assert!(names(&|_| "z".repeat(300)).iter().all(|name| name.len() == 28));
+        assert!(
+            names(&|_| "z".repeat(300))
+                .iter()
+                .all(|name| name.len() == 28)
+        );
     }
 
     #[test]
