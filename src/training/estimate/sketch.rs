@@ -170,8 +170,9 @@ impl Alike {
                 Some(Self { layers, period })
             })
         });
+        let repeated = stretches.filter(|alike| alike.layers.len() > alike.period);
         let longest =
-            stretches.max_by_key(|alike| (alike.layers.len(), std::cmp::Reverse(alike.period)));
+            repeated.max_by_key(|alike| (alike.layers.len(), std::cmp::Reverse(alike.period)));
         longest.unwrap_or(Self {
             layers: 0..0,
             period: 1,
