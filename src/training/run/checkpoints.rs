@@ -355,8 +355,10 @@ impl RunDir {
         let today = self.options.epochs;
         let before = self.start.as_ref().map_or(today, |s| s.epochs);
         let before = state.epochs.unwrap_or(before);
+        // The numbers of a file may be any.
+        let product = |steps: usize, epochs: usize| steps as u128 * epochs as u128;
         if let Some(of_run) = state.total_steps
-            && of_run * today != total_steps * before
+            && product(of_run, today) != product(total_steps, before)
         {
             return Err(self.error(&format!(
                 "the run in this folder has {of_run} steps in {before} epoch(s), with today's records it would have \
