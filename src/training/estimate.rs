@@ -1,6 +1,5 @@
 //! How much memory a training will take, before anything is allocated.
 
-mod sketch;
 mod step;
 mod suggest;
 
@@ -9,7 +8,7 @@ use std::fmt;
 
 use burn::tensor::{DType, Device};
 
-use self::sketch::Sketch;
+use self::step::Step;
 use super::options::LOSS_CHUNK_ROWS;
 use super::recipe::RecipeConfig;
 use super::{Activations, installed_memory_bytes};
@@ -208,7 +207,7 @@ impl MemoryEstimate {
 }
 
 /// The peak memory of a training from its second step on, when the optimizer has its state. Nothing
-/// is allocated. It takes no longer for more layers that are alike.
+/// is allocated.
 ///
 /// A step is run on tensors that have sizes and no numbers: forward, loss, backward and update of a model whose
 /// parameters are never given a value. Each operation says what it keeps and forms ([`ops`](crate::ops)), each adapter
@@ -231,7 +230,7 @@ impl MemoryEstimate {
 /// ([`LlamaConfig::validate`]), a pattern of the adapters' configuration is no regular expression, a layer has no such
 /// rank or row, or its input is not divided by the blocks of a quantization; or if no backend is enabled.
 pub fn estimate(config: &EstimateConfig) -> MemoryEstimate {
-    Sketch::new(config).largest(config)
+    Step::new(config).largest()
 }
 
 /// Checks that trainings of which so many run on this machine do not take more memory than it has, swap included.
@@ -259,8 +258,7 @@ pub fn require_memory(config: &EstimateConfig, device: &Device, num_local: usize
 /// # Panics
 /// As [`estimate`].
 pub fn saved_bytes_per_layer(config: &EstimateConfig, input_is_tracked: bool) -> u64 {
-    let step = Sketch::new(config).step(config);
-    step.saved_by_layer(input_is_tracked)
+    Step::new(config).saved_by_layer(input_is_tracked)
 }
 
 /// An amount of memory, shown as `13.5 GB` or `16.8 MB` (powers of ten).

@@ -3,6 +3,7 @@
 use std::ops::Range;
 
 use burn::module::Module;
+use burn::tensor::Device;
 
 use super::{EstimateConfig, MemoryEstimate, Moment};
 use crate::adapter::{Role, get_params, packed_layouts};
@@ -10,6 +11,29 @@ use crate::llama::{MetaContext, TransformerDecoder};
 use crate::ops::cross_entropy_meta;
 use crate::ops::meta::{F32, Held, Ledger, MetaTensor, NumberSizes, ParamGrads, Purpose};
 use crate::training::Activations;
+use crate::weight::BaseFormat;
+
+/// A model of these sizes with these adapters, of which nothing is allocated.
+///
+/// # Panics
+/// If the sizes make up no model, or the configuration of the adapters cannot be used.
+fn model(config: &EstimateConfig) -> TransformerDecoder {
+    // Nothing is ever put there.
+    #[cfg(feature = "flex")]
+    let device = Device::flex();
+    #[cfg(not(feature = "flex"))]
+    let device = Device::default();
+    let model = config.model.init(&device.autodiff());
+    let model = match &config.lora {
+        None => Ok(model),
+        Some(lora) => model.with_found_adapters(lora),
+    };
+    let format = BaseFormat::new(config.dtype).with_quantization(config.quantization);
+    match model.and_then(|model| model.with_lazy_base(format, config.packed.clone())) {
+        Ok(model) => model,
+        Err(error) => panic!("{error}"),
+    }
+}
 
 /// A training step.
 pub struct Step<'a> {
@@ -23,10 +47,10 @@ pub struct Step<'a> {
 }
 
 impl<'a> Step<'a> {
-    pub fn new(config: &'a EstimateConfig, model: TransformerDecoder) -> Self {
+    pub fn new(config: &'a EstimateConfig) -> Self {
         Self {
             config,
-            model,
+            model: model(config),
             ledger: Ledger::new(
                 NumberSizes {
                     activation: config.compute_dtype.size(),
@@ -58,8 +82,8 @@ impl<'a> Step<'a> {
         self.ledger.live().total() - before
     }
 
-    /// The moments up to the second micro-batch, or of the only one, and that of the update.
-    pub fn moments(mut self) -> Vec<MemoryEstimate> {
+    /// The largest moment of the second micro-batch, or of the only one, and of the update.
+    pub fn largest(mut self) -> MemoryEstimate {
         for _ in 0..self.config.micro_batches.min(2) {
             match self.config.activations {
                 Activations::Keep => self.keep(),
@@ -83,7 +107,8 @@ impl<'a> Step<'a> {
                 moment: *moment,
             }
         });
-        moments.collect()
+        let largest = moments.max_by_key(MemoryEstimate::total);
+        largest.expect("an update is always there")
     }
 
     /// The update of the largest parameter forms its square or its product with a factor, in f32, and a copy of one

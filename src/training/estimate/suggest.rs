@@ -4,8 +4,7 @@ use std::fmt;
 
 use burn::tensor::DType;
 
-use super::sketch::Sketch;
-use super::{Bytes, EstimateConfig, MemoryEstimate};
+use super::{Bytes, EstimateConfig, MemoryEstimate, estimate};
 use crate::ops::AttentionBody;
 use crate::quantization::PackedLayout;
 use crate::training::Activations;
@@ -71,8 +70,8 @@ impl Change {
 
     /// Recomputation, the batch size and the length of rows that fit or come closest, bf16, NF4: what
     /// changes a training's outcome least comes first.
-    fn candidates(sketch: &Sketch, config: &EstimateConfig, available: u64) -> Vec<Self> {
-        let fits = |change: &Self| sketch.largest(&change.apply(config)).total() <= available;
+    fn candidates(config: &EstimateConfig, available: u64) -> Vec<Self> {
+        let fits = |change: &Self| estimate(&change.apply(config)).total() <= available;
         let first_that_fits = |changes: Vec<Self>| {
             let last = changes.last().copied();
             changes.into_iter().find(fits).or(last)
@@ -130,12 +129,12 @@ pub struct Suggestion {
 }
 
 impl Suggestion {
-    fn new(changes: Vec<Change>, sketch: &Sketch, config: &EstimateConfig) -> Self {
+    fn new(changes: Vec<Change>, config: &EstimateConfig) -> Self {
         let apply = |config: EstimateConfig, change: &Change| change.apply(&config);
         let changed = changes.iter().fold(config.clone(), apply);
         Self {
             changes,
-            estimate: sketch.largest(&changed),
+            estimate: estimate(&changed),
         }
     }
 }
@@ -146,14 +145,12 @@ impl Suggestion {
 /// # Panics
 /// As [`estimate`].
 pub fn suggestions(config: &EstimateConfig, available: u64) -> Vec<Suggestion> {
-    // No change is one of the model's layers or adapters.
-    let sketch = Sketch::new(config);
-    let total = sketch.largest(config).total();
+    let total = estimate(config).total();
     if total <= available {
         return Vec::new();
     }
-    let single = |change| Suggestion::new(vec![change], &sketch, config);
-    let candidates = Change::candidates(&sketch, config, available).into_iter();
+    let single = |change| Suggestion::new(vec![change], config);
+    let candidates = Change::candidates(config, available).into_iter();
     let mut found: Vec<Suggestion> = candidates
         .map(single)
         .filter(|suggestion| suggestion.estimate.total() <= total - total / 100)
@@ -161,8 +158,7 @@ pub fn suggestions(config: &EstimateConfig, available: u64) -> Vec<Suggestion> {
     let fits = |suggestion: &Suggestion| suggestion.estimate.total() <= available;
     if found.len() > 1 && !found.iter().any(fits) {
         let changes: Vec<Change> = found.iter().flat_map(|s| s.changes.clone()).collect();
-        let prefixes =
-            (2..=changes.len()).map(|n| Suggestion::new(changes[..n].to_vec(), &sketch, config));
+        let prefixes = (2..=changes.len()).map(|n| Suggestion::new(changes[..n].to_vec(), config));
         let together: Vec<Suggestion> = prefixes.collect();
         let enough = together.iter().position(fits).unwrap_or(together.len() - 1);
         found.push(together[enough].clone());
