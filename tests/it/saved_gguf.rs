@@ -23,8 +23,8 @@ use burn_peft::weight::{FrozenWeight, Quantization};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use crate::at_hand::left_out;
 use crate::adapters::{base, random};
+use crate::at_hand::left_out;
 use crate::common::{device, floats};
 
 /// A model with more tokens than its tokenizer, and rows of w2 that no block divides.
@@ -398,7 +398,10 @@ fn a_sentencepiece_tokenizer_stays_what_it_is() {
 #[test]
 fn tokenizers_of_real_models_stay_what_they_are() {
     let Some(shared) = std::env::var_os("BURN_PEFT_SHARED") else {
-        return left_out("shared", "BURN_PEFT_SHARED does not name the folder of the real assets");
+        return left_out(
+            "shared",
+            "BURN_PEFT_SHARED does not name the folder of the real assets",
+        );
     };
     for (folder, vocab_size) in [
         ("assets/llama2_tokenizer", 32_000),

@@ -29,7 +29,10 @@ fn stories() -> Option<PathBuf> {
     match std::env::var_os("BURN_PEFT_SHARED") {
         Some(shared) => Some(Path::new(&shared).join("reference/stories260k")),
         None => {
-            left_out("shared", "BURN_PEFT_SHARED does not name the folder of the reference run");
+            left_out(
+                "shared",
+                "BURN_PEFT_SHARED does not name the folder of the reference run",
+            );
             None
         }
     }
