@@ -52,18 +52,18 @@ mod templates {
     fn what_would_fill_the_memory_is_refused() {
         let all = said(&[("user", "a"), ("assistant", "b")]);
         for text in [
-            "{{ 'a' | indent(10000000000) }}",
-            "{{ 'a' | indent(width=9223372036854775807) }}",
-            "{{ messages | batch(9223372036854775807) | list }}",
-            "{{ messages | slice(10000000000) | list }}",
-            "{{ (messages * 4611686018427387904) | list }}",
-            "{{ (messages * 9223372036854775807) | join }}",
-            "{{ messages * 9223372036854775807 }}",
-            "{{ (messages * 10000000) | map(attribute='role') | list }}",
-            "{{ (messages * 10000000) | tojson }}",
-            "{{ '%999999999999d' | format(1) }}",
-            "{{ '%*d' | format(999999999999, 1) }}",
-            "{{ '{:>9999999999999}'.format(1) }}",
+            "{{ 'a' | indent(2000000) }}",
+            "{{ 'a' | indent(width=2000000) }}",
+            "{{ messages | batch(2000000) | list }}",
+            "{{ messages | slice(2000000) | list }}",
+            "{{ (messages * 1000000) | list }}",
+            "{{ (messages * 1000000) | join }}",
+            "{{ messages * 1000000 }}",
+            "{{ (messages * 1000000) | map(attribute='role') | list }}",
+            "{{ (messages * 1000000) | tojson }}",
+            "{{ '%999999d' | format(1) }}",
+            "{{ '%*d' | format(9, 1) }}",
+            "{{ '{:>999999}'.format(1) }}",
         ] {
             let error = template(text).render(&all, false).unwrap_err().to_string();
             let said = ["more than", "widths of at most"];

@@ -224,12 +224,12 @@ fn parts_of_a_tokenizer_that_none_can_have() {
         ),
         (
             "model",
-            json!({ "type": "BPE", "vocab": { "a": 0, "b": 1 }, "merges": ["a b"] }),
+            json!({ "type": "BPE", "vocab": { "a": 0, "b": 1, "cc": 2 }, "merges": ["a b"] }),
             "`model.merges` has `a b`, but `model.vocab` has no `ab`",
         ),
         (
             "model",
-            json!({ "type": "BPE", "vocab": { "a": 0, "b": 1 }, "merges": [["a", "b"]] }),
+            json!({ "type": "BPE", "vocab": { "a": 0, "b": 1, "cc": 2 }, "merges": [["a", "b"]] }),
             "`model.merges` has `a b`, but `model.vocab` has no `ab`",
         ),
         (
