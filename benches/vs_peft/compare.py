@@ -105,6 +105,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="the first row alone, three rounds")
     parser.add_argument("--rounds", type=int, help="runs of each program (default: 5)")
     parser.add_argument("--only", default="", help="the rows whose name contains this text")
+    parser.add_argument("--steps", type=int, help="of each run, in place of a row's own number")
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="default: all")
     args = parser.parse_args()
     args.rounds = args.rounds or (3 if args.quick else 5)
@@ -181,6 +182,15 @@ def medians(results: list[dict]) -> list[float]:
     return [statistics.median(figures) for figures in (speeds, peaks, above)]
 
 
+def with_steps(command: list[str], steps: int | None) -> list[str]:
+    if steps is None:
+        return command
+    if "--steps" in command:
+        at = command.index("--steps")
+        command = command[:at] + command[at + 2 :]
+    return [*command, "--steps", str(steps)]
+
+
 def commands(args: argparse.Namespace, work: Work | Own) -> list[list[str]]:
     """Ours and the other."""
     case = ["--case", str(args.cases / work.case)]
@@ -193,7 +203,7 @@ def commands(args: argparse.Namespace, work: Work | Own) -> list[list[str]]:
 
 def compare(args: argparse.Namespace, work: Work | Own) -> list[list[float]]:
     """The medians of ours and those of the other."""
-    pair = commands(args, work)
+    pair = [with_steps(command, args.steps) for command in commands(args, work)]
     results, busy = ([], []), 0.0
     for index in range(args.rounds):
         for which in [1, 0] if index % 2 == 0 else [0, 1]:

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Compares training steps with PEFT on PyTorch: same model, data and threads, side by side.
 #
-#     benches/vs_peft/run.sh [--quick] [--rounds N] [--only TEXT] [--threads N]
+#     benches/vs_peft/run.sh [--quick] [--rounds N] [--steps N] [--only TEXT] [--threads N]
 #     benches/vs_peft/run.sh --gpu [--rounds N] [--steps N] [--only TEXT] [--peak-tflops N] [--dry-run]
 #     benches/vs_peft/run.sh --which-base [--only BASE]
 #     benches/vs_peft/run.sh --generation [--rounds N] [--new-tokens N] [--only TEXT] [--threads N]
