@@ -59,6 +59,7 @@ WORK = [
     Work("bf16 base, 2 x 256", BF16, [], 5e-2),
     Work("bf16 base, bf16 products, 2 x 256", BF16, ROUNDED, 5e-2),
     Work("bf16 base, 2 x 256, recomputed", [*BF16, "--recompute"], [], 5e-2),
+    Work("bf16 base, bf16 products, 2 x 256, recomputed", [*BF16, "--recompute"], ROUNDED, 5e-2),
     Work("NF4 base, bf16 products, 2 x 256", NF4, ROUNDED, 5e-2),
     Work(
         "NF4 base, bf16 products, SmolLM2, Alpaca rows, 4 x 256",
@@ -68,6 +69,14 @@ WORK = [
         "smollm2",
     ),
     Work("f32, Alpaca rows, packed against padded", ALPACA),
+    Work("f32, SmolLM2, Alpaca rows, 4 x 256", ROWS_OF_256, case="smollm2"),
+    Work(
+        "bf16 base, bf16 products, SmolLM2, Alpaca rows, 4 x 256",
+        [*BF16, *ROWS_OF_256],
+        ROUNDED,
+        5e-2,
+        "smollm2",
+    ),
     Work("f32, 2 x 1024", LONG),
     Work("f32, 2 x 1024, recomputed", [*LONG, "--recompute"]),
     Work("f32, 2 x 256, Qwen3", case="qwen3"),
