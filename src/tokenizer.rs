@@ -11,6 +11,7 @@ mod gguf;
 mod gguf_files;
 mod parts;
 mod sentencepiece;
+mod sentencepiece_proto;
 mod tiktoken;
 mod to_gguf;
 
@@ -19,7 +20,6 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use sentencepiece_model::ModelProto;
 use serde::Deserialize;
 use serde::de::IgnoredAny;
 
@@ -31,6 +31,7 @@ use chat::ChatFiles;
 pub use chat::{ChatEncoder, ChatTemplate, Conversation, Message, PlacedToken, Rendered};
 use gguf_files::save_gguf_tokenizer;
 use parts::Parts;
+use sentencepiece_proto::ModelProto;
 pub(crate) use tiktoken::MetaTokens;
 pub(crate) use to_gguf::gguf_vocabulary;
 

@@ -3,11 +3,11 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use sentencepiece_model::{ModelProto, Type};
 use serde_json::{Value, json};
 
 use super::gguf_files::Special;
 use super::sentencepiece::{added_token, of_pieces};
+use super::sentencepiece_proto::{ModelProto, Type};
 use super::to_gguf::steps_of;
 use super::{ChatFiles, Names, Tokenizer};
 use crate::Result;

@@ -4,11 +4,11 @@ use std::fs;
 use std::path::Path;
 
 use prost::Message;
-use sentencepiece_model::{ModelProto, TrainerSpec};
 use serde_json::{Value, json};
 
 use super::gguf::{Kind, Vocabulary};
 use super::sentencepiece::unknown;
+use super::sentencepiece_proto::{ModelProto, TrainerSpec};
 use super::{CONFIG_FILE, JSON_FILE, SENTENCEPIECE_FILE};
 use crate::files::{write_atomic, write_text};
 use crate::gguf::GgufFile;

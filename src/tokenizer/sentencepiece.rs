@@ -4,11 +4,12 @@ use std::cmp::{Ordering, Reverse};
 use std::collections::{BinaryHeap, HashMap, HashSet};
 use std::path::Path;
 
-use sentencepiece_model::{
-    ModelProto, ModelType, NormalizerSpec, SentencePiece, SentencePieceModel, TrainerSpec, Type,
-};
+use prost::Message;
 use serde_json::{Value, json};
 
+use super::sentencepiece_proto::{
+    ModelProto, ModelType, NormalizerSpec, SentencePiece, TrainerSpec, Type,
+};
 use crate::{Error, Result};
 
 /// The character that SentencePiece writes for a space.
@@ -19,14 +20,14 @@ const SPACE: &str = "\u{2581}";
 /// # Errors
 /// [`Error::Format`] if the bytes are no such model.
 pub(super) fn parse(bytes: &[u8], origin: &Path) -> Result<ModelProto> {
-    let model = SentencePieceModel::from_slice(bytes).map_err(|e| {
+    let model = ModelProto::decode(bytes).map_err(|e| {
         let message = format!(
             "neither JSON, nor words of tiktoken, nor a SentencePiece model ({e}); use the tokenizer.json of the same \
              release"
         );
         Error::format(origin, message)
     })?;
-    supported(model.model().clone(), origin)
+    supported(model, origin)
 }
 
 /// A model of pieces with their scores and types, by id, as a file of another format has it. Pieces of bytes stand for what
@@ -43,10 +44,10 @@ pub(super) fn of_pieces(
     let piece = |(text, score, kind)| SentencePiece {
         piece: Some(text),
         score: Some(score),
-        r#type: Some(kind as i32),
+        kind: Some(kind as i32),
     };
     let pieces: Vec<_> = pieces.map(piece).collect();
-    let has_bytes = pieces.iter().any(|piece| piece.r#type() == Type::Byte);
+    let has_bytes = pieces.iter().any(|piece| piece.kind() == Type::Byte);
     let model = ModelProto {
         pieces,
         trainer_spec: Some(TrainerSpec {
@@ -59,7 +60,6 @@ pub(super) fn of_pieces(
             remove_extra_whitespaces: Some(remove_extra_whitespaces),
             ..NormalizerSpec::default()
         }),
-        ..ModelProto::default()
     };
     supported(model, origin)
 }
@@ -104,7 +104,7 @@ fn check_supported(model: &ModelProto) -> Result<(), String> {
 
 /// The id of the piece that stands for what has none.
 pub(super) fn unknown(model: &ModelProto) -> Option<usize> {
-    let is_unknown = |piece: &SentencePiece| piece.r#type() == Type::Unknown;
+    let is_unknown = |piece: &SentencePiece| piece.kind() == Type::Unknown;
     model.pieces.iter().position(is_unknown)
 }
 
@@ -116,7 +116,7 @@ pub(super) fn to_json(model: &ModelProto) -> Vec<u8> {
     let mut special = Vec::new();
     for (id, piece) in model.pieces.iter().enumerate() {
         vocab.insert(piece.piece().to_owned(), id.into());
-        if matches!(piece.r#type(), Type::Unknown | Type::Control) {
+        if matches!(piece.kind(), Type::Unknown | Type::Control) {
             special.push(special_token(id, piece.piece()));
         }
     }
@@ -184,16 +184,16 @@ impl Encoder {
         let normalizer = model.normalizer_spec.clone().unwrap_or_default();
         let all = || (0..).zip(&model.pieces);
         let is_joined = |kind| matches!(kind, Type::Normal | Type::Unused | Type::UserDefined);
-        let joined = all().filter(|(_, piece)| is_joined(piece.r#type()));
+        let joined = all().filter(|(_, piece)| is_joined(piece.kind()));
         let piece = |(id, piece): (u32, &SentencePiece)| {
             let value = Piece {
                 id,
                 score: piece.score(),
-                is_unused: piece.r#type() == Type::Unused,
+                is_unused: piece.kind() == Type::Unused,
             };
             (piece.piece().to_owned(), value)
         };
-        let bytes = all().filter(|(_, piece)| piece.r#type() == Type::Byte);
+        let bytes = all().filter(|(_, piece)| piece.kind() == Type::Byte);
         let bytes: HashMap<&str, u32> = bytes.map(|(id, piece)| (piece.piece(), id)).collect();
         let of_byte = |byte: u8| bytes.get(format!("<0x{byte:02X}>").as_str()).copied();
         Self {
@@ -270,7 +270,7 @@ impl Encoder {
 /// See [`Encoder::user_defined`].
 fn user_defined(model: &ModelProto) -> HashMap<char, Vec<String>> {
     let pieces = model.pieces.iter();
-    let pieces = pieces.filter(|piece| piece.r#type() == Type::UserDefined);
+    let pieces = pieces.filter(|piece| piece.kind() == Type::UserDefined);
     let mut symbols: HashMap<char, Vec<String>> = HashMap::new();
     for text in pieces.map(SentencePiece::piece) {
         if let Some(first) = text.chars().next() {

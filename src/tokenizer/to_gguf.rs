@@ -3,10 +3,10 @@
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
-use sentencepiece_model::{ModelProto, Type};
 use serde_json::Value as Json;
 
 use super::gguf::{BYTE_LEVEL, MERGES, PRE, SCORES, TYPES, words_of};
+use super::sentencepiece_proto::{ModelProto, SentencePiece, Type};
 use super::tiktoken::{Words, is_tiktoken};
 use super::{JSON_FILE, SENTENCEPIECE_FILE, Tokenizer, is_json, sentencepiece};
 use crate::files::read_bytes;
@@ -124,8 +124,7 @@ impl Vocabulary {
     fn of_sentencepiece(model: &ModelProto) -> Self {
         let normalizer = model.normalizer_spec.clone().unwrap_or_default();
         let pieces = || model.pieces.iter().enumerate();
-        let token =
-            |piece: &sentencepiece_model::SentencePiece| (piece.piece().to_owned(), piece.r#type());
+        let token = |piece: &SentencePiece| (piece.piece().to_owned(), piece.kind());
         Self {
             tokens: pieces().map(|(id, piece)| (id, token(piece))).collect(),
             kind: Kind::SentencePiece {
