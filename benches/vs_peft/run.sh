@@ -8,7 +8,8 @@
 #     benches/vs_peft/run.sh --data [--rounds N] [--records N] [--streamed N] [--processes N]
 #     benches/vs_peft/run.sh --finetuned [--steps N] [--threads N]
 #
-# --quick runs the first row alone, three times; --only those whose name contains TEXT. The
+# --quick runs the first row alone, three times; --only those whose name contains TEXT; --steps as few where a step
+# takes minutes, as PEFT's with bf16 does on processors that do not multiply it. The
 # environment and the cases stay in ~/.cache/burn-peft-vs-peft. A second table has this crate's bases beside each other.
 #
 # The rows with Alpaca data need ALPACA_JSON, a JSON file of Alpaca records, and LLAMA2_TOKENIZER,

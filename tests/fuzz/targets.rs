@@ -1,7 +1,7 @@
 //! What is read of users' files, each as a file of which all bytes may be anything, in a folder that is right otherwise.
 //! `cargo test` changes right files at random, `fuzz/` lets libFuzzer do it.
 
-#[allow(dead_code)] // The ids of its pieces.
+#[allow(dead_code, reason = "shared with other tests, which use the rest")]
 #[path = "../tiny_tokenizer/mod.rs"]
 mod tiny_tokenizer;
 
@@ -391,7 +391,7 @@ pub const TARGETS: &[Target] = &[
 ];
 
 /// The target of a name, for a program of libFuzzer's: reads `bytes` in a folder of this process.
-#[allow(dead_code)]
+#[allow(dead_code, reason = "the programs in fuzz/ call it")]
 pub fn fuzz(name: &str, bytes: &[u8]) {
     use std::sync::OnceLock;
     static FOLDER: OnceLock<(PathBuf, &Target)> = OnceLock::new();
