@@ -16,6 +16,8 @@ mod exit;
 mod model;
 #[path = "../src/bin/burn-peft/sampling.rs"]
 mod sampling;
+#[path = "../src/bin/burn-peft/template.rs"]
+mod template;
 
 use std::process::ExitCode;
 

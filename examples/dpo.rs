@@ -47,7 +47,7 @@ struct Args {
     #[arg(long, default_value_t = 60)]
     steps: usize,
     /// Pairs a step.
-    #[arg(long, default_value_t = 4)]
+    #[arg(long, default_value_t = 4, value_parser = at_least_one)]
     batch_size: usize,
     /// auto, flex, cuda or cuda:N.
     #[arg(long, default_value = "auto")]
@@ -129,14 +129,26 @@ fn read_pairs(path: &Path) -> Result<Vec<Pair>> {
         .lines()
         .enumerate()
         .filter(|(_, line)| !line.trim().is_empty());
-    lines
-        .map(|(line, text)| {
-            serde_json::from_str(text).map_err(|error| Error::Format {
-                path: path.to_owned(),
-                message: format!("line {}: {error}", line + 1),
-            })
-        })
-        .collect()
+    let refused = |message: String| Error::Format {
+        path: path.to_owned(),
+        message,
+    };
+    let pair = |(line, text)| {
+        serde_json::from_str(text).map_err(|error| refused(format!("line {}: {error}", line + 1)))
+    };
+    let pairs: Vec<Pair> = lines.map(pair).collect::<Result<_>>()?;
+    match pairs.is_empty() {
+        true => Err(refused("there is no pair".into())),
+        false => Ok(pairs),
+    }
+}
+
+fn at_least_one(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(0) => Err("must be at least 1".into()),
+        Ok(count) => Ok(count),
+        Err(error) => Err(format!("{error}")),
+    }
 }
 
 /// The right answers to the tiny model's records, and what it says by itself.

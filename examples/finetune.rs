@@ -92,6 +92,9 @@ fn main() -> Result<()> {
     println!("after: {}", ask(&model)?);
     let adapter = run.adapter_dir();
     save_peft_with_base(&model, &lora, &base_model_name(&base), &adapter)?;
+    if let Some(template) = &data.template {
+        template.save(&adapter)?; // ChatML, for conversations of a base that has none
+    }
     println!("the adapter is in {}", adapter.display());
     Ok(())
 }

@@ -17,6 +17,8 @@ mod generate;
 mod model;
 #[path = "../src/bin/burn-peft/sampling.rs"]
 mod sampling;
+#[path = "../src/bin/burn-peft/template.rs"]
+mod template;
 
 use std::process::ExitCode;
 

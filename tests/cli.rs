@@ -5,6 +5,8 @@ use std::io::Write;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
+use burn_peft::training::recipe::RecipeConfig;
+
 const TINY: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/examples/assets/tiny");
 
 /// What the program prints, with these arguments and this input.
@@ -211,6 +213,142 @@ fn a_configuration_of_other_sizes_than_the_weights() {
             assert_fails(&joined(&[&[program], &settings]), complaint);
         }
     }
+}
+
+/// The keys of a training of the tiny model that ends soon.
+fn short_training(base: &str, run: &str) -> Vec<String> {
+    [
+        "train",
+        &format!("checkpoint_dir={base}"),
+        &format!("dataset={TINY}/alpaca_train.json"),
+        &format!("output_dir={run}"),
+        "max_seq_len=64",
+        "max_steps_per_epoch=1",
+        "report_samples=1",
+    ]
+    .map(str::to_owned)
+    .to_vec()
+}
+
+/// What was learned on fewer bits is merged into the numbers of the base's files.
+#[test]
+fn a_base_that_is_packed_for_the_training_alone() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
+    let (run, adapter, merged) = (path("run"), path("run/adapter"), path("merged"));
+    let settings = short_training(TINY, &run);
+    let mut settings: Vec<&str> = settings.iter().map(String::as_str).collect();
+    let warmup = "lr_scheduler.num_warmup_steps=0";
+    let packed = ["quantize_base=int8", "quantize_vocabulary=true"];
+    settings.extend([packed[0], packed[1], "optimizer.lr=1e-2", warmup]);
+    output(&settings, "");
+    let of_model = ["--model", TINY, "--adapter", &adapter];
+    output(&joined(&[&["merge"], &of_model, &["--out", &merged]]), "");
+    let [found, expected, base] = [&path("run/merged"), &merged, TINY]
+        .map(|folder| fs::read(Path::new(folder).join("model.safetensors")).unwrap());
+    assert!(found == expected && found.len() == base.len() && found != base);
+}
+
+#[test]
+fn what_cannot_be_trained_or_saved_is_told_before() {
+    let dir = tempfile::tempdir().unwrap();
+    let run = dir.path().join("run").to_str().unwrap().to_owned();
+    for (settings, complaint) in [
+        (&["init_lora_weights=pissa", "lora_rank=4000"][..], "4000"),
+        (&["lora_bias=true"], "(save_adapter_weights_only)"),
+    ] {
+        let mut training = short_training(TINY, &run);
+        training.extend(settings.iter().map(|setting| setting.to_string()));
+        let training: Vec<&str> = training.iter().map(String::as_str).collect();
+        assert_fails(&training, complaint);
+        assert!(!Path::new(&run).join("metrics.jsonl").exists());
+    }
+    let base = format!("checkpoint_dir={TINY}");
+    let plan = ["plan", &base, "init_lora_weights=pissa", "--lora_rank=4000"];
+    assert_fails(&plan, "4000");
+}
+
+/// Of a base whose logits are no numbers the questions of the report are no reason to end.
+#[test]
+fn questions_that_have_no_answer() {
+    let dir = tempfile::tempdir().unwrap();
+    for name in ["config.json", "tokenizer.json", "model.safetensors"] {
+        fs::copy(Path::new(TINY).join(name), dir.path().join(name)).unwrap();
+    }
+    let weights = dir.path().join("model.safetensors");
+    let mut bytes = fs::read(&weights).unwrap();
+    let begin = 8 + u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
+    let header: serde_json::Value = serde_json::from_slice(&bytes[8..begin]).unwrap();
+    let offsets = &header["model.norm.weight"]["data_offsets"];
+    let [from, to] = [0, 1].map(|end| begin + offsets[end].as_u64().unwrap() as usize);
+    bytes[from..to].fill(0xff); // no numbers, in any type
+    fs::write(&weights, bytes).unwrap();
+
+    let run = dir.path().join("run");
+    let mut training = short_training(dir.path().to_str().unwrap(), run.to_str().unwrap());
+    training.push("save_adapter_weights_only=true".to_owned());
+    training.push("skip_nonfinite_steps=1".to_owned());
+    let training: Vec<&str> = training.iter().map(String::as_str).collect();
+    let ended = called(&training, "");
+    let told = String::from_utf8(ended.stderr).unwrap();
+    assert!(ended.status.success(), "{told}");
+    assert!(told.contains("warning: no question is asked: "), "{told}");
+    assert!(run.join("summary.json").exists());
+}
+
+#[test]
+fn the_help_lists_every_key() {
+    let told = output(&["train", "--help"], "");
+    for key in RecipeConfig::keys() {
+        assert!(told.contains(&format!("{}=", key.name())), "{told}");
+    }
+}
+
+#[test]
+fn arguments_that_say_nothing() {
+    let generate = ["generate", "--model", TINY, "Who?"];
+    for argument in [
+        &["--top-p", "0.9"][..],
+        &["--seed", "1"],
+        &["--answers", "2"],
+    ] {
+        assert_fails(&joined(&[&generate, argument]), "--temperature above 0");
+    }
+    let choices = ["evaluate", "--model", TINY, "--text", "Cargo.toml"];
+    assert_fails(&joined(&[&choices, &["--exact-match"]]), "--records");
+}
+
+#[test]
+fn an_answer_that_is_cut_off() {
+    let limit = ["--model", TINY, "--max-new-tokens", "1"];
+    let told = output(&joined(&[&["chat"], &limit]), "What is a tyre made of?\n");
+    assert!(told.contains("(the answer is cut off; "), "{told}");
+    let ended = called(&joined(&[&["generate"], &limit, &["Who?"]]), "");
+    assert!(String::from_utf8_lossy(&ended.stderr).contains("note: the answer is cut off; "));
+}
+
+/// Beside the adapter lies the one that the training has used.
+#[test]
+fn the_template_of_the_training_is_that_of_the_answers() {
+    let dir = tempfile::tempdir().unwrap();
+    let run = dir.path().join("run").to_str().unwrap().to_owned();
+    let training = short_training(TINY, &run);
+    output(&training.iter().map(String::as_str).collect::<Vec<_>>(), "");
+    let adapter = format!("{run}/adapter");
+    let ask = [
+        "generate",
+        "--model",
+        TINY,
+        "--adapter",
+        &adapter,
+        "--chat",
+        "Who?",
+    ];
+    output(&ask, "");
+    let broken = Path::new(&adapter).join("chat_template.jinja");
+    fs::write(&broken, "{{ raise_exception('that of the training') }}").unwrap();
+    assert_fails(&ask, "that of the training");
+    output(&joined(&[&ask, &["--chat-template", "chatml"]]), "");
 }
 
 /// There is no model and no data set that is taken if none is named.

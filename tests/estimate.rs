@@ -258,6 +258,7 @@ fn model(config: &EstimateConfig, weights: &Path) -> TransformerDecoder {
     };
     let format = BaseFormat::new(config.dtype)
         .with_quantization(config.quantization)
+        .with_packed_vocabulary(config.packs_vocabulary)
         .with_kept_packing(true);
     load_any_base_as(&mut model, weights, format).unwrap();
     initialize_params(&model);
@@ -328,6 +329,14 @@ fn trainings() -> Vec<(&'static str, EstimateConfig)> {
         (
             "all, nf4, bf16",
             packed(nf4, bf16(lora(small(), all(64), 1, 64))),
+        ),
+        (
+            "all, nf4, vocabulary too",
+            packed(nf4, lora(small(), all(4), 2, 64)).with_packed_vocabulary(true),
+        ),
+        (
+            "q, v, int8, vocabulary too, tied",
+            packed(int8, lora(tied.clone(), qv(4), 2, 64)).with_packed_vocabulary(true),
         ),
         ("all, int8", packed(int8, lora(grouped(), all(4), 1, 64))),
         (
@@ -739,6 +748,13 @@ fn a_recipe_is_estimated_as_it_will_run() {
         .with_activations(recipe.trainer(1).options.activations);
     assert_eq!(config, expected);
     assert_eq!(config.activations, Activations::Recompute { layers: 1 });
+    // A vocabulary of another size than the files' is dense.
+    let (model, larger) = (
+        LlamaConfig::llama2_7b(),
+        recipe.lora().with_vocab_size(32_008),
+    );
+    let resized = recipe.estimate_config(&model, config.packed, &larger, 100, &device());
+    assert!(resized.unwrap().packed.is_empty());
 
     let recipe = recipe
         .with_overrides(&["quantize_base=nf4".to_owned()])

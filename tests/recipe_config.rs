@@ -13,6 +13,7 @@ use burn_peft::ops::MatmulPrecision;
 use burn_peft::quantization::BlockFormat;
 use burn_peft::training::recipe::{ModelSize, Modules, Precision, RecipeConfig, RecipeKey, Resume};
 use burn_peft::training::{Activations, AdamWConfig, LrSchedule, ScheduleKind, Trainer};
+use burn_peft::weight::{BaseFormat, Quantization};
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
@@ -786,10 +787,37 @@ fn a_beginning_may_have_a_number() {
 }
 
 #[test]
+fn a_vocabulary_is_quantized_with_the_linear_layers() {
+    let message = complaint("seed: 3\nquantize_vocabulary: true\n");
+    let expected = "run.yaml (line 2): `quantize_vocabulary` goes with the linear layers, set `quantize_base` to nf4 or int8 \
+                    too";
+    assert_eq!(message, expected);
+    let config = overridden(&["quantize_vocabulary=true", "quantize_base=int8"]).unwrap();
+    let format = BaseFormat::from(Quantization::Int8).with_packed_vocabulary(true);
+    assert_eq!(config.base_format(), format.with_kept_packing(true));
+}
+
+#[test]
+fn into_what_an_adapter_is_merged() {
+    let tiny = concat!(env!("CARGO_MANIFEST_DIR"), "/examples/assets/tiny");
+    let config = |settings: &[&str]| overridden(settings).unwrap();
+    let packed = config(&["quantize_base=int8"]);
+    assert!(packed.merges_into_files(tiny.as_ref()));
+    assert!(!packed.merges_into_files("model.gguf".as_ref()));
+    assert!(!config(&[]).merges_into_files(tiny.as_ref()));
+    let loftq = config(&["quantize_base=int8", "init_lora_weights=loftq"]);
+    assert!(!loftq.merges_into_files(tiny.as_ref()));
+    let mut begun = packed;
+    begun.adapter_checkpoint = Some("adapter".into());
+    assert!(!begun.merges_into_files(tiny.as_ref()));
+}
+
+#[test]
 fn loftq_is_for_a_quantized_base() {
     let message = complaint("seed: 3\ninit_lora_weights: loftq\n");
-    let expected = "run.yaml (line 2): `init_lora_weights` is loftq, which makes up for the error of a \
-                    quantization, but nothing is quantized; set `quantize_base` to nf4 or int8 too";
+    let expected = "run.yaml (line 2): `init_lora_weights` is loftq, which makes up for the error of packing dense \
+                    weights; set `quantize_base` to nf4 or int8 too, and `checkpoint_dir` to the original folder if \
+                    yours is packed";
     assert_eq!(message, expected);
     let config = overridden(&["init_lora_weights=loftq", "quantize_base=nf4"]).unwrap();
     assert_eq!(config.lora().init, Init::Loftq);
@@ -1021,7 +1049,7 @@ fn products_are_rounded_with_narrow_bases_where_that_is_faster_or_where_it_is_as
 #[test]
 fn the_home_folder_in_paths() {
     let home = std::env::home_dir().unwrap();
-    let text = "checkpoint_dir: ~/base\ndataset: ~/a.json,b.json,~/c.json\noutput_dir: '~'\ntokenizer: ~me/~/x\n\
+    let text = "checkpoint_dir: ~/base\ndataset: ~/a.json,b.json, ~/c.json\noutput_dir: '~'\ntokenizer: ~me/~/x\n\
                 resume_from_checkpoint: ~/run\nchat_template: ~/t.jinja\n";
     let config = read(text).unwrap();
     assert_eq!(config.checkpoint_dir, Some(home.join("base")));

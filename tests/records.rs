@@ -466,6 +466,42 @@ fn what_records_do_not_give_is_told() {
     assert!(matches!(error, Error::TokenOutOfRange { .. }), "{error}");
 }
 
+#[test]
+fn files_whose_records_are_not_trained_on() {
+    let (dir, tokenizer) = (tempfile::tempdir().unwrap(), tiny());
+    let [many, few] = [("many.jsonl", 8), ("few.jsonl", 4)]
+        .map(|(name, count)| file(dir.path(), name, texts(count).as_bytes()));
+    let options = sft_options(dir.path(), &tokenizer);
+    let load = |path: String| SftData::load(path, RecordEncoder::new(&tokenizer), &options);
+    let weighted = format!("{}@0.01", few.display());
+    let told = format!(
+        "of 4 records of {} none is trained on: its weight is 0.01",
+        few.display()
+    );
+    let data = load(format!("{},{weighted}", many.display())).unwrap();
+    assert_eq!((data.notes, data.samples.len()), (vec![told.clone()], 8));
+    let error = load(weighted).unwrap_err().to_string();
+    assert!(error.contains("no record is left to train on"), "{error}");
+    assert!(error.contains(&told), "{error}");
+}
+
+#[test]
+fn which_files_of_a_folder_are_read() {
+    let (dir, tokenizer) = (tempfile::tempdir().unwrap(), tiny());
+    let load = || {
+        let options = sft_options(dir.path(), &tokenizer);
+        SftData::load(dir.path(), RecordEncoder::new(&tokenizer), &options).unwrap()
+    };
+    file(dir.path(), "train.jsonl", texts(4).as_bytes());
+    assert!(load().notes.is_empty());
+    file(dir.path(), "train_more.jsonl", texts(2).as_bytes());
+    let read = format!(
+        "the records of {} are those of train.jsonl, train_more.jsonl",
+        dir.path().display()
+    );
+    assert_eq!(load().notes, [read]);
+}
+
 /// The one that is not found beside the base is kept.
 #[test]
 fn by_which_template_conversations_were_written() {

@@ -142,6 +142,15 @@ fn complaint(edit: impl FnOnce(&mut Value)) -> String {
     message.expect("the file is named").to_owned()
 }
 
+/// The same of what is looked at before the library sees it. The file is of a version that the library refuses, so that it does
+/// no harm to what does not look.
+fn checked(edit: impl FnOnce(&mut Value)) -> String {
+    complaint(|json| {
+        json["version"] = json!("0");
+        edit(json);
+    })
+}
+
 #[test]
 fn a_template_that_names_what_it_does_not_define() {
     let without_token = || {
@@ -152,12 +161,12 @@ fn a_template_that_names_what_it_does_not_define() {
     let expected =
         "`post_processor.single` names the token `<s>`, which is not in its `special_tokens`";
     assert_eq!(
-        complaint(|json| json["post_processor"] = without_token()),
+        checked(|json| json["post_processor"] = without_token()),
         expected
     );
     let sequence = || json!({ "type": "Sequence", "processors": [without_token()] });
     assert_eq!(
-        complaint(|json| json["post_processor"] = sequence()),
+        checked(|json| json["post_processor"] = sequence()),
         expected
     );
 
@@ -168,14 +177,14 @@ fn a_template_that_names_what_it_does_not_define() {
         template
     };
     for texts in [&["B"][..], &["A", "B"], &[]] {
-        let message = complaint(|json| json["post_processor"] = of_texts(texts));
+        let message = checked(|json| json["post_processor"] = of_texts(texts));
         assert!(
             message.contains("must have the sequence `A` once"),
             "{message}"
         );
     }
     let twice = json!({ "type": "Sequence", "processors": [template(&[("<s>", 1)], &[]), of_texts(&["A"])] });
-    let message = complaint(|json| json["post_processor"] = twice);
+    let message = checked(|json| json["post_processor"] = twice);
     assert_eq!(
         message,
         "`post_processor` has 2 templates, one behind the other"
@@ -214,16 +223,6 @@ fn parts_of_a_tokenizer_that_none_can_have() {
         ),
         (
             "model",
-            json!({ "type": "BPE", "vocab": {}, "merges": [] }),
-            "the vocabulary is empty",
-        ),
-        (
-            "model",
-            json!({ "type": "Unigram", "unk_id": null, "vocab": [] }),
-            "the vocabulary is empty",
-        ),
-        (
-            "model",
             json!({ "type": "BPE", "vocab": { "a": 0, "b": 1, "cc": 2 }, "merges": ["a b"] }),
             "`model.merges` has `a b`, but `model.vocab` has no `ab`",
         ),
@@ -241,11 +240,25 @@ fn parts_of_a_tokenizer_that_none_can_have() {
             "`model.merges` has `a b`, whose second part does not begin with `##`",
         ),
     ] {
-        let message = complaint(|json| {
+        let message = checked(|json| {
             json["added_tokens"] = json!([]);
             json[part] = value.clone();
         });
         assert!(message.contains(expected), "{part} {value}: {message}");
+    }
+}
+
+#[test]
+fn a_tokenizer_without_words() {
+    for model in [
+        json!({ "type": "BPE", "vocab": {}, "merges": [] }),
+        json!({ "type": "Unigram", "unk_id": null, "vocab": [] }),
+    ] {
+        let message = complaint(|json| {
+            json["added_tokens"] = json!([]);
+            json["model"] = model;
+        });
+        assert!(message.contains("the vocabulary is empty"), "{message}");
     }
 }
 
@@ -288,7 +301,7 @@ fn a_map_of_letters_leads_nowhere_else() {
         damaged(256 + 65, 65 | (1 << 8) | (999 << 10)),
         damaged(256 + 64, 4),
     ] {
-        let message = complaint(|json| {
+        let message = checked(|json| {
             json["normalizer"] = json!({ "type": "Sequence", "normalizers": [map] })
         });
         assert_eq!(message, "`normalizer.precompiled_charsmap` is damaged");

@@ -165,7 +165,7 @@ def main(args: argparse.Namespace) -> None:
     line = {
         "losses": losses,
         "tokens": tokens,
-        "tokens_per_s": statistics.median(tokens_per_s[WARMUP_STEPS:]),
+        "tokens_per_s": statistics.median(tokens_per_s[min(WARMUP_STEPS, args.steps - 1):]),
         "peak_bytes": peak_bytes(),
         "start_bytes": start_bytes,
     }

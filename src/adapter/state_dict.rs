@@ -114,6 +114,23 @@ impl StateReader {
         self.packed.as_ref()
     }
 
+    /// The same of what `f` makes of the value, whose type it keeps.
+    pub(crate) fn mapped(
+        self,
+        key: String,
+        shape: Vec<usize>,
+        f: impl Fn(TensorData) -> TensorData + 'static,
+    ) -> Self {
+        Self {
+            key,
+            shape,
+            packed: None,
+            role: self.role,
+            dtype: self.dtype,
+            read: Box::new(move || f((self.read)())),
+        }
+    }
+
     /// The same of a packed weight: the parameter that visitors see would keep the numbers for as long as there are
     /// readers.
     fn of_packed(self, weight: PackedWeight) -> Self {

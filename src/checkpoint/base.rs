@@ -49,7 +49,11 @@ pub(super) fn load_base(
     if let Some(format) = format {
         require_dtype(&device, format.dtype)?;
     }
-    let stored = weights.packed();
+    // An embedding or output of another size than in the files has rows of its own, and is dense.
+    let mut stored = weights.packed();
+    stored.retain(|key, layout| !resized.is_resized(key, &layout.shape()));
+    let packs_vocabulary = |format: BaseFormat| format.packs_vocabulary && resized.from.is_none();
+    let format = format.map(|format| format.with_packed_vocabulary(packs_vocabulary(format)));
     *model = with_room(model.clone(), format, &stored)?;
     let packed = packed_layouts(model);
     let target = |key: &str, stored| match format {

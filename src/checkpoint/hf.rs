@@ -29,7 +29,7 @@ pub(super) const INDEX_FILE: &str = "model.safetensors.index.json";
 pub(super) const CONFIG_FILE: &str = "config.json";
 const GENERATION_FILE: &str = "generation_config.json";
 /// The size from which on a file is split, in bytes.
-const MAX_SHARD_BYTES: u64 = 5_000_000_000;
+pub(super) const MAX_SHARD_BYTES: u64 = 5_000_000_000;
 
 #[derive(Deserialize, Serialize)]
 struct Index {
@@ -66,7 +66,7 @@ pub fn read_hf_config(dir: impl AsRef<Path>) -> Result<LlamaConfig> {
 
 /// What `config.json` alone says; where it does not say whether embedding and output are one, what the files have, as
 /// transformers takes them.
-fn read_model_config(dir: &Path) -> Result<LlamaConfig> {
+pub(super) fn read_model_config(dir: &Path) -> Result<LlamaConfig> {
     let path = dir.join(CONFIG_FILE);
     let text = read_text(&path)?;
     let config = hf_config::parse(&text, &path)?;
@@ -284,12 +284,22 @@ fn save_hf_in_shards(model: &TransformerDecoder, dir: &Path, max_bytes: u64) -> 
     let readers = state_readers(model);
     assert!(
         readers.iter().all(|reader| !reader.is_adapter()),
-        "the model holds an adapter: save `model.merge_lora()`, or the adapter by `save_peft`"
+        "the model holds an adapter: save it by `save_merged_hf`, or the adapter by `save_peft`"
     );
-    require_places(model, &readers)?;
+    save_weights(readers, &model.config, dir, max_bytes)
+}
+
+/// Writes weights as a folder's, in files of at most so many bytes.
+pub(super) fn save_weights(
+    readers: Vec<StateReader>,
+    config: &LlamaConfig,
+    dir: &Path,
+    max_bytes: u64,
+) -> Result<()> {
+    require_places(config, &readers)?;
     require_no_adapter(dir)?;
     let dtype = readers.first().map_or(DType::F32, StateReader::dtype);
-    let config = hf_config::to_json(&model.config, dtype)?;
+    let fields = hf_config::to_json(config, dtype)?;
     create_dir(dir)?;
     let metadata = IndexMetadata {
         total_parameters: readers.iter().map(num_elements).sum(),
@@ -297,10 +307,10 @@ fn save_hf_in_shards(model: &TransformerDecoder, dir: &Path, max_bytes: u64) -> 
     };
     let (written, index) = write_shards(split(readers, max_bytes), dir)?;
     publish_weights(dir, written, &metadata, index)?;
-    write_text(&dir.join(CONFIG_FILE), &config)?;
+    write_text(&dir.join(CONFIG_FILE), &fields)?;
     let generation = dir.join(GENERATION_FILE);
     match generation.exists() {
-        true => write_generation(&generation, &generation, &model.config.eos_token_ids),
+        true => write_generation(&generation, &generation, &config.eos_token_ids),
         false => Ok(()),
     }
 }
@@ -363,8 +373,8 @@ pub(super) fn require_no_adapter(dir: &Path) -> Result<()> {
 }
 
 /// A merged adapter may have brought a bias to a layer that has none in the files of such a model.
-pub(super) fn require_places(model: &TransformerDecoder, readers: &[StateReader]) -> Result<()> {
-    let expected = get_params(&model.config.init(&Device::default()));
+pub(super) fn require_places(config: &LlamaConfig, readers: &[StateReader]) -> Result<()> {
+    let expected = get_params(&config.init(&Device::default()));
     match readers
         .iter()
         .find(|reader| !expected.contains(&reader.key))
@@ -379,8 +389,8 @@ pub(super) fn no_place(key: &str) -> Error {
     Error::InvalidArgument {
         name: "model",
         message: format!(
-            "`{key}` has no place in the files of such a model: its adapter had a bias of B (lora_bias); keep the \
-             adapter beside its base"
+            "`{key}` has no place in the files of such a model: its adapter has a bias of B (lora_bias); keep the \
+             adapter beside its base (save_adapter_weights_only)"
         ),
     }
 }

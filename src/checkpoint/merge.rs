@@ -6,13 +6,13 @@ use burn::tensor::Device;
 
 use super::any_adapter::{attach_any_adapter, is_peft};
 use super::any_base::{load_any_base, read_base_config};
-use super::gguf::{GgufFormat, save_gguf};
-use super::hf::{CONFIG_FILE, copy_generation_config, read_hf_config, save_hf};
-use super::merged::MergedCheckpoint;
-use crate::Result;
+use super::gguf::{GgufFormat, save_merged_gguf};
+use super::hf::{CONFIG_FILE, copy_generation_config, read_hf_config};
+use super::merged::{MergedCheckpoint, save_merged_hf};
 use crate::adapter::RequantizationLoss;
 use crate::settings::setters;
 use crate::tokenizer::copy_tokenizer;
+use crate::{Error, Result};
 
 /// How a merged model is written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -20,7 +20,7 @@ use crate::tokenizer::copy_tokenizer;
 pub struct MergeOptions {
     /// How a GGUF file is stored. Without it a folder is written, or an F16 file if the name ends in `.gguf`.
     pub gguf: Option<GgufFormat>,
-    /// Whether weights that the base has packed (in a GGUF file, or by bitsandbytes) are packed again.
+    /// Whether weights that the base has packed (in a GGUF file, or by bitsandbytes) are packed again, in a GGUF file.
     pub requantize: bool,
 }
 
@@ -33,7 +33,8 @@ impl MergeOptions {
 
 /// Merges an adapter into the base that it is for, or writes a base alone in another form: a Hugging Face folder that any
 /// program loads, with its tokenizer, or a GGUF file. Of a Hugging Face folder one weight is in memory at a time
-/// ([`MergedCheckpoint`]); Meta's folders and GGUF files are loaded as a whole.
+/// ([`MergedCheckpoint`]); Meta's folders and GGUF files are loaded, and merged weight by weight
+/// ([`save_merged_hf`]).
 ///
 /// ```no_run
 /// use std::path::Path;
@@ -51,8 +52,8 @@ impl MergeOptions {
 /// Returns what packing again has lost, if that was asked for.
 ///
 /// # Errors
-/// Those of [`MergedCheckpoint`], [`load_any_base`], [`attach_any_adapter`],
-/// [`merge_lora_requantized`](crate::llama::TransformerDecoder::merge_lora_requantized), [`save_hf`] and [`save_gguf`].
+/// [`Error::InvalidArgument`] for packing again without a GGUF file, and those of [`MergedCheckpoint`], [`load_any_base`], [`attach_any_adapter`],
+/// [`merge_lora_requantized`](crate::llama::TransformerDecoder::merge_lora_requantized), [`save_merged_hf`] and [`save_merged_gguf`].
 pub fn merge_files(
     base: impl AsRef<Path>,
     adapter: Option<&Path>,
@@ -62,6 +63,14 @@ pub fn merge_files(
     let (base, out) = (base.as_ref(), out.as_ref());
     let is_gguf = out.extension().is_some_and(|end| end == "gguf");
     let gguf = options.gguf.or(is_gguf.then_some(GgufFormat::F16));
+    if options.requantize && gguf.is_none() {
+        return Err(Error::InvalidArgument {
+            name: "requantize",
+            message: "a folder holds the merged numbers, and would lose by packing them before; name a file that ends in \
+                      `.gguf`"
+                .into(),
+        });
+    }
     // What is merged weight by weight has a config.json: neither GGUF files nor Meta's folders do.
     if !base.join(CONFIG_FILE).exists() || options.requantize {
         return merge_loaded(base, adapter, gguf, options.requantize, out);
@@ -98,18 +107,18 @@ fn merge_loaded(
     if let Some(adapter) = adapter {
         attach_any_adapter(&mut model, adapter)?;
     }
-    let (merged, loss) = match requantize {
+    let (model, loss) = match requantize {
         true => {
             let (merged, loss) = model.merge_lora_requantized()?;
             (merged, Some(loss))
         }
-        false => (model.merge_lora(), None),
+        false => (model, None),
     };
     if let Some(format) = gguf {
-        save_gguf(&merged, base, format, out)?;
+        save_merged_gguf(&model, base, format, out)?;
         return Ok(loss);
     }
-    save_hf(&merged, out)?;
+    save_merged_hf(&model, out)?;
     copy_generation_config(base, out)?;
     let has = |name| base.join(name).exists();
     if base.is_file() || has("tokenizer.json") || has("tokenizer.model") {

@@ -41,13 +41,14 @@ pub use any_base::{
 pub use export::{AdapterFormat, export_adapter};
 pub use gguf::{
     GgufFormat, load_gguf, load_gguf_as, read_gguf_config, save_gguf, save_gguf_adapter,
+    save_merged_gguf,
 };
 pub use hf::{copy_generation_config, load_hf, load_hf_as, read_hf_config, save_hf};
 pub use identity::{base_fingerprint, base_model_name};
 pub use load::{LoadOptions, ModelAdapter, load_model, load_tokenizer};
 pub use loftq::initialize_loftq_from;
 pub use merge::{MergeOptions, merge_files};
-pub use merged::MergedCheckpoint;
+pub use merged::{MergedCheckpoint, check_merge, save_merged_hf};
 pub use meta::{load_meta, load_meta_as, read_meta_config};
 pub use mlx::{read_mlx, save_mlx};
 pub(crate) use peft::translated;

@@ -496,7 +496,7 @@ fn weighted_path(text: &str) -> Result<(PathBuf, f64)> {
 }
 
 /// The files that a path means, in the order of their names.
-fn files(path: &Path, split: Split) -> Result<Vec<PathBuf>> {
+pub(super) fn files(path: &Path, split: Split) -> Result<Vec<PathBuf>> {
     if path.is_dir() {
         return files_of_folder(path, split);
     }

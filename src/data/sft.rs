@@ -3,6 +3,7 @@
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
+use super::records::files;
 use super::{
     Batch, DataOrder, Dataset, Format, Padding, RecordCounts, RecordEncoder, Sample, SampleStore,
     Split, Subset, TooLong, Treatment, check_vocab, pack, split_validation, weighted_indices,
@@ -165,7 +166,8 @@ impl SftData {
             }
             None => batches(&all, &held_out, options.batch_size, pad_id)?,
         };
-        let samples = Subset::new(all, weighted(&parts, &train, options.seed));
+        let train = reader.weighted(&parts, &train)?;
+        let samples = Subset::new(all, train);
         let unvalidated = unvalidated(options, samples.len(), validation.len());
         reader.notes.extend(unvalidated);
         let packed = packed(&samples, options, reader.longest())?;
@@ -282,16 +284,6 @@ fn batches(
 /// Which samples are those of a file, and its weight.
 type Part = (Range<usize>, f64);
 
-/// The samples that are trained on, those of each file as often as its weight says.
-fn weighted(parts: &[Part], train: &[usize], seed: u64) -> Vec<usize> {
-    let of_part = |(range, weight): &Part| {
-        let from = train.partition_point(|index| *index < range.start);
-        let to = train.partition_point(|index| *index < range.end);
-        weighted_indices(&train[from..to], *weight, seed)
-    };
-    parts.iter().flat_map(of_part).collect()
-}
-
 /// The samples that share a row, if they do.
 fn packed(
     samples: &dyn Dataset,
@@ -360,6 +352,27 @@ impl<'a> Reader<'a> {
         Ok((samples, parts))
     }
 
+    /// The samples that are trained on, those of each file as often as its weight says.
+    fn weighted(&mut self, parts: &[Part], train: &[usize]) -> Result<Vec<usize>> {
+        let mut all = Vec::new();
+        for ((path, _), (range, weight)) in self.counts.iter().zip(parts) {
+            let from = train.partition_point(|index| *index < range.start);
+            let to = train.partition_point(|index| *index < range.end);
+            let indices = weighted_indices(&train[from..to], *weight, self.options.seed);
+            if indices.is_empty() && from < to {
+                let (count, path) = (to - from, path.display());
+                self.notes.push(format!(
+                    "of {count} records of {path} none is trained on: its weight is {weight}"
+                ));
+            }
+            all.extend(indices);
+        }
+        match all.is_empty() {
+            true => Err(self.nothing_left()),
+            false => Ok(all),
+        }
+    }
+
     fn read(&mut self, path: &Path, split: Split) -> Result<SampleStore> {
         let mut samples = SampleStore::new(&self.options.folder);
         self.append(path, split, &mut samples)?;
@@ -373,6 +386,7 @@ impl<'a> Reader<'a> {
             .encode_files(path, split, self.options.format, samples);
         let counts = encoded.map_err(|error| self.why(error))?;
         let told = told(path, &counts, &self.encoder);
+        self.notes.extend(of_folder(path, split)?);
         self.notes.extend(told);
         self.counts.push((path.to_owned(), counts));
         Ok(())
@@ -398,11 +412,15 @@ impl<'a> Reader<'a> {
 
     fn require_some(&self, samples: &SampleStore) -> Result<()> {
         match samples.is_empty() {
-            true => Err(Error::InvalidArgument {
-                name: "records",
-                message: format!("no record is left to train on: {}", self.notes.join("; ")),
-            }),
+            true => Err(self.nothing_left()),
             false => check_vocab(samples, self.options.vocab_size),
+        }
+    }
+
+    fn nothing_left(&self) -> Error {
+        Error::InvalidArgument {
+            name: "records",
+            message: format!("no record is left to train on: {}", self.notes.join("; ")),
         }
     }
 
@@ -414,6 +432,27 @@ impl<'a> Reader<'a> {
         let is_other = |template: &&ChatTemplate| self.has_own_template || template.is_chatml();
         template.filter(is_other).cloned()
     }
+}
+
+/// Which files of a folder are read, if these are several: one of them may be the other in another form.
+fn of_folder(path: &Path, split: Split) -> Result<Option<String>> {
+    const SHOWN: usize = 5;
+    if !path.is_dir() {
+        return Ok(None);
+    }
+    let files = files(path, split)?;
+    let names = files.iter().filter_map(|file| file.strip_prefix(path).ok());
+    let mut names: Vec<String> = names.map(|name| name.display().to_string()).collect();
+    if names.len() > SHOWN {
+        names.splice(SHOWN.., [format!("and {} more", files.len() - SHOWN)]);
+    }
+    Ok((files.len() > 1).then(|| {
+        format!(
+            "the records of {} are those of {}",
+            path.display(),
+            names.join(", ")
+        )
+    }))
 }
 
 fn beyond_context(asked: usize, context: usize) -> Option<String> {

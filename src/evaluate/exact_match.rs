@@ -1,7 +1,7 @@
 use super::Evaluator;
 use super::evaluator::nothing;
 use crate::Result;
-use crate::generate::{GenerateOptions, generate_text};
+use crate::generate::{GenerateOptions, check_prompts, generate_text};
 
 /// A prompt and the text that is the right answer.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -43,8 +43,8 @@ impl Evaluator<'_> {
     /// Lets the model answer, some questions at a time.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`](crate::Error::InvalidArgument) if there is no question, and those of
-    /// [`generate_text`].
+    /// [`Error::InvalidArgument`](crate::Error::InvalidArgument) if there is no question or a prompt, which is named by its
+    /// index, leaves no room for an answer, and those of [`generate_text`].
     pub fn exact_match(
         &self,
         questions: &[Question],
@@ -53,6 +53,8 @@ impl Evaluator<'_> {
         if questions.is_empty() {
             return Err(nothing("questions", "give at least one"));
         }
+        let prompts: Vec<_> = questions.iter().map(|question| &question.prompt).collect();
+        check_prompts(&prompts, &self.model.config)?;
         let options = options.clone().with_answers(1);
         let mut order: Vec<_> = (0..questions.len()).collect();
         order.sort_by_key(|index| std::cmp::Reverse(questions[*index].prompt.len()));

@@ -1,6 +1,6 @@
 //! A conversation with a model.
 
-use super::{GenerateOptions, Generation, TextGeneration};
+use super::{End, GenerateOptions, Generation, TextGeneration};
 use crate::llama::TransformerDecoder;
 use crate::tokenizer::{ChatTemplate, Conversation, Message, Tokenizer};
 use crate::{Error, Result};
@@ -45,6 +45,8 @@ pub struct Reply {
     pub text: String,
     /// How many messages of the conversation were forgotten to make room.
     pub forgotten: usize,
+    /// Whether the answer ended because of its length, not by itself.
+    pub is_cut: bool,
 }
 
 impl<'a> Chat<'a> {
@@ -121,10 +123,16 @@ impl<'a> Chat<'a> {
                 text += &piece.text;
             }
         }
-        self.last = Some(generation.into_generation());
+        let generation = generation.into_generation();
+        let is_cut = generation.answers()[0].end == Some(End::Length);
+        self.last = Some(generation);
         conversation.messages.push(Message::new("assistant", &text));
         self.conversation = conversation;
-        Ok(Reply { text, forgotten })
+        Ok(Reply {
+            text,
+            forgotten,
+            is_cut,
+        })
     }
 
     /// The tokens of a conversation, of which as much is forgotten as it takes to leave room for an answer: a quarter of the

@@ -357,7 +357,8 @@ fn invalid(name: &'static str, message: String) -> Error {
     Error::InvalidArgument { name, message }
 }
 
-fn check_prompts<P: AsRef<[u32]>>(prompts: &[P], config: &LlamaConfig) -> Result<()> {
+/// Checks that each prompt can be continued.
+pub(crate) fn check_prompts<P: AsRef<[u32]>>(prompts: &[P], config: &LlamaConfig) -> Result<()> {
     if prompts.is_empty() {
         return Err(invalid("prompts", "give at least one".into()));
     }

@@ -41,6 +41,7 @@ mod text;
 
 pub use answer::{Prompt, answer};
 pub use chat::{Chat, Reply};
+pub(crate) use generation::check_prompts;
 pub use generation::{Answer, End, Generation, NewToken, generate, generate_batch};
 pub use options::GenerateOptions;
 pub use sampling::{Sampler, TokenProbability, token_probabilities};

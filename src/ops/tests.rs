@@ -205,6 +205,7 @@ fn bodies_equal_each_other() {
     a_losss_factor_is_not_rounded();
     a_backward_pass_begins_with_a_gradient();
     medium_precision_rounds_activations();
+    packed::products_and_gradients_are_those_of_the_numbers();
     what_only_a_backward_pass_reads_is_kept_in_bf16();
     attention_in_half_precision_is_that_of_f32();
 }

@@ -483,3 +483,13 @@ fn a_matrix_has_the_bytes_of_its_layout() {
     let layout = PackedLayout::new(BlockFormat::Q8_0, [2, 32]).unwrap();
     PackedMatrix::new(layout, &[0; 64]);
 }
+
+/// With double quantization: 4 bits, 8 for each block of 64, and 32 for each 256 of these.
+#[test]
+fn nf4_takes_about_a_quarter_of_bf16() {
+    let shape = [4096, 11008];
+    let nf4 = FourBit::new(FourBitTable::Nf4).with_nested(true);
+    let layout = PackedLayout::new(BlockFormat::FourBit(nf4), shape).unwrap();
+    let of_bf16 = 2 * shape[0] * shape[1];
+    assert!(layout.num_bytes() as f64 <= 0.27 * of_bf16 as f64);
+}

@@ -41,6 +41,8 @@ pub struct EstimateConfig {
     pub dtype: DType,
     /// How the weights of the base's linear layers are packed, if they are.
     pub quantization: Option<Quantization>,
+    /// Whether the embedding and the projection to the vocabulary are packed so, too.
+    pub packs_vocabulary: bool,
     /// How the base's files have weights packed that stay so, by their keys
     /// ([`read_base_packing`](crate::checkpoint::read_base_packing)).
     pub packed: BTreeMap<String, BlockFormat>,
@@ -72,6 +74,7 @@ impl EstimateConfig {
             micro_batches: 1,
             dtype: DType::F32,
             quantization: None,
+            packs_vocabulary: false,
             packed: BTreeMap::new(),
             compute_dtype: DType::F32,
             kept_dtype: DType::F32,
@@ -85,6 +88,7 @@ impl EstimateConfig {
         with_micro_batches => micro_batches: usize,
         with_dtype => dtype: DType,
         with_quantization => quantization: Option<Quantization>,
+        with_packed_vocabulary => packs_vocabulary: bool,
         with_packed => packed: BTreeMap<String, BlockFormat>,
         with_compute_dtype => compute_dtype: DType,
         with_kept_dtype => kept_dtype: DType,
@@ -95,7 +99,9 @@ impl EstimateConfig {
 
     /// On a device: in what type it computes with a base of this type, and how.
     pub fn on_device(mut self, device: &Device) -> Self {
-        self.compute_dtype = match self.packed.contains_key(&weight_key("tok_embeddings")) {
+        let is_quantized = self.packs_vocabulary && self.quantization.is_some();
+        let is_packed = self.packed.contains_key(&weight_key("tok_embeddings"));
+        self.compute_dtype = match is_quantized || is_packed {
             true => packed_compute_dtype(device),
             false => compute_dtype(device, self.dtype),
         };
@@ -112,7 +118,8 @@ impl RecipeConfig {
     /// ([`read_base_packing`](crate::checkpoint::read_base_packing)).
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] if the blocks of `quantize_base` do not divide the input of a layer.
+    /// [`Error::InvalidArgument`] if the blocks of `quantize_base` do not divide the input of a layer, and those of
+    /// [`LlamaConfig::init_lora`].
     pub fn estimate_config(
         &self,
         model: &LlamaConfig,
@@ -121,19 +128,27 @@ impl RecipeConfig {
         seq_len: usize,
         device: &Device,
     ) -> Result<EstimateConfig> {
-        let room = model.init(device);
-        let room = room.with_lazy_base(self.base_format(), packed.clone());
-        room.map_err(in_words_of_keys)?;
         let trainer = self.trainer(1);
-        let config = EstimateConfig {
+        let mut config = EstimateConfig {
             micro_batches: self.gradient_accumulation_steps,
             dtype: self.dtype.into(),
             quantization: self.quantize_base,
+            packs_vocabulary: self.quantize_vocabulary,
             packed,
             activations: trainer.options.activations,
             loss_chunk_rows: trainer.options.loss_chunk_rows,
             ..EstimateConfig::new(model.clone(), Some(lora.clone()), self.batch_size, seq_len)
         };
+        let room = step::adapted(&config)?;
+        if room.resized_from.is_some() {
+            // It is dense then, whatever the files have.
+            config.packs_vocabulary = false;
+            for layer in ["tok_embeddings", "output"] {
+                config.packed.remove(&weight_key(layer));
+            }
+        }
+        let room = room.with_lazy_base(self.base_format(), config.packed.clone());
+        room.map_err(in_words_of_keys)?;
         Ok(config.on_device(device))
     }
 }

@@ -174,6 +174,8 @@ pub struct RecipeConfig {
     /// In how many bits the weights of linear layers are kept instead, if in fewer. Those that the checkpoint has packed
     /// stay as they are.
     pub quantize_base: Option<Quantization>,
+    /// Whether the embedding and the projection to the vocabulary are quantized, too.
+    pub quantize_vocabulary: bool,
     /// Whether products of f32 may round their inputs.
     pub matmul_precision: MatmulSetting,
     /// The device: `auto` (that of `BURN_DEVICE`, or else a GPU, or else the CPU), `flex`, `cuda` or
@@ -268,6 +270,7 @@ impl Default for RecipeConfig {
             lr_scheduler: SchedulerConfig::default(),
             dtype: Precision::F32,
             quantize_base: None,
+            quantize_vocabulary: false,
             matmul_precision: MatmulSetting::Auto,
             device: "auto".into(),
             enable_activation_checkpointing: false,
@@ -295,6 +298,7 @@ impl RecipeConfig {
     pub fn base_format(&self) -> BaseFormat {
         BaseFormat::new(self.dtype.into())
             .with_quantization(self.quantize_base)
+            .with_packed_vocabulary(self.quantize_vocabulary)
             .with_kept_packing(true)
     }
 
@@ -774,11 +778,12 @@ impl RecipeConfig {
 
     /// The rules about two keys at once; the first that is broken is told.
     fn check(&self, settings: &[Setting]) -> Result<()> {
-        const RULES: [fn(&RecipeConfig) -> Option<Broken>; 8] = [
+        const RULES: [fn(&RecipeConfig) -> Option<Broken>; 9] = [
             RecipeConfig::validates_twice,
             RecipeConfig::has_no_adapter,
             RecipeConfig::has_invalid_adapter,
             RecipeConfig::makes_up_for_nothing,
+            RecipeConfig::quantizes_vocabulary_alone,
             RecipeConfig::packs_without_length,
             RecipeConfig::groups_what_is_packed,
             RecipeConfig::validates_on_nothing,
@@ -819,11 +824,17 @@ impl RecipeConfig {
     }
 
     fn makes_up_for_nothing(&self) -> Option<Broken> {
-        let message = "`init_lora_weights` is loftq, which makes up for the error of a quantization, but nothing is \
-                       quantized; set `quantize_base` to nf4 or int8 too";
+        let message = "`init_lora_weights` is loftq, which makes up for the error of packing dense weights; set \
+                       `quantize_base` to nf4 or int8 too, and `checkpoint_dir` to the original folder if yours is packed";
         let begins = self.init_lora_weights == Init::Loftq && self.adapter_checkpoint.is_none();
         let is_broken = begins && self.quantize_base.is_none();
         is_broken.then(|| ("init_lora_weights", message.into()))
+    }
+
+    fn quantizes_vocabulary_alone(&self) -> Option<Broken> {
+        let message = "`quantize_vocabulary` goes with the linear layers, set `quantize_base` to nf4 or int8 too";
+        let is_broken = self.quantize_vocabulary && self.quantize_base.is_none();
+        is_broken.then(|| ("quantize_vocabulary", message.into()))
     }
 
     fn packs_without_length(&self) -> Option<Broken> {

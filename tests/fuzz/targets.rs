@@ -1,6 +1,8 @@
 //! What is read of users' files, each as a file of which all bytes may be anything, in a folder that is right otherwise.
 //! `cargo test` changes right files at random, `fuzz/` lets libFuzzer do it.
 
+#[path = "../support/one_step.rs"]
+mod one_step;
 #[allow(dead_code, reason = "shared with other tests, which use the rest")]
 #[path = "../tiny_tokenizer/mod.rs"]
 mod tiny_tokenizer;
@@ -17,7 +19,7 @@ use burn_peft::checkpoint::{
     copy_generation_config, load_hf, load_model, load_state_dict_file, read_adapter_config,
     read_hf_config, read_torchtune, save_adapter, save_mlx, save_torchtune,
 };
-use burn_peft::data::{Batch, Conversation, Format, Message, RecordEncoder, load_records};
+use burn_peft::data::{Conversation, Format, Message, RecordEncoder, load_records};
 use burn_peft::llama::{LlamaConfig, TransformerDecoder};
 use burn_peft::lora::{AttnModule, DEFAULT_ADAPTER, LoRAConfig};
 use burn_peft::report::{Curves, draw_loss};
@@ -25,6 +27,8 @@ use burn_peft::tokenizer::{ChatTemplate, Tokenizer};
 use burn_peft::training::recipe::RecipeConfig;
 use burn_peft::training::{MetricsLog, RunDir};
 use serde_json::{Map, Value, json};
+
+use self::one_step::save_one_step;
 
 /// A kind of file.
 pub struct Target {
@@ -552,23 +556,10 @@ fn run_recipe(dir: &Path) -> RecipeConfig {
 /// A run of one step.
 fn make_run(dir: &Path) {
     let recipe = run_recipe(dir);
-    let run = RunDir::create(&recipe, 1).unwrap();
     let device = device().autodiff();
     let mut model = config().init_lora(&recipe.lora(), &device).unwrap();
     load_hf(&mut model, path("golden/gqa")).unwrap();
-    let ids = vec![1, 5, 9, 13];
-    let batch = Batch {
-        labels: ids.clone(),
-        input_ids: ids,
-        segments: vec![vec![4]],
-        batch_size: 1,
-        seq_len: 4,
-        adapters: None,
-    };
-    let mut trainer = recipe.trainer(10);
-    let (model, _) = trainer.step(model, &[batch]);
-    run.save_checkpoint(&model, &recipe.lora(), &trainer)
-        .unwrap();
+    save_one_step(&recipe, model);
 }
 
 fn of_run(file: &str) -> Vec<Vec<u8>> {

@@ -16,7 +16,7 @@ use burn_peft::checkpoint::{
     load_peft, load_state_dict_file, read_hf_config, read_peft_config, save_hf, save_peft,
     save_peft_adapter, save_state_dict,
 };
-use burn_peft::data::{Batch, Sample, check_vocab, fingerprint, load_alpaca};
+use burn_peft::data::{Sample, check_vocab, fingerprint, load_alpaca};
 use burn_peft::generate::{GenerateOptions, generate};
 use burn_peft::llama::{LlamaConfig, TransformerDecoder};
 use burn_peft::lora::{AttnModule, DEFAULT_ADAPTER, LoRAConfig, LoRALinear, Targets};
@@ -26,6 +26,8 @@ use burn_peft::training::{MetricsLog, RunDir, Summary, Trainer};
 use burn_peft::{Error, Result};
 use serde_json::{Value, json};
 use tempfile::TempDir;
+
+use crate::one_step::save_one_step;
 
 const WEIGHTS: &str = "model.safetensors";
 const INDEX: &str = "model.safetensors.index.json";
@@ -1681,24 +1683,11 @@ fn run_config(dir: &Path, overrides: &[&str]) -> RecipeConfig {
     config.with_overrides(&overrides).unwrap()
 }
 
-/// A run folder with the checkpoint of one step, and the model and trainer of that step.
+/// A run folder with the checkpoint of one step.
 fn unfinished_run() -> (TempDir, RecipeConfig, RunDir) {
     let dir = tempfile::tempdir().unwrap();
     let config = run_config(&dir.path().join("run"), &[]);
-    let run = RunDir::create(&config, 1).unwrap();
-    let ids = vec![1, 5, 9, 13];
-    let batch = Batch {
-        labels: ids.clone(),
-        input_ids: ids,
-        segments: vec![vec![4]],
-        batch_size: 1,
-        seq_len: 4,
-        adapters: None,
-    };
-    let mut trainer = config.trainer(10);
-    let (model, _) = trainer.step(lora_model(&config.lora()), &[batch]);
-    run.save_checkpoint(&model, &config.lora(), &trainer)
-        .unwrap();
+    let run = save_one_step(&config, lora_model(&config.lora()));
     (dir, config, run)
 }
 

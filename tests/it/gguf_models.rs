@@ -10,10 +10,10 @@ use burn_peft::adapter::{
     get_adapter_params, initialize_adapters, state_dict, validate_state_dict_for_lora,
 };
 use burn_peft::checkpoint::{
-    load_any_base, load_any_base_as, load_gguf, read_base_config, read_base_packing,
-    read_gguf_config, read_hf_config,
+    LoadOptions, load_any_base, load_any_base_as, load_gguf, load_model, read_base_config,
+    read_base_packing, read_gguf_config, read_hf_config,
 };
-use burn_peft::llama::{LlamaConfig, TransformerDecoder};
+use burn_peft::llama::{LlamaConfig, Output, TransformerDecoder};
 use burn_peft::lora::LoRAConfig;
 use burn_peft::quantization::BlockFormat;
 use burn_peft::tokenizer::{Tokenizer, copy_tokenizer};
@@ -24,6 +24,7 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use crate::common::{batch, device, floats, max_abs_diff};
+use crate::zero_gguf::write_zero_gguf;
 
 #[derive(Deserialize)]
 struct Expected {
@@ -257,4 +258,35 @@ fn a_model_of_other_sizes_is_told_by_the_files_names() {
         message.contains("qwen2.gguf") && message.contains("blk.0.ffn_"),
         "{message}"
     );
+}
+
+/// Rows that an adapter adds are no blocks, and blocks of most kinds are only read.
+#[test]
+fn a_packed_vocabulary_of_another_size_is_dense() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("llama.gguf");
+    let sizes = crate::quantized::config(false).with_embed_dim(256);
+    for format in [BlockFormat::Q6K, BlockFormat::Q8_0] {
+        let is_packed = |key: &str| !key.contains("layers.") || key.contains("q_proj");
+        write_zero_gguf(&sizes, &path, |key| is_packed(key).then_some(format));
+        let rows = sizes.vocab_size + 3;
+        for keeps in [true, false] {
+            let lora = LoRAConfig::new(["q_proj"]).with_vocab_size(rows);
+            let options = LoadOptions::new(&device());
+            let options = match keeps {
+                true => options,
+                false => options.with_format(BaseFormat::from(Quantization::Nf4)),
+            };
+            let model = load_model(&path, &lora, &options).unwrap();
+            let Output::Own(output) = &model.output else {
+                panic!("the output is no weight of its own");
+            };
+            for weight in [&model.tok_embeddings.weight, &output.base.weight] {
+                assert!(matches!(weight, FrozenWeight::Dense(_)), "{format}");
+                assert_eq!(weight.shape(), [rows, 256], "{format}");
+            }
+            let q = model.layers[0].attn.q_proj.as_ref().unwrap();
+            assert!(matches!(q.base.weight, FrozenWeight::Packed(_)));
+        }
+    }
 }

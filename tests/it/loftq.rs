@@ -20,10 +20,7 @@ use tempfile::TempDir;
 
 use crate::common::{device, floats};
 use crate::quantized::config;
-use zero_gguf::write_zero_gguf;
-
-#[path = "../support/zero_gguf.rs"]
-mod zero_gguf;
+use crate::zero_gguf::write_zero_gguf;
 
 const EXACT: Decomposition = Decomposition::Exact;
 const KINDS: [Quantization; 2] = [Quantization::Nf4, Quantization::Int8];

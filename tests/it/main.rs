@@ -25,6 +25,8 @@ mod loftq;
 mod losses;
 mod merged;
 mod meta;
+#[path = "../support/one_step.rs"]
+mod one_step;
 mod own_method;
 mod own_model;
 mod own_model_slips;
@@ -33,3 +35,5 @@ mod quantized;
 mod saved_gguf;
 mod snapshots;
 mod stories;
+#[path = "../support/zero_gguf.rs"]
+mod zero_gguf;

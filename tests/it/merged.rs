@@ -8,8 +8,9 @@ use burn::tensor::{DType, TensorData};
 use burn_peft::Error;
 use burn_peft::adapter::{quantize_base, state_dict};
 use burn_peft::checkpoint::{
-    MergedCheckpoint, SafetensorsFile, attach_peft, load_hf, load_hf_as, read_hf_config, save_hf,
-    save_peft_adapter, save_peft_unconverted, write_tensors,
+    MergeOptions, MergedCheckpoint, SafetensorsFile, attach_peft, load_hf, load_hf_as, merge_files,
+    read_hf_config, save_hf, save_merged_hf, save_peft_adapter, save_peft_unconverted,
+    write_tensors,
 };
 use burn_peft::llama::{LlamaConfig, TransformerDecoder};
 use burn_peft::lora::{DEFAULT_ADAPTER, Init, LoRAConfig};
@@ -93,9 +94,16 @@ fn loaded(dir: &Path) -> TransformerDecoder {
 fn merged_whole(base: &Path, adapter: &Path) -> TempDir {
     let mut model = loaded(base);
     attach_peft(&mut model, adapter).unwrap();
-    let dir = tempfile::tempdir().unwrap();
-    save_hf(&model.merge_lora(), dir.path()).unwrap();
-    dir
+    saved_merged(&model)
+}
+
+/// What `merge_lora` and `save_hf` make of a model, and so does `save_merged_hf`.
+fn saved_merged(model: &TransformerDecoder) -> TempDir {
+    let [whole, by_weight] = [(); 2].map(|()| tempfile::tempdir().unwrap());
+    save_hf(&model.clone().merge_lora(), whole.path()).unwrap();
+    save_merged_hf(model, by_weight.path()).unwrap();
+    assert_same_models(by_weight.path(), whole.path(), "weight by weight");
+    whole
 }
 
 #[track_caller]
@@ -238,7 +246,10 @@ fn a_model_with_a_packed_base_is_merged_into_the_dense_one() {
     ] {
         let mut packed = config.init_lora(&lora, &device()).unwrap();
         load_hf_as(&mut packed, folder.path(), Quantization::Nf4).unwrap();
-        let packed = random(packed, 2);
+        let mut packed = random(packed, 2);
+        // What it has learned to end a text with.
+        packed.config.eos_token_ids.push(7);
+        saved_merged(&packed);
         let adapter = tempfile::tempdir().unwrap();
         save_peft_adapter(&packed, DEFAULT_ADAPTER, None, adapter.path()).unwrap();
         let out = tempfile::tempdir().unwrap();
@@ -246,6 +257,9 @@ fn a_model_with_a_packed_base_is_merged_into_the_dense_one() {
         merged.save_hf(out.path()).unwrap();
         let expected = merged_whole(folder.path(), adapter.path());
         assert_same_models(out.path(), expected.path(), &format!("{lora:?}"));
+        let mut ends = read_hf_config(folder.path()).unwrap().eos_token_ids;
+        ends.push(7);
+        assert_eq!(read_hf_config(out.path()).unwrap().eos_token_ids, ends);
     }
 }
 
@@ -346,4 +360,12 @@ fn a_packed_base_stays_packed_and_the_loss_is_told() {
         assert!((loss.root_mean_square - root).abs() < 1e-4 * root);
         assert!(loss.to_string().contains(&loss.max_path), "{loss}");
     }
+}
+
+#[test]
+fn what_is_packed_again_goes_into_a_file() {
+    let (folder, out) = (checkpoint(&config()), tempfile::tempdir().unwrap());
+    let options = MergeOptions::default().with_requantize(true);
+    let error = merge_files(folder.path(), None, out.path(), &options).unwrap_err();
+    assert!(error.to_string().contains("ends in `.gguf`"), "{error}");
 }

@@ -20,7 +20,7 @@ fn padding_on_the_left() {
 }
 
 #[test]
-#[should_panic = "the model holds an adapter: save `model.merge_lora()`, or the adapter by `save_peft`"]
+#[should_panic = "the model holds an adapter: save it by `save_merged_hf`, or the adapter by `save_peft`"]
 fn an_adapted_model_as_a_plain_one() {
     let lora = LoRAConfig::new([AttnModule::QProj]);
     let model = LlamaConfig::llama2_7b()

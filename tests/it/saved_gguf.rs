@@ -10,7 +10,7 @@ use burn::tensor::{DType, TensorData};
 use burn_peft::adapter::{StateDict, load_state_dict, quantize_base, state_dict};
 use burn_peft::checkpoint::{
     GgufFormat, MergedCheckpoint, load_gguf, load_gguf_as, read_gguf_config, save_gguf, save_hf,
-    save_peft_adapter,
+    save_merged_gguf, save_peft_adapter,
 };
 use burn_peft::llama::{
     Experts, LayerAttention, LlamaConfig, QueryScaling, RopeScaling, Rotary, Span,
@@ -299,6 +299,9 @@ fn a_checkpoint_is_merged_into_a_file() {
         let merged = MergedCheckpoint::open(dir.path(), adapter.path()).unwrap();
         merged.save_gguf(format, &path).unwrap();
         save_gguf(&adapted.clone().merge_lora(), dir.path(), format, &whole).unwrap();
+        let by_weight = dir.path().join("by_weight.gguf");
+        save_merged_gguf(&adapted, dir.path(), format, &by_weight).unwrap();
+        assert!(fs::read(&by_weight).unwrap() == fs::read(&whole).unwrap());
         let [found, expected] = [&path, &whole].map(|path| {
             let mut model = read_gguf_config(path).unwrap().init(&device());
             load_gguf_as(&mut model, path, DType::F32).unwrap();

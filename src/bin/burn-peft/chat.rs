@@ -1,14 +1,13 @@
 //! A conversation in the terminal.
 
 use std::io::{BufRead, IsTerminal, Write, stdin, stdout};
-use std::path::Path;
 
 use burn_peft::generate::Chat;
-use burn_peft::tokenizer::{ChatTemplate, Tokenizer};
 use burn_peft::{Error, Result};
 
 use crate::model::ModelArgs;
 use crate::sampling::Sampling;
+use crate::template::chat_template;
 
 const HELP: &str = "/reset begins a new conversation, /quit ends the program";
 
@@ -31,10 +30,12 @@ pub struct Args {
 }
 
 pub fn run(args: &Args) -> Result<()> {
+    let options = args.sampling.options(1)?;
     let tokenizer = args.model.tokenizer()?;
-    let template = template(args, &tokenizer)?;
+    let (asked, adapter) = (args.chat_template.as_deref(), args.model.adapter.as_deref());
+    let template = chat_template(asked, adapter, &tokenizer)?;
     let model = args.model.load()?;
-    let mut chat = Chat::new(&model, &tokenizer, args.sampling.options())?.with_template(template);
+    let mut chat = Chat::new(&model, &tokenizer, options)?.with_template(template);
     if let Some(system) = &args.system {
         chat = chat.with_system(system);
     }
@@ -70,20 +71,24 @@ fn answer(chat: &mut Chat, question: &str) -> Result<()> {
     });
     printed?;
     print("\n")?;
-    match reply {
-        Ok(reply) if reply.forgotten > 0 => {
-            let count = reply.forgotten;
-            print(&format!(
-                "(the model's context is full: the first {count} messages are forgotten)\n"
-            ))
-        }
-        Ok(_) => Ok(()),
+    let reply = match reply {
+        Ok(reply) => reply,
         Err(error @ Error::InvalidArgument { .. }) => {
             eprintln!("error: {error}");
-            Ok(())
+            return Ok(());
         }
-        Err(error) => Err(error),
+        Err(error) => return Err(error),
+    };
+    if reply.is_cut {
+        print("(the answer is cut off; --max-new-tokens may let it be longer)\n")?;
     }
+    if reply.forgotten > 0 {
+        let count = reply.forgotten;
+        print(&format!(
+            "(the model's context is full: the first {count} messages are forgotten)\n"
+        ))?;
+    }
+    Ok(())
 }
 
 /// At once. A conversation that nobody reads ends.
@@ -96,16 +101,6 @@ fn print(text: &str) -> Result<()> {
         path: "standard output".into(),
         source,
     })
-}
-
-/// The template of a training that wrote conversations by another than the base's lies beside the adapter.
-fn template(args: &Args, tokenizer: &Tokenizer) -> Result<ChatTemplate> {
-    let beside = args.model.adapter.as_deref();
-    let beside = beside.map(|adapter: &Path| adapter.join("chat_template.jinja"));
-    let beside = beside.filter(|file| file.exists());
-    let beside = beside.and_then(|file| file.to_str().map(str::to_owned));
-    let chosen = args.chat_template.clone().or(beside);
-    ChatTemplate::choose(chosen.as_deref(), tokenizer)
 }
 
 fn unreadable(source: std::io::Error) -> Error {

@@ -89,7 +89,25 @@ fn tasks(args: &Args, tokenizer: &Tokenizer) -> Result<Tasks> {
         }
         (None, false) => Vec::new(),
     };
+    if args.exact_match && records.is_empty() {
+        return Err(Error::InvalidArgument {
+            name: "exact-match",
+            message: "it takes questions: give --records too".into(),
+        });
+    }
     let samples = tokenize_records(&records, tokenizer, false, Some(args.max_seq_len))?;
+    let without_answer = samples
+        .iter()
+        .filter(|sample| sample.num_label_tokens() == 0);
+    match without_answer.count() {
+        0 => {}
+        count => eprintln!(
+            "note: {count} of {} records have no answer within {} tokens and do not count in the perplexity; \
+             --max-seq-len takes more",
+            samples.len(),
+            args.max_seq_len
+        ),
+    }
     let question = |record: &AlpacaRecord| {
         let prompt = Prompt::from(record).encode(tokenizer)?;
         Ok(Question::new(prompt, &record.output))

@@ -3,12 +3,13 @@
 use std::io::{Write, stdout};
 
 use burn_peft::data::AlpacaRecord;
-use burn_peft::generate::{Prompt, TextGeneration, generate_text};
-use burn_peft::tokenizer::Conversation;
+use burn_peft::generate::{End, Prompt, TextGeneration, generate_text};
+use burn_peft::tokenizer::{Conversation, Tokenizer};
 use burn_peft::{Error, Result};
 
 use crate::model::ModelArgs;
 use crate::sampling::Sampling;
+use crate::template::chat_template;
 
 /// Ask a model, with or without an adapter, by Alpaca's prompt.
 #[derive(clap::Args)]
@@ -18,9 +19,13 @@ pub struct Args {
     /// What to do it with.
     #[arg(long, default_value = "")]
     input: String,
-    /// By the model's chat template in place of Alpaca's prompt.
+    /// By the chat template in place of Alpaca's prompt: one that lies beside the adapter, else the tokenizer's own, else
+    /// ChatML.
     #[arg(long)]
     chat: bool,
+    /// A file with another chat template, or chatml.
+    #[arg(long, requires = "chat")]
+    chat_template: Option<String>,
     #[command(flatten)]
     model: ModelArgs,
     #[command(flatten)]
@@ -31,22 +36,29 @@ pub struct Args {
 }
 
 pub fn run(args: &Args) -> Result<()> {
-    let (tokenizer, model) = (args.model.tokenizer()?, args.model.load()?);
-    let options = args.sampling.options().with_answers(args.answers);
-    let prompt = prompt(args).encode(&tokenizer)?;
+    let options = args.sampling.options(args.answers)?;
+    let tokenizer = args.model.tokenizer()?;
+    let prompt = prompt(args, &tokenizer)?;
+    let model = args.model.load()?;
     if args.answers > 1 {
         for text in generate_text(&model, &tokenizer, &[prompt], &options)? {
             writeln!(stdout(), "---\n{text}").map_err(unread)?;
         }
         return Ok(());
     }
-    for pieces in TextGeneration::new(&model, &tokenizer, &[prompt], &options)? {
+    let mut generation = TextGeneration::new(&model, &tokenizer, &[prompt], &options)?;
+    for pieces in &mut generation {
         for piece in pieces? {
             write!(stdout(), "{}", piece.text).map_err(unread)?;
         }
         stdout().flush().map_err(unread)?;
     }
-    writeln!(stdout()).map_err(unread)
+    writeln!(stdout()).map_err(unread)?;
+    let answer = &generation.generation().answers()[0];
+    if answer.end == Some(End::Length) && answer.tokens.len() == options.max_new_tokens {
+        eprintln!("note: the answer is cut off; --max-new-tokens lets it be longer");
+    }
+    Ok(())
 }
 
 /// Nobody waits for the rest of the answer.
@@ -55,11 +67,13 @@ fn unread(source: std::io::Error) -> Error {
     Error::Io { path, source }
 }
 
-fn prompt(args: &Args) -> Prompt {
+fn prompt(args: &Args, tokenizer: &Tokenizer) -> Result<Vec<u32>> {
     let record = AlpacaRecord::new(&args.instruction).with_input(&args.input);
-    match args.chat {
-        // Without the answer, which is not there yet.
-        true => Conversation::from(&record).up_to(1).into(),
-        false => Prompt::from(&record),
+    if !args.chat {
+        return Prompt::from(&record).encode(tokenizer);
     }
+    let (asked, adapter) = (args.chat_template.as_deref(), args.model.adapter.as_deref());
+    let template = chat_template(asked, adapter, tokenizer)?;
+    // Without the answer, which is not there yet.
+    template.prompt(&Conversation::from(&record).up_to(1), tokenizer)
 }

@@ -16,6 +16,7 @@ mod model;
 mod plan;
 mod plot;
 mod sampling;
+mod template;
 mod train;
 
 use std::env;
@@ -48,8 +49,9 @@ enum Verb {
 }
 
 fn main() -> ExitCode {
-    let is_training = env::args_os().nth(1).is_some_and(|verb| verb == "train");
-    let arguments = env::args_os().map(|argument| match is_training {
+    let verb = env::args_os().nth(1);
+    let has_keys = verb.is_some_and(|verb| verb == "train" || verb == "plan");
+    let arguments = env::args_os().map(|argument| match has_keys {
         true => train::without_dashes(argument),
         false => argument,
     });

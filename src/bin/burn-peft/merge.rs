@@ -25,7 +25,7 @@ pub struct Args {
     /// in .gguf.
     #[arg(long)]
     gguf: Option<GgufFormat>,
-    /// Merge into the weights of a packed base (a GGUF file, a folder of bitsandbytes), packed again.
+    /// Merge into the weights of a packed base (a GGUF file, a folder of bitsandbytes), packed again, for a GGUF file.
     #[arg(long)]
     requantize: bool,
 }

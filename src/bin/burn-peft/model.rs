@@ -21,10 +21,10 @@ pub struct ModelArgs {
     /// An adapter: a folder of PEFT's or mlx-lm's, or a file of this crate's.
     #[arg(long, value_name = "DIR|FILE")]
     pub adapter: Option<PathBuf>,
-    /// The type of the base's weights, if not that of its files: f32, bf16 or f16.
+    /// The type of the base's weights, if not that of its files: f32, bf16 or f16. Packed weights are unpacked.
     #[arg(long, value_parser = word::<Precision>)]
     dtype: Option<Precision>,
-    /// Packs the weights of linear layers as they are loaded: nf4 or int8.
+    /// Packs the weights of linear layers as they are loaded: nf4 or int8. The others are f32, or of `--dtype`.
     #[arg(long, value_parser = word::<Quantization>)]
     quantize: Option<Quantization>,
     /// auto, flex, cuda or cuda:N.

@@ -1,6 +1,7 @@
 //! How an answer is chosen, as a program's arguments say.
 
 use burn_peft::generate::GenerateOptions;
+use burn_peft::{Error, Result};
 use clap::Args;
 
 #[derive(Args)]
@@ -26,19 +27,40 @@ pub struct Sampling {
     /// A text before which the answer ends; may be given several times.
     #[arg(long)]
     stop: Vec<String>,
-    /// The seed of what a higher temperature draws.
-    #[arg(long, default_value_t = 0)]
-    seed: u64,
+    /// The seed of what a higher temperature draws; 0 without it.
+    #[arg(long)]
+    seed: Option<u64>,
 }
 
 impl Sampling {
-    pub fn options(&self) -> GenerateOptions {
+    /// For so many answers.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] for what a temperature of 0 leaves without a meaning.
+    pub fn options(&self, answers: usize) -> Result<GenerateOptions> {
+        let without_temperature = [
+            ("--top-k", self.top_k.is_some()),
+            ("--top-p", self.top_p.is_some()),
+            ("--min-p", self.min_p.is_some()),
+            ("--seed", self.seed.is_some()),
+            ("--answers", answers > 1),
+        ];
+        let mut drawn = without_temperature.iter().filter(|(_, is_set)| *is_set);
+        if let Some((argument, _)) = drawn.next().filter(|_| self.temperature == 0.0) {
+            return Err(Error::InvalidArgument {
+                name: "temperature",
+                message: format!(
+                    "{argument} says how answers are drawn, and none is: give a --temperature above 0, such as 0.7"
+                ),
+            });
+        }
         let mut options = GenerateOptions::greedy(self.max_new_tokens)
             .with_temperature(self.temperature)
             .with_repetition_penalty(self.repetition_penalty)
             .with_stop_strings(self.stop.iter().cloned())
-            .with_seed(self.seed);
+            .with_seed(self.seed.unwrap_or_default())
+            .with_answers(answers);
         (options.top_k, options.top_p, options.min_p) = (self.top_k, self.top_p, self.min_p);
-        options
+        Ok(options)
     }
 }

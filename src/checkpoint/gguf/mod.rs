@@ -20,7 +20,7 @@ use self::architectures::Architecture;
 pub(super) use self::load::{GgufWeights, gguf_packing};
 pub use self::load::{load_gguf, load_gguf_as};
 use self::names::to_gguf;
-pub use self::save::{GgufFormat, save_gguf};
+pub use self::save::{GgufFormat, save_gguf, save_merged_gguf};
 use super::peft::{Plain, Serving, served_layers};
 use super::rotary::{interleaved_row, permuted, rotated_rows};
 use crate::adapter::{adapter_config, to_host};

@@ -12,8 +12,9 @@ use super::load::{block_format, kind_of};
 use super::names::{is_norm, is_rotated, to_gguf, up_of_experts};
 use super::scaling::scaling_tensors;
 use crate::adapter::{StateReader, state_readers};
+use crate::checkpoint::hf::require_places;
 use crate::checkpoint::keys::{EMBEDDING, OUTPUT};
-use crate::checkpoint::merged::MergedCheckpoint;
+use crate::checkpoint::merged::{MergedCheckpoint, merged_readers};
 use crate::checkpoint::rotary::interleaved;
 use crate::checkpoint::tensors::{all_finite, encode};
 use crate::gguf::{Tensor, TensorKind, write_gguf};
@@ -141,17 +142,37 @@ pub fn save_gguf(
     let readers = state_readers(model);
     assert!(
         readers.iter().all(|reader| !reader.is_adapter()),
-        "the model holds an adapter: save `model.merge_lora()`, or the adapter by `save_gguf_adapter`"
+        "the model holds an adapter: save it by `save_merged_gguf`, or the adapter by `save_gguf_adapter`"
     );
-    crate::checkpoint::hf::require_places(model, &readers)?;
+    let config = &model.config;
+    save_readers(readers, config, tokenizer.as_ref(), format, path.as_ref())
+}
+
+/// Writes a model with its adapters merged, as [`save_gguf`] writes [`TransformerDecoder::merge_lora`]. Each weight is
+/// merged when it is written, so the merged model is never held.
+///
+/// # Errors
+/// Those of [`save_gguf`].
+pub fn save_merged_gguf(
+    model: &TransformerDecoder,
+    tokenizer: impl AsRef<Path>,
+    format: GgufFormat,
+    path: impl AsRef<Path>,
+) -> Result<()> {
+    let (readers, config) = (merged_readers(model)?, model.merged_config());
+    save_readers(readers, &config, tokenizer.as_ref(), format, path.as_ref())
+}
+
+fn save_readers(
+    readers: Vec<StateReader>,
+    config: &LlamaConfig,
+    tokenizer: &Path,
+    format: GgufFormat,
+    path: &Path,
+) -> Result<()> {
+    require_places(config, &readers)?;
     let weights: Vec<_> = readers.iter().map(Weight::of_reader).collect();
-    save(
-        &model.config,
-        &weights,
-        tokenizer.as_ref(),
-        format,
-        path.as_ref(),
-    )
+    save(config, &weights, tokenizer, format, path)
 }
 
 impl MergedCheckpoint {

@@ -15,12 +15,14 @@ use crate::checkpoint::bitsandbytes::part_of;
 use crate::checkpoint::composed::rows;
 use crate::checkpoint::experts::{HfTensor, hf_tensors, is_stacked, whole_of};
 use crate::checkpoint::hf::{
-    CONFIG_FILE, INDEX_FILE, IndexMetadata, publish_weights, require_no_adapter,
+    CONFIG_FILE, INDEX_FILE, IndexMetadata, copy_generation_config, publish_weights,
+    read_hf_config, read_model_config, require_no_adapter,
 };
 use crate::checkpoint::keys::from_hf;
 use crate::checkpoint::tensors::{SafetensorsFile, WritableTensor, write_weights};
 use crate::checkpoint::weights::is_beside;
 use crate::files::{create_dir, read_text, write_atomic, write_text};
+use crate::llama::families::ends_to_json;
 use crate::{Error, Result};
 
 /// How the names of files end that go with a model, beside its weights.
@@ -30,7 +32,7 @@ impl MergedCheckpoint {
     /// Writes the merged model as a folder that transformers, vLLM and llama.cpp load: the base's shards under their
     /// names, each weight in its type. Weights that no adapter changes, `config.json`, `generation_config.json` and the
     /// tokenizer's files are copied bit for bit; only what differs is written into `config.json`: a vocabulary of another
-    /// size, an output that is no longer the embedding, a base that is no longer packed.
+    /// size, more tokens that end a text, an output that is no longer the embedding, a base that is no longer packed.
     ///
     /// Weights that an earlier save left in the folder are replaced, or removed if they have other names.
     ///
@@ -129,7 +131,18 @@ impl MergedCheckpoint {
                     .map_err(Error::io(&path))
             })?;
         }
-        Ok(())
+        // For transformers `generation_config.json` has precedence.
+        match self.more_ends()?.is_empty() {
+            true => Ok(()),
+            false => copy_generation_config(base, dir),
+        }
+    }
+
+    /// What ends a text for the model, and not by the folder.
+    fn more_ends(&self) -> Result<Vec<u32>> {
+        let known = read_hf_config(self.folder.dir())?.eos_token_ids;
+        let ends = self.model.config.eos_token_ids.iter();
+        Ok(ends.filter(|id| !known.contains(id)).copied().collect())
     }
 
     /// The text of `config.json`, if merging changes what it says.
@@ -139,25 +152,21 @@ impl MergedCheckpoint {
         let mut fields: Map<String, Value> = fields.map_err(|error| Error::format(path, error))?;
         let was_packed = fields.shift_remove("quantization_config").is_some();
         let vocab_size = Value::from(after.vocab_size);
-        // Of a model that reads images too, the sizes are those of its text model.
-        let has_text_model = fields.contains_key("text_config");
-        let sizes = match fields.get("text_config") {
-            Some(Value::Object(sizes)) => sizes,
-            _ => &fields,
-        };
-        let is_resized = sizes
-            .get("vocab_size")
-            .is_some_and(|size| *size != vocab_size);
+        let size_before = text_fields(&mut fields).get("vocab_size");
+        let is_resized = size_before.is_some_and(|size| *size != vocab_size);
         let is_parted = before.tie_embeddings != after.tie_embeddings;
-        if !(was_packed || is_resized || is_parted) {
+        let more_ends = self.more_ends()?;
+        if !(was_packed || is_resized || is_parted || !more_ends.is_empty()) {
             return Ok(None);
         }
         if is_resized {
-            let sizes = match has_text_model {
-                true => fields["text_config"].as_object_mut().expect("an object"),
-                false => &mut fields,
-            };
-            sizes.insert("vocab_size".to_owned(), vocab_size);
+            text_fields(&mut fields).insert("vocab_size".to_owned(), vocab_size);
+        }
+        if !more_ends.is_empty() {
+            let own = read_model_config(self.folder.dir())?.eos_token_ids;
+            let ends = ends_to_json(&[own, more_ends].concat());
+            let ends = ends.expect("there are some");
+            text_fields(&mut fields).insert("eos_token_id".to_owned(), ends);
         }
         fields.insert(
             "tie_word_embeddings".to_owned(),
@@ -165,6 +174,15 @@ impl MergedCheckpoint {
         );
         let text = serde_json::to_string_pretty(&fields).expect("JSON serialises");
         Ok(Some(text + "\n"))
+    }
+}
+
+/// The fields of the text model, where a model reads images too.
+fn text_fields(fields: &mut Map<String, Value>) -> &mut Map<String, Value> {
+    const OF_TEXT: &str = "text_config";
+    match fields.get(OF_TEXT).is_some_and(Value::is_object) {
+        true => fields[OF_TEXT].as_object_mut().expect("it is one"),
+        false => fields,
     }
 }
 

@@ -4,7 +4,9 @@ use burn::module::{Param, ParamId};
 use burn::tensor::{Device, Tensor, TensorData};
 
 use super::{MergedCheckpoint, MergedTensor};
+use crate::Result;
 use crate::adapter::to_host;
+use crate::checkpoint::hf::no_place;
 use crate::checkpoint::keys::{EMBEDDING, OUTPUT};
 use crate::llama::{Output, TransformerDecoder};
 use crate::lora::{
@@ -18,7 +20,7 @@ pub(super) struct Layer {
     /// The path in the model.
     pub path: String,
     /// The path of the layer whose weight it has before merging.
-    base_path: String,
+    pub base_path: String,
     shape: LayerShape,
     active: Vec<LoRAAdapter>,
 }
@@ -39,8 +41,8 @@ pub(super) fn of(model: &TransformerDecoder) -> Vec<Layer> {
         let [vocab_size, dim] = model.tok_embeddings.weight.shape();
         let acting = output.acting(&model.tok_embeddings).into_iter();
         layers.push(Layer {
-            path: module_of(OUTPUT),
-            base_path: module_of(EMBEDDING),
+            path: module_of(OUTPUT).to_owned(),
+            base_path: module_of(EMBEDDING).to_owned(),
             shape: LayerShape::linear(dim, vocab_size, false),
             active: acting.cloned().collect(),
         });
@@ -48,9 +50,18 @@ pub(super) fn of(model: &TransformerDecoder) -> Vec<Layer> {
     layers
 }
 
-fn module_of(key: &str) -> String {
+/// Checks that no adapter has brought a bias that the files of such a model have no place for.
+pub(super) fn require_places(layers: &[Layer]) -> Result<()> {
+    match layers.iter().find(|layer| layer.brings_bias()) {
+        Some(layer) => Err(no_place(&format!("{}.bias", layer.path))),
+        None => Ok(()),
+    }
+}
+
+/// The layer of a parameter.
+pub(super) fn module_of(key: &str) -> &str {
     let (module, _) = key.rsplit_once('.').expect("a key has a parameter's name");
-    module.to_owned()
+    module
 }
 
 fn frozen<const D: usize>(value: Tensor<D>) -> Param<Tensor<D>> {
@@ -63,7 +74,7 @@ fn is_bias(key: &str) -> bool {
 
 impl Layer {
     /// Whether merging gives it a bias that it did not have.
-    pub fn brings_bias(&self) -> bool {
+    fn brings_bias(&self) -> bool {
         let has = |adapter: &LoRAAdapter| adapter.vector_param(LORA_B_BIAS).is_some();
         !self.shape.has_bias && self.active.iter().any(has)
     }
@@ -100,7 +111,7 @@ impl Layer {
     }
 
     /// That of a matrix may be another one's, which was trained in its place.
-    fn shape_of(&self, name: &str) -> Vec<usize> {
+    pub fn shape_of(&self, name: &str) -> Vec<usize> {
         let [rows, columns] = self.shape.dims;
         if name == "bias" || self.shape.kind == LayerKind::Norm {
             return vec![rows];

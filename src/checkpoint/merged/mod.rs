@@ -9,14 +9,17 @@
 
 mod folder;
 mod layers;
+mod loaded;
 
 use std::path::Path;
 
 use burn::tensor::{DType, Device, TensorData};
 
 use self::layers::Layer;
+pub(super) use self::loaded::merged_readers;
+pub use self::loaded::save_merged_hf;
 use super::base::compare_base;
-use super::hf::{HfFolder, no_place, read_hf_config};
+use super::hf::{HfFolder, read_hf_config};
 use super::keys::{EMBEDDING, OUTPUT};
 use super::peft::{attach_peft, read_peft_config};
 use crate::Result;
@@ -74,14 +77,12 @@ impl MergedCheckpoint {
         let folder = HfFolder::open(base.as_ref(), &model.config)?;
         compare_base(model, &folder)?;
         let layers = layers::of(model);
-        match layers.iter().find(|layer| layer.brings_bias()) {
-            Some(layer) => Err(no_place(&format!("{}.bias", layer.path))),
-            None => Ok(Self {
-                folder,
-                model: model.clone(),
-                layers,
-            }),
-        }
+        layers::require_places(&layers)?;
+        Ok(Self {
+            folder,
+            model: model.clone(),
+            layers,
+        })
     }
 
     /// The sizes of the merged model.
@@ -170,6 +171,15 @@ impl MergedTensor<'_> {
         let merged = self.layer.merged(&self.key, base, &device);
         Ok(merged.convert_dtype(self.dtype))
     }
+}
+
+/// Checks that the files of a merged model have a place for all that the adapters of a model bring.
+///
+/// # Errors
+/// [`Error::InvalidArgument`](crate::Error::InvalidArgument) if an adapter brings a bias of B (`lora_bias`) to a layer that
+/// has none in such files.
+pub fn check_merge(model: &TransformerDecoder) -> Result<()> {
+    layers::require_places(&layers::of(model))
 }
 
 /// Loads the embedding and the output, as they are stored.

@@ -143,8 +143,8 @@ fn small(layout: PackedLayout, bytes: &mut [u8]) -> Tensor<2> {
     Tensor::from_data(numbers, &device().inner())
 }
 
-#[test]
-fn products_and_gradients_are_those_of_the_numbers() {
+/// Few rows are multiplied where the weight lies, more of them by panels of it.
+pub(super) fn products_and_gradients_are_those_of_the_numbers() {
     for (layout, mut bytes) in weights() {
         let dense = small(layout, &mut bytes);
         let weight = on_device(layout, &bytes);
@@ -152,17 +152,44 @@ fn products_and_gradients_are_those_of_the_numbers() {
             layout.shape(),
             dense.clone().abs().max().into_scalar::<f32>(),
         );
-        let x = [random([2, 5, columns])];
         let factor = 1.0 / (size * columns as f32);
-        assert_same(
-            run(&x, |[x]| packed_linear(x, weight.clone()) * factor),
-            run(&x, |[x]| {
+        for rows in [5, 20] {
+            let x = [random([2, rows, columns])];
+            let product = || run(&x, |[x]| packed_linear(x, weight.clone()) * factor);
+            let expected = run(&x, |[x]| {
                 linear(x, Tensor::from_inner(dense.clone())) * factor
-            }),
-        );
+            });
+            assert_same(product(), expected.clone());
+            set_matmul_precision(MatmulPrecision::Medium);
+            let rounded = product();
+            set_matmul_precision(MatmulPrecision::Highest);
+            let sizes = dense.clone().abs() * factor;
+            assert_rounded(
+                rounded,
+                expected,
+                [x[0].clone().inner().abs(), sizes.unsqueeze()],
+            );
+        }
         let squares = packed_row_squares(weight) * (factor / size);
         let expected = dense.square().sum_dim(1).squeeze_dim(1) * (factor / size);
         assert_close(squares, expected, &format!("{layout:?}"));
+    }
+}
+
+/// At most both factors of a product are rounded to bf16, those of the gradient's too, whose other one is at most 1.
+fn assert_rounded(
+    (out, [grad]): (Tensor<3>, [Tensor<3>; 1]),
+    (expected, [expected_grad]): (Tensor<3>, [Tensor<3>; 1]),
+    [x, weight]: [Tensor<3>; 2],
+) {
+    let sizes = x.matmul(weight.clone().transpose());
+    let grad_sizes = weight.sum_dim(1).expand(grad.dims());
+    for (found, expected, sizes) in [
+        (out, expected, sizes),
+        (grad.inner(), expected_grad.inner(), grad_sizes),
+    ] {
+        let above = (found - expected).abs() - sizes * (2f32.powi(-8) + 2f32.powi(-16));
+        assert!(above.max().into_scalar::<f32>() < 1e-5);
     }
 }
 

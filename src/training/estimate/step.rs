@@ -6,6 +6,7 @@ use burn::module::Module;
 use burn::tensor::Device;
 
 use super::{EstimateConfig, MemoryEstimate, Moment};
+use crate::Result;
 use crate::adapter::{Role, get_params, packed_layouts};
 use crate::llama::{MetaContext, TransformerDecoder};
 use crate::ops::cross_entropy_meta;
@@ -15,24 +16,30 @@ use crate::weight::BaseFormat;
 
 /// A model of these sizes with these adapters, of which nothing is allocated.
 ///
+/// # Errors
+/// If the configuration of the adapters cannot be used.
+///
 /// # Panics
-/// If the sizes make up no model, or the configuration of the adapters cannot be used.
-fn model(config: &EstimateConfig) -> TransformerDecoder {
+/// If the sizes make up no model.
+pub fn adapted(config: &EstimateConfig) -> Result<TransformerDecoder> {
     // Nothing is ever put there.
     #[cfg(feature = "flex")]
     let device = Device::flex();
     #[cfg(not(feature = "flex"))]
     let device = Device::default();
     let model = config.model.init(&device.autodiff());
-    let model = match &config.lora {
+    match &config.lora {
         None => Ok(model),
         Some(lora) => model.with_found_adapters(lora),
-    };
-    let format = BaseFormat::new(config.dtype).with_quantization(config.quantization);
-    match model.and_then(|model| model.with_lazy_base(format, config.packed.clone())) {
-        Ok(model) => model,
-        Err(error) => panic!("{error}"),
     }
+}
+
+/// The same with the weights of its base as they are kept.
+fn model(config: &EstimateConfig) -> Result<TransformerDecoder> {
+    let format = BaseFormat::new(config.dtype)
+        .with_quantization(config.quantization)
+        .with_packed_vocabulary(config.packs_vocabulary);
+    adapted(config)?.with_lazy_base(format, config.packed.clone())
 }
 
 /// A training step.
@@ -50,7 +57,7 @@ impl<'a> Step<'a> {
     pub fn new(config: &'a EstimateConfig) -> Self {
         Self {
             config,
-            model: model(config),
+            model: model(config).unwrap_or_else(|error| panic!("{error}")),
             ledger: Ledger::new(
                 NumberSizes {
                     activation: config.compute_dtype.size(),

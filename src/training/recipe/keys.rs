@@ -191,7 +191,7 @@ pub(super) const KEYS: &[RecipeKey] = &[
         "checkpoint_dir",
         PATH,
         "Folder of the base model in Hugging Face's format, one that bitsandbytes quantized too, or as Meta releases it \
-         (`params.json`), or a `.gguf` file; `null` is the embedded model.",
+         (`params.json`), or a `.gguf` file; `null` is the embedded model, which the example has alone.",
     )
     .optional()
     .free(),
@@ -274,7 +274,7 @@ pub(super) const KEYS: &[RecipeKey] = &[
     key(
         "without_labels",
         TREATMENT,
-        "What becomes of another record of which the loss counts nothing, likewise.",
+        "What becomes of a record of which the loss counts nothing for another reason, likewise.",
     ),
     key(
         "empty_answers",
@@ -310,8 +310,8 @@ pub(super) const KEYS: &[RecipeKey] = &[
     key(
         "neftune_noise_alpha",
         NonNegative,
-        "Noise on the embeddings in training, uniform within this number over the square root of the numbers in a record's \
-         embeddings (NEFTune; 5 is usual); `null` is none.",
+        "Noise on the embeddings in training, uniform up to `neftune_noise_alpha / sqrt(tokens · hidden_size)` of either sign \
+         (NEFTune; 5 is usual); `null` is none.",
     )
     .optional(),
     key("batch_size", Count(1), "Records in a batch."),
@@ -364,7 +364,7 @@ pub(super) const KEYS: &[RecipeKey] = &[
     key(
         "optimizer.loraplus_lr_ratio",
         Positive,
-        "How many times the learning rate of the rest that of B is (LoRA+); 1 is plain AdamW.",
+        "B's learning rate divided by that of all other parameters (LoRA+); 1 is plain AdamW.",
     ),
     key(
         "lr_scheduler.kind",
@@ -390,6 +390,12 @@ pub(super) const KEYS: &[RecipeKey] = &[
          bitsandbytes) stay as they are, with any value.",
     )
     .optional(),
+    key(
+        "quantize_vocabulary",
+        Flag,
+        "Quantize the embedding and the projection to the vocabulary by `quantize_base` too: less memory, by up to a gigabyte \
+         where the vocabulary is large, at some cost in quality.",
+    ),
     key(
         "matmul_precision",
         Word(&["auto", "highest", "medium"]),
@@ -474,7 +480,7 @@ pub(super) const KEYS: &[RecipeKey] = &[
     key(
         "report_samples",
         Count(0),
-        "With how many records the model goes on before and after the training, in 64 tokens at most, for `report.html`.",
+        "How many records the model continues before and after the training, by 64 tokens at most, for `report.html`.",
     )
     .free(),
     key(
@@ -708,6 +714,7 @@ fn paths(value: &Value) -> Option<Value> {
 
 fn with_home(path: &str) -> String {
     let below_home = path
+        .trim_start()
         .strip_prefix('~')
         .filter(|rest| rest.is_empty() || rest.starts_with(std::path::is_separator));
     match (below_home, std::env::home_dir()) {

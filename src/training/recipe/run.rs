@@ -3,10 +3,12 @@
 use std::path::Path;
 use std::sync::Arc;
 
+use burn::tensor::DType;
+
 use super::{BestCheckpoint, RecipeConfig};
 use crate::Result;
 use crate::checkpoint::base_model_name;
-use crate::lora::LoRAConfig;
+use crate::lora::{Init, LoRAConfig};
 use crate::training::{Before, RunConfig, RunDir, RunOptions, SavePlan};
 
 impl From<&RecipeConfig> for RunOptions {
@@ -52,8 +54,24 @@ impl RunConfig for RecipeConfig {
 }
 
 impl RecipeConfig {
+    /// Whether the merged model is made of the numbers in a base's files: of a Hugging Face folder that was packed for the
+    /// training alone. What LoftQ begins with makes up for the error of the packed numbers; of an adapter to begin with nobody
+    /// knows.
+    pub fn merges_into_files(&self, base: &Path) -> bool {
+        let is_packed_here = self.quantize_base.is_some() && base.join("config.json").exists();
+        let is_for_packed =
+            self.init_lora_weights == Init::Loftq || self.adapter_checkpoint.is_some();
+        is_packed_here && !is_for_packed
+    }
+
     fn saves(&self) -> SavePlan {
-        let merged = (!self.save_adapter_weights_only).then(|| self.dtype.into());
+        let base = self.checkpoint_dir.as_deref();
+        // Whose weights have two bytes at least.
+        let dtype = match base.is_some_and(|base| self.merges_into_files(base)) {
+            true => DType::BF16,
+            false => self.dtype.into(),
+        };
+        let merged = (!self.save_adapter_weights_only).then_some(dtype);
         SavePlan::default()
             .with_every_n_steps(self.save_every_n_steps)
             .with_every_epoch(self.save_every_epoch)

@@ -44,21 +44,50 @@ pub(super) struct Job<'a> {
     pub(super) fingerprint: u64,
 }
 
+/// What is trained, none of its weights read yet.
+pub(super) struct Base<'a> {
+    config: &'a RecipeConfig,
+    member: &'a Member<'a>,
+    path: PathBuf,
+    llama: LlamaConfig,
+    tokenizer: Tokenizer,
+}
+
+impl<'a> Base<'a> {
+    pub(super) fn open(config: &'a RecipeConfig, member: &'a Member<'a>) -> Result<Self> {
+        let path = base(config)?;
+        let llama = config.llama(&path)?;
+        check_base(&path, &llama, member.device)?;
+        let tokenizer = load_tokenizer(config.tokenizer.as_deref().unwrap_or(&path), &llama)?;
+        Ok(Self {
+            config,
+            member,
+            path,
+            llama,
+            tokenizer,
+        })
+    }
+}
+
 impl<'a> Job<'a> {
-    pub(super) fn load(config: &'a RecipeConfig, member: &'a Member) -> Result<Self> {
-        let base = base(config)?;
-        let llama = config.llama(&base)?;
-        check_base(&base, &llama, member.device)?;
-        let tokenizer = load_tokenizer(config.tokenizer.as_deref().unwrap_or(&base), &llama)?;
+    /// The base with its records.
+    pub(super) fn load(base: Base<'a>) -> Result<Self> {
+        let Base {
+            config,
+            member,
+            path,
+            llama,
+            tokenizer,
+        } = base;
         let (source, data) = records::load(config, &llama, &tokenizer)?;
         let fingerprint = fingerprint(&data.samples)?;
         require_same_run(member.group, config, &data, fingerprint)?;
-        let packed = read_base_packing(&base)?;
+        let packed = read_base_packing(&path)?;
         set_matmul_precision(config.matmul_precision_for(&packed, member.device));
         let job = Self {
             config,
             member,
-            base,
+            base: path,
             llama,
             tokenizer,
             data,

@@ -13,12 +13,13 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use burn_peft::checkpoint::base_fingerprint;
+use burn_peft::adapter::ParamCount;
+use burn_peft::checkpoint::{base_fingerprint, check_merge};
 use burn_peft::distributed::{broadcast_params, require_same};
 use burn_peft::training::RunDir;
 use burn_peft::training::recipe::RecipeConfig;
 use burn_peft::{Error, Result};
-use job::{Job, require_same_adapter};
+use job::{Base, Job, require_same_adapter};
 use launch::{Member, launch};
 use report::print_notes;
 use run::Run;
@@ -27,7 +28,7 @@ use crate::exit::exit_code;
 
 /// Finetune a model with LoRA on instructions or conversations.
 #[derive(clap::Args)]
-#[command(after_help = "docs/recipe.md explains every key.")]
+#[command(after_help = "`--help` lists every key.", after_long_help = keys())]
 pub struct Args {
     /// The recipe's YAML file.
     #[arg(long)]
@@ -39,6 +40,15 @@ pub struct Args {
     /// Changes of single keys, such as `lora_rank=32` or `optimizer.lr=1e-4`.
     #[arg(value_name = "KEY=VALUE")]
     overrides: Vec<String>,
+}
+
+/// The recipe's keys, with their defaults and meanings.
+fn keys() -> String {
+    let keys = RecipeConfig::keys().iter().map(|key| {
+        let (name, default, accepts, doc) = (key.name(), key.default(), key.accepts(), key.doc());
+        format!("  {name}={default}\n          {accepts}\n          {doc}\n")
+    });
+    format!("Keys and their defaults:\n{}", keys.collect::<String>())
 }
 
 /// What a program finetunes that is told of no base: a tiny model with records.
@@ -62,11 +72,12 @@ pub fn run(args: &Args) -> ExitCode {
     }
 }
 
-/// `--lora_rank=4` means `lora_rank=4`.
+/// `--lora_rank=4` means `lora_rank=4`: an argument that is none of the program's own is a key.
 pub fn without_dashes(argument: OsString) -> OsString {
+    const OWN: [&str; 2] = ["config", "preset"];
     let setting = argument.to_str().and_then(|text| text.strip_prefix("--"));
-    match setting {
-        Some(setting) if setting.contains('=') && !setting.starts_with("config=") => setting.into(),
+    match setting.and_then(|setting| Some((setting, setting.split_once('=')?.0))) {
+        Some((setting, key)) if !OWN.contains(&key) => setting.into(),
         _ => argument,
     }
 }
@@ -85,18 +96,21 @@ fn configuration(args: &Args) -> Result<RecipeConfig> {
     let tiny = RecipeConfig::from_yaml(embedded.config, "embedded default", &[])?;
     // What the tiny model's adapters are like by default is no setting that an adapter's own would contradict.
     let mut config = tiny.clone().with_overrides(&args.overrides)?;
-    // In a folder of its own it may be run again and again.
-    config.overwrite_output_dir |= config.output_dir == tiny.output_dir;
+    // In a folder of its own it may be run again and again, unless that is not wanted.
+    let says = |setting: &String| setting.starts_with("overwrite_output_dir=");
+    config.overwrite_output_dir |=
+        config.output_dir == tiny.output_dir && !args.overrides.iter().any(says);
     Ok(config)
 }
 
 fn finetune(config: &RecipeConfig, member: &Member) -> Result<()> {
-    let mut job = Job::load(config, member)?;
+    let base = Base::open(config, member)?;
+    // Whether the folder is free is told before records are read.
+    let dir = RunDir::open(config, member.group.rank(), member.group.size())?;
+    let mut job = Job::load(base)?;
     let base = base_fingerprint(&job.base)?;
     require_same(member.group, "base model", &base)?;
-    let dir = RunDir::open(config, member.group.rank(), member.group.size())?
-        .on_data(job.fingerprint)
-        .on_base(base);
+    let dir = dir.on_data(job.fingerprint).on_base(base);
     let lora = config.adapter_config_of(&dir)?;
     require_same_adapter(member.group, &lora)?;
     job.print_estimate(&lora)?;
@@ -108,7 +122,16 @@ fn finetune(config: &RecipeConfig, member: &Member) -> Result<()> {
         require_same(member.group, "last checkpoint", &trainer.step)?;
     }
     if job.is_first() {
+        if !config.save_adapter_weights_only {
+            check_merge(&model)?;
+        }
+        let (count, steps) = (ParamCount::of(&model), job.data.order.steps_per_epoch());
+        // What a run that is overwritten leaves is room.
+        if !config.overwrite_output_dir {
+            dir.require_space(&count, &trainer, steps)?;
+        }
         dir.begin()?;
+        dir.require_space(&count, &trainer, steps)?;
     }
     let model = broadcast_params(member.group, model)?;
     Run::new(config, member, dir, &trainer)?.complete(model, trainer, &job)
@@ -116,7 +139,7 @@ fn finetune(config: &RecipeConfig, member: &Member) -> Result<()> {
 
 /// What a run would do. Nothing is written, and no weight is read.
 fn rehearse(config: &RecipeConfig, member: &Member) -> Result<()> {
-    let mut job = Job::load(config, member)?;
+    let mut job = Job::load(Base::open(config, member)?)?;
     // As one of the processes beside the first, which touch no file.
     let dir = RunDir::open(config, 1, member.group.size())?;
     if !job.is_first() {

@@ -47,19 +47,25 @@ pub fn print_device(config: &EstimateConfig, member: &Member) -> Result<()> {
 }
 
 pub fn print_notes(notes: &[String], schedule: &LrSchedule) {
-    for note in notes.iter().chain(&late_warmup(schedule)) {
+    for note in notes.iter().chain(&long_warmup(schedule)) {
         tell(&format!("note: {note}"));
     }
 }
 
-fn late_warmup(schedule: &LrSchedule) -> Option<String> {
+/// A warm-up that takes more than a part of the run was meant for a longer one.
+fn long_warmup(schedule: &LrSchedule) -> Option<String> {
+    const LONG: usize = 5;
     let (warmup, total) = (schedule.warmup_steps, schedule.total_steps);
-    (warmup >= total).then(|| {
-        format!(
-            "the learning rate never reaches optimizer.lr: the run has {total} steps, \
-             lr_scheduler.num_warmup_steps is {warmup}"
-        )
-    })
+    let what = format!("the run has {total} steps, lr_scheduler.num_warmup_steps is {warmup}");
+    match warmup {
+        _ if warmup >= total => Some(format!(
+            "the learning rate never reaches optimizer.lr: {what}"
+        )),
+        _ if warmup > total / LONG => Some(format!(
+            "the learning rate is below optimizer.lr for a large part of the run: {what}"
+        )),
+        _ => None,
+    }
 }
 
 /// How long a run is, where one that goes on does so, and what becomes of its schedule if it has more epochs now.

@@ -3,9 +3,10 @@
 use std::path::Path;
 use std::time::Instant;
 
+use burn::module::Module;
 use burn_peft::adapter::ParamCount;
 use burn_peft::checkpoint::{
-    base_model_name, copy_generation_config, save_hf, save_peft_with_base,
+    MergedCheckpoint, base_model_name, copy_generation_config, save_merged_hf, save_peft_with_base,
 };
 use burn_peft::data::SftData;
 use burn_peft::llama::TransformerDecoder;
@@ -75,10 +76,12 @@ impl<'a> Run<'a> {
         print_notes(&job.data.notes, &trainer.schedule);
         let steps = job.data.order.steps_per_epoch();
         print_progress(&self.dir, &trainer, steps, self.is_over(&trainer));
-        self.dir.require_space(&count, &trainer, steps)?;
-        let quiz = Quiz::before(self.config, &model, &job.tokenizer, &job.data)?;
+        let quiz = Quiz::before(self.config, &model, &job.tokenizer, &job.data);
+        let quiz = or_warn("no question is asked", quiz);
         let (model, summary) = self.train(model, trainer, job)?;
-        let (exact_match, answers) = quiz.after(&model, &job.tokenizer)?;
+        let answers = quiz.map(|quiz| quiz.after(&model, &job.tokenizer));
+        let answers = answers.and_then(|answers| or_warn("no question is answered", answers));
+        let (exact_match, answers) = answers.unwrap_or_default();
         self.save(model, &job.base)?;
         self.save_template(&job.data)?;
         let summary = Summary {
@@ -334,7 +337,7 @@ impl<'a> Run<'a> {
         }
     }
 
-    /// The last step is in a checkpoint by now. Each weight makes room for the merged one.
+    /// The last step is in a checkpoint by now.
     fn save(&self, model: TransformerDecoder, base: &Path) -> Result<()> {
         *self.member.last_step.lock() = None;
         let of_base = || base_model_name(base);
@@ -342,19 +345,31 @@ impl<'a> Run<'a> {
         let lora = adapter_of(&model);
         save_peft_with_base(&model, &lora, &base_name, self.dir.adapter_dir())?;
         say!("the adapter is in {}", self.dir.adapter_dir().display());
-        if !self.config.save_adapter_weights_only {
-            say!(
-                "the merged model goes to {}",
-                self.dir.merged_dir().display()
-            );
-            save_hf(&model.merge_lora(), self.dir.merged_dir())?;
-            let tokenizer = self.config.tokenizer.as_deref().unwrap_or(base);
-            copy_tokenizer(tokenizer, self.dir.merged_dir())?;
-            warn(
-                "no generation_config.json",
-                copy_generation_config(base, self.dir.merged_dir()),
-            );
+        match self.config.save_adapter_weights_only {
+            true => Ok(()),
+            false => self.save_merged(&model.valid(), base),
         }
+    }
+
+    /// The merged model, which is never held: into the base's files as they are, where they were packed for the training
+    /// alone; else into the numbers that were trained on. What LoftQ begins with makes up for the error of these.
+    fn save_merged(&self, model: &TransformerDecoder, base: &Path) -> Result<()> {
+        let dir = self.dir.merged_dir();
+        say!("the merged model goes to {}", dir.display());
+        match self.config.merges_into_files(base) {
+            true => {
+                MergedCheckpoint::new(model, base)?.save_hf(&dir)?;
+                if self.config.tokenizer.is_some() {
+                    remove_tokenizer(&dir)?;
+                }
+            }
+            false => save_merged_hf(model, &dir)?,
+        }
+        copy_tokenizer(self.config.tokenizer.as_deref().unwrap_or(base), &dir)?;
+        warn(
+            "no generation_config.json",
+            copy_generation_config(base, &dir),
+        );
         Ok(())
     }
 
@@ -409,6 +424,27 @@ impl<'a> Run<'a> {
     }
 }
 
+/// Removes the base's tokenizer, which another one is to take the place of.
+fn remove_tokenizer(dir: &Path) -> Result<()> {
+    for name in [
+        "tokenizer.json",
+        "tokenizer.model",
+        "tokenizer_config.json",
+        "special_tokens_map.json",
+        "added_tokens.json",
+        "chat_template.jinja",
+    ] {
+        let path = dir.join(name);
+        match std::fs::remove_file(&path) {
+            Err(source) if source.kind() != std::io::ErrorKind::NotFound => {
+                return Err(Error::Io { path, source });
+            }
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
 /// Whether something that comes every so many steps comes after this one.
 fn is_due(every: Option<usize>, step: usize) -> bool {
     every.is_some_and(|every| step.is_multiple_of(every))
@@ -416,7 +452,11 @@ fn is_due(every: Option<usize>, step: usize) -> bool {
 
 /// A run is not lost for want of extras.
 fn warn(what: &str, result: Result<()>) {
-    if let Err(error) = result {
-        eprintln!("warning: {what}: {error}");
-    }
+    or_warn(what, result);
+}
+
+fn or_warn<T>(what: &str, result: Result<T>) -> Option<T> {
+    result
+        .inspect_err(|error| eprintln!("warning: {what}: {error}"))
+        .ok()
 }
