@@ -13,6 +13,14 @@ use crate::{Error, Result};
 
 const TEMPORARY: &str = ".tmp";
 
+/// Removes a file, if there is one.
+pub(crate) fn remove_if_there(path: &Path) -> Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(Error::io(path)(error)),
+        _ => Ok(()),
+    }
+}
+
 /// Lets `write` fill a temporary file beside `path`, then moves it to `path`. If anything fails,
 /// what stood at `path` stays and the temporary file is removed.
 pub(crate) fn write_atomic(path: &Path, write: impl FnOnce(&Path) -> Result<()>) -> Result<()> {

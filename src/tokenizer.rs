@@ -23,7 +23,7 @@ use std::sync::Arc;
 use serde::Deserialize;
 use serde::de::IgnoredAny;
 
-use crate::files::{create_dir, read_bytes, read_text, write_atomic};
+use crate::files::{create_dir, read_bytes, read_text, remove_if_there, write_atomic};
 use crate::gguf::is_gguf;
 use crate::{Error, Result};
 use beginning::first_tokens;
@@ -498,7 +498,7 @@ fn prefix(tokenizer: &tokenizers::Tokenizer, origin: &Path) -> Result<Option<u32
 }
 
 /// Copies a tokenizer's files into a model's folder, under the names by which other programs look for
-/// them there. `from` is a folder, or a tokenizer's file with what lies beside it; or a GGUF file, whose tokenizer is
+/// them there, in the place of another tokenizer's. `from` is a folder, or a tokenizer's file with what lies beside it; or a GGUF file, whose tokenizer is
 /// written as a `tokenizer.json` or `tokenizer.model` of the same ids, with a `tokenizer_config.json`. Of Llama 3's
 /// `tokenizer.model` the same is written as a `tokenizer.json`.
 ///
@@ -510,12 +510,18 @@ pub fn copy_tokenizer(from: impl AsRef<Path>, to: impl AsRef<Path>) -> Result<()
     let (from, to) = (from.as_ref(), to.as_ref());
     if from.is_file() && is_gguf(from)? {
         create_dir(to)?;
+        remove_tokenizer(to)?;
         return save_gguf_tokenizer(from, to);
     }
     let words = tiktoken_words(from)?;
     let (folder, file) = match from.is_dir() {
         true => (from, None),
-        false => (from.parent().unwrap_or(Path::new("")), Some(from)),
+        false => (
+            from.parent()
+                .filter(|folder| *folder != Path::new(""))
+                .unwrap_or(Path::new(".")),
+            Some(from),
+        ),
     };
     let named = |name: &&'static str| (folder.join(name), *name);
     let mut files: Vec<_> = COMPANIONS.iter().map(named).collect();
@@ -525,6 +531,9 @@ pub fn copy_tokenizer(from: impl AsRef<Path>, to: impl AsRef<Path>) -> Result<()
         (None, None) => files.extend([JSON_FILE, SENTENCEPIECE_FILE].iter().map(named)),
     }
     create_dir(to)?;
+    if fs::canonicalize(folder).ok() != fs::canonicalize(to).ok() {
+        remove_tokenizer(to)?;
+    }
     for (file, name) in files.iter().filter(|(file, _)| file.exists()) {
         write_atomic(&to.join(name), |temporary| {
             fs::copy(file, temporary).map(drop).map_err(Error::io(file))
@@ -534,6 +543,12 @@ pub fn copy_tokenizer(from: impl AsRef<Path>, to: impl AsRef<Path>) -> Result<()
         None => Ok(()),
         Some(words) => tiktoken::save(&words, to, !folder.join(CONFIG_FILE).exists()),
     }
+}
+
+/// Removes what another tokenizer has left, which would be read in the place of the new one or beside it.
+fn remove_tokenizer(dir: &Path) -> Result<()> {
+    let names = COMPANIONS.iter().chain([&JSON_FILE, &SENTENCEPIECE_FILE]);
+    names.map(|name| remove_if_there(&dir.join(name))).collect()
 }
 
 /// The words of a tokenizer that is one of tiktoken's.

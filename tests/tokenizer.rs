@@ -80,7 +80,12 @@ fn a_copied_tokenizer_reads_the_same() {
         ),
     ] {
         let to = tempfile::tempdir().unwrap();
+        // Another tokenizer gives way.
+        for name in ["tokenizer.model", "chat_template.jinja"] {
+            fs::write(to.path().join(name), "another's").unwrap();
+        }
         copy_tokenizer(&from, to.path()).unwrap();
+        copy_tokenizer(to.path(), to.path()).unwrap();
         let entries = fs::read_dir(to.path()).unwrap();
         let mut found: Vec<_> = entries.map(|e| e.unwrap().file_name()).collect();
         found.sort();

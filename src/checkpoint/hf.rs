@@ -2,7 +2,6 @@
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::io::ErrorKind;
 use std::path::{Component, Path, PathBuf};
 use std::rc::Rc;
 
@@ -18,7 +17,7 @@ use super::keys;
 use super::tensors::{WritableTensor, write_weights};
 use super::weights::Weights;
 use crate::adapter::{LoadReport, StateReader, get_params, state_readers};
-use crate::files::{WrittenFile, create_dir, read_text, write_text};
+use crate::files::{WrittenFile, create_dir, read_text, remove_if_there, write_text};
 use crate::llama::{LlamaConfig, TransformerDecoder};
 use crate::quantization::PackedLayout;
 use crate::weight::BaseFormat;
@@ -27,6 +26,13 @@ use crate::{Error, Result};
 const SINGLE_FILE: &str = "model.safetensors";
 pub(super) const INDEX_FILE: &str = "model.safetensors.index.json";
 pub(super) const CONFIG_FILE: &str = "config.json";
+
+/// Whether a base is a Hugging Face folder, whose weights can be merged one by one: neither GGUF files nor Meta's folders have
+/// a `config.json`.
+pub(crate) fn is_hf_folder(base: &Path) -> bool {
+    base.join(CONFIG_FILE).exists()
+}
+
 const GENERATION_FILE: &str = "generation_config.json";
 /// The size from which on a file is split, in bytes.
 pub(super) const MAX_SHARD_BYTES: u64 = 5_000_000_000;
@@ -349,10 +355,10 @@ pub(super) fn publish_weights(
     // read every shard that there is.
     let files: BTreeSet<String> = index.values().cloned().collect();
     if files.contains(SINGLE_FILE) {
-        remove_stale(&dir.join(INDEX_FILE))?;
+        remove_if_there(&dir.join(INDEX_FILE))?;
     } else {
         write_index(dir, metadata, index)?;
-        remove_stale(&dir.join(SINGLE_FILE))?;
+        remove_if_there(&dir.join(SINGLE_FILE))?;
     }
     remove_other_shards(dir, &files)
 }
@@ -437,7 +443,7 @@ fn remove_other_shards(dir: &Path, files: &BTreeSet<String>) -> Result<()> {
         let name = entry.map_err(Error::io(dir))?.file_name();
         let name = name.to_string_lossy();
         if is_shard(&name) && !files.contains(&*name) {
-            remove_stale(&dir.join(&*name))?;
+            remove_if_there(&dir.join(&*name))?;
         }
     }
     Ok(())
@@ -452,13 +458,6 @@ fn is_shard(name: &str) -> bool {
     numbers
         .and_then(|(number, count)| Some(shard_name(parse(number)?, parse(count)?)))
         .is_some_and(|again| again == name)
-}
-
-fn remove_stale(path: &Path) -> Result<()> {
-    match std::fs::remove_file(path) {
-        Err(error) if error.kind() != ErrorKind::NotFound => Err(Error::io(path)(error)),
-        _ => Ok(()),
-    }
 }
 
 fn write_index(

@@ -7,7 +7,7 @@ use burn::tensor::Device;
 use super::any_adapter::{attach_any_adapter, is_peft};
 use super::any_base::{load_any_base, read_base_config};
 use super::gguf::{GgufFormat, save_merged_gguf};
-use super::hf::{CONFIG_FILE, copy_generation_config, read_hf_config};
+use super::hf::{copy_generation_config, is_hf_folder, read_hf_config};
 use super::merged::{MergedCheckpoint, save_merged_hf};
 use crate::adapter::RequantizationLoss;
 use crate::settings::setters;
@@ -71,8 +71,7 @@ pub fn merge_files(
                 .into(),
         });
     }
-    // What is merged weight by weight has a config.json: neither GGUF files nor Meta's folders do.
-    if !base.join(CONFIG_FILE).exists() || options.requantize {
+    if !is_hf_folder(base) || options.requantize {
         return merge_loaded(base, adapter, gguf, options.requantize, out);
     }
     let merged = open(base, adapter)?;

@@ -43,6 +43,7 @@ pub use gguf::{
     GgufFormat, load_gguf, load_gguf_as, read_gguf_config, save_gguf, save_gguf_adapter,
     save_merged_gguf,
 };
+pub(crate) use hf::is_hf_folder;
 pub use hf::{copy_generation_config, load_hf, load_hf_as, read_hf_config, save_hf};
 pub use identity::{base_fingerprint, base_model_name};
 pub use load::{LoadOptions, ModelAdapter, load_model, load_tokenizer};

@@ -147,7 +147,10 @@ impl RecipeConfig {
                 config.packed.remove(&weight_key(layer));
             }
         }
-        let room = room.with_lazy_base(self.base_format(), config.packed.clone());
+        let format = self
+            .base_format()
+            .with_packed_vocabulary(config.packs_vocabulary);
+        let room = room.with_lazy_base(format, config.packed.clone());
         room.map_err(in_words_of_keys)?;
         Ok(config.on_device(device))
     }

@@ -6,14 +6,13 @@ mod resume;
 mod summary;
 
 use std::fs::{self, File, OpenOptions, TryLockError};
-use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use serde::Serialize;
 
 use crate::data::weighted_paths;
-use crate::files::{create_dir, is_temporary, read_text, write_text};
+use crate::files::{create_dir, is_temporary, read_text, remove_if_there, write_text};
 use crate::{Error, Result};
 use checkpoints::{Start, has_checkpoint, is_cut_off};
 
@@ -324,13 +323,6 @@ fn holds_cut_off_only(path: &Path) -> bool {
     let entries = fs::read_dir(path).into_iter().flatten().flatten();
     let mut folders = entries.map(|entry| entry.path());
     path.ends_with(CHECKPOINTS) && folders.all(|folder| is_cut_off(&folder))
-}
-
-fn remove_if_there(path: &Path) -> Result<()> {
-    match fs::remove_file(path) {
-        Err(error) if error.kind() != ErrorKind::NotFound => Err(Error::io(path)(error)),
-        _ => Ok(()),
-    }
 }
 
 /// Whether this is a file, or a folder with something in it.

@@ -7,7 +7,7 @@ use burn::tensor::DType;
 
 use super::{BestCheckpoint, RecipeConfig};
 use crate::Result;
-use crate::checkpoint::base_model_name;
+use crate::checkpoint::{base_model_name, is_hf_folder};
 use crate::lora::{Init, LoRAConfig};
 use crate::training::{Before, RunConfig, RunDir, RunOptions, SavePlan};
 
@@ -58,7 +58,7 @@ impl RecipeConfig {
     /// training alone. What LoftQ begins with makes up for the error of the packed numbers; of an adapter to begin with nobody
     /// knows.
     pub fn merges_into_files(&self, base: &Path) -> bool {
-        let is_packed_here = self.quantize_base.is_some() && base.join("config.json").exists();
+        let is_packed_here = self.quantize_base.is_some() && is_hf_folder(base);
         let is_for_packed =
             self.init_lora_weights == Init::Loftq || self.adapter_checkpoint.is_some();
         is_packed_here && !is_for_packed

@@ -357,12 +357,7 @@ impl<'a> Run<'a> {
         let dir = self.dir.merged_dir();
         say!("the merged model goes to {}", dir.display());
         match self.config.merges_into_files(base) {
-            true => {
-                MergedCheckpoint::new(model, base)?.save_hf(&dir)?;
-                if self.config.tokenizer.is_some() {
-                    remove_tokenizer(&dir)?;
-                }
-            }
+            true => MergedCheckpoint::new(model, base)?.save_hf(&dir)?,
             false => save_merged_hf(model, &dir)?,
         }
         copy_tokenizer(self.config.tokenizer.as_deref().unwrap_or(base), &dir)?;
@@ -422,27 +417,6 @@ impl<'a> Run<'a> {
         );
         Ok(())
     }
-}
-
-/// Removes the base's tokenizer, which another one is to take the place of.
-fn remove_tokenizer(dir: &Path) -> Result<()> {
-    for name in [
-        "tokenizer.json",
-        "tokenizer.model",
-        "tokenizer_config.json",
-        "special_tokens_map.json",
-        "added_tokens.json",
-        "chat_template.jinja",
-    ] {
-        let path = dir.join(name);
-        match std::fs::remove_file(&path) {
-            Err(source) if source.kind() != std::io::ErrorKind::NotFound => {
-                return Err(Error::Io { path, source });
-            }
-            _ => {}
-        }
-    }
-    Ok(())
 }
 
 /// Whether something that comes every so many steps comes after this one.
