@@ -547,8 +547,8 @@ pub fn copy_tokenizer(from: impl AsRef<Path>, to: impl AsRef<Path>) -> Result<()
 
 /// Removes what another tokenizer has left, which would be read in the place of the new one or beside it.
 fn remove_tokenizer(dir: &Path) -> Result<()> {
-    let names = COMPANIONS.iter().chain([&JSON_FILE, &SENTENCEPIECE_FILE]);
-    names.map(|name| remove_if_there(&dir.join(name))).collect()
+    let mut names = COMPANIONS.iter().chain([&JSON_FILE, &SENTENCEPIECE_FILE]);
+    names.try_for_each(|name| remove_if_there(&dir.join(name)))
 }
 
 /// The words of a tokenizer that is one of tiktoken's.
