@@ -121,11 +121,13 @@ fn measured_saved_bytes(config: &EstimateConfig, input_is_tracked: bool) -> usiz
     let x = x.set_require_grad(input_is_tracked);
     let context = Context::causal(&config.model, 0, config.seq_len, &device());
     let forward = || model.layers[0].forward(x.clone(), &context, None);
-    forward(); // what threads allocate once
+    // A graph is held until its backward pass.
+    let backward = |output: Tensor<3>| drop(output.sum().backward());
+    backward(forward()); // what threads allocate once
     let before = live_bytes();
     let output = forward();
     let saved = live_bytes() - before;
-    drop(output);
+    backward(output);
     saved
 }
 

@@ -31,11 +31,10 @@ pub fn compute_dtype(device: &Device, dtype: DType) -> DType {
 }
 
 /// The type in which activations of type `dtype` are kept that only the backward pass reads: the inputs of norms, of
-/// gated linear units and of the attention. bf16 where f32 activations are rounded to it inside of products
-/// ([`MatmulPrecision::Medium`]).
+/// gated linear units and of the attention. With [`MatmulPrecision::Medium`] on the CPU that is bf16.
 pub fn kept_dtype(device: &Device, dtype: DType) -> DType {
     #[cfg(feature = "flex")]
-    if dtype == DType::F32 && flex::fuses(device) && flex::rounds_products() {
+    if dtype == DType::F32 && flex::fuses(device) && is_medium() {
         return DType::BF16;
     }
     dtype
@@ -114,11 +113,10 @@ pub enum MatmulPrecision {
     /// In f32, as if the weights were f32.
     #[default]
     Highest,
-    /// With inputs rounded and sums in f32. On the CPU activations are rounded to bf16 inside of products, as
-    /// PyTorch computes a bf16 model, and those that only the backward pass reads are kept so
-    /// ([`kept_dtype`]), where the processor multiplies bf16 (AVX512-BF16, AMX); otherwise as
-    /// `Highest`. Faster on AMD's processors and with AMX, slower on Intel's without it, so measure.
-    /// On a GPU both inputs are rounded to TF32, if it has it.
+    /// With inputs rounded and sums in f32. On the CPU activations that only the backward pass reads are kept in
+    /// bf16 ([`kept_dtype`]); where the processor multiplies bf16 (AVX512-BF16, AMX) they are rounded to it inside of
+    /// products too, as PyTorch computes a bf16 model, which is faster on AMD's processors and with AMX, slower on
+    /// Intel's without it, so measure. On a GPU both inputs are rounded to TF32, if it has it.
     Medium,
 }
 
@@ -145,8 +143,12 @@ pub fn set_matmul_precision(precision: MatmulPrecision) {
 
 /// The precision of this process.
 pub fn matmul_precision() -> MatmulPrecision {
-    match MEDIUM.load(Ordering::Relaxed) {
+    match is_medium() {
         true => MatmulPrecision::Medium,
         false => MatmulPrecision::Highest,
     }
+}
+
+pub(super) fn is_medium() -> bool {
+    MEDIUM.load(Ordering::Relaxed)
 }

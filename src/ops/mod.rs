@@ -59,6 +59,8 @@ pub(crate) use cross_entropy::cross_entropy_meta;
 pub use cross_entropy::cross_entropy_sum;
 #[cfg(any(feature = "flex", feature = "cube"))]
 use device::is_fused;
+#[cfg(feature = "flex")]
+use device::is_medium;
 pub use device::{
     MatmulPrecision, compute_dtype, kept_dtype, lacks_cublas, matmul_precision, set_fused,
     set_matmul_precision,

@@ -793,8 +793,7 @@ fn assert_kept_as_told<const D: usize, const N: usize>(
     let kept = kept_dtype(&device(), DType::F32);
     let (medium_output, medium_grads) = run(&inputs, &op);
     set_matmul_precision(MatmulPrecision::Highest);
-    let rounds = flex::fuses(&device()) && flex::multiplies_bf16();
-    assert_eq!(kept == DType::BF16, rounds);
+    assert_eq!(kept == DType::BF16, flex::fuses(&device()));
     assert_eq!(medium_output.into_data(), output.into_data());
     let rounded = inputs.map(|input| input.cast(kept).cast(DType::F32));
     let (_, grads) = run(&rounded, &op);

@@ -7,7 +7,7 @@ use half::{bf16, f16};
 use super::gemm::{Mat, MatMut, Operand, Output, matmul, matmul_bf16, multiplies_bf16};
 use super::vector::new_buffer;
 use super::{Primitive, contiguous, into_contiguous, primitive};
-use crate::ops::{MatmulPrecision, matmul_precision};
+use crate::ops::is_medium;
 
 /// Which way the weight, `[out_dim, in_dim]`, is applied.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -39,7 +39,7 @@ fn apply(x: &Primitive, weight: &Primitive, pass: Pass) -> Primitive {
 
 /// Whether products with weights of less than f32 are of bf16.
 pub fn rounds_products() -> bool {
-    matmul_precision() == MatmulPrecision::Medium && multiplies_bf16()
+    is_medium() && multiplies_bf16()
 }
 
 pub fn exact<B: Operand>(out: MatMut, x: Mat, weight: B) {

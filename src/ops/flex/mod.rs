@@ -22,9 +22,9 @@ use burn::tensor::{DType, Device, TensorData};
 pub(super) use gemm::bf16_is_faster;
 #[cfg(test)]
 pub(super) use gemm::multiplies_bf16;
-pub(super) use linear::rounds_products;
 
 use super::backend::StepOps;
+use super::is_medium;
 use super::portable;
 use super::types::Activation;
 use super::types::DropoutMask;
@@ -125,7 +125,7 @@ impl StepOps for Flex {
     }
 
     fn narrowed(x: Primitive) -> Primitive {
-        match takes(&x) && rounds_products() {
+        match takes(&x) && is_medium() {
             true => narrow::to_bf16(&x),
             false => x,
         }

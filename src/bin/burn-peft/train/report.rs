@@ -28,7 +28,7 @@ Matrices are not multiplied by cuBLAS, and a step takes several times as long: p
 libcublas.so into LD_LIBRARY_PATH (scripts/install_cublas.sh brings one where there is no CUDA toolkit),
 and use a driver of CUDA 12.5 or newer.";
 
-const ROUNDED: &str = "Inputs of products are rounded (matmul_precision=highest rounds nothing).";
+const ROUNDED: &str = "Activations are rounded, in products or where they are kept (matmul_precision=highest rounds nothing).";
 
 /// The memory that the run will take on the device, and whether that could be faster.
 ///
