@@ -48,9 +48,8 @@ pub fn main() -> Result<()> {
     }
     println!("loss {:.3}", trainer.last_loss.unwrap_or(f64::NAN));
 
-    // This tokenizer has no template, so it is ChatML, whose end of a turn is no token of its own here.
-    let options = GenerateOptions::greedy(24).with_stop_strings(["<|im_end|>"]);
-    let mut chat = Chat::new(&model, &tokenizer, options)?;
+    // This tokenizer has no template, so it is ChatML.
+    let mut chat = Chat::new(&model, &tokenizer, GenerateOptions::greedy(24))?;
     for question in ["What is a tyre made of?", "What is a window made of?"] {
         println!("{question}\n  {}", chat.ask(question, |_| {})?.text);
     }

@@ -3,7 +3,7 @@
 //!
 //! ```text
 //! cargo run --release --example evaluate -- --model DIR|FILE.gguf [--adapter DIR] \
-//!     [--text FILE] [--choices FILE.jsonl] [--records FILE [--exact-match]]
+//!     [--text FILE] [--choices FILE.jsonl] [--records FILE [--exact-match] [--chat-template FILE]]
 //! ```
 //!
 //! The definitions are those of the lm-evaluation-harness. Without `--model` it is the tiny model of this repository, and
@@ -17,6 +17,8 @@ mod evaluate;
 mod exit;
 #[path = "../src/bin/burn-peft/model.rs"]
 mod model;
+#[path = "../src/bin/burn-peft/template.rs"]
+mod template;
 
 use std::process::ExitCode;
 

@@ -101,11 +101,16 @@ pub(crate) fn is_temporary(name: &OsStr) -> bool {
     is_own || random.is_some_and(|n| n.len() == 6 && n.bytes().all(|b| b.is_ascii_alphanumeric()))
 }
 
+/// [`write_atomic`] for bytes.
+pub(crate) fn write_bytes(path: &Path, bytes: &[u8]) -> Result<()> {
+    write_atomic(path, |temporary| {
+        fs::write(temporary, bytes).map_err(Error::io(path))
+    })
+}
+
 /// [`write_atomic`] for text.
 pub(crate) fn write_text(path: &Path, text: &str) -> Result<()> {
-    write_atomic(path, |temporary| {
-        fs::write(temporary, text).map_err(Error::io(path))
-    })
+    write_bytes(path, text.as_bytes())
 }
 
 /// How the file begins that stands for a large one in a Git checkout without Git LFS.

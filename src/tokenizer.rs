@@ -50,11 +50,12 @@ const SENTENCEPIECE_FILE: &str = "tokenizer.model";
 const CONFIG_FILE: &str = "tokenizer_config.json";
 const MAP_FILE: &str = "special_tokens_map.json";
 /// What other programs look for beside a tokenizer.
-const COMPANIONS: [&str; 4] = [
+const COMPANIONS: [&str; 5] = [
     CONFIG_FILE,
     MAP_FILE,
     "added_tokens.json",
     "chat_template.jinja",
+    "additional_chat_templates/tool_use.jinja",
 ];
 
 /// What stands before a text that goes on somewhere. Hardly any piece joins a line break to what follows it,
@@ -535,7 +536,9 @@ pub fn copy_tokenizer(from: impl AsRef<Path>, to: impl AsRef<Path>) -> Result<()
         remove_tokenizer(to)?;
     }
     for (file, name) in files.iter().filter(|(file, _)| file.exists()) {
-        write_atomic(&to.join(name), |temporary| {
+        let copy = to.join(name);
+        create_dir(copy.parent().unwrap_or(to))?;
+        write_atomic(&copy, |temporary| {
             fs::copy(file, temporary).map(drop).map_err(Error::io(file))
         })?;
     }
@@ -548,7 +551,10 @@ pub fn copy_tokenizer(from: impl AsRef<Path>, to: impl AsRef<Path>) -> Result<()
 /// Removes what another tokenizer has left, which would be read in the place of the new one or beside it.
 fn remove_tokenizer(dir: &Path) -> Result<()> {
     let mut names = COMPANIONS.iter().chain([&JSON_FILE, &SENTENCEPIECE_FILE]);
-    names.try_for_each(|name| remove_if_there(&dir.join(name)))
+    names.try_for_each(|name| remove_if_there(&dir.join(name)))?;
+    // That it is there says something, too; it stays if it holds what is not ours.
+    let _ = fs::remove_dir(dir.join("additional_chat_templates"));
+    Ok(())
 }
 
 /// The words of a tokenizer that is one of tiktoken's.

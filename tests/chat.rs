@@ -17,6 +17,17 @@ fn tiny() -> Tokenizer {
     Tokenizer::from_json_bytes(tiny_tokenizer::json().as_bytes()).unwrap()
 }
 
+/// The same with a token for ChatML's end of a turn.
+fn knows_chatml() -> Tokenizer {
+    let mut json: serde_json::Value = serde_json::from_str(&tiny_tokenizer::json()).unwrap();
+    let end = json!({
+        "id": 271, "content": "<|im_end|>", "special": true, "single_word": false, "lstrip": false, "rstrip": false,
+        "normalized": false,
+    });
+    json["added_tokens"].as_array_mut().unwrap().push(end);
+    Tokenizer::from_json_bytes(json.to_string().as_bytes()).unwrap()
+}
+
 fn template(text: &str) -> ChatTemplate {
     ChatTemplate::new(text, "t.jinja").unwrap()
 }
@@ -190,7 +201,14 @@ mod templates {
         let chosen = ChatTemplate::choose(None, &tokenizer).unwrap();
         assert!(chosen.is_chatml() && chosen.marks_answers());
         let found = chosen.render(&conversation, true).unwrap().text;
+        // And with its end of a text, where a model can stop, as it knows none of ChatML's.
+        let expected = expected.replace("<|im_end|>", "</s>");
         assert_eq!(found, format!("<s>{expected}<|im_start|>assistant\n"));
+        assert_eq!(chosen.end_of_turn(&tokenizer), tokenizer.eos_id());
+        let known = ChatTemplate::chatml().for_tokenizer(&knows_chatml());
+        let found = known.render(&said(&turns), false).unwrap().text;
+        assert!(found.ends_with("a<|im_end|>\n"), "{found}");
+        assert_eq!(known.end_of_turn(&knows_chatml()), Some(271));
     }
 
     #[test]
@@ -405,6 +423,64 @@ mod answers {
         assert_eq!(rendered.text, "\u{100000}a\u{100001}b\u{100003}</s>");
         assert_eq!(rendered.generated, [0..9, 9..18]);
         assert_eq!(rendered.quoted.first(), Some(&(14..18)));
+    }
+
+    /// As OpenAI and axolotl say it, in a message of theirs or of ShareGPT.
+    #[test]
+    fn a_message_that_is_not_to_be_learned() {
+        let marks = "{% for m in messages %}{% generation %}{{ m.content }}</s>{% endgeneration %}{% endfor %}";
+        let without = "{% for m in messages %}{{ m.content }}</s>{% endfor %}";
+        for (key, value) in [("weight", json!(0)), ("train", json!(false))] {
+            let mut conversation = said(&CHAT[1..]);
+            let answers = |conversation: &Conversation, text: &str, last| {
+                parts(&template(text).for_tokenizer(&tiny()), conversation, last).unwrap()
+            };
+            let message = conversation.messages[1].clone();
+            conversation.messages[1] = message.with(key, value.clone());
+            assert_eq!(answers(&conversation, without, false), ["b</s>"]);
+            let marked = answers(&conversation, marks, false);
+            assert!(!marked.concat().contains('a'), "{marked:?}");
+            assert!(marked.contains(&"b</s>".to_owned()), "{marked:?}");
+            let message = conversation.messages[3].clone();
+            conversation.messages[3] = message.with(key, value.clone());
+            for text in [marks, without] {
+                assert_eq!(answers(&conversation, text, true), [""; 0]);
+            }
+            let turn = json!({"from": "gpt", "value": "a", key: value});
+            let line = json!({"conversations": [{"from": "human", "value": "u"}, turn]});
+            let records = parse_records(&line.to_string(), "one", Format::Auto).unwrap();
+            let Record::Chat(conversation) = &records.as_slice()[0] else {
+                panic!("{records:?}");
+            };
+            assert!(conversation.learned().next().is_none());
+        }
+    }
+
+    /// Where the model stops that speaks by it.
+    #[test]
+    fn the_end_of_a_turn() {
+        let tokenizer = tiny();
+        let end = |text: &str| {
+            let template = template(text).for_tokenizer(&tokenizer);
+            template.end_of_turn(&tokenizer)
+        };
+        let eos = tokenizer.eos_id();
+        assert!(eos.is_some());
+        let all = |text: &str| format!("{{% for m in messages %}}{text}{{% endfor %}}");
+        assert_eq!(end(&all("[{{ m.content }}]</s>\n")), eos);
+        assert_eq!(
+            end(&all(
+                "{% generation %}{{ m.content }}</s>{% endgeneration %}"
+            )),
+            eos
+        );
+        for text in [
+            all("[{{ m.content }}]"),
+            all("</s>{{ m.content }}"),
+            "{{ raise_exception('no') }}".to_owned(),
+        ] {
+            assert_eq!(end(&text), None, "{text}");
+        }
     }
 
     /// What stands before all others is no answer.
@@ -830,7 +906,12 @@ mod samples {
             json!({"instruction": "he", "output": "he"}),
         ]);
         let chats = records(&[
-            chat(&[("user", "he"), ("assistant", "")]),
+            chat(&[
+                ("user", "he"),
+                ("assistant", ""),
+                ("user", "he"),
+                ("assistant", "he"),
+            ]),
             chat(&[
                 ("user", "he"),
                 ("assistant", "he"),

@@ -6,6 +6,7 @@ use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
 use burn_peft::training::recipe::RecipeConfig;
+use serde_json::json;
 
 const TINY: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/examples/assets/tiny");
 
@@ -92,6 +93,42 @@ fn an_adapter_is_trained_asked_evaluated_merged_and_handed_on() {
     assert!(Path::new(&exported).join("adapters.safetensors").exists());
     output(&["plot", &run, "-o", &picture], "");
     assert!(Path::new(&picture).exists());
+}
+
+/// Of Alpaca's records and of conversations with the same turns the scores are the same.
+#[test]
+fn conversations_are_evaluated() {
+    let dir = tempfile::tempdir().unwrap();
+    let records = fs::read(Path::new(TINY).join("alpaca_heldout.json")).unwrap();
+    let records: Vec<serde_json::Value> = serde_json::from_slice(&records).unwrap();
+    let (mut alpaca, mut chats) = (Vec::new(), Vec::new());
+    for record in records.iter().take(4) {
+        let instruction = &record["instruction"];
+        alpaca.push(json!({"instruction": instruction, "output": record["output"]}));
+        let turn = |role: &str, content| json!({"role": role, "content": content});
+        let turns = [
+            turn("user", instruction),
+            turn("assistant", &record["output"]),
+        ];
+        chats.push(json!({"messages": turns}));
+    }
+    let scores = |name: &str, records: Vec<serde_json::Value>, template: &[&str]| {
+        let path = dir.path().join(name);
+        fs::write(&path, serde_json::to_vec(&records).unwrap()).unwrap();
+        let evaluate = ["evaluate", "--json", "--exact-match", "--model", TINY];
+        let of_records = ["--records", path.to_str().unwrap()];
+        output(&joined(&[&evaluate, &of_records, template]), "")
+    };
+    let of_chats = scores("chats.json", chats, &[]);
+    assert!(of_chats.contains("exact match"), "{of_chats}");
+    let chatml = ["--chat-template", "chatml"];
+    assert_eq!(scores("alpaca.json", alpaca.clone(), &chatml), of_chats);
+    assert_ne!(scores("alpaca.json", alpaca, &[]), of_chats);
+    let texts = dir.path().join("texts.json");
+    fs::write(&texts, r#"[{"text": "hello"}]"#).unwrap();
+    let records = ["--records", texts.to_str().unwrap(), "--exact-match"];
+    let evaluate = ["evaluate", "--model", TINY];
+    assert_fails(&joined(&[&evaluate, &records]), "asks for an answer");
 }
 
 /// As under `| head -1`: a training goes on, an answer that nobody waits for does not.
@@ -262,6 +299,7 @@ fn what_cannot_be_trained_or_saved_is_told_before() {
         let training: Vec<&str> = training.iter().map(String::as_str).collect();
         assert_fails(&training, complaint);
         assert!(!Path::new(&run).join("metrics.jsonl").exists());
+        assert_fails(&joined(&[&training, &["--dry-run"]]), complaint);
     }
     let base = format!("checkpoint_dir={TINY}");
     let plan = ["plan", &base, "init_lora_weights=pissa", "--lora_rank=4000"];

@@ -774,6 +774,19 @@ fn a_recipe_is_estimated_as_it_will_run() {
     }
 }
 
+/// The estimate comes to its end, and to more than there is.
+#[test]
+fn sizes_that_no_machine_has() {
+    let _alone = alone();
+    let (rows, tokens) = (1_000_000_000, 1 << 30);
+    let config = EstimateConfig::new(LlamaConfig::llama2_7b(), Some(qv(8)), rows, tokens);
+    for activations in [Activations::Keep, Activations::Recompute { layers: 1 }] {
+        let config = config.clone().with_activations(activations);
+        assert!(estimate(&config).total() > 1 << 50);
+    }
+    assert!(!suggestions(&config, 1 << 34).is_empty());
+}
+
 #[test]
 fn suggestions_fit_or_come_closer() {
     let _alone = alone();

@@ -110,6 +110,49 @@ fn alpaca_by_the_template() {
     assert_eq!(encoder.encode_all(&records).unwrap().0, expected);
 }
 
+/// The tokens that a sample begins with, before the answer.
+#[test]
+fn what_a_record_asks() {
+    let tokenizer = tiny();
+    let encoder = encoder(&tokenizer);
+    let chat = concat!(
+        r#"{"messages": [{"role": "user", "content": "he"}, {"role": "assistant", "content": "hello"}, "#,
+        r#"{"role": "user", "content": "hello"}, {"role": "assistant", "content": "he"}, {"role": "user", "content": "he"}]}"#
+    );
+    let lines = [
+        r#"{"instruction": "hello", "output": "he"}"#,
+        r#"{"prompt": "hello", "completion": "he"}"#,
+        chat,
+    ];
+    for line in lines {
+        let records = parse_records(line, "one", Format::Auto).unwrap();
+        let record = &records.as_slice()[0];
+        let (prompt, answer) = encoder.question(record).unwrap().unwrap();
+        assert_eq!(answer, "he");
+        let sample = encoder.encode(record).unwrap();
+        assert!(sample.tokens.starts_with(&prompt), "{line}");
+        let rest = &sample.tokens[prompt.len()..];
+        // Behind a special token this tokenizer begins anew.
+        let goes_on = tokenizer.encode_continuation(&answer).unwrap();
+        let begins = tokenizer.encode(&answer).unwrap();
+        assert!(
+            rest.starts_with(&goes_on) || rest.starts_with(&begins),
+            "{line}"
+        );
+    }
+    for line in [
+        r#"{"text": "hello"}"#,
+        r#"{"instruction": "hello", "output": " "}"#,
+        r#"{"prompt": "", "completion": "he"}"#,
+        r#"{"messages": [{"role": "user", "content": "he"}]}"#,
+        r#"{"messages": [{"role": "assistant", "content": "he"}, {"role": "user", "content": "he"}]}"#,
+    ] {
+        let records = parse_records(line, "one", Format::Auto).unwrap();
+        let asked = encoder.question(&records.as_slice()[0]).unwrap();
+        assert_eq!(asked, None);
+    }
+}
+
 #[test]
 fn errors_of_a_stream_name_the_record() {
     let (dir, tokenizer) = (tempfile::tempdir().unwrap(), tiny());
@@ -513,20 +556,37 @@ fn by_which_template_conversations_were_written() {
     );
     let chat = file(dir.path(), FILES[4].0, br#"{"messages": [{"role": "user", "content": "he"}, {"role": "assistant", "content": "he"}]}"#);
     let text = file(dir.path(), "text.jsonl", texts(2).as_bytes());
+    let ends = std::cell::RefCell::default();
     let origin = |tokenizer: &Tokenizer, template: Option<ChatTemplate>, path: &Path| {
         let encoder = RecordEncoder::new(tokenizer).with_template(template);
         let mut options = sft_options(dir.path(), tokenizer);
         options.context_len = 400;
         let data = SftData::load(path, encoder, &options)?;
-        Ok::<_, Error>(data.template.map(|template| template.origin().to_owned()))
+        let origin = data.template.map(|template| template.origin().to_owned());
+        ends.replace(data.ends);
+        Ok::<_, Error>(origin)
     };
     let without = Tokenizer::load(dir.path()).unwrap();
     let found = origin(&without, None, &chat).unwrap();
     assert_eq!(found.as_deref(), Some(Path::new("<chatml>")));
     assert_eq!(origin(&without, None, &text).unwrap(), None);
+    let eos = Vec::from_iter(without.eos_id());
+    assert_eq!(ends.take(), eos);
     let own = ChatTemplate::new(TEXT, "t.jinja").unwrap();
     let found = origin(&without, Some(own), &chat).unwrap();
     assert_eq!(found.as_deref(), Some(Path::new("t.jinja")));
+    // Where the turns of a template end that has a token of its own for it; beside texts, at the end of these too.
+    let other = || {
+        let text = TEXT.replace("</s>", "<s>");
+        let template = ChatTemplate::new(&text, "t.jinja").unwrap();
+        Some(template.for_tokenizer(&without))
+    };
+    let bos = without.bos_id().unwrap();
+    origin(&without, other(), &chat).unwrap();
+    assert_eq!(ends.take(), [bos]);
+    let both = format!("{},{}", chat.display(), text.display());
+    origin(&without, other(), Path::new(&both)).unwrap();
+    assert_eq!(ends.take(), [&[bos], &eos[..]].concat());
 
     let beside = file(dir.path(), "chat_template.jinja", TEXT.as_bytes());
     let with = Tokenizer::load(dir.path()).unwrap();

@@ -4,6 +4,7 @@ use std::fs;
 use std::io::Read;
 use std::path::Path;
 
+use burn_peft::data::RecordCounts;
 use burn_peft::report::{Answer, Curves, Report, SMOOTHING, draw_curves, draw_loss};
 use burn_peft::training::recipe::RecipeConfig;
 use burn_peft::training::{ExactMatch, Summary, Validation};
@@ -342,10 +343,14 @@ fn the_page_of_a_run_has_everything_in_it() {
         expected: None,
     };
     let (config, summary) = (RecipeConfig::default(), summary());
+    let mut counts = RecordCounts::default();
+    counts.empty_answers = 77;
     let html = Report {
         config: &config,
         summary: &summary,
         curves: &[zigzag("a <run>")],
+        records: &[("data/<a>.jsonl".into(), counts)],
+        notes: &["77 of 99 records say <nothing>".into()],
         answers: &[answer],
     }
     .html();
@@ -358,6 +363,9 @@ fn the_page_of_a_run_has_everything_in_it() {
         "Is 1 &lt; 2 &amp; 2 &gt; 1?\n&quot;Yes&quot; or no",
         "&lt;script&gt;alert(1)&lt;/script&gt;",
         "\u{fffd}yes",
+        "<th>&lt;a&gt;.jsonl</th>",
+        "<td>empty answer</td><td>77</td>",
+        "<li>77 of 99 records say &lt;nothing&gt;</li>",
     ] {
         assert!(html.contains(text), "`{text}` is not in the page");
     }

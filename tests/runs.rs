@@ -281,6 +281,21 @@ fn a_run_whose_first_checkpoint_was_cut_off() {
     assert!(!RunDir::open(&auto, 0, 1).unwrap().is_resumed());
 }
 
+/// What is left of a checkpoint goes when the run goes on, a copy by another name does not.
+#[test]
+fn what_was_cut_off_goes_with_the_run_that_goes_on() {
+    let dir = TempDir::new().unwrap();
+    let config = config(dir.path(), &[]);
+    stopped(&config, 2);
+    cut_off(dir.path(), 1);
+    fs::remove_file(dir.path().join("checkpoints/step_1/trainer.json")).unwrap();
+    cut_off(dir.path(), 3);
+    fs::create_dir(dir.path().join("checkpoints/mine")).unwrap();
+    let (run, ..) = gone_on(&with(&config, &["resume_from_checkpoint=true"]));
+    assert_eq!(run.saved_step(), Some(2));
+    assert_eq!(checkpoints(dir.path()), ["mine", "step_2"]);
+}
+
 /// What is complete, or nobody knows, is not deleted by a run that begins.
 #[test]
 fn beside_a_checkpoint_that_was_cut_off() {
@@ -582,7 +597,12 @@ fn a_checkpoint_that_was_changed_is_named() {
         fs::write(&path, state.to_string()).unwrap();
     };
     for (key, value, word) in [
-        ("num_processes", 0.into(), "no process"),
+        ("num_processes", 0.into(), "of 0 processes"),
+        (
+            "num_processes",
+            (1u64 << 63).into(),
+            "of 9223372036854775808 processes",
+        ),
         ("epochs", 0.into(), "no epoch"),
         ("step", 3.into(), "it is of step 3, its folder of step 2"),
         ("total_steps", 1.into(), "it is of step 2 of 1"),
@@ -627,10 +647,13 @@ fn a_run_of_version_0_1_goes_on() {
         .filter(|line| !line.starts_with("- jsonl"))
         .map(|line| match line {
             "metric_logger:" => "metric_logger: jsonl",
+            "matmul_precision: auto" => "matmul_precision: highest",
             line => line,
         })
         .collect();
-    assert!(old.contains(&"metric_logger: jsonl"), "{text}");
+    for written in ["metric_logger: jsonl", "matmul_precision: highest"] {
+        assert!(old.contains(&written), "{text}");
+    }
     let is_new = |line: &&str| {
         ["base_model_name", "skip_nonfinite_steps", "best_checkpoint"]
             .iter()

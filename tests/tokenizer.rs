@@ -70,17 +70,21 @@ fn a_copied_tokenizer_reads_the_same() {
     for name in ["tokenizer.json", "of_another_name"] {
         fs::copy(assets.join("tokenizer.json"), model.join(name)).unwrap();
     }
+    let for_tools = "additional_chat_templates";
+    let all = [for_tools, "tokenizer.json", "tokenizer_config.json"];
+    fs::create_dir(model.join(for_tools)).unwrap();
+    fs::write(model.join(for_tools).join("tool_use.jinja"), "own").unwrap();
     // A file alone, a folder, a file with what lies beside it: no weights.
     for (from, expected) in [
         (assets.join("tokenizer.json"), &["tokenizer.json"][..]),
-        (model.clone(), &["tokenizer.json", "tokenizer_config.json"]),
-        (
-            model.join("of_another_name"),
-            &["tokenizer.json", "tokenizer_config.json"],
-        ),
+        (model.clone(), &all),
+        (model.join("of_another_name"), &all),
     ] {
         let to = tempfile::tempdir().unwrap();
+        fs::create_dir(to.path().join(for_tools)).unwrap();
         // Another tokenizer gives way.
+        let tool_use = to.path().join(for_tools).join("tool_use.jinja");
+        fs::write(&tool_use, "another's").unwrap();
         for name in ["tokenizer.model", "chat_template.jinja"] {
             fs::write(to.path().join(name), "another's").unwrap();
         }
@@ -90,6 +94,9 @@ fn a_copied_tokenizer_reads_the_same() {
         let mut found: Vec<_> = entries.map(|e| e.unwrap().file_name()).collect();
         found.sort();
         assert_eq!(found, expected, "{}", from.display());
+        if expected.contains(&for_tools) {
+            assert_eq!(fs::read_to_string(tool_use).unwrap(), "own");
+        }
         let text = "What is a tyre made of?";
         let encode = |path: &Path| Tokenizer::from_dir(path).unwrap().encode(text).unwrap();
         assert_eq!(encode(to.path()), encode(&assets));

@@ -78,7 +78,19 @@ fn is_adapter_key(config: &Arc<LoRAConfig>, key: &str, layer: &LayerShape) -> bo
     })
 }
 
-/// The keys that [`validate_state_dict_for_lora`] compares.
+/// The keys that [`validate_state_dict_for_lora`] compares: those of a model, and those of the state dicts that are to fill it.
+///
+/// ```
+/// use burn_peft::adapter::{StateDictKeys, validate_state_dict_for_lora};
+///
+/// let set = |keys: &[&str]| keys.iter().map(|key| key.to_string()).collect();
+/// let mut keys = StateDictKeys::default();
+/// keys.full_model = set(&["q_proj.weight", "q_proj.lora_a.weight", "q_proj.lora_b.weight"]);
+/// keys.base = Some(set(&["q_proj.weight"]));
+/// keys.lora = Some(set(&["q_proj.lora_a.weight"])); // its other half is missing
+/// let error = validate_state_dict_for_lora(["q_proj"], keys).unwrap_err();
+/// assert!(error.to_string().contains("missing from the adapter: q_proj.lora_b.weight"));
+/// ```
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct StateDictKeys {
     /// The keys of the LoRA model.

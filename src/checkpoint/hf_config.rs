@@ -552,6 +552,16 @@ mod tests {
                 "rms_norm_eps: must be a number from 0 up, not -",
             ),
             (
+                "\"rms_norm_eps\": ",
+                "\"rms_norm_eps\": 1e39, \"x\": ",
+                "rms_norm_eps: must be a number from 0 up, not 1",
+            ),
+            (
+                "\"rope_scaling\": null",
+                "\"rope_scaling\": {\"type\": \"dynamic\", \"factor\": 1e-5}",
+                "a context of 0 tokens",
+            ),
+            (
                 "\"rope_theta\": ",
                 "\"rope_theta\": -",
                 "rope_theta: must be a number above 0, not -10000",

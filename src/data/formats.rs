@@ -169,10 +169,17 @@ fn message(mut item: Value) -> Result<Message, String> {
             known.join(", ")
         ));
     };
-    match *role {
-        CALL => Ok(call(&value)),
-        role => Ok(Message::new(role, &value)),
-    }
+    let message = match *role {
+        CALL => call(&value),
+        role => Message::new(role, &value),
+    };
+    let says = Message::SAYS_WHETHER_LEARNED.map(|key| (key, fields.get(key)));
+    let said = says
+        .into_iter()
+        .filter_map(|(key, value)| Some((key, value?)));
+    Ok(said.fold(message, |message, (key, value)| {
+        message.with(key, value.clone())
+    }))
 }
 
 /// An assistant's message that calls a tool, or several; what is no JSON is said as it is.

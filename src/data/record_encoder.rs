@@ -141,6 +141,21 @@ pub struct RecordCounts {
 }
 
 impl RecordCounts {
+    /// All of them, in words.
+    pub fn named(&self) -> [(&'static str, usize); 9] {
+        [
+            ("read", self.read),
+            ("by the chat template", self.conversations),
+            ("used", self.used),
+            ("used and cut", self.cut),
+            ("longer than max_seq_len", self.too_long),
+            ("of these only a prompt", self.prompt_only),
+            ("nothing for the loss", self.without_labels),
+            ("empty answer", self.empty_answers),
+            ("empty instruction", self.empty_instructions),
+        ]
+    }
+
     fn of(&mut self, flaw: Flaw) -> &mut usize {
         match flaw {
             Flaw::EmptyInstruction => &mut self.empty_instructions,
@@ -394,6 +409,39 @@ impl<'a> RecordEncoder<'a> {
         }
     }
 
+    /// What a model is asked to see whether it knows a record, as tokens up to where the answer begins, and the right
+    /// answer. Of a conversation that is the last that the assistant says and is to be learned. Without a prompt, or without
+    /// words in the answer, nothing is asked.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Tokenizer::encode_with_bos`] and [`ChatTemplate::prompt`], and [`Error::InvalidArgument`] for a
+    /// conversation without a template.
+    pub fn question(&self, record: &Record) -> Result<Option<(Vec<u32>, String)>> {
+        let of_prompt = |prompt: &str, answer: &str| {
+            let prompt = self.tokenizer.encode_with_bos(prompt)?;
+            Ok(Some((prompt, answer.to_owned())))
+        };
+        let question = match record {
+            Record::Alpaca(record) if self.as_conversations => self.last_answer(&record.into()),
+            Record::Alpaca(record) => of_prompt(&record.prompt(), &record.output),
+            Record::Completion { prompt, .. } if prompt.is_empty() => Ok(None),
+            Record::Completion { prompt, completion } => of_prompt(prompt, completion),
+            Record::Text(_) => Ok(None),
+            Record::Chat(conversation) => self.last_answer(conversation),
+        }?;
+        Ok(question.filter(|(_, answer)| !answer.trim().is_empty()))
+    }
+
+    fn last_answer(&self, conversation: &Conversation) -> Result<Option<(Vec<u32>, String)>> {
+        let Some((last @ 1.., message)) = conversation.learned().next_back() else {
+            return Ok(None);
+        };
+        let template = self.template.as_ref().ok_or_else(no_template)?;
+        let prompt = template.prompt(&conversation.up_to(last), self.tokenizer)?;
+        Ok(Some((prompt, message.text())))
+    }
+
     fn chat(&self, conversation: &Conversation) -> Result<(Sample, bool)> {
         let template = self.template.as_ref().ok_or_else(no_template)?;
         let max = longest(self.max_seq_len)?;
@@ -410,8 +458,7 @@ impl<'a> RecordEncoder<'a> {
             (TrainOn::All, false) => Ok(Vec::new()),
             _ => template.answers_before(end, conversation, &rendered, last),
         };
-        let mut learned = conversation.messages.iter().skip(conversation.num_given);
-        let is_answered = learned.any(|message| message.role() == "assistant");
+        let is_answered = conversation.learned().next().is_some();
         let lost = |found: &Vec<_>| !begins(found, end);
         let is_prompt = is_cut && is_answered && found.as_ref().is_ok_and(lost);
         let answers = match self.train_on {

@@ -75,6 +75,7 @@ impl Record {
                 let asked = messages.find(|message| message.role() == "user");
                 asked.is_some_and(|message| message.is_empty())
             }
+            // A completion may be of nothing.
             Self::Completion { .. } | Self::Text(_) => false,
         }
     }
@@ -84,9 +85,8 @@ impl Record {
         match self {
             Self::Alpaca(record) => record.output.trim().is_empty(),
             Self::Chat(conversation) => {
-                let mut messages = conversation.messages.iter().rev();
-                let last = messages.find(|message| message.role() == "assistant");
-                last.is_some_and(|message| message.is_empty())
+                let mut learned = conversation.learned();
+                learned.any(|(_, message)| message.is_empty())
             }
             Self::Completion { completion, .. } => completion.trim().is_empty(),
             Self::Text(text) => text.trim().is_empty(),

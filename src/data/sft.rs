@@ -129,6 +129,9 @@ pub struct SftData {
     /// By which template conversations were written, if there are any and it is not the tokenizer's own, which everybody
     /// finds beside the base: save it beside the adapter ([`ChatTemplate::save`]).
     pub template: Option<ChatTemplate>,
+    /// The tokens that end what is learned: the tokenizer's end of a text, that of the assistant's turns, or both. A model
+    /// that does not stop at them by its configuration goes on.
+    pub ends: Vec<u32>,
     /// Where the records do not give what was asked for, in words.
     pub notes: Vec<String>,
     /// What became of the records of each file.
@@ -179,6 +182,7 @@ impl SftData {
         Ok(Self {
             order: options.order(num_rows, lengths),
             template: reader.other_template(),
+            ends: reader.ends(),
             samples,
             validation,
             notes: reader.notes,
@@ -424,11 +428,28 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// The template by which conversations were written, if it is not the tokenizer's own.
-    fn other_template(&self) -> Option<ChatTemplate> {
+    /// The template by which conversations were written, if there are any.
+    fn template(&self) -> Option<&ChatTemplate> {
         let mut counts = self.counts.iter();
         let is_used = counts.any(|(_, counts)| counts.conversations > 0);
-        let template = self.encoder.template.as_ref().filter(|_| is_used);
+        self.encoder.template.as_ref().filter(|_| is_used)
+    }
+
+    /// The tokens that end what is learned.
+    fn ends(&self) -> Vec<u32> {
+        let tokenizer = self.encoder.tokenizer();
+        let of_turns = self.template();
+        let of_turns = of_turns.and_then(|template| template.end_of_turn(tokenizer));
+        let mut counts = self.counts.iter();
+        let has_others = counts.any(|(_, counts)| counts.read > counts.conversations);
+        let of_texts = tokenizer.eos_id().filter(|_| has_others);
+        let of_texts = of_texts.filter(|eos| Some(*eos) != of_turns);
+        of_turns.into_iter().chain(of_texts).collect()
+    }
+
+    /// The template by which conversations were written, if it is not the tokenizer's own.
+    fn other_template(&self) -> Option<ChatTemplate> {
+        let template = self.template();
         let is_other = |template: &&ChatTemplate| self.has_own_template || template.is_chatml();
         template.filter(is_other).cloned()
     }

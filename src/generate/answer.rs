@@ -90,6 +90,7 @@ impl From<Vec<u32>> for Prompt {
 /// # }
 /// ```
 ///
+/// The answer to a conversation ends where the template ends a turn, too ([`GenerateOptions::with_end_of_turn`]).
 /// [`TextGeneration`](super::TextGeneration) gives an answer as it comes, and several at a time.
 ///
 /// # Errors
@@ -105,7 +106,15 @@ pub fn answer(
         let name = "answers";
         return Err(Error::InvalidArgument { name, message });
     }
-    let prompt = prompt.into().encode(tokenizer)?;
-    let mut answers = generate_text(model, tokenizer, &[prompt], options)?;
+    let (prompt, options) = match prompt.into() {
+        Prompt::Chat(conversation) => {
+            let template = ChatTemplate::choose(None, tokenizer)?;
+            let options = options.clone();
+            let options = options.with_end_of_turn(&template, tokenizer, &model.config);
+            (template.prompt(&conversation, tokenizer)?, options)
+        }
+        other => (other.encode(tokenizer)?, options.clone()),
+    };
+    let mut answers = generate_text(model, tokenizer, &[prompt], &options)?;
     Ok(answers.pop().unwrap_or_default())
 }

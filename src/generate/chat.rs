@@ -7,7 +7,7 @@ use crate::{Error, Result};
 
 /// A conversation that goes on, question by question. What no longer fits the model's context is forgotten, the oldest
 /// question with its answer first; a system message stays. The model reads only what is new since its last answer
-/// ([`Generation::after`]).
+/// ([`Generation::after`]), which ends where the template ends a turn, too ([`GenerateOptions::with_end_of_turn`]).
 ///
 /// ```
 /// use burn::tensor::Device;
@@ -112,8 +112,10 @@ impl<'a> Chat<'a> {
         let prompt = self.fit(&mut conversation)?;
         let forgotten = before - conversation.messages.len();
         let mut text = String::new();
-        let mut generation =
-            TextGeneration::new(self.model, self.tokenizer, &[prompt], &self.options)?;
+        let (model, tokenizer) = (self.model, self.tokenizer);
+        let options = self.options.clone();
+        let options = options.with_end_of_turn(&self.template, tokenizer, &model.config);
+        let mut generation = TextGeneration::new(model, tokenizer, &[prompt], &options)?;
         if let Some(last) = self.last.take() {
             generation = generation.after(last);
         }

@@ -1,3 +1,5 @@
+use crate::llama::LlamaConfig;
+use crate::tokenizer::{ChatTemplate, Tokenizer};
 use crate::{Error, Result};
 
 /// How the next token is chosen and when to stop.
@@ -20,7 +22,7 @@ pub struct GenerateOptions {
     pub repetition_penalty: f64,
     /// The tokens at which to stop; if none are given, those that end a text by the model's configuration, and for
     /// [`TextGeneration`](super::TextGeneration) the tokenizer's: it may be another, which ends the answers that a model
-    /// was finetuned on.
+    /// was finetuned on; in a conversation that of the template's turns too ([`with_end_of_turn`](Self::with_end_of_turn)).
     pub stop_tokens: Option<Vec<u32>>,
     /// The texts at which to stop, for [`TextGeneration`](super::TextGeneration): the answer ends before the first of them.
     pub stop_strings: Vec<String>,
@@ -47,7 +49,7 @@ impl GenerateOptions {
         }
     }
 
-    /// Another temperature.
+    /// Divides the logits by this: below 1 likely tokens become likelier, above 1 all become more alike, and 0 is greedy.
     pub fn with_temperature(mut self, temperature: f64) -> Self {
         self.temperature = temperature;
         self
@@ -83,6 +85,22 @@ impl GenerateOptions {
         self
     }
 
+    /// Unless they say at which tokens to stop: where a text ends and, if a chat template ends the assistant's turns with a
+    /// token, there too.
+    pub fn with_end_of_turn(
+        mut self,
+        template: &ChatTemplate,
+        tokenizer: &Tokenizer,
+        config: &LlamaConfig,
+    ) -> Self {
+        self.stop_tokens.get_or_insert_with(|| {
+            let mut ends = ends_of_texts(tokenizer, config);
+            ends.extend(template.end_of_turn(tokenizer));
+            ends
+        });
+        self
+    }
+
     /// Stops before one of these texts too.
     pub fn with_stop_strings<S: Into<String>>(
         mut self,
@@ -98,7 +116,7 @@ impl GenerateOptions {
         self
     }
 
-    /// Another seed.
+    /// Draws by another seed: the same seed, model and prompts give the same answers.
     pub fn with_seed(mut self, seed: u64) -> Self {
         self.seed = seed;
         self
@@ -133,4 +151,11 @@ impl GenerateOptions {
             _ => Ok(()),
         }
     }
+}
+
+/// The model's ends of a text and the tokenizer's.
+pub(super) fn ends_of_texts(tokenizer: &Tokenizer, config: &LlamaConfig) -> Vec<u32> {
+    let ends = &config.eos_token_ids;
+    let own = tokenizer.eos_id().filter(|eos| !ends.contains(eos));
+    ends.iter().copied().chain(own).collect()
 }

@@ -1,5 +1,6 @@
 //! Generated tokens as text, and the texts at which to stop.
 
+use super::options::ends_of_texts;
 use super::{GenerateOptions, Generation};
 use crate::Result;
 use crate::llama::TransformerDecoder;
@@ -57,11 +58,8 @@ impl<'a> TextGeneration<'a> {
         options: &GenerateOptions,
     ) -> Result<Self> {
         let mut options = options.clone();
-        let ends = &model.config.eos_token_ids;
-        options.stop_tokens.get_or_insert_with(|| {
-            let of_tokenizer = tokenizer.eos_id().filter(|eos| !ends.contains(eos));
-            ends.iter().copied().chain(of_tokenizer).collect()
-        });
+        let ends = || ends_of_texts(tokenizer, &model.config);
+        options.stop_tokens.get_or_insert_with(ends);
         let generation = Generation::of_ids(model, prompts, &options)?;
         let pieces = TextPieces::new(tokenizer, &options.stop_strings);
         let count = generation.answers().len();

@@ -106,6 +106,9 @@ impl PartialEq for OtherFields {
     }
 }
 
+/// More tokens than any model reads, of which sizes can still be formed.
+const MAX_CONTEXT: usize = 1 << 30;
+
 impl LlamaConfig {
     /// The longest sequence that the model is made for: what it was trained for, times the factor of a rotary embedding
     /// that grows with the sequence.
@@ -267,6 +270,11 @@ impl LlamaConfig {
         self.validate_widths()?;
         self.validate_numbers()?;
         self.validate_rotary()?;
+        let context = self.context_len();
+        if !(1..=MAX_CONTEXT).contains(&context) {
+            let message = format!("a context of {context} tokens; must be from 1 to {MAX_CONTEXT}");
+            return invalid("max_seq_len", message);
+        }
         if let Some(experts) = &self.experts {
             experts.validate()?;
         }
@@ -280,7 +288,8 @@ impl LlamaConfig {
     /// Checks what is neither a size nor of the rotary embedding: a model computes no number by a norm of epsilon -1.
     fn validate_numbers(&self) -> Result<()> {
         let invalid = |name, message: String| Err(Error::InvalidArgument { name, message });
-        if !(self.norm_eps.is_finite() && self.norm_eps >= 0.0) {
+        // In f32, in which they serve, too.
+        if !((self.norm_eps as f32).is_finite() && self.norm_eps >= 0.0) {
             let message = format!("must be a number from 0 up, not {}", self.norm_eps);
             return invalid("norm_eps", message);
         }
@@ -301,7 +310,7 @@ impl LlamaConfig {
             beta,
             original_max_seq_len,
         }) = self.query_scaling
-            && !(beta.is_finite() && original_max_seq_len > 0)
+            && !((beta as f32).is_finite() && original_max_seq_len > 0)
         {
             let message = format!(
                 "needs a number and a context of at least 1, not {beta} and {original_max_seq_len}"

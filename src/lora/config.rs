@@ -189,13 +189,13 @@ impl LoRAConfig {
         names.extend(is_in.then(|| name.to_owned()));
     }
 
-    /// Another rank.
+    /// The same configuration with this [rank](Self::rank): the inner size of `B A`, at least 1.
     pub fn with_rank(mut self, rank: usize) -> Self {
         self.rank = rank;
         self
     }
 
-    /// Another alpha.
+    /// The same configuration with this [alpha](Self::alpha), above 0: the update is scaled by alpha / rank.
     pub fn with_alpha(mut self, alpha: f64) -> Self {
         self.alpha = alpha;
         self
@@ -225,7 +225,8 @@ impl LoRAConfig {
         self
     }
 
-    /// Another method, one of your own too.
+    /// The same configuration with another [method](Self::method): [`LORA`](super::LORA), [`DORA`](super::DORA), or one of
+    /// your own.
     pub fn with_method(mut self, method: MethodRef) -> Self {
         self.method = method;
         self
@@ -250,7 +251,7 @@ impl LoRAConfig {
         self
     }
 
-    /// Another beginning of `A` and `B`.
+    /// The same configuration with other [first values](Self::init) of `A` and `B`.
     pub fn with_init(mut self, init: Init) -> Self {
         self.init = init;
         self
@@ -443,7 +444,9 @@ impl LoRAConfig {
 }
 
 fn is_alpha(alpha: &f64) -> bool {
-    alpha.is_finite() && *alpha > 0.0
+    // In f32, in which it serves.
+    let alpha = *alpha as f32;
+    alpha.is_finite() && alpha > 0.0
 }
 
 pub(super) fn invalid(name: &'static str, message: String) -> Error {
@@ -465,6 +468,7 @@ mod tests {
             (good.clone().with_rank(0), "rank"),
             (good.clone().with_rank_pattern([("q_proj", 0)]), "rank"),
             (good.clone().with_alpha(f64::NAN), "alpha"),
+            (good.clone().with_alpha(1e308), "alpha"),
             (good.clone().with_alpha_pattern([("q_proj", -1.0)]), "alpha"),
             (good.clone().with_dropout(1.0), "dropout"),
             (good.clone().with_dora(true).with_lora_bias(true), "dora"),

@@ -93,8 +93,20 @@ pub(crate) fn decoded_at_once(layout: &PackedLayout) -> usize {
 
 static FUSED: AtomicBool = AtomicBool::new(true);
 
-/// Whether fused bodies are used where there are any, in this process; they are unless this says
-/// otherwise. For comparing the two.
+/// Whether the operations of [`ops`](super) use their fused bodies where there are any, in this process. They do unless this
+/// says otherwise; without them each is composed of Burn's operations, slower and with more memory, for comparing the two.
+///
+/// ```
+/// use burn::tensor::{Device, Tensor};
+/// use burn_peft::ops::{rms_norm, set_fused};
+///
+/// let device = Device::default();
+/// let norm = || rms_norm(Tensor::<2>::ones([2, 4], &device), Tensor::ones([4], &device), 1e-5);
+/// let fused = norm();
+/// set_fused(false);
+/// let difference = (fused - norm()).abs().max();
+/// assert!(difference.into_scalar::<f32>() < 1e-6);
+/// ```
 pub fn set_fused(fused: bool) {
     FUSED.store(fused, Ordering::Relaxed);
 }
@@ -115,7 +127,7 @@ pub enum MatmulPrecision {
     Highest,
     /// With inputs rounded and sums in f32. On the CPU activations that only the backward pass reads are kept in
     /// bf16 ([`kept_dtype`]); where the processor multiplies bf16 (AVX512-BF16, AMX) they are rounded to it inside of
-    /// products too, as PyTorch computes a bf16 model, which is faster on AMD's processors and with AMX, slower on
+    /// products of more than a few rows too, as PyTorch computes a bf16 model, which is faster on AMD's processors and with AMX, slower on
     /// Intel's without it, so measure. On a GPU both inputs are rounded to TF32, if it has it.
     Medium,
 }
@@ -135,8 +147,16 @@ impl MatmulPrecision {
 
 static MEDIUM: AtomicBool = AtomicBool::new(false);
 
-/// Sets the precision of this process. The name is PyTorch's
-/// (`torch.set_float32_matmul_precision`).
+/// Sets the precision of all products of this process from now on, [`MatmulPrecision::Highest`] until then. The name is
+/// PyTorch's (`torch.set_float32_matmul_precision`).
+///
+/// ```
+/// use burn::tensor::Device;
+/// use burn_peft::ops::{MatmulPrecision, set_matmul_precision};
+///
+/// let has_bf16_base = true;
+/// set_matmul_precision(MatmulPrecision::for_base(&Device::default(), has_bf16_base));
+/// ```
 pub fn set_matmul_precision(precision: MatmulPrecision) {
     MEDIUM.store(precision == MatmulPrecision::Medium, Ordering::Relaxed);
 }

@@ -1,11 +1,12 @@
 //! A page about a run, in one file that needs no other.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use super::Curves;
 use super::chart::{PANELS, SMOOTHING};
 use super::picture::on_page;
 use crate::Result;
+use crate::data::RecordCounts;
 use crate::files::write_text;
 use crate::training::recipe::RecipeConfig;
 use crate::training::{Bytes, Summary};
@@ -32,6 +33,10 @@ pub struct Report<'a> {
     pub summary: &'a Summary,
     /// What it told of its steps; runs to compare with may follow.
     pub curves: &'a [Curves],
+    /// What became of the records of its files.
+    pub records: &'a [(PathBuf, RecordCounts)],
+    /// What it told before it began, in words.
+    pub notes: &'a [String],
     /// What was asked before and after.
     pub answers: &'a [Answer],
 }
@@ -51,6 +56,7 @@ impl Report<'_> {
         let title = escaped(title);
         let sections = [
             section("Counts", &self.counts()),
+            section("Records", &self.records()),
             section("Curves", &self.charts()),
             section("Before and after", &self.samples()),
             section(
@@ -112,6 +118,31 @@ impl Report<'_> {
             rows.iter()
                 .map(|(what, value)| vec![escaped(what), escaped(value)]),
             &[],
+        )
+    }
+
+    /// A column for each file, and the notes below.
+    fn records(&self) -> String {
+        let files = self.records.iter().map(|(path, counts)| {
+            let name = path.file_name().unwrap_or(path.as_os_str());
+            (escaped(&name.to_string_lossy()), counts.named())
+        });
+        let files: Vec<_> = files.collect();
+        let names = RecordCounts::default().named().map(|(name, _)| name);
+        let rows = names.into_iter().enumerate().map(|(row, name)| {
+            let counts = files.iter().map(|(_, counts)| counts[row].1.to_string());
+            [name.to_owned()].into_iter().chain(counts).collect()
+        });
+        let header = [""].into_iter();
+        let header: Vec<&str> = header
+            .chain(files.iter().map(|(name, _)| &name[..]))
+            .collect();
+        let notes = self.notes.iter();
+        let notes = notes.map(|note| format!("<li>{}</li>\n", escaped(note)));
+        format!(
+            "{}<ul>\n{}</ul>\n",
+            table(rows, &header),
+            notes.collect::<String>()
         )
     }
 

@@ -46,7 +46,9 @@ pub struct GradientOptions {
     /// How strong the noise on the embeddings is, `alpha` of NEFTune (<https://arxiv.org/abs/2310.05914>), for a sample of
     /// L tokens and vectors of d numbers uniform within `alpha / sqrt(L d)`; none is no noise.
     pub neftune_noise_alpha: Option<f64>,
-    /// The seed of the step's dropout and noise.
+    /// The seed of the dropout and of the noise on embeddings. What is drawn follows from it, the number of the step, the
+    /// micro-batch and the layer, so a step that is done again, by a run that goes on, draws the same; two runs differ by it
+    /// alone.
     pub seed: u64,
 }
 

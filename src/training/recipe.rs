@@ -34,7 +34,7 @@ pub use super::{MetricFormat, Resume};
 pub use keys::RecipeKey;
 
 use super::{Activations, AdamWConfig, LrSchedule, ScheduleKind, Trainer};
-use crate::checkpoint::{LoadOptions, hf_config_key, load_model, read_base_config};
+use crate::checkpoint::{LoadOptions, check_merge, hf_config_key, load_model, read_base_config};
 use crate::data::{Format, RecordEncoder, SftOptions, TooLong, TrainOn, Treatment};
 use crate::files::read_text;
 use crate::llama::{LlamaConfig, TransformerDecoder};
@@ -387,13 +387,20 @@ impl RecipeConfig {
         let options = LoadOptions::new(device)
             .with_format(self.base_format())
             .with_seed(self.seed);
-        load_model(base, lora, &options).map_err(|error| match error {
-            Error::InvalidArgument { name, message } => Error::InvalidArgument {
-                name: key_of(name),
-                message,
-            },
-            other => other,
-        })
+        load_model(base, lora, &options).map_err(by_key)
+    }
+
+    /// Checks that the adapters fit a model of these sizes and, unless only they are saved, that the merged model has a
+    /// place for all that they learn. No weight is read.
+    ///
+    /// # Errors
+    /// Those of [`LlamaConfig::init_lora`], in the recipe's words, and of [`check_merge`].
+    pub fn check_adapters(&self, llama: &LlamaConfig, lora: &LoRAConfig) -> Result<()> {
+        let model = llama.init_lora(lora, &Device::default()).map_err(by_key)?;
+        match self.save_adapter_weights_only {
+            true => Ok(()),
+            false => check_merge(&model),
+        }
     }
 
     /// Makes samples of records as the configuration says, of at most `longest` tokens; conversations still need a
@@ -466,6 +473,17 @@ impl RecipeConfig {
 
 /// A key and what is wrong with it beside others.
 type Broken = (&'static str, String);
+
+/// An error about a setting of a [`LoRAConfig`] as one about its key.
+fn by_key(error: Error) -> Error {
+    match error {
+        Error::InvalidArgument { name, message } => Error::InvalidArgument {
+            name: key_of(name),
+            message,
+        },
+        other => other,
+    }
+}
 
 /// The key of a setting of a [`LoRAConfig`].
 fn key_of(setting: &'static str) -> &'static str {

@@ -12,7 +12,9 @@ use std::sync::Arc;
 use serde::Serialize;
 
 use crate::data::weighted_paths;
-use crate::files::{create_dir, is_temporary, read_text, remove_if_there, write_text};
+use crate::files::{
+    create_dir, is_temporary, read_bytes, remove_if_there, write_bytes, write_text,
+};
 use crate::{Error, Result};
 use checkpoints::{Start, has_checkpoint, is_cut_off};
 
@@ -85,28 +87,41 @@ impl RunDir {
     fn claimed(self) -> Result<Self> {
         create_dir(&self.path)?;
         let run = self.locked()?;
-        let results = run.results();
-        let is_run = run.path.join(CONFIG).exists();
+        run.require_free()?;
+        Ok(run)
+    }
+
+    /// Checks that the run may begin in its folder, unless it goes on with one there. Touches no file.
+    ///
+    /// # Errors
+    /// [`Error::Resume`] if the folder holds a run that is not to be overwritten, what no run has left, or what this one
+    /// reads.
+    pub fn require_free(&self) -> Result<()> {
+        if self.saved_step().is_some() {
+            return Ok(());
+        }
+        let results = self.results();
+        let is_run = self.path.join(CONFIG).exists();
         let is_lost = |result: &Path| is_run && holds_cut_off_only(result);
         let mut left = results.iter().filter(|result| holds_something(result));
         let Some(left) = left.find(|result| !is_lost(result)) else {
-            return Ok(run);
+            return Ok(());
         };
         if !is_run {
             let message = format!(
                 "{} is there, which no run has left; choose another output_dir",
                 left.display()
             );
-            return Err(run.error(&message));
+            return Err(self.error(&message));
         }
-        let is_finished = run.path.join(SUMMARY).exists();
-        if !run.options.overwrite {
+        let is_finished = self.path.join(SUMMARY).exists();
+        if !self.options.overwrite {
             let what = if is_finished {
                 "finished"
             } else {
                 "not finished"
             };
-            let instead = match !is_finished && has_checkpoint(&run.path)? {
+            let instead = match !is_finished && has_checkpoint(&self.path)? {
                 true => "go on with it by resume_from_checkpoint=true, ",
                 false => "",
             };
@@ -114,10 +129,9 @@ impl RunDir {
                 "this folder holds a run that is {what}; {instead}choose another output_dir, or delete \
                  its checkpoints, adapter and merged model by overwrite_output_dir=true"
             );
-            return Err(run.error(&message));
+            return Err(self.error(&message));
         }
-        run.require_unread()?;
-        Ok(run)
+        self.require_unread()
     }
 
     /// The second half of [`create`](Self::create): deletes the results of the run before, and writes the
@@ -157,7 +171,7 @@ impl RunDir {
     fn take_metrics(&self, run: &Path) -> Result<()> {
         let path = run.join(METRICS);
         match path.exists() {
-            true => write_text(&self.metrics_path(), &read_text(&path)?),
+            true => write_bytes(&self.metrics_path(), &read_bytes(&path)?),
             false => Ok(()),
         }
     }

@@ -310,13 +310,13 @@ impl Trainer {
         self
     }
 
-    /// Another normalisation.
+    /// Divides the loss of a step in another way, see [`LossNormalization`].
     pub fn with_normalization(mut self, normalization: LossNormalization) -> Self {
         self.options.normalization = normalization;
         self
     }
 
-    /// Activations kept or recomputed.
+    /// Keeps activations for the backward pass, or computes them again there, see [`Activations`].
     pub fn with_activations(mut self, activations: Activations) -> Self {
         self.options.activations = activations;
         self
@@ -334,7 +334,7 @@ impl Trainer {
         self
     }
 
-    /// Another seed.
+    /// Draws the dropout and the noise of the steps by another [seed](GradientOptions::seed).
     pub fn with_seed(mut self, seed: u64) -> Self {
         self.options.seed = seed;
         self

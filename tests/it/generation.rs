@@ -394,6 +394,39 @@ fn the_tokenizers_end_of_a_text_ends_one_too() {
     assert_eq!(text(&other, &options.with_stop_tokens([])), decoded(&ids));
 }
 
+/// Whatever ends the model's texts.
+#[test]
+fn an_answer_ends_where_the_template_ends_a_turn() {
+    let (mut model, tokenizer) = tiny();
+    let end = tokenizer.eos_id().unwrap();
+    model.config.eos_token_ids.clear();
+    let prompt = tokenizer.encode_with_bos("A tyre is made of").unwrap();
+    let record = AlpacaRecord::new("What is a tyre made of?");
+    let question = Prompt::from(&record).encode(&tokenizer).unwrap();
+    let name = tokenizer.show(&[end]).unwrap();
+    let other = tokenizer.with_special_ids(None, Some(prompt[1]));
+    let text = "{% for m in messages %}{{ m.content }}END{% endfor %}".replace("END", &name);
+    let template = ChatTemplate::new(&text, "t.jinja").unwrap();
+    let template = template.for_tokenizer(&other);
+    let options = GenerateOptions::greedy(16);
+    let ends = |options: &GenerateOptions| {
+        let options = options.clone();
+        options.with_end_of_turn(&template, &other, &model.config)
+    };
+    assert_eq!(ends(&options).stop_tokens, Some(vec![prompt[1], end]));
+    let told = options.clone().with_stop_tokens([7]);
+    assert_eq!(ends(&told).stop_tokens, Some(vec![7]));
+    let text = |options: &GenerateOptions| {
+        let mut texts = generate_text(&model, &other, &[&question], options).unwrap();
+        texts.remove(0)
+    };
+    let (ended, endless) = (text(&ends(&options)), text(&options));
+    assert!(
+        endless.starts_with(&ended) && endless.len() > ended.len(),
+        "{ended:?}, {endless:?}"
+    );
+}
+
 /// Each answer is that to the conversation so far; what no longer fits is forgotten, the oldest first.
 #[test]
 fn a_conversation_forgets_what_no_longer_fits() {

@@ -266,6 +266,9 @@ def dry_run(recipe: Recipe) -> None:
     for part in ["lora_rank: ", "longer than max_seq_len", "steps an epoch", "Estimated memory", "note: ", "1: ", "2: ", "3: "]:
         assert part in output, f"{part!r} is not in {output}"
     assert "\x1b[" not in output and "[[" in output.split("3: ")[1], output
+    done = recipe.run("max_steps_per_epoch=1").done()
+    again = Run(recipe.program, done.folder, "--dry-run", "max_steps_per_epoch=1").fails()
+    assert "this folder holds a run that is finished" in again, again
 
 
 def records_of_other_formats(recipe: Recipe) -> None:
@@ -535,12 +538,16 @@ def mistakes(recipe: Recipe) -> None:
 
 
 def an_interrupt(recipe: Recipe) -> None:
-    """Ctrl-C loses no complete step; what goes on equals a run that was not interrupted, to the bit."""
+    """Ctrl-C or a closed terminal loses no complete step; what goes on equals a run that was not interrupted, to the bit."""
     unbroken = recipe.run("max_steps_per_epoch=60").done()
-    for number in [signal.SIGINT, signal.SIGTERM]:
+    def heeds_terminal() -> None:
+        """As where no `nohup` began these tests."""
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+    for number in [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]:
         run = recipe.run("max_steps_per_epoch=60")
         pipe = subprocess.PIPE
-        process = subprocess.Popen(run.command, stdout=pipe, stderr=pipe, text=True)
+        process = subprocess.Popen(run.command, stdout=pipe, stderr=pipe, text=True, preexec_fn=heeds_terminal)
         metrics = run.folder / "metrics.jsonl"
         while not metrics.exists() or len(metrics.read_text().splitlines()) < 10:
             assert process.poll() is None, "the run ended by itself"

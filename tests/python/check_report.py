@@ -12,7 +12,7 @@ import sys
 import tempfile
 
 CURVES = ["loss", "learning rate", "gradient norm", "memory, GB", "tokens per second"]
-SECTIONS = ["Counts", "Curves", "Before and after", "Configuration"]
+SECTIONS = ["Counts", "Records", "Curves", "Before and after", "Configuration"]
 
 # What a browser makes of the page, told in an attribute of its body.
 PROBE = """
@@ -63,7 +63,8 @@ def check(found: dict) -> None:
     missing = set(CURVES) - {text.removesuffix(", logarithmic") for text in found["texts"]}
     assert not missing, missing
     cells = found["cells"]
-    assert "optimizer steps" in cells and "rubber" in cells, cells
+    for cell in ["optimizer steps", "empty answer", "rubber"]:
+        assert cell in cells, cells
     assert "lora_rank: 8" in found["settings"]
     assert found["asked"] == 0, found["asked"]
     content, window = found["width"]

@@ -5,6 +5,7 @@ use std::io::{BufRead, IsTerminal, Write, stdin, stdout};
 use burn_peft::generate::Chat;
 use burn_peft::{Error, Result};
 
+use crate::exit::complain;
 use crate::model::ModelArgs;
 use crate::sampling::Sampling;
 use crate::template::chat_template;
@@ -74,7 +75,7 @@ fn answer(chat: &mut Chat, question: &str) -> Result<()> {
     let reply = match reply {
         Ok(reply) => reply,
         Err(error @ Error::InvalidArgument { .. }) => {
-            eprintln!("error: {error}");
+            complain(format_args!("error: {error}"));
             return Ok(());
         }
         Err(error) => return Err(error),

@@ -1,16 +1,21 @@
 //! How good a model is, and with an adapter how good its base is beside it.
 
+use std::io::{Write, stdout};
 use std::path::{Path, PathBuf};
 
-use burn_peft::data::{AlpacaRecord, Sample, load_alpaca, tokenize_records};
+use burn_peft::data::{
+    Format, RecordCounts, RecordEncoder, Records, Sample, Split, Treatment, load_split,
+};
 use burn_peft::evaluate::{ChoiceRecord, Evaluator, Question, load_choices};
-use burn_peft::generate::{GenerateOptions, Prompt};
+use burn_peft::generate::GenerateOptions;
 use burn_peft::llama::TransformerDecoder;
-use burn_peft::tokenizer::Tokenizer;
+use burn_peft::tokenizer::{ChatTemplate, Tokenizer};
 use burn_peft::{Error, Result};
 use serde_json::{Value, json};
 
-use crate::model::ModelArgs;
+use crate::exit::complain;
+use crate::model::{ModelArgs, word};
+use crate::template::chat_template;
 
 /// Evaluate a model, and with an adapter its base beside it, by the definitions of the lm-evaluation-harness.
 #[derive(clap::Args)]
@@ -23,12 +28,19 @@ pub struct Args {
     /// JSON lines with a `context`, its `choices` and the `answer`, by index or text.
     #[arg(long)]
     choices: Option<PathBuf>,
-    /// Records in Alpaca's format, JSON or JSON lines, for the perplexity of their answers after Alpaca's prompt.
+    /// Records of any kind that can be trained on, for the perplexity of their answers.
     #[arg(long)]
     records: Option<PathBuf>,
-    /// Let the model answer the records too.
+    /// The form of the records, as the recipe's dataset_format; auto is what their keys say.
+    #[arg(long, value_parser = word::<Format>, default_value = "auto")]
+    dataset_format: Format,
+    /// Let the model answer the records too: of conversations, what the assistant says last.
     #[arg(long)]
     exact_match: bool,
+    /// The training's chat_template: a file, or chatml, by which Alpaca's records are conversations too. Without it those
+    /// that are conversations take one that lies beside the adapter, else the tokenizer's own, else ChatML.
+    #[arg(long)]
+    chat_template: Option<String>,
     /// Only so many tokens of a record count.
     #[arg(long, default_value_t = 512)]
     max_seq_len: usize,
@@ -43,13 +55,20 @@ pub struct Args {
     json: bool,
 }
 
+impl Args {
+    fn names_nothing(&self) -> bool {
+        self.text.is_none() && self.choices.is_none() && self.records.is_none()
+    }
+}
+
 /// What is asked of each model.
 struct Tasks {
     text: Option<String>,
     choices: Vec<ChoiceRecord>,
-    records: Vec<AlpacaRecord>,
     samples: Vec<Sample>,
     questions: Vec<Question>,
+    /// By which the questions are asked that are conversations.
+    template: Option<ChatTemplate>,
 }
 
 pub fn run(args: &Args) -> Result<()> {
@@ -67,67 +86,112 @@ pub fn run(args: &Args) -> Result<()> {
     for (name, model) in &models {
         results.push((*name, scores(args, &tasks, model, &tokenizer)?));
     }
-    match args.json {
-        true => println!("{}", Value::from_iter(results)),
-        false => print_table(&results),
-    }
-    Ok(())
+    let text = match args.json {
+        true => Value::from_iter(results).to_string(),
+        false => table(&results),
+    };
+    writeln!(stdout(), "{text}").map_err(|source| Error::Io {
+        path: "standard output".into(),
+        source,
+    })
 }
 
 fn tasks(args: &Args, tokenizer: &Tokenizer) -> Result<Tasks> {
-    let is_embedded = args.text.is_none() && args.choices.is_none() && args.records.is_none();
-    let held_out = args.model.base()?.join("alpaca_heldout.json");
-    let records = match (&args.records, is_embedded && held_out.exists()) {
-        (Some(path), _) => load_alpaca(path)?,
-        (None, true) => load_alpaca(held_out)?,
-        (None, false) if is_embedded => {
-            let message = "give something to evaluate on: --text, --choices or --records".into();
-            return Err(Error::InvalidArgument {
-                name: "arguments",
-                message,
-            });
-        }
-        (None, false) => Vec::new(),
-    };
+    let records = records(args)?;
     if args.exact_match && records.is_empty() {
         return Err(Error::InvalidArgument {
             name: "exact-match",
             message: "it takes questions: give --records too".into(),
         });
     }
-    let samples = tokenize_records(&records, tokenizer, false, Some(args.max_seq_len))?;
-    let without_answer = samples
-        .iter()
-        .filter(|sample| sample.num_label_tokens() == 0);
-    match without_answer.count() {
-        0 => {}
-        count => eprintln!(
-            "note: {count} of {} records have no answer within {} tokens and do not count in the perplexity; \
-             --max-seq-len takes more",
-            samples.len(),
-            args.max_seq_len
-        ),
-    }
-    let question = |record: &AlpacaRecord| {
-        let prompt = Prompt::from(record).encode(tokenizer)?;
-        Ok(Question::new(prompt, &record.output))
-    };
-    let questions = match args.exact_match || is_embedded {
-        true => records.iter().map(question).collect::<Result<_>>()?,
+    let encoder = record_encoder(args, &records, tokenizer)?;
+    let (samples, counts) = encoder.encode_all(&records)?;
+    note_incomplete(&samples, &counts, args.max_seq_len);
+    let questions = match args.exact_match || args.names_nothing() {
+        true => questions(&encoder, &records)?,
         false => Vec::new(),
     };
+    let choices = args.choices.as_ref().map(load_choices).transpose()?;
     Ok(Tasks {
         text: args.text.as_deref().map(read).transpose()?,
-        choices: args
-            .choices
-            .as_ref()
-            .map(load_choices)
-            .transpose()?
-            .unwrap_or_default(),
-        records,
+        choices: choices.unwrap_or_default(),
         samples,
         questions,
+        template: encoder.template,
     })
+}
+
+/// Those that are asked for; where nothing is, those that lie beside the embedded model.
+fn records(args: &Args) -> Result<Records> {
+    let held_out = args.model.base()?.join("alpaca_heldout.json");
+    let path = match &args.records {
+        Some(path) => path,
+        None if !args.names_nothing() => return Ok(Records::default()),
+        None if held_out.exists() => &held_out,
+        None => {
+            let message = "give something to evaluate on: --text, --choices or --records".into();
+            let name = "arguments";
+            return Err(Error::InvalidArgument { name, message });
+        }
+    };
+    load_split(path, Split::Validation, args.dataset_format)
+}
+
+fn note_incomplete(samples: &[Sample], counts: &RecordCounts, max_seq_len: usize) {
+    let (cut, all) = (counts.cut, samples.len());
+    if cut > 0 {
+        complain(format_args!(
+            "note: {cut} of {all} records are cut to {max_seq_len} tokens; --max-seq-len takes more"
+        ));
+    }
+    let is_unanswered = |sample: &&Sample| sample.num_label_tokens() == 0;
+    let unanswered = samples.iter().filter(is_unanswered).count();
+    if unanswered > 0 {
+        complain(format_args!(
+            "note: {unanswered} of {all} records have no answer and do not count in the perplexity"
+        ));
+    }
+}
+
+/// Makes samples of all records, whatever they say.
+fn record_encoder<'a>(
+    args: &Args,
+    records: &Records,
+    tokenizer: &'a Tokenizer,
+) -> Result<RecordEncoder<'a>> {
+    let (asked, adapter) = (args.chat_template.as_deref(), args.model.adapter.as_deref());
+    let needs_template = asked.is_some() || records.has_conversations();
+    let template = needs_template.then(|| chat_template(asked, adapter, tokenizer));
+    let encoder = RecordEncoder::new(tokenizer)
+        .with_template(template.transpose()?)
+        .with_as_conversations(asked.is_some())
+        .with_max_seq_len(Some(args.max_seq_len))
+        .with_prompt_only(Treatment::Keep)
+        .with_without_labels(Treatment::Keep)
+        .with_empty_instructions(Treatment::Keep);
+    Ok(encoder)
+}
+
+fn questions(encoder: &RecordEncoder, records: &Records) -> Result<Vec<Question>> {
+    let mut questions = Vec::new();
+    for record in records.as_slice() {
+        let asked = encoder.question(record)?;
+        questions.extend(asked.map(|(prompt, answer)| Question::new(prompt, answer)));
+    }
+    match (questions.len(), records.len()) {
+        (0, _) => {
+            let message = "none of the records asks for an answer".into();
+            let name = "exact-match";
+            return Err(Error::InvalidArgument { name, message });
+        }
+        (asked, all) if asked < all => {
+            complain(format_args!(
+                "note: {asked} of {all} records ask for an answer"
+            ));
+        }
+        _ => {}
+    }
+    Ok(questions)
 }
 
 fn read(path: &Path) -> Result<String> {
@@ -165,11 +229,14 @@ fn scores(
             scores["choices"] = log_probs.collect::<Vec<_>>().into();
         }
     }
-    if !tasks.records.is_empty() {
+    if !tasks.samples.is_empty() {
         scores["answer perplexity"] = evaluator.sample_perplexity(&tasks.samples)?.into();
     }
     if !tasks.questions.is_empty() {
-        let options = GenerateOptions::greedy(args.max_new_tokens);
+        let mut options = GenerateOptions::greedy(args.max_new_tokens);
+        if let Some(template) = &tasks.template {
+            options = options.with_end_of_turn(template, tokenizer, &model.config);
+        }
         let matches = evaluator.exact_match(&tasks.questions, &options)?;
         scores["exact match"] = matches.share().into();
     }
@@ -177,21 +244,19 @@ fn scores(
 }
 
 /// A line for each score, a column for each model.
-fn print_table(results: &[(&str, Value)]) {
+fn table(results: &[(&str, Value)]) -> String {
     let header = results.iter().map(|(name, _)| format!("{name:>12}"));
-    println!("{:20}{}", "", header.collect::<String>());
-    let names = results[0]
-        .1
-        .as_object()
-        .into_iter()
-        .flat_map(|scores| scores.keys());
-    for name in names {
+    let header = format!("{:20}{}", "", header.collect::<String>());
+    let scores = results[0].1.as_object().into_iter();
+    let names = scores.flat_map(|scores| scores.keys());
+    let lines = names.map(|name| {
         let cells = results
             .iter()
             .map(|(_, scores)| match scores[name].as_f64() {
                 Some(score) => format!("{score:>12.4}"),
                 None => String::new(),
             });
-        println!("{name:20}{}", cells.collect::<String>());
-    }
+        format!("\n{name:20}{}", cells.collect::<String>())
+    });
+    header + &lines.collect::<String>()
 }

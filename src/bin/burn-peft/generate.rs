@@ -4,9 +4,10 @@ use std::io::{Write, stdout};
 
 use burn_peft::data::AlpacaRecord;
 use burn_peft::generate::{End, Prompt, TextGeneration, generate_text};
-use burn_peft::tokenizer::{Conversation, Tokenizer};
+use burn_peft::tokenizer::{ChatTemplate, Conversation, Tokenizer};
 use burn_peft::{Error, Result};
 
+use crate::exit::complain;
 use crate::model::ModelArgs;
 use crate::sampling::Sampling;
 use crate::template::chat_template;
@@ -36,10 +37,14 @@ pub struct Args {
 }
 
 pub fn run(args: &Args) -> Result<()> {
-    let options = args.sampling.options(args.answers)?;
+    let mut options = args.sampling.options(args.answers)?;
     let tokenizer = args.model.tokenizer()?;
-    let prompt = prompt(args, &tokenizer)?;
+    let template = template(args, &tokenizer)?;
+    let prompt = prompt(args, template.as_ref(), &tokenizer)?;
     let model = args.model.load()?;
+    if let Some(template) = &template {
+        options = options.with_end_of_turn(template, &tokenizer, &model.config);
+    }
     if args.answers > 1 {
         for text in generate_text(&model, &tokenizer, &[prompt], &options)? {
             writeln!(stdout(), "---\n{text}").map_err(unread)?;
@@ -56,7 +61,7 @@ pub fn run(args: &Args) -> Result<()> {
     writeln!(stdout()).map_err(unread)?;
     let answer = &generation.generation().answers()[0];
     if answer.end == Some(End::Length) && answer.tokens.len() == options.max_new_tokens {
-        eprintln!("note: the answer is cut off; --max-new-tokens lets it be longer");
+        complain("note: the answer is cut off; --max-new-tokens lets it be longer");
     }
     Ok(())
 }
@@ -67,13 +72,17 @@ fn unread(source: std::io::Error) -> Error {
     Error::Io { path, source }
 }
 
-fn prompt(args: &Args, tokenizer: &Tokenizer) -> Result<Vec<u32>> {
-    let record = AlpacaRecord::new(&args.instruction).with_input(&args.input);
-    if !args.chat {
-        return Prompt::from(&record).encode(tokenizer);
-    }
+fn template(args: &Args, tokenizer: &Tokenizer) -> Result<Option<ChatTemplate>> {
     let (asked, adapter) = (args.chat_template.as_deref(), args.model.adapter.as_deref());
-    let template = chat_template(asked, adapter, tokenizer)?;
-    // Without the answer, which is not there yet.
-    template.prompt(&Conversation::from(&record).up_to(1), tokenizer)
+    let template = args.chat.then(|| chat_template(asked, adapter, tokenizer));
+    template.transpose()
+}
+
+fn prompt(args: &Args, template: Option<&ChatTemplate>, tokenizer: &Tokenizer) -> Result<Vec<u32>> {
+    let record = AlpacaRecord::new(&args.instruction).with_input(&args.input);
+    match template {
+        None => Prompt::from(&record).encode(tokenizer),
+        // Without the answer, which is not there yet.
+        Some(template) => template.prompt(&Conversation::from(&record).up_to(1), tokenizer),
+    }
 }

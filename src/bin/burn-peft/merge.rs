@@ -1,5 +1,6 @@
 //! Merges an adapter into its base.
 
+use std::io::{Write, stdout};
 use std::path::PathBuf;
 
 use burn_peft::Result;
@@ -36,7 +37,7 @@ pub fn run(args: &Args) -> Result<()> {
         .with_requantize(args.requantize);
     let loss = merge_files(&args.model, args.adapter.as_deref(), &args.out, &options)?;
     if let Some(loss) = loss {
-        println!("{loss}");
+        let _ = writeln!(stdout(), "{loss}");
     }
     Ok(())
 }

@@ -63,6 +63,6 @@ impl ModelArgs {
 }
 
 /// A word that the recipe has for a setting.
-fn word<T: DeserializeOwned>(text: &str) -> Result<T, String> {
+pub fn word<T: DeserializeOwned>(text: &str) -> Result<T, String> {
     serde_json::from_value(text.into()).map_err(|error| error.to_string())
 }

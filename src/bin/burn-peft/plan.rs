@@ -55,7 +55,7 @@ pub fn run(args: &Args) -> Result<()> {
     let lora = config.adapter_config()?;
     set_matmul_precision(config.matmul_precision_for(&packed, &device));
     let estimate = config.estimate_config(&llama, packed, &lora, longest, &device)?;
-    println!("{} rows of {longest} tokens at a time\n", config.batch_size);
+    say!("{} rows of {longest} tokens at a time\n", config.batch_size);
     print_memory(&estimate, &device, 1);
     Ok(())
 }

@@ -1,5 +1,6 @@
 //! Lays the curves of several runs over each other.
 
+use std::io::{Write, stdout};
 use std::path::PathBuf;
 
 use burn_peft::Result;
@@ -33,7 +34,7 @@ pub fn run(args: &Args) -> Result<()> {
         true => draw_curves(&runs, args.smooth, &args.output),
         false => draw_loss(&runs, args.smooth, &args.output),
     }?;
-    println!("wrote {}", args.output.display());
+    let _ = writeln!(stdout(), "wrote {}", args.output.display());
     Ok(())
 }
 

@@ -4,7 +4,7 @@ use burn::tensor::{DType, Element};
 use bytemuck::Pod;
 use half::{bf16, f16};
 
-use super::gemm::{Mat, MatMut, Operand, Output, matmul, matmul_bf16, multiplies_bf16};
+use super::gemm::{Mat, MatMut, Operand, Output, is_thin, matmul, matmul_bf16, multiplies_bf16};
 use super::vector::new_buffer;
 use super::{Primitive, contiguous, into_contiguous, primitive};
 use crate::ops::is_medium;
@@ -47,7 +47,10 @@ pub fn exact<B: Operand>(out: MatMut, x: Mat, weight: B) {
 }
 
 pub fn rounded<B: Operand>(out: MatMut, x: Mat, weight: B) {
-    matmul_bf16(out, x, weight);
+    match is_thin(&x, &weight) {
+        true => exact(out, x, weight),
+        false => matmul_bf16(out, x, weight),
+    }
 }
 
 /// `sum + x Wᵀ` with an f32 weight, in the place of `sum`.

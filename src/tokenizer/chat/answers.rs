@@ -5,7 +5,8 @@ use std::sync::Arc;
 
 use fancy_regex::Regex;
 
-use super::{ChatTemplate, Conversation, Rendered};
+use super::{ChatTemplate, Conversation, Message, Rendered};
+use crate::tokenizer::Tokenizer;
 use crate::{Error, Result};
 
 const ASSISTANT: &str = "assistant";
@@ -13,7 +14,7 @@ const ASSISTANT: &str = "assistant";
 impl ChatTemplate {
     /// The bytes of `rendered`, the whole conversation, that are the assistant's: what a model is to learn to
     /// write after each prompt, to the token that ends its turn; with `last` that of the last turn alone.
-    /// Nothing of the messages that are [given](Conversation::num_given).
+    /// Nothing of the messages that are [given](Conversation::num_given) or not to be [learned](Message::is_learned).
     ///
     /// They are those that the template [marks](Self::marks_answers). With a template that marks none, an
     /// answer begins where the conversation before it, rendered with a generation prompt, ends, and it ends
@@ -33,6 +34,19 @@ impl ChatTemplate {
         self.answers_before(rendered.text.len(), conversation, rendered, last)
     }
 
+    /// The token that ends what the assistant says, if the template ends it with a special one: there a model stops that
+    /// was trained by it, whatever ends its texts.
+    pub fn end_of_turn(&self, tokenizer: &Tokenizer) -> Option<u32> {
+        let turns = [Message::new("user", "a"), Message::new(ASSISTANT, "b")];
+        let conversation = Conversation::new(turns);
+        let rendered = self.render(&conversation, false).ok()?;
+        let answer = self.answers(&conversation, &rendered, true).ok()?.pop()?;
+        let text = rendered.text[answer].trim_end();
+        let last = found(&self.words, text).last()?;
+        let name = (last.end == text.len()).then_some(&text[last])?;
+        tokenizer.inner.token_to_id(name)
+    }
+
     /// [`ChatTemplate::answers`] that begin before a place: what stands behind it is not looked at.
     pub(crate) fn answers_before(
         &self,
@@ -41,25 +55,28 @@ impl ChatTemplate {
         rendered: &Rendered,
         last: bool,
     ) -> Result<Vec<Range<usize>>> {
-        let given = conversation.num_given;
-        let messages = conversation.messages.iter().enumerate();
-        let turns =
-            messages.filter(|(place, message)| *place >= given && message.role() == ASSISTANT);
-        let mut turns = turns.map(|(place, _)| place);
+        let mut turns = conversation.learned().map(|(place, _)| place);
         let turns: Vec<usize> = match last {
             true => turns.next_back().into_iter().collect(),
             false => turns.collect(),
         };
         match (self.marks_answers, turns.first()) {
             (_, None) => Ok(Vec::new()),
-            (true, Some(_)) if !last && given == 0 => Ok(rendered.generated.clone()),
             (true, Some(&first)) => {
-                let start = self.start_of(first, conversation, &rendered.text)?;
-                let generated = rendered.generated.iter();
-                Ok(generated
-                    .filter(|range| range.end > start)
-                    .cloned()
-                    .collect())
+                let mut answers = rendered.generated.clone();
+                if last || conversation.num_given > 0 {
+                    let start = self.start_of(first, conversation, &rendered.text)?;
+                    answers.retain(|range| range.end > start);
+                }
+                let messages = conversation.messages.iter();
+                let is_left_out = |it: &Message| it.role() == ASSISTANT && !it.is_learned();
+                let left_out = messages.enumerate().skip(conversation.num_given);
+                for (turn, _) in left_out.filter(|(_, it)| is_left_out(it)) {
+                    let start = self.start_of(turn, conversation, &rendered.text)?;
+                    let end = self.end_of(turn, start, conversation, &rendered.text)?;
+                    answers.retain(|range| range.end <= start || range.start >= end);
+                }
+                Ok(answers)
             }
             (false, Some(_)) => {
                 let turns = turns.into_iter().filter(|turn| *turn > 0);
@@ -178,10 +195,13 @@ impl ChatTemplate {
     }
 
     fn changes_history(&self, turn: usize) -> Error {
+        let instead = match self.marks_answers {
+            true => "",
+            false => ", or give a template that marks answers by {% generation %}",
+        };
         let message = format!(
             "message {} is written in another way when the conversation goes on, so the chat template does not \
-             tell which text is the assistant's; train on the last answer alone (train_on: last), or give a \
-             template that marks answers by {{% generation %}}",
+             tell which text is the assistant's; train on the last answer alone (train_on: last){instead}",
             turn + 1
         );
         Error::format(&self.source.path, message)

@@ -101,6 +101,17 @@ impl Message {
             && list("content").is_none_or(|parts| parts.iter().all(is_text))
     }
 
+    /// The fields by which a message says whether it is to be learned: OpenAI's and axolotl's.
+    pub(crate) const SAYS_WHETHER_LEARNED: [&str; 2] = ["weight", "train"];
+
+    /// Whether it is the assistant's and to be learned: not if its `weight` is 0 or `train` is `false`.
+    pub fn is_learned(&self) -> bool {
+        let is_no = |value: &Value| value.as_f64() == Some(0.0) || value.as_bool() == Some(false);
+        let mut said = Self::SAYS_WHETHER_LEARNED.iter();
+        let is_left_out = said.any(|key| self.0.get(*key).is_some_and(is_no));
+        self.role() == "assistant" && !is_left_out
+    }
+
     /// What a template sees: a message's thoughts by the names that templates know, as transformers gives
     /// them.
     pub(super) fn for_template(&self) -> Value {
@@ -168,6 +179,12 @@ impl Conversation {
     pub fn with_num_given(mut self, num_given: usize) -> Self {
         self.num_given = num_given;
         self
+    }
+
+    /// What the assistant says that is to be learned, and which messages these are.
+    pub fn learned(&self) -> impl DoubleEndedIterator<Item = (usize, &Message)> {
+        let messages = self.messages.iter().enumerate().skip(self.num_given);
+        messages.filter(|(_, message)| message.is_learned())
     }
 
     /// Its first messages alone.

@@ -34,6 +34,11 @@ pub(super) use source::{ChatFiles, Source};
 
 /// What stands before ChatML for a tokenizer that puts BOS before every text.
 const BOS: &str = "{{- bos_token }}\n";
+/// ChatML's own end of a turn, and that of a tokenizer which has no such token: a model can stop there, and so can who
+/// serves it.
+const END: &str = "{%- set end = '<|im_end|>' %}\n";
+const END_OF_TEXT: &str = "{%- set end = eos_token %}\n";
+const IM_END: &str = "<|im_end|>";
 /// ChatML, in which many models of today speak.
 const CHATML: &str = "\
 {%- for message in messages %}
@@ -42,11 +47,11 @@ const CHATML: &str = "\
         map(attribute='text') | select('string') | join %}
     {%- if message.role == 'assistant' %}
         {%- generation -%}
-        {{- content + '<|im_end|>' }}
+        {{- content + end }}
         {%- endgeneration %}
         {{- '\\n' }}
     {%- else %}
-        {{- content + '<|im_end|>\\n' }}
+        {{- content + end + '\\n' }}
     {%- endif %}
 {%- endfor %}
 {%- if add_generation_prompt %}
@@ -143,18 +148,27 @@ impl ChatTemplate {
     }
 
     /// ChatML: `<|im_start|>role`, a line break, the message and `<|im_end|>`; the assistant's messages with
-    /// their ends are marked as its own. Before it stands BOS for a tokenizer that puts one before every
-    /// text.
+    /// their ends are marked as its own. [For a tokenizer](Self::for_tokenizer) that puts BOS before every text it
+    /// begins with that, and turns end with EOS if the tokenizer knows no `<|im_end|>`.
     pub fn chatml() -> Self {
-        Self::new(CHATML, CHATML_ORIGIN).expect("the template is valid")
+        Self::chatml_of("", END)
+    }
+
+    fn chatml_of(begin: &str, end: &str) -> Self {
+        let text = [begin, end, CHATML].concat();
+        Self::new(&text, CHATML_ORIGIN).expect("the template is valid")
     }
 
     /// The same with the special tokens of a tokenizer: by name for the template (`bos_token` and so on), and
     /// as words that stay words where a message says them.
     pub fn for_tokenizer(mut self, tokenizer: &Tokenizer) -> Self {
-        if self.is_chatml() && tokenizer.bos_id.is_some() {
-            self = Self::new(&(BOS.to_owned() + CHATML), CHATML_ORIGIN)
-                .expect("the template is valid");
+        if self.is_chatml() {
+            let added = tokenizer.inner.get_added_tokens_decoder();
+            let is_special = |id: &u32| added.get(id).is_some_and(|token| token.special);
+            let lacks_end = tokenizer.inner.token_to_id(IM_END).is_none();
+            let eos = tokenizer.eos_id.filter(|id| lacks_end && is_special(id));
+            let begin = tokenizer.bos_id.map_or("", |_| BOS);
+            self = Self::chatml_of(begin, eos.map_or(END, |_| END_OF_TEXT));
         }
         let names = [
             ("bos_token", tokenizer.bos_id),

@@ -14,6 +14,9 @@ use crate::ops::meta::{F32, Held, Ledger, MetaTensor, NumberSizes, ParamGrads, P
 use crate::training::Activations;
 use crate::weight::BaseFormat;
 
+/// More than any memory holds, of which sizes can still be formed.
+const MOST_TOKENS: usize = 1 << 36;
+
 /// A model of these sizes with these adapters, of which nothing is allocated.
 ///
 /// # Errors
@@ -140,7 +143,8 @@ impl<'a> Step<'a> {
     }
 
     fn tokens(&self) -> usize {
-        self.config.batch_size * self.config.seq_len
+        let tokens = self.config.batch_size.saturating_mul(self.config.seq_len);
+        tokens.min(MOST_TOKENS)
     }
 
     /// Ends a moment.
@@ -204,14 +208,18 @@ impl<'a> Step<'a> {
         let (tokens, dim) = (top.rows, top.width);
         let chunk_rows = self.config.loss_chunk_rows;
         let mut row_grads = Vec::new();
-        for start in (0..tokens).step_by(chunk_rows) {
-            let rows = self
-                .ledger
-                .tensor(chunk_rows.min(tokens - start), dim)
-                .leaf();
+        let count = tokens.div_ceil(chunk_rows);
+        // Those between the first and the last two leave what the first leaves, and take no more.
+        let between = count.saturating_sub(3);
+        for index in (0..count.min(1)).chain(1 + between..count) {
+            let rows = chunk_rows.min(tokens - index * chunk_rows);
+            let rows = self.ledger.tensor(rows, dim).leaf();
             let loss = cross_entropy_meta(self.model.head_meta(rows.clone()));
             let one = self.ledger.tensor(1, 0);
-            row_grads.extend(self.backward(loss, one, Some(&rows)));
+            let grad = self.backward(loss, one, Some(&rows));
+            let of_others = grad.as_ref().filter(|_| index == 0);
+            let of_others = of_others.map(|_| self.ledger.tensor(between * chunk_rows, dim));
+            row_grads.extend(grad.into_iter().chain(of_others));
         }
         // The rows' gradients one after another, then at their places.
         let joined = self.ledger.tensor(tokens, dim);

@@ -76,7 +76,7 @@ impl Change {
             let last = changes.last().copied();
             changes.into_iter().find(fits).or(last)
         };
-        let rows = config.batch_size * config.micro_batches;
+        let rows = config.batch_size.saturating_mul(config.micro_batches);
         let batch_sizes = halvings(config.batch_size, 1).map(|batch_size| Self::BatchSize {
             batch_size,
             micro_batches: rows.div_ceil(batch_size),

@@ -3,7 +3,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use super::{MetricLogger, Metrics};
-use crate::files::{read_text, write_text};
+use crate::files::{read_bytes, read_text, write_bytes, write_text};
 use crate::{Error, Result};
 
 /// A log of metrics, one JSON object a line, flushed line by line.
@@ -31,24 +31,25 @@ impl MetricsLog {
     /// [`Error::Io`] if the file cannot be read or written.
     pub fn resume(path: impl AsRef<Path>, step: usize) -> Result<Self> {
         let path = path.as_ref();
-        let text = match path.exists() {
-            true => read_text(path)?,
-            false => String::new(),
+        let bytes = match path.exists() {
+            true => read_bytes(path)?,
+            false => Vec::new(),
         };
-        let mut kept = String::new();
+        let mut kept = Vec::new();
         let mut is_whole = true;
-        // Lines stay as they are, to the last digit.
-        for line in lines(&text) {
-            match serde_json::from_str::<Metrics>(line) {
-                Ok(metrics) if metrics.step() <= step => kept += &format!("{line}\n"),
+        // Lines stay as they are, to the last digit. What is behind the last line break was not written to its end.
+        let lines = bytes.split_inclusive(|byte| *byte == b'\n');
+        for line in lines.filter(|line| line.ends_with(b"\n")) {
+            match serde_json::from_slice::<Metrics>(line) {
+                Ok(metrics) if metrics.step() <= step => kept.extend(line),
                 Ok(_) => {}
                 Err(_) => is_whole = false,
             }
         }
         if !is_whole {
-            write_text(&beside(path), &text)?;
+            write_bytes(&beside(path), &bytes)?;
         }
-        write_text(path, &kept)?;
+        write_bytes(path, &kept)?;
         Self::append(path)
     }
 
@@ -134,12 +135,12 @@ mod tests {
     fn a_broken_line_does_not_end_a_training() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("metrics.jsonl");
-        let text = "{\"step\":1}\n{\"st\u{0}\u{0}\n{\"step\":2}\n";
+        let text = b"{\"step\":1}\n{\"st\0\0\n{\"step\":1,\"lo\xff\":1}\n{\"step\":2}\n";
         std::fs::write(&path, text).unwrap();
         MetricsLog::resume(&path, 2).unwrap();
         let steps = MetricsLog::read(&path).unwrap();
         assert_eq!(Vec::from_iter(steps.iter().map(Metrics::step)), [1, 2]);
-        let kept = std::fs::read_to_string(dir.path().join("metrics.jsonl.broken")).unwrap();
+        let kept = std::fs::read(dir.path().join("metrics.jsonl.broken")).unwrap();
         assert_eq!(kept, text);
     }
 

@@ -401,10 +401,11 @@ pub(super) const KEYS: &[RecipeKey] = &[
         Word(&["auto", "highest", "medium"]),
         "`auto` is `medium` on a CPU with a bf16 or quantized base, if that is faster there: on AMD's processors with \
          AVX512-BF16 and on Intel's with AMX; otherwise `highest`. \
-         `medium` rounds the inputs of f32 products: on NVIDIA's GPUs to TF32, on the CPU activations to \
-         bf16 in products with a bf16 or quantized base, and what is kept for the backward pass, where the processor \
-         multiplies bf16 (AVX512-BF16, AMX). `highest` rounds nothing.",
-    ),
+         `medium` rounds activations. On NVIDIA's GPUs the inputs of f32 products, to TF32; on the CPU what is kept for the \
+         backward pass, to bf16, which takes up to 35 % off a training's memory, and, where the processor multiplies bf16 \
+         (AVX512-BF16, AMX), the inputs of products with a bf16 or quantized base. `highest` rounds nothing.",
+    )
+    .free(),
     key(
         "device",
         Text("a device such as auto, flex, cuda or cuda:1, or several: cuda:0,cuda:1"),

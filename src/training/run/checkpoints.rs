@@ -22,6 +22,8 @@ use crate::{Error, Result};
 const ADAPTER: &str = "adapter.safetensors";
 const OPTIMIZER: &str = "optimizer.safetensors";
 const TRAINER: &str = "trainer.json";
+/// More than any machines have, so that the samples of a step are still a number.
+const MOST_PROCESSES: usize = 1 << 20;
 
 const NO_CHECKPOINT: &str = "there is no complete checkpoint to resume from in this folder; begin anew by \
                              resume_from_checkpoint=false, or name the folder of the run as \
@@ -67,8 +69,11 @@ impl TrainerState {
         if let Some(total) = total {
             return Some(format!("it is of step {step} of {total}"));
         }
-        let is_none = self.num_processes == 0 || self.epochs == Some(0);
-        is_none.then(|| "it is of no process or no epoch".to_owned())
+        let processes = self.num_processes;
+        if !(1..=MOST_PROCESSES).contains(&processes) {
+            return Some(format!("it is of {processes} processes"));
+        }
+        (self.epochs == Some(0)).then(|| "it is of no epoch".to_owned())
     }
 }
 
@@ -173,8 +178,7 @@ impl RunDir {
             Some(checkpoint) => Self::going_on_from(checkpoint, options)?,
             None => Self::join(options, num_processes),
         };
-        let is_own = run.start.as_ref().is_some_and(|start| start.is_own);
-        match (rank, is_own) {
+        match (rank, run.saved_step().is_some()) {
             (0, true) => run.locked(),
             (0, false) => run.claimed(),
             _ => Ok(run),
@@ -231,6 +235,12 @@ impl RunDir {
     /// Whether the run goes on from a checkpoint.
     pub fn is_resumed(&self) -> bool {
         self.start.is_some()
+    }
+
+    /// The step of that checkpoint, if it is in the run's own folder.
+    pub fn saved_step(&self) -> Option<usize> {
+        let start = self.start.as_ref().filter(|start| start.is_own);
+        start.map(|start| start.checkpoint.state.step)
     }
 
     /// The epochs that the run had until now, if it goes on to more.
@@ -300,8 +310,13 @@ impl RunDir {
             .try_for_each(delete)
     }
 
-    /// Deletes the checkpoints after the one that the run goes on from.
+    /// Deletes the checkpoints after the one that the run goes on from, and what is left of those that were not written, or
+    /// not deleted, to their end.
     pub(super) fn delete_later_checkpoints(&self, start: &Start) -> Result<()> {
+        let folders = own_folders(&self.path)?.into_iter();
+        for folder in folders.filter(|folder| folder.is_dir() && is_cut_off(folder)) {
+            fs::remove_dir_all(&folder).map_err(Error::io(&folder))?;
+        }
         let mut checkpoints = readable_checkpoints(&self.path)?;
         checkpoints.retain(|other| other.state.step > start.checkpoint.state.step);
         checkpoints.iter().try_for_each(delete)

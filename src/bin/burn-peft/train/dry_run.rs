@@ -28,17 +28,7 @@ pub fn print_counts(data: &SftData, config: &RecipeConfig) {
 }
 
 fn table(counts: &RecordCounts) -> String {
-    let rows = [
-        ("read", counts.read),
-        ("by the chat template", counts.conversations),
-        ("used", counts.used),
-        ("used and cut", counts.cut),
-        ("longer than max_seq_len", counts.too_long),
-        ("of these only a prompt", counts.prompt_only),
-        ("nothing for the loss", counts.without_labels),
-        ("empty answer", counts.empty_answers),
-        ("empty instruction", counts.empty_instructions),
-    ];
+    let rows = counts.named();
     rows.map(|(what, count)| format!("  {what:<24}{count:>10}\n"))
         .concat()
 }

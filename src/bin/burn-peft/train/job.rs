@@ -135,13 +135,27 @@ impl<'a> Job<'a> {
         Ok(())
     }
 
-    /// The model that the training begins with. It stops at the end of a text that it learns, too.
+    /// Whether the model can have such adapters, and the merged one what they learn.
+    pub(super) fn check_adapters(&self, lora: &LoRAConfig) -> Result<()> {
+        self.config.check_adapters(&self.llama, lora)
+    }
+
+    /// The model that the training begins with. It stops at the ends that it learns, too.
     pub(super) fn model(&self, lora: &LoRAConfig, dir: &RunDir) -> Result<TransformerDecoder> {
         let device = self.member.device.clone().autodiff();
         let mut model = self.config.load_model(&self.base, lora, &device)?;
         let known = &mut model.config.eos_token_ids;
-        if let Some(end) = self.tokenizer.eos_id().filter(|end| !known.contains(end)) {
-            known.push(end);
+        // A text may end, too, where only turns were learned.
+        for end in self
+            .data
+            .ends
+            .iter()
+            .copied()
+            .chain(self.tokenizer.eos_id())
+        {
+            if !known.contains(&end) {
+                known.push(end);
+            }
         }
         allocator::keep_freed_memory();
         match dir.is_resumed() {

@@ -13,6 +13,8 @@ use burn_peft::{Error, Result};
 
 use super::interrupt::LastStep;
 use crate::device;
+#[cfg(feature = "mpi")]
+use crate::exit::complain;
 use crate::exit::exit_code;
 
 /// One of those that train together.
@@ -54,11 +56,8 @@ fn in_each_process(group: &MpiGroup, devices: &str, train: Train) -> ExitCode {
     };
     if let Err(error) = run() {
         // The others wait for this process: end them too.
-        eprintln!(
-            "error in process {} of {}: {error}",
-            group.rank(),
-            group.size()
-        );
+        let (rank, size) = (group.rank(), group.size());
+        complain(format_args!("error in process {rank} of {size}: {error}"));
         group.abort();
     }
     ExitCode::SUCCESS

@@ -14,11 +14,12 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use burn_peft::adapter::ParamCount;
-use burn_peft::checkpoint::{base_fingerprint, check_merge};
+use burn_peft::checkpoint::base_fingerprint;
 use burn_peft::distributed::{broadcast_params, require_same};
 use burn_peft::training::RunDir;
 use burn_peft::training::recipe::RecipeConfig;
 use burn_peft::{Error, Result};
+use interrupt::Kept;
 use job::{Base, Job, require_same_adapter};
 use launch::{Member, launch};
 use report::print_notes;
@@ -107,6 +108,9 @@ fn finetune(config: &RecipeConfig, member: &Member) -> Result<()> {
     let base = Base::open(config, member)?;
     // Whether the folder is free is told before records are read.
     let dir = RunDir::open(config, member.group.rank(), member.group.size())?;
+    if let Some(step) = dir.saved_step() {
+        *member.last_step.lock() = Kept::saved(&dir, step);
+    }
     let mut job = Job::load(base)?;
     let base = base_fingerprint(&job.base)?;
     require_same(member.group, "base model", &base)?;
@@ -114,6 +118,7 @@ fn finetune(config: &RecipeConfig, member: &Member) -> Result<()> {
     let lora = config.adapter_config_of(&dir)?;
     require_same_adapter(member.group, &lora)?;
     job.print_estimate(&lora)?;
+    job.check_adapters(&lora)?;
     let mut model = job.model(&lora, &dir)?;
     job.data.order.num_processes = dir.num_processes();
     let mut trainer = job.trainer();
@@ -122,9 +127,6 @@ fn finetune(config: &RecipeConfig, member: &Member) -> Result<()> {
         require_same(member.group, "last checkpoint", &trainer.step)?;
     }
     if job.is_first() {
-        if !config.save_adapter_weights_only {
-            check_merge(&model)?;
-        }
         let (count, steps) = (ParamCount::of(&model), job.data.order.steps_per_epoch());
         // What a run that is overwritten leaves is room.
         if !config.overwrite_output_dir {
@@ -148,10 +150,13 @@ fn rehearse(config: &RecipeConfig, member: &Member) -> Result<()> {
     dry_run::print_configuration(config);
     job.data.order.num_processes = dir.num_processes();
     dry_run::print_counts(&job.data, config);
-    let fits = job.print_estimate(&config.adapter_config_of(&dir)?);
+    let lora = config.adapter_config_of(&dir)?;
+    let fits = job.print_estimate(&lora);
     print_notes(&job.data.notes, &job.trainer().schedule);
     dry_run::print_examples(&job.data, &job.tokenizer)?;
-    fits
+    fits?;
+    job.check_adapters(&lora)?;
+    dir.require_free()
 }
 
 /// A key that a run cannot do without.

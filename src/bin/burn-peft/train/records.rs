@@ -13,7 +13,7 @@ use super::unset;
 
 const WITHOUT_TEMPLATE: &str = "\
 the tokenizer has no chat template, so conversations are written in ChatML; the template is saved beside the \
-adapter and in the merged model, whose end of a text may have to be set to `<|im_end|>`";
+adapter and in the merged model";
 
 /// What a run trains on and validates with.
 pub fn load(
@@ -29,7 +29,7 @@ pub fn load(
         .record_encoder(tokenizer, longest)
         .with_template(template.transpose()?);
     let mut data = SftData::load(&path, encoder, &config.sft_options(llama))?;
-    data.notes.extend(other_end(tokenizer, llama));
+    data.notes.extend(other_ends(&data.ends, llama));
     if data.template.is_some() && asked.is_none() {
         data.notes.push(WITHOUT_TEMPLATE.into());
     }
@@ -45,13 +45,13 @@ fn dataset(config: &RecipeConfig) -> Result<PathBuf> {
 }
 
 /// Servers that have the adapter alone stop where the base model's configuration says.
-fn other_end(tokenizer: &Tokenizer, llama: &LlamaConfig) -> Option<String> {
-    let eos = tokenizer.eos_id()?;
+fn other_ends(learned: &[u32], llama: &LlamaConfig) -> Option<String> {
     let known = &llama.eos_token_ids;
-    (!known.is_empty() && !known.contains(&eos)).then(|| {
+    let is_other = learned.iter().any(|end| !known.contains(end));
+    (!known.is_empty() && is_other).then(|| {
         format!(
-            "answers end with token {eos}, the tokenizer's end of a text, but the model's configuration \
-             names {known:?}; the merged model stops at both, a server of the adapter alone must be told"
+            "answers end with the tokens {learned:?}, but the model's configuration names {known:?}; the merged model \
+             stops at all of them, a server of the adapter alone must be told"
         )
     })
 }

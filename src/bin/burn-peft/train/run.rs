@@ -19,11 +19,12 @@ use burn_peft::training::{
 };
 use burn_peft::{Error, Result};
 
-use super::interrupt::State;
+use super::interrupt::{Kept, State};
 use super::job::{Job, adapter_of};
 use super::launch::Member;
 use super::quiz::Quiz;
 use super::report::{Progress, Speed, print_notes, print_progress};
+use crate::exit::complain;
 use crate::say::tell;
 
 /// A run as one of its members sees it. The first member reports and writes.
@@ -88,7 +89,8 @@ impl<'a> Run<'a> {
             exact_match,
             ..summary
         };
-        warn("no curves and no report", self.draw(&summary, &answers));
+        let drawn = self.draw(&summary, &job.data, &answers);
+        warn("no curves and no report", drawn);
         self.finish(&summary)
     }
 
@@ -124,7 +126,7 @@ impl<'a> Run<'a> {
         }
         self.log_last_step();
         self.progress.finish();
-        self.take_best(&mut model, &trainer)?;
+        self.take_best(&mut model, &trainer);
         let summary = self.summary(&model, &trainer);
         Ok((model, summary))
     }
@@ -158,7 +160,7 @@ impl<'a> Run<'a> {
         self.progress
             .say(&format!("step {step}: validation loss {val_loss:.4}"));
         let is_best = trainer.validations.add(step, val_loss);
-        if let Some(kept) = self.member.last_step.lock().as_mut() {
+        if let Kept::Unsaved(kept) = &mut *self.member.last_step.lock() {
             kept.trainer.validations = trainer.validations;
         }
         if trainer
@@ -185,9 +187,9 @@ impl<'a> Run<'a> {
         let member = self.member;
         let mut last_step = member.last_step.lock();
         // Or the old values would be in memory beside the new ones.
-        *last_step = None;
+        *last_step = Kept::Nothing;
         let (model, output) = trainer.update(model, gradients);
-        *last_step = Some(self.state(&model, trainer));
+        *last_step = self.kept(&model, trainer);
         self.complete_step(trainer.step, &output, time);
         model
     }
@@ -220,18 +222,18 @@ impl<'a> Run<'a> {
         let member = self.member;
         let mut last_step = member.last_step.lock();
         let output = trainer.skip(gradients);
-        *last_step = Some(self.state(&model, trainer));
+        *last_step = self.kept(&model, trainer);
         self.complete_step(trainer.step, &output, time);
         Ok(model)
     }
 
-    fn state(&self, model: &TransformerDecoder, trainer: &Trainer) -> State {
-        State {
+    fn kept(&self, model: &TransformerDecoder, trainer: &Trainer) -> Kept {
+        Kept::Unsaved(Box::new(State {
             run: self.dir.clone(),
             lora: adapter_of(model),
             model: model.clone(),
             trainer: trainer.clone(),
-        }
+        }))
     }
 
     fn complete_step(
@@ -256,22 +258,20 @@ impl<'a> Run<'a> {
     }
 
     /// The adapter of the best validation in the place of the last one, if that is asked for.
-    fn take_best(&self, model: &mut TransformerDecoder, trainer: &Trainer) -> Result<()> {
+    fn take_best(&self, model: &mut TransformerDecoder, trainer: &Trainer) {
         let best = match self.config.best_checkpoint {
             BestCheckpoint::Use => trainer.validations.best,
             _ => None,
         };
         let is_first = self.member.group.rank() == 0;
-        match best.filter(|best| is_first && best.step != trainer.step) {
-            Some(best) => {
-                say!(
-                    "the adapter is that of step {}, validation loss {:.4}",
-                    best.step,
-                    best.loss
-                );
-                self.dir.load_best(model, best)
-            }
-            None => Ok(()),
+        let Some(best) = best.filter(|best| is_first && best.step != trainer.step) else {
+            return;
+        };
+        // A run that went on from another's has none of the other's.
+        let taken = self.dir.load_best(model, best);
+        if or_warn("the adapter is that of the last step", taken).is_some() {
+            let (step, loss) = (best.step, best.loss);
+            say!("the adapter is that of step {step}, validation loss {loss:.4}");
         }
     }
 
@@ -282,9 +282,10 @@ impl<'a> Run<'a> {
             return Ok(());
         }
         // If the program is told to end, it ends after this.
-        let _kept = self.member.last_step.lock();
+        let mut last_step = self.member.last_step.lock();
         self.dir
             .save_checkpoint(model, &adapter_of(model), trainer)?;
+        *last_step = Kept::saved(&self.dir, trainer.step);
         if let Some(count) = config.keep_last_n_checkpoints {
             let kept = self.dir.keep_last_checkpoints(count);
             warn("old checkpoints are left", kept);
@@ -297,7 +298,9 @@ impl<'a> Run<'a> {
         self.metrics.retain_mut(|logger| {
             let logged = logger.log(metrics);
             if let Err(error) = &logged {
-                eprintln!("warning: no more metrics are logged there: {error}");
+                complain(format_args!(
+                    "warning: no more metrics are logged there: {error}"
+                ));
             }
             logged.is_ok()
         });
@@ -337,9 +340,7 @@ impl<'a> Run<'a> {
         }
     }
 
-    /// The last step is in a checkpoint by now.
     fn save(&self, model: TransformerDecoder, base: &Path) -> Result<()> {
-        *self.member.last_step.lock() = None;
         let of_base = || base_model_name(base);
         let base_name = self.config.base_model_name.clone().unwrap_or_else(of_base);
         let lora = adapter_of(&model);
@@ -381,7 +382,7 @@ impl<'a> Run<'a> {
     }
 
     /// Pictures of what the run has told, and the page about it.
-    fn draw(&self, summary: &Summary, answers: &[Answer]) -> Result<()> {
+    fn draw(&self, summary: &Summary, data: &SftData, answers: &[Answer]) -> Result<()> {
         let dir = self.dir.path();
         let curves = [Curves::read(dir)?];
         draw_loss(&curves, SMOOTHING, dir.join("loss_curve.svg"))?;
@@ -390,6 +391,8 @@ impl<'a> Run<'a> {
             config: self.config,
             summary,
             curves: &curves,
+            records: &data.counts,
+            notes: &data.notes,
             answers,
         };
         report.save(dir.join("report.html"))
@@ -431,6 +434,6 @@ fn warn(what: &str, result: Result<()>) {
 
 fn or_warn<T>(what: &str, result: Result<T>) -> Option<T> {
     result
-        .inspect_err(|error| eprintln!("warning: {what}: {error}"))
+        .inspect_err(|error| complain(format_args!("warning: {what}: {error}")))
         .ok()
 }

@@ -549,6 +549,17 @@ fn is_of_amd() -> bool {
     name.as_flattened() == b"AuthenticAMD"
 }
 
+/// Whether [`matmul`] reads each number of `b` where it lies, for a few rows: rounding them to bf16 would save nothing.
+pub fn is_thin<B: Operand>(a: &Mat, b: &B) -> bool {
+    #[cfg(target_arch = "x86_64")]
+    return thin::serves(a, b);
+    #[cfg(not(target_arch = "x86_64"))]
+    {
+        let _ = (a, b);
+        false
+    }
+}
+
 /// `out = a · b` on all threads, with both rounded to bf16 and sums in f32. `a` is row-major.
 ///
 /// # Panics
