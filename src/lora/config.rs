@@ -444,9 +444,8 @@ impl LoRAConfig {
 }
 
 fn is_alpha(alpha: &f64) -> bool {
-    // In f32, in which it serves.
-    let alpha = *alpha as f32;
-    alpha.is_finite() && alpha > 0.0
+    // In f32, in which it serves, too.
+    (*alpha as f32).is_finite() && *alpha > 0.0
 }
 
 pub(super) fn invalid(name: &'static str, message: String) -> Error {

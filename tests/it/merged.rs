@@ -6,7 +6,7 @@ use std::path::Path;
 
 use burn::tensor::{DType, TensorData};
 use burn_peft::Error;
-use burn_peft::adapter::{quantize_base, state_dict};
+use burn_peft::adapter::{adapter_state_dict, load_state_dict, quantize_base, state_dict};
 use burn_peft::checkpoint::{
     MergeOptions, MergedCheckpoint, SafetensorsFile, attach_peft, load_hf, load_hf_as, merge_files,
     read_hf_config, save_hf, save_merged_hf, save_peft_adapter, save_peft_unconverted,
@@ -293,8 +293,17 @@ fn folders_that_are_not_the_models_are_refused() {
 #[test]
 fn an_infinite_weight_leaves_the_model_before() {
     let folder = checkpoint(&config());
-    let lora = LoRAConfig::new(["w1"]).with_rank(1).with_alpha(1e39);
-    let adapter = adapter(&config().init(&device()), &lora, 1);
+    let lora = LoRAConfig::new(["w1"]).with_rank(1);
+    let model = config().init(&device()).with_adapters(&lora).unwrap();
+    let mut model = random(model, 1);
+    let large = adapter_state_dict(&model).into_iter();
+    let large = large.map(|(key, value)| {
+        let numbers: Vec<f32> = value.iter::<f32>().map(|number| number * 1e30).collect();
+        (key, TensorData::new(numbers, value.shape()))
+    });
+    load_state_dict(&mut model, &large.collect(), false).unwrap();
+    let adapter = tempfile::tempdir().unwrap();
+    save_peft_adapter(&model, DEFAULT_ADAPTER, None, adapter.path()).unwrap();
     let out = tempfile::tempdir().unwrap();
     fs::write(out.path().join("model.safetensors"), "before").unwrap();
     let merged = MergedCheckpoint::open(folder.path(), adapter.path()).unwrap();
