@@ -285,6 +285,13 @@ impl Tokenizer {
         Ok(text.strip_prefix(BEFORE).unwrap_or(&text).to_owned())
     }
 
+    /// The tokens that no text becomes, and what they are called.
+    pub(crate) fn special_tokens(&self) -> Vec<(u32, String)> {
+        let added = self.inner.get_added_tokens_decoder().into_iter();
+        let special = added.filter(|(_, token)| token.special && !token.content.is_empty());
+        special.map(|(id, token)| (id, token.content)).collect()
+    }
+
     /// One more than the largest token id: the rows that a model's embedding needs at least.
     pub fn vocab_size(&self) -> usize {
         self.vocab_size

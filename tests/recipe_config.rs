@@ -5,14 +5,14 @@ use std::path::{Path, PathBuf};
 
 use burn::tensor::Device;
 use burn_peft::Error;
-use burn_peft::checkpoint::read_peft_config;
+use burn_peft::checkpoint::{read_hf_config, read_peft_config};
 use burn_peft::data::SftOptions;
 use burn_peft::llama::LlamaConfig;
 use burn_peft::lora::{AttnModule, Init, LoRAConfig, Targets, TrainedBias};
 use burn_peft::ops::MatmulPrecision;
 use burn_peft::quantization::BlockFormat;
 use burn_peft::training::recipe::{ModelSize, Modules, Precision, RecipeConfig, RecipeKey, Resume};
-use burn_peft::training::{Activations, AdamWConfig, LrSchedule, ScheduleKind, Trainer};
+use burn_peft::training::{Activations, AdamWConfig, LrSchedule, ScheduleKind, Trainer, estimate};
 use burn_peft::weight::{BaseFormat, Quantization};
 use proptest::prelude::*;
 use serde_json::{Value, json};
@@ -665,6 +665,67 @@ fn a_bad_value_names_what_is_accepted() {
             format!("run.yaml (line 2): `optimizer.{key}` {expected}")
         );
     }
+}
+
+/// Each key at the ends of what is a number: it is refused by its name, or what follows from it is a plan of numbers.
+#[test]
+fn numbers_that_are_none_to_train_with() {
+    let edges = [
+        "0",
+        "-1",
+        "-0.0",
+        "1e-46",
+        "1e18",
+        "1e38",
+        "1e39",
+        "1e308",
+        "1000000000",
+        "18446744073709551616",
+        ".nan",
+        ".inf",
+    ];
+    let llama = read_hf_config(repository().join("tests/fixtures/golden/gqa")).unwrap();
+    let device = Device::default();
+    let mut taken = 0;
+    for key in RecipeConfig::keys() {
+        for edge in edges {
+            let (name, set) = (key.name(), format!("{}={edge}", key.name()));
+            let config = match overridden(&[&set]) {
+                Ok(config) => config,
+                Err(error) => {
+                    let error = error.to_string();
+                    let section = name.split('.').next().unwrap();
+                    let is_named = error.contains(&format!("`{section}"));
+                    // A key may be a path.
+                    assert!(
+                        is_named || error.contains(&format!("{edge}: ")),
+                        "{set}: {error}"
+                    );
+                    continue;
+                }
+            };
+            taken += 1;
+            let trainer = config.trainer(1000);
+            for step in [0, 1, 500, 999] {
+                let lr = trainer.schedule.lr_at(step);
+                assert!(
+                    lr.is_finite() && lr >= 0.0,
+                    "{set}: a learning rate of {lr}"
+                );
+            }
+            let lora = config.lora();
+            let length = config.sft_options(&llama).context_len;
+            let plan = config.estimate_config(&llama, BTreeMap::new(), &lora, length, &device);
+            if let Ok(plan) = plan {
+                assert!(estimate(&plan).total() > 0, "{set}");
+            }
+            let checked = config
+                .check_adapters(&llama, &lora)
+                .map_err(|error| error.to_string());
+            assert_ne!(checked, Err(String::new()), "{set}");
+        }
+    }
+    assert!(taken > 50, "{taken}");
 }
 
 #[test]

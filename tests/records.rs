@@ -545,6 +545,67 @@ fn which_files_of_a_folder_are_read() {
     assert_eq!(load().notes, [read]);
 }
 
+#[test]
+fn folders_as_the_hub_lays_them_out() {
+    let dir = tempfile::tempdir().unwrap();
+    let counted =
+        |split| load_split(dir.path(), split, Format::Auto).map(|all| all.as_slice().len());
+    let only = file(dir.path(), "alpaca_cleaned.jsonl", texts(3).as_bytes());
+    assert_eq!(counted(Split::Train).unwrap(), 3);
+    assert!(counted(Split::Validation).is_err());
+    // Of two none is known to be the one.
+    file(dir.path(), "other.jsonl", texts(2).as_bytes());
+    let error = counted(Split::Train).unwrap_err().to_string();
+    assert!(error.contains("name a file of records"), "{error}");
+    fs::rename(only, dir.path().join("test.jsonl")).unwrap();
+    fs::remove_file(dir.path().join("other.jsonl")).unwrap();
+    assert!(counted(Split::Train).is_err());
+    assert_eq!(counted(Split::Validation).unwrap(), 3);
+    let folders = [("train", 5), ("data/train", 7), ("data/validation", 1)];
+    for (name, count) in folders {
+        let folder = dir.path().join(name);
+        fs::create_dir_all(&folder).unwrap();
+        file(&folder, "0000.jsonl", texts(count).as_bytes());
+    }
+    assert_eq!(counted(Split::Train).unwrap(), 12);
+    assert_eq!(counted(Split::Validation).unwrap(), 1);
+}
+
+#[test]
+fn special_tokens_that_records_name_are_told() {
+    let (dir, tokenizer) = (tempfile::tempdir().unwrap(), tiny());
+    let load = |text: &str| {
+        let path = file(dir.path(), "records.jsonl", text.as_bytes());
+        let options = sft_options(dir.path(), &tokenizer);
+        SftData::load(&path, RecordEncoder::new(&tokenizer), &options).unwrap()
+    };
+    let without = load(&texts(3));
+    assert_eq!(without.counts[0].1.special_as_text, 0);
+    assert!(without.notes.is_empty());
+    let named = [
+        r#"{"prompt": "he", "completion": "hello</s>"}"#,
+        r#"{"prompt": "he <", "completion": "</s"}"#,
+        r#"{"prompt": "<s>he", "completion": "hello"}"#,
+        r#"{"prompt": "he</s>he", "completion": "hello</s>"}"#,
+        r#"{"prompt": "he", "completion": "hello"}"#,
+    ];
+    let data = load(&named.join("\n"));
+    let counts = data.counts[0].1;
+    assert_eq!((counts.read, counts.special_as_text), (5, 3));
+    assert_eq!(counts.first_special, tokenizer.eos_id());
+    let told = "3 of 5 records of ";
+    let so =
+        |note: &&String| note.starts_with(told) && note.contains("such as </s>, which is text");
+    assert_eq!(data.notes.iter().filter(so).count(), 1, "{:?}", data.notes);
+    // Which it is: no record has the token itself anywhere but at its end.
+    let ids = (0..5).map(|index| data.samples.sample(index).unwrap().tokens);
+    let eos = tokenizer.eos_id().unwrap();
+    assert!(
+        ids.into_iter()
+            .all(|ids| ids.iter().filter(|id| **id == eos).count() == 1)
+    );
+}
+
 /// The one that is not found beside the base is kept.
 #[test]
 fn by_which_template_conversations_were_written() {

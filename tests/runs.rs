@@ -3,9 +3,11 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use burn::tensor::Device;
+use burn::tensor::{Device, TensorData};
 use burn_peft::Error;
-use burn_peft::adapter::{StateDict, adapter_state_dict, initialize_adapters, initialize_params};
+use burn_peft::adapter::{
+    StateDict, adapter_state_dict, initialize_adapters, initialize_params, load_state_dict,
+};
 use burn_peft::checkpoint::{base_fingerprint, load_hf, read_hf_config};
 use burn_peft::data::Batch;
 use burn_peft::distributed::SingleProcess;
@@ -583,6 +585,33 @@ fn a_step_that_is_no_number_names_its_records_and_can_be_left_out() {
 }
 
 /// A `trainer.json` is written as a whole; what else is in it was changed by somebody.
+/// As an update by a learning rate that is too high leaves it: the loss before it was a number.
+#[test]
+fn an_adapter_that_is_no_number_is_not_saved() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = config(dir.path(), &[]);
+    let run = RunDir::create(&config, 1).unwrap();
+    let (mut model, mut trainer) = (new_model(&config), trainer(&config));
+    train(&run, &config, model.clone(), &mut trainer, 1);
+    let spoilt = adapter_state_dict(&model).into_iter().map(|(key, value)| {
+        let mut numbers = value.try_to_vec::<f32>().unwrap();
+        numbers[0] = f32::INFINITY;
+        (key, TensorData::new(numbers, value.shape()))
+    });
+    load_state_dict(&mut model, &spoilt.take(1).collect(), false).unwrap();
+    trainer.step = 2;
+    let error = run.save_checkpoint(&model, &config.lora(), &trainer);
+    let error = error.unwrap_err().to_string();
+    assert!(
+        error.contains("is inf after step 2, which is not saved"),
+        "{error}"
+    );
+    assert_eq!(checkpoints(dir.path()).len(), 1);
+    drop(run);
+    let resumed = with(&config, &["resume_from_checkpoint=true"]);
+    assert_eq!(gone_on(&resumed).2.step, 1);
+}
+
 #[test]
 fn a_checkpoint_that_was_changed_is_named() {
     let dir = TempDir::new().unwrap();

@@ -58,6 +58,34 @@ pub enum Treatment {
     Error,
 }
 
+/// The special tokens of a tokenizer, which no text becomes.
+struct SpecialTokens {
+    texts: Vec<(u32, String)>,
+    /// Whether one begins with a byte.
+    begins: [bool; 256],
+}
+
+impl SpecialTokens {
+    fn of(tokenizer: &Tokenizer) -> Self {
+        let texts = tokenizer.special_tokens();
+        let mut begins = [false; 256];
+        for byte in texts.iter().filter_map(|(_, text)| text.bytes().next()) {
+            begins[usize::from(byte)] = true;
+        }
+        Self { texts, begins }
+    }
+
+    /// The first that a text names.
+    fn named_in(&self, text: &str) -> Option<u32> {
+        let rest = (0..text.len()).map(|at| &text.as_bytes()[at..]);
+        let mut rest = rest.filter(|rest| self.begins[usize::from(rest[0])]);
+        rest.find_map(|rest| {
+            let mut texts = self.texts.iter();
+            texts.find_map(|(id, text)| rest.starts_with(text.as_bytes()).then_some(*id))
+        })
+    }
+}
+
 /// Why a record may not be what its file's writer meant.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Flaw {
@@ -72,6 +100,8 @@ enum Flaw {
 struct Encoded {
     sample: Sample,
     flaws: Vec<Flaw>,
+    /// A special token that a text of the record names.
+    special: Option<u32>,
     is_conversation: bool,
 }
 
@@ -93,6 +123,7 @@ struct Encoded {
 pub struct RecordEncoder<'a> {
     tokenizer: &'a Tokenizer,
     chat: ChatEncoder<'a>,
+    special: SpecialTokens,
     /// By which conversations become texts; without one they are an error.
     pub template: Option<ChatTemplate>,
     /// Whether Alpaca's records are [conversations](Records::into_conversations) too.
@@ -138,11 +169,16 @@ pub struct RecordCounts {
     pub empty_answers: usize,
     /// Those that ask nothing.
     pub empty_instructions: usize,
+    /// Those of which a text names a special token, `</s>` say. It is text there, letter by letter: special tokens are those
+    /// that a template or the end of a text writes.
+    pub special_as_text: usize,
+    /// The first such token.
+    pub first_special: Option<u32>,
 }
 
 impl RecordCounts {
     /// All of them, in words.
-    pub fn named(&self) -> [(&'static str, usize); 9] {
+    pub fn named(&self) -> [(&'static str, usize); 10] {
         [
             ("read", self.read),
             ("by the chat template", self.conversations),
@@ -153,6 +189,7 @@ impl RecordCounts {
             ("nothing for the loss", self.without_labels),
             ("empty answer", self.empty_answers),
             ("empty instruction", self.empty_instructions),
+            ("special token as text", self.special_as_text),
         ]
     }
 
@@ -174,6 +211,7 @@ impl<'a> RecordEncoder<'a> {
         Self {
             tokenizer,
             chat: ChatEncoder::new(tokenizer),
+            special: SpecialTokens::of(tokenizer),
             template: None,
             as_conversations: false,
             train_on: TrainOn::Assistant,
@@ -300,6 +338,7 @@ impl<'a> RecordEncoder<'a> {
         Encoded {
             sample,
             flaws,
+            special,
             is_conversation,
         }: Encoded,
         place: &Place,
@@ -307,6 +346,8 @@ impl<'a> RecordEncoder<'a> {
     ) -> Result<Option<Sample>> {
         counts.read += 1;
         counts.conversations += usize::from(is_conversation);
+        counts.special_as_text += usize::from(special.is_some());
+        counts.first_special = counts.first_special.or(special);
         let mut is_used = true;
         for flaw in flaws {
             *counts.of(flaw) += 1;
@@ -381,6 +422,7 @@ impl<'a> RecordEncoder<'a> {
         Ok(Encoded {
             flaws: flaws.map(|(flaw, _)| flaw).collect(),
             sample,
+            special: record.find_in_texts(|text| self.special.named_in(text)),
             is_conversation: matches!(record, Record::Chat(_))
                 || self.as_conversations && is_alpaca,
         })

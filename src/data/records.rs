@@ -92,6 +92,22 @@ impl Record {
             Self::Text(text) => text.trim().is_empty(),
         }
     }
+
+    /// What is first found in one of its texts.
+    pub(super) fn find_in_texts<T>(&self, find: impl Fn(&str) -> Option<T>) -> Option<T> {
+        match self {
+            Self::Alpaca(record) => {
+                let texts = [&record.instruction, &record.input, &record.output];
+                texts.into_iter().find_map(|text| find(text))
+            }
+            Self::Chat(conversation) => {
+                let mut messages = conversation.messages.iter();
+                messages.find_map(|message| find(&message.text()))
+            }
+            Self::Completion { prompt, completion } => find(prompt).or_else(|| find(completion)),
+            Self::Text(text) => find(text),
+        }
+    }
 }
 
 /// Where a record stands.
@@ -183,10 +199,10 @@ impl Records {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Split {
-    /// Those whose names begin with `train`.
+    /// Those whose names begin with `train`, and those in a folder of that name.
     Train,
-    /// Those whose names begin with `validation`, `valid`, `val`, `dev` or `test`: the first of these that
-    /// there are.
+    /// Those whose names begin with `validation`, `valid`, `val`, `dev` or `test`, and those in a folder of that name: of
+    /// the first of these names that there is.
     Validation,
 }
 
@@ -209,8 +225,8 @@ pub fn load_records(path: impl AsRef<Path>, format: Format) -> Result<Records> {
 }
 
 /// Reads a file, several (their paths with commas between them), or those of a folder as the Hub lays it out,
-/// there or in its folder `data`: `train.jsonl`, `train-00000-of-00002.json`, `validation.csv`. All records are in
-/// memory then; [`RecordEncoder::encode_files`](super::RecordEncoder::encode_files) reads them as a stream.
+/// there or in its folder `data`: `train.jsonl`, `train-00000-of-00002.json`, `validation.csv`, `train/0000.parquet`; or, if
+/// the folder has one file of records alone, that one to train on. All records are in memory then; [`RecordEncoder::encode_files`](super::RecordEncoder::encode_files) reads them as a stream.
 ///
 /// A file is a JSON array of records, JSON lines with a record a line, CSV with a header (by its name; `.tsv` has tabs),
 /// or, with the feature `parquet`, Parquet (by its name). A cell that holds a list or an object in JSON counts as that one
@@ -512,31 +528,47 @@ pub(super) fn files(path: &Path, split: Split) -> Result<Vec<PathBuf>> {
 }
 
 fn files_of_folder(folder: &Path, split: Split) -> Result<Vec<PathBuf>> {
+    let data = folder.join("data");
+    let mut found = record_files(folder)?;
+    found.extend(record_files(&data)?);
+    for name in split.names() {
+        let mut files = found.clone();
+        files.retain(|path| is_split(path, name));
+        for folder in [folder.join(name), data.join(name)] {
+            files.extend(record_files(&folder)?);
+        }
+        if !files.is_empty() {
+            return Ok(files);
+        }
+    }
+    if let ([file], Split::Train) = (found.as_slice(), split)
+        && !Split::Validation
+            .names()
+            .iter()
+            .any(|name| is_split(file, name))
+    {
+        return Ok(found);
+    }
+    let name = split.names()[0];
+    let message = format!(
+        "the folder has no {name}*.jsonl, .json, .csv or .parquet and no folder {name} of such files, nor has its \
+         folder `data`; name a file of records"
+    );
+    Err(Error::format(folder, message))
+}
+
+/// The files of a folder that can hold records, by their names and in the order of these; none if it is no folder.
+fn record_files(folder: &Path) -> Result<Vec<PathBuf>> {
     const KNOWN: [&str; 6] = ["json", "jsonl", "ndjson", "csv", "tsv", "parquet"];
     let mut found = Vec::new();
-    for folder in [folder.to_owned(), folder.join("data")]
-        .iter()
-        .filter(|folder| folder.is_dir())
-    {
+    if folder.is_dir() {
         for entry in std::fs::read_dir(folder).map_err(Error::io(folder))? {
             found.push(entry.map_err(Error::io(folder))?.path());
         }
     }
     found.retain(|path| KNOWN.contains(&extension(path).as_str()));
     found.sort();
-    let of_name = |name: &str| -> Vec<PathBuf> {
-        let files = found.iter().filter(|path| is_split(path, name));
-        files.cloned().collect()
-    };
-    let groups = split.names().iter().map(|name| of_name(name));
-    groups.into_iter().find(|files| !files.is_empty()).ok_or_else(|| {
-        let name = split.names()[0];
-        let message = format!(
-            "the folder has no {name}*.jsonl, .json, .csv or .parquet, nor has its folder `data`; name a file of \
-             records"
-        );
-        Error::format(folder, message)
-    })
+    Ok(found)
 }
 
 /// Whether a file's name is the split's, or begins with it: `train.json`, `train-00000-of-00001.jsonl`,

@@ -535,7 +535,16 @@ fn told(path: &Path, counts: &RecordCounts, encoder: &RecordEncoder) -> Vec<Stri
             ),
         ),
     ];
-    let told = told.into_iter().filter(|(count, _)| *count > 0);
+    let special = counts.first_special.map(|id| {
+        let name = encoder.tokenizer().show(&[id]).unwrap_or_default();
+        let what = format!(
+            "name a special token, such as {name}, which is text there, letter by letter: records with `messages` get \
+             theirs from the chat template, and the end of a text is added to every other"
+        );
+        (counts.special_as_text, what)
+    });
+    let told = told.into_iter().chain(special);
+    let told = told.filter(|(count, _)| *count > 0);
     told.map(|(count, what)| {
         let read = counts.read;
         format!("{count} of {read} records of {} {what}", path.display())

@@ -1,8 +1,8 @@
 //! The allocator of the programs. A step frees and allocates the same large buffers again. Handed back to the system in
 //! between, each would cost its pages anew; kept in pieces of an allocator's sizes, those of one moment of a step would
-//! lie beside those of another. So on Linux what is freed of large blocks is kept, and turned into the next one that is
-//! asked for, of whatever size: the process holds what it held at its largest moment, and nothing more. Small blocks, and
-//! all of them elsewhere, are mimalloc's.
+//! lie beside those of another. So on Linux the pages of freed large blocks are kept, and become those of the next block
+//! that is asked for, of whatever size: the process holds what it held at its largest moment, and nothing more, and a step
+//! needs no page anew. Small blocks, and all of them elsewhere, are mimalloc's.
 
 use libmimalloc_sys::{mi_collect, mi_option_set, mi_option_t};
 
@@ -44,32 +44,32 @@ pub fn keep_freed_memory() {
     large::hand_back();
 }
 
-/// Large blocks are mappings of their own.
+/// Large blocks are whole pages. One that is freed is kept: a smaller one is cut from it; for a larger one the pages of
+/// several are moved side by side (`mremap`), which takes no page from the system and copies nothing.
 #[cfg(target_os = "linux")]
 mod large {
     use std::alloc::{GlobalAlloc, Layout};
+    use std::collections::{BTreeMap, BTreeSet};
     use std::ptr::{self, null_mut};
     use std::sync::{Mutex, MutexGuard, PoisonError};
 
     use libc::{
-        MAP_ANONYMOUS, MAP_FAILED, MAP_PRIVATE, MREMAP_MAYMOVE, PROT_READ, PROT_WRITE, mmap,
-        mremap, munmap,
+        MAP_ANONYMOUS, MAP_FAILED, MAP_FIXED, MAP_PRIVATE, MREMAP_FIXED, MREMAP_MAYMOVE, PROT_READ,
+        PROT_WRITE, mmap, mremap, munmap,
     };
     use mimalloc::MiMalloc;
 
     const SMALLEST: usize = 1 << 20;
     const PAGE: usize = 4096;
-    /// How many freed blocks are kept.
-    const KEPT: usize = 512;
 
     pub struct Allocator;
 
-    // SAFETY: a block's layout alone says whose it is, so it goes back to whom it came from; a mapping begins at a page,
-    // is as long as its layout asks for, and belongs to nobody else while it is not among the freed ones.
+    // SAFETY: a block's layout alone says whose it is, so it goes back to whom it came from; its pages are mapped, are as
+    // many as its layout asks for, and belong to nobody else while they are not among the freed ones.
     unsafe impl GlobalAlloc for Allocator {
         unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
             match is_large(layout) {
-                true => allocate(layout.size()).0,
+                true => or_null(pages().allocate(rounded(layout.size()))).0,
                 // SAFETY: as the caller asks.
                 false => unsafe { MiMalloc.alloc(layout) },
             }
@@ -80,8 +80,8 @@ mod large {
                 // SAFETY: as the caller asks.
                 return unsafe { MiMalloc.alloc_zeroed(layout) };
             }
-            let (block, is_used) = allocate(layout.size());
-            if is_used && !block.is_null() {
+            let (block, is_used) = or_null(pages().allocate(rounded(layout.size())));
+            if is_used {
                 // SAFETY: the block is of that size.
                 unsafe { ptr::write_bytes(block, 0, layout.size()) };
             }
@@ -90,7 +90,7 @@ mod large {
 
         unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
             match is_large(layout) {
-                true => free(block, layout.size()),
+                true => pages().free(block as usize, rounded(layout.size())),
                 // SAFETY: small blocks are mimalloc's.
                 false => unsafe { MiMalloc.dealloc(block, layout) },
             }
@@ -100,7 +100,11 @@ mod large {
             // SAFETY: the caller says that size and alignment make a layout.
             let new = unsafe { Layout::from_size_align_unchecked(size, layout.align()) };
             match (is_large(layout), is_large(new)) {
-                (true, true) => resized(block, pages(layout.size()), pages(size)),
+                (true, true) => {
+                    let (old, new) = (rounded(layout.size()), rounded(size));
+                    let block = pages().resize(block as usize, old, new);
+                    block.map_or(null_mut(), |block| block as *mut u8)
+                }
                 // SAFETY: small blocks are mimalloc's.
                 (false, false) => unsafe { MiMalloc.realloc(block, layout, size) },
                 // SAFETY: as the caller asks.
@@ -113,114 +117,198 @@ mod large {
         layout.size() >= SMALLEST && layout.align() <= PAGE
     }
 
-    fn pages(size: usize) -> usize {
+    fn rounded(size: usize) -> usize {
         size.next_multiple_of(PAGE)
     }
 
-    /// Freed blocks, the oldest first: the address and size of each.
-    struct Freed {
-        blocks: [(usize, usize); KEPT],
-        count: usize,
+    fn or_null(block: Option<(usize, bool)>) -> (*mut u8, bool) {
+        block.map_or((null_mut(), false), |(start, is_used)| {
+            (start as *mut u8, is_used)
+        })
     }
 
-    static FREED: Mutex<Freed> = Mutex::new(Freed {
-        blocks: [(0, 0); KEPT],
-        count: 0,
+    /// What is known of the pages of large blocks. Its own nodes are small blocks.
+    struct Pages {
+        /// The freed ones: the size of each piece by its address, and when it was freed. No two are side by side.
+        freed: BTreeMap<usize, (usize, u64)>,
+        /// Where pages lie side by side that came from elsewhere, so that they can be moved only on their own. There may be
+        /// some too many.
+        seams: BTreeSet<usize>,
+        /// The pieces freed until now.
+        time: u64,
+    }
+
+    static PAGES: Mutex<Pages> = Mutex::new(Pages {
+        freed: BTreeMap::new(),
+        seams: BTreeSet::new(),
+        time: 0,
     });
 
-    fn freed() -> MutexGuard<'static, Freed> {
-        FREED.lock().unwrap_or_else(PoisonError::into_inner)
+    fn pages() -> MutexGuard<'static, Pages> {
+        PAGES.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    impl Freed {
-        fn take(&mut self, index: usize) -> (*mut u8, usize) {
-            let (address, size) = self.blocks[index];
-            self.blocks.copy_within(index + 1..self.count, index);
-            self.count -= 1;
-            (address as *mut u8, size)
-        }
-
-        /// A block of just this size, the one that was freed last, since a cache may still hold it.
-        fn take_equal(&mut self, size: usize) -> Option<*mut u8> {
-            let mut indices = (0..self.count).rev();
-            let index = indices.find(|&index| self.blocks[index].1 == size)?;
-            Some(self.take(index).0)
-        }
-
-        fn put(&mut self, block: *mut u8, size: usize) {
-            if self.count == KEPT {
-                let (oldest, size) = self.take(0);
-                unmap(oldest, size);
-            }
-            self.blocks[self.count] = (block as usize, size);
-            self.count += 1;
-        }
-    }
-
-    /// A block, null if there is no memory, and whether there are numbers in it.
-    fn allocate(size: usize) -> (*mut u8, bool) {
-        let size = pages(size);
-        let mut freed = freed();
-        if let Some(block) = freed.take_equal(size) {
-            return (block, true);
-        }
-        if freed.count == 0 {
-            drop(freed);
-            return (map(size), false);
-        }
-        // The oldest one becomes it. What it grows by is handed back of others.
-        let (block, old) = freed.take(0);
-        let mut growth = size.saturating_sub(old);
-        while growth > 0 && freed.count > 0 {
-            let (other, size) = freed.take(0);
-            unmap(other, size);
-            growth = growth.saturating_sub(size);
-        }
-        let resized = resized(block, old, size);
-        if resized.is_null() {
-            freed.put(block, old);
-        }
-        (resized, true)
-    }
-
-    /// Unmaps all that is freed.
+    /// Hands all freed pages back.
     pub fn hand_back() {
-        let mut freed = freed();
-        while freed.count > 0 {
-            let (block, size) = freed.take(0);
-            unmap(block, size);
+        let mut pages = pages();
+        while let Some((start, (size, _))) = pages.freed.pop_first() {
+            pages.leave(start, size);
+            unmap(start, size);
         }
     }
 
-    fn free(block: *mut u8, size: usize) {
-        freed().put(block, pages(size));
+    impl Pages {
+        /// A block of whole pages, and whether there are numbers in it; none if there is no memory.
+        fn allocate(&mut self, size: usize) -> Option<(usize, bool)> {
+            match self.cut(size) {
+                Some(start) => Some((start, true)),
+                None => self.gather(size, 0),
+            }
+        }
+
+        /// A part of the smallest piece that is large enough. Of equal ones it is the last freed: a cache may still hold it.
+        fn cut(&mut self, size: usize) -> Option<usize> {
+            let freed = self.freed.iter();
+            let large = freed.filter(|(_, (piece, _))| *piece >= size);
+            let (&start, _) = large.min_by_key(|(_, (piece, time))| (*piece, u64::MAX - time))?;
+            let (piece, time) = self.freed.remove(&start)?;
+            if piece > size {
+                self.freed.insert(start + size, (piece - size, time));
+            }
+            Some(start)
+        }
+
+        /// A new range of addresses, for all but its beginning with the freed pages, the largest pieces first, as far as
+        /// they reach.
+        fn gather(&mut self, size: usize, kept: usize) -> Option<(usize, bool)> {
+            let start = map(size)?;
+            self.leave(start, size);
+            self.seams.insert(start);
+            let mut filled = kept;
+            while filled < size {
+                let pieces = self.freed.iter();
+                let largest = pieces.max_by_key(|(_, (piece, _))| *piece);
+                let Some((&from, &(piece, time))) = largest else {
+                    break;
+                };
+                let taken = piece.min(size - filled);
+                let moved = self.relocate(from, taken, start + filled);
+                self.freed.remove(&from);
+                if moved < piece {
+                    self.freed.insert(from + moved, (piece - moved, time));
+                }
+                filled += moved;
+                if moved < taken {
+                    break;
+                }
+            }
+            Some((start, filled > 0))
+        }
+
+        /// Moves pages to another address, where a range is mapped for them; how many bytes could be moved.
+        fn relocate(&mut self, from: usize, size: usize, to: usize) -> usize {
+            let mut moved = 0;
+            while moved < size {
+                let start = from + moved;
+                let next = self.seams.range(start + 1..from + size).next();
+                let end = next.map_or(from + size, |next| *next);
+                if !remap(start, end - start, to + moved) {
+                    // It may have unmapped the other place.
+                    map_at(to + moved, end - start);
+                    break;
+                }
+                self.seams.insert(to + moved);
+                moved = end - from;
+            }
+            self.seams.insert(to + moved);
+            self.leave(from, moved);
+            moved
+        }
+
+        /// Forgets the seams of pages that are somewhere else now, or nowhere.
+        fn leave(&mut self, start: usize, size: usize) {
+            while let Some(&seam) = self.seams.range(start..start + size).next() {
+                self.seams.remove(&seam);
+            }
+            self.seams.insert(start + size);
+        }
+
+        fn free(&mut self, mut start: usize, mut size: usize) {
+            let before = self.freed.range(..start).next_back();
+            if let Some((&other, &(piece, _))) = before
+                && other + piece == start
+            {
+                self.freed.remove(&other);
+                (start, size) = (other, piece + size);
+            }
+            if let Some((piece, _)) = self.freed.remove(&(start + size)) {
+                size += piece;
+            }
+            self.time += 1;
+            self.freed.insert(start, (size, self.time));
+        }
+
+        /// The block with another number of pages, maybe elsewhere; none if there is no memory, and then it is as it was.
+        fn resize(&mut self, start: usize, old: usize, new: usize) -> Option<usize> {
+            if new <= old {
+                if new < old {
+                    self.free(start + new, old - new);
+                }
+                return Some(start);
+            }
+            let (grown, _) = self.gather(new, old)?;
+            let moved = self.relocate(start, old, grown);
+            if moved < old {
+                // SAFETY: both ranges are mapped, and do not overlap.
+                unsafe {
+                    let (from, to) = ((start + moved) as *const u8, (grown + moved) as *mut u8);
+                    ptr::copy_nonoverlapping(from, to, old - moved);
+                }
+                self.free(start + moved, old - moved);
+            }
+            Some(grown)
+        }
     }
 
-    fn map(size: usize) -> *mut u8 {
+    /// A range of pages that are the system's until they are used.
+    fn map(size: usize) -> Option<usize> {
         // SAFETY: a mapping at no given place touches no other.
         let block = unsafe {
             let access = PROT_READ | PROT_WRITE;
             mmap(null_mut(), size, access, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0)
         };
-        or_null(block)
+        (block != MAP_FAILED).then_some(block as usize)
     }
 
-    /// The block with another number of pages, maybe elsewhere; null if there is no memory, and then it is as it was.
-    fn resized(block: *mut u8, old: usize, new: usize) -> *mut u8 {
-        // SAFETY: the mapping is of the old size, and whoever calls has it alone.
-        or_null(unsafe { mremap(block.cast(), old, new, MREMAP_MAYMOVE) })
-    }
-
-    fn unmap(block: *mut u8, size: usize) {
-        // SAFETY: the mapping is of this size, and nobody has it.
-        unsafe { munmap(block.cast(), size) };
-    }
-
-    fn or_null(block: *mut libc::c_void) -> *mut u8 {
-        match block == MAP_FAILED {
-            true => null_mut(),
-            false => block.cast(),
+    /// Pages of the system's at a place that is the caller's.
+    fn map_at(start: usize, size: usize) {
+        // SAFETY: whoever calls has the range alone.
+        let block = unsafe {
+            let (access, kind) = (PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS);
+            mmap(
+                start as *mut libc::c_void,
+                size,
+                access,
+                kind | MAP_FIXED,
+                -1,
+                0,
+            )
+        };
+        if block == MAP_FAILED {
+            std::process::abort();
         }
+    }
+
+    /// Whether pages could be moved into the place of others.
+    fn remap(from: usize, size: usize, to: usize) -> bool {
+        let (from, to) = (from as *mut libc::c_void, to as *mut libc::c_void);
+        // SAFETY: whoever calls has both ranges alone.
+        unsafe { mremap(from, size, size, MREMAP_MAYMOVE | MREMAP_FIXED, to) != MAP_FAILED }
+    }
+
+    fn unmap(start: usize, size: usize) {
+        // SAFETY: the pages are mapped, and nobody has them.
+        unsafe { munmap(start as *mut libc::c_void, size) };
     }
 
     /// # Safety

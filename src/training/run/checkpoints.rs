@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::{Before, CHECKPOINTS, CONFIG, Resume, RunDir, RunOptions, write_json};
-use crate::adapter::Adapter;
+use crate::adapter::{Adapter, adapter_state_dict};
 use crate::checkpoint::{
     load_any_adapter, load_state_dict_file, read_adapter_config, save_adapter, save_peft,
     save_peft_unconverted, save_peft_with_base, save_state_dict,
@@ -28,6 +28,22 @@ const MOST_PROCESSES: usize = 1 << 20;
 const NO_CHECKPOINT: &str = "there is no complete checkpoint to resume from in this folder; begin anew by \
                              resume_from_checkpoint=false, or name the folder of the run as \
                              output_dir";
+
+/// Checks that all numbers of the adapter are finite.
+fn require_finite(model: &TransformerDecoder, step: usize) -> Result<()> {
+    for (key, value) in adapter_state_dict(model) {
+        if let Some(number) = value.iter::<f32>().find(|number| !number.is_finite()) {
+            return Err(Error::InvalidArgument {
+                name: "optimizer",
+                message: format!(
+                    "{key} is {number} after step {step}, which is not saved: begin anew with a lower optimizer.lr, or \
+                     with clip_grad_norm"
+                ),
+            });
+        }
+    }
+    Ok(())
+}
 
 /// What `trainer.json` holds. It is written last: a checkpoint without it is not complete.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -253,7 +269,8 @@ impl RunDir {
     ///
     /// # Errors
     /// [`Error::Io`] if a file cannot be written, [`Error::Adapter`] if `lora` is not the configuration
-    /// that the model was built with.
+    /// that the model was built with, [`Error::InvalidArgument`] if an update has made the adapter infinite or no number: no
+    /// run goes on from that.
     pub fn save_checkpoint(
         &self,
         model: &TransformerDecoder,
@@ -271,6 +288,7 @@ impl RunDir {
             validations: trainer.validations,
             num_processes: self.num_processes,
         };
+        require_finite(model, trainer.step)?;
         let dir = self.path.join(CHECKPOINTS).join(folder_of(trainer.step));
         match self.options.base_name.as_deref() {
             // Nobody finds again what random vectors found.
