@@ -408,6 +408,18 @@ mod answers {
         assert_eq!(parts(&template(text), &given, false).unwrap(), ["5bb"]);
     }
 
+    /// What the prompt for an answer ends with is given, though it is marked: as with TRL's `completion_only_loss`.
+    #[test]
+    fn marks_that_begin_in_the_prompt() {
+        let text = "{% for m in messages %}{% if m.role == 'assistant' %}<a>{% generation %}{{ '\n' + \
+                    m.content }}</s>{% endgeneration %}{% else %}[{{ m.content }}]{% endif %}{% endfor %}{% if \
+                    add_generation_prompt %}{{ '<a>\n' }}{% endif %}";
+        let turns = [("user", "u"), ("assistant", "a")];
+        are(text, &turns, &["\na</s>"]);
+        let given = said(&turns).with_num_given(1);
+        assert_eq!(parts(&template(text), &given, false).unwrap(), ["a</s>"]);
+    }
+
     #[test]
     fn a_message_cannot_mark_itself() {
         let text =
@@ -1406,7 +1418,7 @@ mod files {
         assert!(
             none.ends_with(
                 "x: the folder has no train*.jsonl, .json, .csv or .parquet, nor has its folder \
-                                `data`; name a file of records"
+                 `data`, and no folder train of such files; name a file of records"
             ),
             "{none}"
         );

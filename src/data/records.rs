@@ -538,6 +538,7 @@ fn files_of_folder(folder: &Path, split: Split) -> Result<Vec<PathBuf>> {
             files.extend(record_files(&folder)?);
         }
         if !files.is_empty() {
+            files.sort();
             return Ok(files);
         }
     }
@@ -551,13 +552,13 @@ fn files_of_folder(folder: &Path, split: Split) -> Result<Vec<PathBuf>> {
     }
     let name = split.names()[0];
     let message = format!(
-        "the folder has no {name}*.jsonl, .json, .csv or .parquet and no folder {name} of such files, nor has its \
-         folder `data`; name a file of records"
+        "the folder has no {name}*.jsonl, .json, .csv or .parquet, nor has its folder `data`, and no folder {name} of \
+         such files; name a file of records"
     );
     Err(Error::format(folder, message))
 }
 
-/// The files of a folder that can hold records, by their names and in the order of these; none if it is no folder.
+/// The files of a folder that can hold records, by their names; none if it is no folder.
 fn record_files(folder: &Path) -> Result<Vec<PathBuf>> {
     const KNOWN: [&str; 6] = ["json", "jsonl", "ndjson", "csv", "tsv", "parquet"];
     let mut found = Vec::new();
@@ -567,7 +568,6 @@ fn record_files(folder: &Path) -> Result<Vec<PathBuf>> {
         }
     }
     found.retain(|path| KNOWN.contains(&extension(path).as_str()));
-    found.sort();
     Ok(found)
 }
 

@@ -63,7 +63,23 @@ fn cuda(name: &str, local_rank: usize) -> Result<Device> {
         None => return Err(unknown(name)),
         Some(number) => number.parse::<usize>().map_err(|_| unknown(name))?,
     };
-    Ok(Device::cuda(index))
+    // Another one panics when it is first used.
+    let found = Device::enumerate(DeviceType::Cuda).len();
+    match index < found {
+        true => Ok(Device::cuda(index)),
+        false => Err(absent(name, index, found)),
+    }
+}
+
+#[cfg(feature = "cuda")]
+fn absent(name: &str, index: usize, found: usize) -> Error {
+    let message = match found {
+        0 => {
+            "no GPU of NVIDIA's, or no driver for it, is found; take device=flex for the CPU".into()
+        }
+        _ => format!("there is no GPU {index}: {found} are found, which are counted from 0"),
+    };
+    of_device(name, message)
 }
 
 #[cfg(not(feature = "cuda"))]
@@ -80,11 +96,15 @@ fn unknown(name: &str) -> Error {
             "it is none of auto (with BURN_DEVICE for others, such as ndarray), flex, cuda and cuda:N"
         }
     };
+    of_device(name, message.into())
+}
+
+fn of_device(name: &str, message: String) -> Error {
     Error::Config {
         origin: format!("device \"{name}\""),
         key: "device".into(),
         line: None,
-        message: message.into(),
+        message,
         nearest: Vec::new(),
     }
 }

@@ -67,6 +67,11 @@ impl ChatTemplate {
                 if last || conversation.num_given > 0 {
                     let start = self.start_of(first, conversation, &rendered.text)?;
                     answers.retain(|range| range.end > start);
+                    if conversation.num_given > 0 {
+                        // A mark may begin in what the prompt for the answer ends with.
+                        let starts = answers.iter_mut().map(|range| &mut range.start);
+                        starts.for_each(|at| *at = start.max(*at));
+                    }
                 }
                 let messages = conversation.messages.iter();
                 let is_left_out = |it: &Message| it.role() == ASSISTANT && !it.is_learned();
