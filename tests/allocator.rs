@@ -1,5 +1,6 @@
 //! The allocator of the programs: blocks keep their numbers, zeros are zeros, and the process never holds more than at its
-//! largest moment, whatever the sizes of the moments before were. A process of its own, whose allocator it is.
+//! largest moment, whatever the sizes of the moments before were, nor more mappings than a system allows. A process of its
+//! own, whose allocator it is.
 
 #[path = "../src/bin/burn-peft/allocator.rs"]
 mod allocator;
@@ -82,6 +83,19 @@ fn freed_blocks_become_those_of_the_next_moment() {
     );
 }
 
+/// Each moment's blocks are a page larger than the last one's, so each is made of several of those and leaves another rest.
+fn a_process_has_few_mappings() {
+    let blocks = |size| (0..256 * MIB / size).map(|_| vec![1; size]).collect();
+    for pages in 0..96 {
+        let _held: Vec<Vec<u8>> = blocks(2 * MIB + pages * 4096);
+    }
+    let Ok(mappings) = std::fs::read_to_string("/proc/self/maps") else {
+        return left_out("memory", "this system does not tell a process's mappings");
+    };
+    let count = mappings.lines().count();
+    assert!(count < 4096, "{count} mappings");
+}
+
 /// One after the other: the peak is the process's.
 #[test]
 fn large_blocks_are_used_again() {
@@ -92,5 +106,6 @@ fn large_blocks_are_used_again() {
             scope.spawn(move || exercise(seed));
         }
     });
+    a_process_has_few_mappings();
     allocator::keep_freed_memory();
 }

@@ -1,8 +1,8 @@
 //! The allocator of the programs. A step frees and allocates the same large buffers again. Handed back to the system in
 //! between, each would cost its pages anew; kept in pieces of an allocator's sizes, those of one moment of a step would
 //! lie beside those of another. So on Linux the pages of freed large blocks are kept, and become those of the next block
-//! that is asked for, of whatever size: the process holds what it held at its largest moment, and nothing more, and a step
-//! needs no page anew. Small blocks, and all of them elsewhere, are mimalloc's.
+//! that is asked for, of whatever size: the process holds what it held at its largest moment, and a step needs hardly a page
+//! anew. Small blocks, and all of them elsewhere, are mimalloc's.
 
 use libmimalloc_sys::{mi_collect, mi_option_set, mi_option_t};
 
@@ -45,7 +45,8 @@ pub fn keep_freed_memory() {
 }
 
 /// Large blocks are whole pages. One that is freed is kept: a smaller one is cut from it; for a larger one the pages of
-/// several are moved side by side (`mremap`), which takes no page from the system and copies nothing.
+/// several are moved side by side (`mremap`), which takes no page from the system and copies nothing. The system counts
+/// what lies side by side and was moved on its own, and has a limit: beyond ours pages are handed back and taken anew.
 #[cfg(target_os = "linux")]
 mod large {
     use std::alloc::{GlobalAlloc, Layout};
@@ -54,13 +55,23 @@ mod large {
     use std::sync::{Mutex, MutexGuard, PoisonError};
 
     use libc::{
-        MAP_ANONYMOUS, MAP_FAILED, MAP_FIXED, MAP_PRIVATE, MREMAP_FIXED, MREMAP_MAYMOVE, PROT_READ,
-        PROT_WRITE, mmap, mremap, munmap,
+        EEXIST, MADV_DONTNEED, MAP_ANONYMOUS, MAP_FAILED, MAP_FIXED_NOREPLACE, MAP_PRIVATE,
+        MREMAP_FIXED, MREMAP_MAYMOVE, PROT_READ, PROT_WRITE, c_int, c_void, madvise, mmap, mremap,
+        munmap,
     };
     use mimalloc::MiMalloc;
 
     const SMALLEST: usize = 1 << 20;
-    const PAGE: usize = 4096;
+    /// The largest that a system of the processor has.
+    const PAGE: usize = if cfg!(target_arch = "x86_64") {
+        4 << 10
+    } else {
+        64 << 10
+    };
+    /// Fewer bytes are taken anew sooner than moved.
+    const LEAST_MOVED: usize = 64 << 10;
+    /// Well below `vm.max_map_count`, 65530 where nobody changed it.
+    const MOST_SEAMS: usize = 16 << 10;
 
     pub struct Allocator;
 
@@ -114,7 +125,7 @@ mod large {
     }
 
     fn is_large(layout: Layout) -> bool {
-        layout.size() >= SMALLEST && layout.align() <= PAGE
+        layout.size() >= SMALLEST && layout.align() <= 4096
     }
 
     fn rounded(size: usize) -> usize {
@@ -131,8 +142,8 @@ mod large {
     struct Pages {
         /// The freed ones: the size of each piece by its address, and when it was freed. No two are side by side.
         freed: BTreeMap<usize, (usize, u64)>,
-        /// Where pages lie side by side that came from elsewhere, so that they can be moved only on their own. There may be
-        /// some too many.
+        /// Where pages lie side by side that came from elsewhere, so that they can be moved only on their own: all such
+        /// places within a freed piece, and maybe others.
         seams: BTreeSet<usize>,
         /// The pieces freed until now.
         time: u64,
@@ -150,14 +161,17 @@ mod large {
 
     /// Hands all freed pages back.
     pub fn hand_back() {
-        let mut pages = pages();
-        while let Some((start, (size, _))) = pages.freed.pop_first() {
-            pages.leave(start, size);
-            unmap(start, size);
-        }
+        pages().hand_back();
     }
 
     impl Pages {
+        fn hand_back(&mut self) {
+            while let Some((start, (size, _))) = self.freed.pop_first() {
+                self.leave(start, size);
+                unmap(start, size);
+            }
+        }
+
         /// A block of whole pages, and whether there are numbers in it; none if there is no memory.
         fn allocate(&mut self, size: usize) -> Option<(usize, bool)> {
             match self.cut(size) {
@@ -179,12 +193,15 @@ mod large {
         }
 
         /// A new range of addresses, for all but its beginning with the freed pages, the largest pieces first, as far as
-        /// they reach.
+        /// they reach; and whether there are numbers in it.
         fn gather(&mut self, size: usize, kept: usize) -> Option<(usize, bool)> {
-            let start = map(size)?;
+            let start = map(size).or_else(|| {
+                self.hand_back();
+                map(size)
+            })?;
             self.leave(start, size);
-            self.seams.insert(start);
-            let mut filled = kept;
+            self.seams.extend([start, start + size]);
+            let (mut filled, mut is_used) = (kept, false);
             while filled < size {
                 let pieces = self.freed.iter();
                 let largest = pieces.max_by_key(|(_, (piece, _))| *piece);
@@ -192,45 +209,50 @@ mod large {
                     break;
                 };
                 let taken = piece.min(size - filled);
-                let moved = self.relocate(from, taken, start + filled);
                 self.freed.remove(&from);
-                if moved < piece {
-                    self.freed.insert(from + moved, (piece - moved, time));
+                if taken < piece {
+                    self.freed.insert(from + taken, (piece - taken, time));
                 }
-                filled += moved;
-                if moved < taken {
-                    break;
-                }
+                is_used |= self.relocate(from, taken, start + filled, false);
+                filled += taken;
             }
-            Some((start, filled > 0))
+            Some((start, is_used))
         }
 
-        /// Moves pages to another address, where a range is mapped for them; how many bytes could be moved.
-        fn relocate(&mut self, from: usize, size: usize, to: usize) -> usize {
-            let mut moved = 0;
-            while moved < size {
-                let start = from + moved;
-                let next = self.seams.range(start + 1..from + size).next();
-                let end = next.map_or(from + size, |next| *next);
-                if !remap(start, end - start, to + moved) {
-                    // It may have unmapped the other place.
-                    map_at(to + moved, end - start);
-                    break;
+        /// Moves pages to another address, where a range is mapped for them; whether there are numbers in it then. What
+        /// cannot be moved is handed back, copied before if it is a block's.
+        fn relocate(&mut self, from: usize, size: usize, to: usize, is_live: bool) -> bool {
+            let (mut start, end) = (from, from + size);
+            let mut is_used = is_live;
+            while start < end {
+                let next = self.seams.range(start + 1..end).next();
+                let (size, place) = (next.map_or(end, |next| *next) - start, to + (start - from));
+                let is_worth = size >= LEAST_MOVED && self.seams.len() < MOST_SEAMS;
+                if is_worth {
+                    self.seams.extend([place, place + size]);
                 }
-                self.seams.insert(to + moved);
-                moved = end - from;
+                if is_worth && remap(start, size, place) {
+                    is_used = true;
+                } else {
+                    if is_live {
+                        // SAFETY: both ranges are mapped, and do not overlap.
+                        unsafe {
+                            ptr::copy_nonoverlapping(start as *const u8, place as *mut u8, size)
+                        };
+                    }
+                    unmap(start, size);
+                }
+                start += size;
             }
-            self.seams.insert(to + moved);
-            self.leave(from, moved);
-            moved
+            self.leave(from, size);
+            is_used
         }
 
         /// Forgets the seams of pages that are somewhere else now, or nowhere.
         fn leave(&mut self, start: usize, size: usize) {
-            while let Some(&seam) = self.seams.range(start..start + size).next() {
+            while let Some(&seam) = self.seams.range(start..=start + size).next() {
                 self.seams.remove(&seam);
             }
-            self.seams.insert(start + size);
         }
 
         fn free(&mut self, mut start: usize, mut size: usize) {
@@ -256,59 +278,67 @@ mod large {
                 }
                 return Some(start);
             }
-            let (grown, _) = self.gather(new, old)?;
-            let moved = self.relocate(start, old, grown);
-            if moved < old {
-                // SAFETY: both ranges are mapped, and do not overlap.
-                unsafe {
-                    let (from, to) = ((start + moved) as *const u8, (grown + moved) as *mut u8);
-                    ptr::copy_nonoverlapping(from, to, old - moved);
+            let behind = start + old;
+            if let Some(&(piece, time)) = self.freed.get(&behind)
+                && piece >= new - old
+            {
+                self.freed.remove(&behind);
+                if piece > new - old {
+                    self.freed.insert(start + new, (piece - (new - old), time));
                 }
-                self.free(start + moved, old - moved);
+                return Some(start);
             }
+            let (grown, _) = self.gather(new, old)?;
+            self.relocate(start, old, grown, true);
             Some(grown)
         }
     }
 
     /// A range of pages that are the system's until they are used.
     fn map(size: usize) -> Option<usize> {
-        // SAFETY: a mapping at no given place touches no other.
-        let block = unsafe {
-            let access = PROT_READ | PROT_WRITE;
-            mmap(null_mut(), size, access, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0)
-        };
-        (block != MAP_FAILED).then_some(block as usize)
+        map_at(0, size, 0)
     }
 
-    /// Pages of the system's at a place that is the caller's.
-    fn map_at(start: usize, size: usize) {
-        // SAFETY: whoever calls has the range alone.
+    fn map_at(start: usize, size: usize, flags: c_int) -> Option<usize> {
+        let (start, access) = (start as *mut c_void, PROT_READ | PROT_WRITE);
+        // SAFETY: it touches no other mapping, at no given place or by MAP_FIXED_NOREPLACE.
         let block = unsafe {
-            let (access, kind) = (PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS);
             mmap(
-                start as *mut libc::c_void,
+                start,
                 size,
                 access,
-                kind | MAP_FIXED,
+                MAP_PRIVATE | MAP_ANONYMOUS | flags,
                 -1,
                 0,
             )
         };
-        if block == MAP_FAILED {
+        (block != MAP_FAILED).then_some(block as usize)
+    }
+
+    /// Whether pages could be moved into the place of others; if not, there are pages in both places.
+    fn remap(from: usize, size: usize, to: usize) -> bool {
+        let (old, new) = (from as *mut c_void, to as *mut c_void);
+        // SAFETY: whoever calls has both ranges alone.
+        if unsafe { mremap(old, size, size, MREMAP_MAYMOVE | MREMAP_FIXED, new) } != MAP_FAILED {
+            return true;
+        }
+        // The other place may be unmapped by then.
+        let is_mapped = map_at(to, size, MAP_FIXED_NOREPLACE).is_some();
+        if !is_mapped && std::io::Error::last_os_error().raw_os_error() != Some(EEXIST) {
             std::process::abort();
         }
+        false
     }
 
-    /// Whether pages could be moved into the place of others.
-    fn remap(from: usize, size: usize, to: usize) -> bool {
-        let (from, to) = (from as *mut libc::c_void, to as *mut libc::c_void);
-        // SAFETY: whoever calls has both ranges alone.
-        unsafe { mremap(from, size, size, MREMAP_MAYMOVE | MREMAP_FIXED, to) != MAP_FAILED }
-    }
-
+    /// At the limit of mappings none can be parted; its pages can be handed back.
     fn unmap(start: usize, size: usize) {
+        let start = start as *mut c_void;
         // SAFETY: the pages are mapped, and nobody has them.
-        unsafe { munmap(start as *mut libc::c_void, size) };
+        unsafe {
+            if munmap(start, size) != 0 {
+                madvise(start, size, MADV_DONTNEED);
+            }
+        }
     }
 
     /// # Safety
