@@ -121,7 +121,7 @@ fn few_rows(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("few_rows");
     let weight = random([WIDTH, WIDTH]).inner();
     let half = weight.clone().cast(DType::BF16);
-    for rows in [1, 4, 16, 17] {
+    for rows in [1, 4, 8, 9, 16, 17] {
         let x = random([rows, WIDTH]).inner();
         group.throughput(Throughput::Elements((2 * rows * WIDTH * WIDTH) as u64));
         for (name, weight) in [("f32", &weight), ("bf16", &half)] {

@@ -477,7 +477,7 @@ pub fn matmul<B: Operand>(out: MatMut, output: Output, a: Mat, b: B) {
     }
     #[cfg(target_arch = "x86_64")]
     match b.as_bf16() {
-        _ if thin::serves(&a, &b) => return thin::matmul(out, output, a, b),
+        _ if thin::serves(&a, &b, true) => return thin::matmul(out, output, a, b),
         Some(b) if amx::serves(a.shape[0]) => {
             return amx::matmul(out, output, a, b, amx::Split::Exact);
         }
@@ -549,10 +549,11 @@ fn is_of_amd() -> bool {
     name.as_flattened() == b"AuthenticAMD"
 }
 
-/// Whether [`matmul`] reads each number of `b` where it lies, for a few rows: rounding them to bf16 would save nothing.
+/// Whether there are so few rows that [`matmul`], which then reads each number of `b` where it lies, is faster than
+/// [`matmul_bf16`].
 pub fn is_thin<B: Operand>(a: &Mat, b: &B) -> bool {
     #[cfg(target_arch = "x86_64")]
-    return thin::serves(a, b);
+    return thin::serves(a, b, false);
     #[cfg(not(target_arch = "x86_64"))]
     {
         let _ = (a, b);

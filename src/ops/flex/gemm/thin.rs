@@ -8,7 +8,11 @@ use rayon::prelude::*;
 use super::{Mat, MatMut, Operand, Output, avx2, avx512};
 
 /// Rows of the product, at most. With more the panels are as fast.
-pub const ROWS: usize = 16;
+const ROWS: usize = 16;
+/// The same of a weight in bf16 with AVX-512, which brings it into panels fast.
+const ROWS_BF16: usize = 8;
+/// And where the panels' products are of bf16.
+const ROWS_ROUNDED: usize = 4;
 /// Rows and lines that meet in registers.
 const TILE_ROWS: usize = 4;
 pub const LINES: usize = 2;
@@ -19,11 +23,16 @@ const SHORTEST: usize = 64;
 /// Numbers of `b` that are worth a thread's while.
 const TASK: usize = 1 << 14;
 
-/// Whether the product is computed here.
-pub fn serves<B: Operand>(a: &Mat, b: &B) -> bool {
+/// Whether the product is computed here, in the place of an exact one or of one of rounded numbers.
+pub fn serves<B: Operand>(a: &Mat, b: &B, is_exact: bool) -> bool {
     let [rows, k] = a.shape;
     let lies_in_lines = a.strides[1] == 1 && b.is_transposed();
-    rows <= ROWS && k >= SHORTEST && lies_in_lines && avx2::is_supported()
+    let most = match b.as_bf16() {
+        Some(_) if !is_exact => ROWS_ROUNDED,
+        Some(_) if avx512::is_supported() => ROWS_BF16,
+        _ => ROWS,
+    };
+    rows <= most && k >= SHORTEST && lies_in_lines && avx2::is_supported()
 }
 
 /// `out (+)= a · b` on all threads, of what [`serves`] said yes to.
