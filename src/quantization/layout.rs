@@ -186,6 +186,16 @@ impl PackedLayout {
         self.shape
     }
 
+    /// Bytes of the codes of a row, with the scales that lie among them.
+    pub(crate) fn row_bytes(&self) -> usize {
+        let [_, columns] = self.shape;
+        match (self.format, self.format.gguf_block()) {
+            (_, Some([block, bytes])) => columns / block * bytes,
+            (BlockFormat::FourBit(_), _) => columns / 2,
+            _ => columns,
+        }
+    }
+
     /// The length of the packed bytes, a multiple of four.
     pub fn num_bytes(&self) -> usize {
         self.num_bytes

@@ -36,6 +36,11 @@ impl<'a> PackedMatrix<'a> {
         self.layout
     }
 
+    /// The packed bytes.
+    pub(crate) fn bytes(&self) -> &'a [u8] {
+        self.bytes
+    }
+
     /// Numbers of a row from `column` on, as many as `out` has: both multiples of 16, or up to the row's end.
     ///
     /// # Panics

@@ -59,13 +59,13 @@ def step_times(folder: pathlib.Path) -> list[tuple[float, float]]:
 
 
 def table(samples: list[tuple[float, dict]], steps: list[tuple[float, float]]) -> list[dict[str, float]]:
-    """The most of what is held, and the median of files (a checkpoint is one more until an older one goes) and of a step's
-    time, in each part of the steps."""
+    """The most of what is held, the least of files (a new checkpoint is one more until an old one goes), and the median of a
+    step's time, in each part of the steps."""
     rows = []
     for part in range(PARTS):
         times = steps[part * len(steps) // PARTS : (part + 1) * len(steps) // PARTS]
         held = [sample for at, sample in samples if times[0][0] <= at <= times[-1][0]]
-        of_all = {key: statistics.median if key.startswith("files") else max for key in held[0]}
+        of_all = {key: min if key.startswith("files") else max for key in held[0]}
         row = {key: of(sample[key] for sample in held) for key, of in of_all.items()}
         rows.append({**row, "step ms": statistics.median(milliseconds for _, milliseconds in times)})
     return rows

@@ -1,7 +1,7 @@
 //! Packed weights, decoded on their way into the panels of a product.
 
 #[cfg(target_arch = "x86_64")]
-use std::arch::x86_64::{__m256, __m512};
+use std::arch::x86_64::{__m256, __m512, _MM_HINT_T0, _mm_prefetch};
 
 use burn::backend::Flex;
 use burn::backend::tensor::IntTensor;
@@ -80,6 +80,7 @@ impl DecoderVisitor for Apply<'_> {
             matrix: self.matrix,
             decoder,
             pass: self.pass,
+            row_bytes: self.matrix.layout().row_bytes(),
         };
         match rounds_products() {
             true => product(self.x, weight, rounded),
@@ -88,12 +89,17 @@ impl DecoderVisitor for Apply<'_> {
     }
 }
 
+/// Numbers that a hint is of: 40 bytes of Q4_1.
+#[cfg(target_arch = "x86_64")]
+const HINT: usize = 64;
+
 /// A packed weight as the right-hand side of a product: its rows are the lines.
 #[derive(Clone, Copy)]
 struct Packed<'a, D> {
     matrix: PackedMatrix<'a>,
     decoder: D,
     pass: Pass,
+    row_bytes: usize,
 }
 
 impl<D> Packed<'_, D> {
@@ -130,6 +136,20 @@ impl<D: Decoder> Operand for Packed<'_, D> {
         self.matrix.decode(line, first, out);
     }
 
+    /// Once for some numbers, and where they lie if all take as many bytes: the hint is of a line of the cache.
+    #[cfg(target_arch = "x86_64")]
+    #[inline(always)]
+    fn prefetch(&self, i: usize, j: usize) {
+        let ([row, column], [rows, columns]) = (self.place(i, j), self.matrix.layout().shape());
+        if i.is_multiple_of(HINT) && row < rows && column < columns {
+            let at = row * self.row_bytes + column * self.row_bytes / columns;
+            // SAFETY: a hint, which reads nothing.
+            unsafe {
+                _mm_prefetch::<_MM_HINT_T0>(self.matrix.bytes().as_ptr().wrapping_add(at).cast())
+            };
+        }
+    }
+
     #[cfg(target_arch = "x86_64")]
     #[inline(always)]
     unsafe fn load16(&self, i: usize, j: usize) -> __m512 {
@@ -144,5 +164,20 @@ impl<D: Decoder> Operand for Packed<'_, D> {
         let [row, column] = self.place(i, j);
         // SAFETY: the caller's.
         unsafe { self.decoder.load16_avx2(row, column) }
+    }
+
+    // Without asking for the pass, so that the compiler sees which numbers share a scale.
+    #[cfg(target_arch = "x86_64")]
+    #[inline(always)]
+    unsafe fn column16(&self, i: usize, j: usize) -> __m512 {
+        // SAFETY: the caller's; the columns are lines in the forward pass alone.
+        unsafe { self.decoder.load16(j, i) }
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    #[inline(always)]
+    unsafe fn column16_avx2(&self, i: usize, j: usize) -> [__m256; 2] {
+        // SAFETY: the same.
+        unsafe { self.decoder.load16_avx2(j, i) }
     }
 }

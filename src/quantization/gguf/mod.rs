@@ -60,26 +60,25 @@ pub trait Quantize: Kind {
 #[derive(Clone, Copy)]
 pub struct GgufBlocks<'a, K> {
     bytes: &'a [u8],
-    columns: usize,
+    row_bytes: usize,
     kind: PhantomData<K>,
 }
 
 impl<'a, K: Kind> GgufBlocks<'a, K> {
     #[inline(always)]
     pub fn new(bytes: &'a [u8], columns: usize) -> Self {
-        let kind = PhantomData;
         Self {
             bytes,
-            columns,
-            kind,
+            row_bytes: columns / K::NUMBERS * K::BYTES,
+            kind: PhantomData,
         }
     }
 
     /// Where the block begins that has a number, and the number's place in the block.
     #[inline(always)]
     fn find(&self, row: usize, column: usize) -> (usize, usize) {
-        let number = row * self.columns + column;
-        (number / K::NUMBERS * K::BYTES, number % K::NUMBERS)
+        let at = row * self.row_bytes + column / K::NUMBERS * K::BYTES;
+        (at, column % K::NUMBERS)
     }
 }
 

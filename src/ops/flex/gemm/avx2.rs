@@ -184,22 +184,30 @@ pub unsafe fn dots<B: Operand, const M: usize>(
 ) -> [[f32; thin::LINES]; M] {
     let mut sums = [[_mm256_setzero_ps(); thin::LINES]; M];
     let (first, [row_stride, _]) = (a.at(row, 0), a.strides);
-    for i in (0..a.shape[1] / STRIP * STRIP).step_by(STRIP) {
-        let mut numbers = [[_mm256_setzero_ps(); VECTORS]; thin::LINES];
-        for (numbers, column) in numbers.iter_mut().zip(columns) {
-            b.prefetch(i, column + thin::LINES);
-            // SAFETY: the caller's.
-            *numbers = unsafe { b.load16_avx2(i, column) };
-        }
-        for (row, sums) in sums.iter_mut().enumerate() {
-            // SAFETY: the caller's.
-            let [left, right] = unsafe {
-                let a = first.add(row * row_stride + i);
-                [_mm256_loadu_ps(a), _mm256_loadu_ps(a.add(LANES))]
-            };
-            for (sum, numbers) in sums.iter_mut().zip(numbers) {
-                *sum = _mm256_fmadd_ps(left, numbers[0], *sum);
-                *sum = _mm256_fmadd_ps(right, numbers[1], *sum);
+    let end = a.shape[1] / STRIP * STRIP;
+    // Two strips at a time: most packed weights have a scale for 32 numbers, or more.
+    for pair in (0..end).step_by(2 * STRIP) {
+        for half in 0..2 {
+            let i = pair + half * STRIP;
+            if i == end {
+                break;
+            }
+            let mut numbers = [[_mm256_setzero_ps(); VECTORS]; thin::LINES];
+            for (numbers, column) in numbers.iter_mut().zip(columns) {
+                b.prefetch(i, column + thin::LINES);
+                // SAFETY: the caller's.
+                *numbers = unsafe { b.column16_avx2(i, column) };
+            }
+            for (row, sums) in sums.iter_mut().enumerate() {
+                // SAFETY: the caller's.
+                let [left, right] = unsafe {
+                    let a = first.add(row * row_stride + i);
+                    [_mm256_loadu_ps(a), _mm256_loadu_ps(a.add(LANES))]
+                };
+                for (sum, numbers) in sums.iter_mut().zip(numbers) {
+                    *sum = _mm256_fmadd_ps(left, numbers[0], *sum);
+                    *sum = _mm256_fmadd_ps(right, numbers[1], *sum);
+                }
             }
         }
     }

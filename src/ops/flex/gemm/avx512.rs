@@ -95,27 +95,37 @@ pub unsafe fn dots<B: Operand, const M: usize>(
     b: B,
     columns: [usize; thin::LINES],
 ) -> [[f32; thin::LINES]; M] {
-    let mut sums = [[_mm512_setzero_ps(); thin::LINES]; M];
+    // Of the even and of the odd vectors.
+    let mut sums = [[[_mm512_setzero_ps(); thin::LINES]; M]; 2];
     let (first, [row_stride, _]) = (a.at(row, 0), a.strides);
-    for i in (0..a.shape[1] / LANES * LANES).step_by(LANES) {
-        let mut numbers = [_mm512_setzero_ps(); thin::LINES];
-        for (numbers, column) in numbers.iter_mut().zip(columns) {
-            b.prefetch(i, column + thin::LINES);
-            // SAFETY: the caller's.
-            *numbers = unsafe { b.load16(i, column) };
-        }
-        for (row, sums) in sums.iter_mut().enumerate() {
-            // SAFETY: the caller's.
-            let a = unsafe { _mm512_loadu_ps(first.add(row * row_stride + i)) };
-            for (sum, numbers) in sums.iter_mut().zip(numbers) {
-                *sum = _mm512_fmadd_ps(a, numbers, *sum);
+    let end = a.shape[1] / LANES * LANES;
+    // Two vectors at a time: most packed weights have a scale for 32 numbers, or more.
+    for pair in (0..end).step_by(2 * LANES) {
+        for (half, sums) in sums.iter_mut().enumerate() {
+            let i = pair + half * LANES;
+            if i == end {
+                break;
+            }
+            let mut numbers = [_mm512_setzero_ps(); thin::LINES];
+            for (numbers, column) in numbers.iter_mut().zip(columns) {
+                b.prefetch(i, column + thin::LINES);
+                // SAFETY: the caller's.
+                *numbers = unsafe { b.column16(i, column) };
+            }
+            for (row, sums) in sums.iter_mut().enumerate() {
+                // SAFETY: the caller's.
+                let a = unsafe { _mm512_loadu_ps(first.add(row * row_stride + i)) };
+                for (sum, numbers) in sums.iter_mut().zip(numbers) {
+                    *sum = _mm512_fmadd_ps(a, numbers, *sum);
+                }
             }
         }
     }
+    let [even, odd] = sums;
     let mut totals = [[0.0; thin::LINES]; M];
-    for (totals, sums) in totals.iter_mut().zip(sums) {
-        for (total, sum) in totals.iter_mut().zip(sums) {
-            *total = _mm512_reduce_add_ps(sum);
+    for (totals, (even, odd)) in totals.iter_mut().zip(even.into_iter().zip(odd)) {
+        for (total, (even, odd)) in totals.iter_mut().zip(even.into_iter().zip(odd)) {
+            *total = _mm512_reduce_add_ps(_mm512_add_ps(even, odd));
         }
     }
     totals

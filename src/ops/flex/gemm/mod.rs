@@ -211,6 +211,28 @@ pub trait Operand: Copy + Send + Sync {
     #[cfg(target_arch = "x86_64")]
     unsafe fn load16_avx2(&self, i: usize, j: usize) -> [__m256; 2];
 
+    /// [`load16`](Self::load16) of column `j`, where the lines are the columns.
+    ///
+    /// # Safety
+    /// As there.
+    #[cfg(target_arch = "x86_64")]
+    #[inline(always)]
+    unsafe fn column16(&self, i: usize, j: usize) -> __m512 {
+        // SAFETY: the caller's.
+        unsafe { self.load16(i, j) }
+    }
+
+    /// The same of [`load16_avx2`](Self::load16_avx2).
+    ///
+    /// # Safety
+    /// As there.
+    #[cfg(target_arch = "x86_64")]
+    #[inline(always)]
+    unsafe fn column16_avx2(&self, i: usize, j: usize) -> [__m256; 2] {
+        // SAFETY: the caller's.
+        unsafe { self.load16_avx2(i, j) }
+    }
+
     /// The same, rounded to bf16.
     ///
     /// # Safety
