@@ -187,7 +187,7 @@ impl PackedLayout {
     }
 
     /// Bytes of the codes of a row, with the scales that lie among them.
-    pub(crate) fn row_bytes(&self) -> usize {
+    pub fn row_bytes(&self) -> usize {
         let [_, columns] = self.shape;
         match (self.format, self.format.gguf_block()) {
             (_, Some([block, bytes])) => columns / block * bytes,

@@ -37,7 +37,7 @@ impl<'a> PackedMatrix<'a> {
     }
 
     /// The packed bytes.
-    pub(crate) fn bytes(&self) -> &'a [u8] {
+    pub fn bytes(&self) -> &'a [u8] {
         self.bytes
     }
 

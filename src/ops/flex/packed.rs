@@ -80,6 +80,7 @@ impl DecoderVisitor for Apply<'_> {
             matrix: self.matrix,
             decoder,
             pass: self.pass,
+            #[cfg(target_arch = "x86_64")]
             row_bytes: self.matrix.layout().row_bytes(),
         };
         match rounds_products() {
@@ -99,6 +100,7 @@ struct Packed<'a, D> {
     matrix: PackedMatrix<'a>,
     decoder: D,
     pass: Pass,
+    #[cfg(target_arch = "x86_64")]
     row_bytes: usize,
 }
 
