@@ -205,14 +205,17 @@ pub(super) fn draw<DB: DrawingBackend>(
     let area = chart.plotting_area();
     let strokes = || runs.iter().zip((0..).map(Stroke::of_run));
     let smoothing = if panel.is_noisy { smoothing } else { 0.0 };
+    let columns = area.dim_in_pixel().0 as usize;
     // All pale lines lie under all strong ones.
     for (run, stroke) in strokes().filter(|_| smoothing > 0.0) {
         let points = panel.points(panel.of(run));
-        stroke.pale().draw(area, points.collect())?;
+        stroke
+            .pale()
+            .draw(area, visible(points.collect(), columns))?;
     }
     for (run, stroke) in strokes() {
         let points = smooth(panel.points(panel.of(run)), smoothing);
-        stroke.draw(area, points.collect())?;
+        stroke.draw(area, visible(points.collect(), columns))?;
     }
     for (run, stroke) in strokes() {
         for point in panel.points(panel.dots_of(run)) {
@@ -269,9 +272,71 @@ fn smooth(
     })
 }
 
+/// What is seen of a line that is so many pixels wide: of the steps of each column the first, the lowest, the highest and
+/// the last. So a picture of a million steps is as large as one of some thousand.
+fn visible(points: Vec<(usize, f64)>, columns: usize) -> Vec<(usize, f64)> {
+    let ([(first, _), .., (last, _)], true) = (points.as_slice(), points.len() > 4 * columns)
+    else {
+        return points;
+    };
+    let span = (last - first) as u128 + 1;
+    let column = |(step, _): &(usize, f64)| (step - first) as u128 * columns as u128 / span;
+    let by_value = |a: &&(usize, f64), b: &&(usize, f64)| a.1.total_cmp(&b.1);
+    let seen = points
+        .chunk_by(|a, b| column(a) == column(b))
+        .flat_map(|points| {
+            let (lowest, highest) = (
+                points.iter().min_by(by_value),
+                points.iter().max_by(by_value),
+            );
+            let mut seen: Vec<_> = [points.first(), lowest, highest, points.last()]
+                .into_iter()
+                .flatten()
+                .copied()
+                .collect();
+            seen.sort_unstable_by_key(|(step, _)| *step);
+            seen.dedup();
+            seen
+        });
+    seen.collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_long_line_is_drawn_by_what_is_seen_of_it() {
+        let value = |step: usize| ((step * 7919) % 1000) as f64;
+        let line =
+            |steps: usize| -> Vec<_> { (5..5 + steps).map(|step| (step, value(step))).collect() };
+        assert_eq!(visible(line(400), 100), line(400));
+        assert_eq!(visible(Vec::new(), 0), []);
+        let (all, seen) = (line(100_000), visible(line(100_000), 100));
+        assert!(seen.len() <= 400, "{} points", seen.len());
+        assert!(seen.is_sorted_by(|a, b| a.0 < b.0));
+        for (column, points) in all.chunks(1000).enumerate() {
+            let inside = seen.iter().filter(|point| points.contains(point));
+            let inside: Vec<_> = inside.collect();
+            assert_eq!(
+                (inside[0], inside[inside.len() - 1]),
+                (&points[0], &points[999]),
+                "{column}"
+            );
+            let extremes = |values: Vec<f64>| {
+                [
+                    values.iter().copied().fold(f64::MAX, f64::min),
+                    values.iter().copied().fold(0.0, f64::max),
+                ]
+            };
+            let of_seen = inside.iter().map(|point| point.1).collect();
+            assert_eq!(
+                extremes(of_seen),
+                extremes(points.iter().map(|point| point.1).collect()),
+                "{column}"
+            );
+        }
+    }
 
     #[test]
     fn runs_look_apart() {

@@ -30,11 +30,12 @@ def command(program: str, folder: pathlib.Path, steps: int) -> list[str]:
 
 
 def of_process(pid: int, folder: pathlib.Path) -> dict[str, float] | None:
-    """What the process holds now, and its folder but for the logs and pictures, which grow by a line a step."""
+    """What the process holds now, its memory without the program's own pages, and its folder but for the logs and pictures,
+    which grow by a line a step."""
     proc = pathlib.Path(f"/proc/{pid}")
     try:
         status = dict(line.split(":", 1) for line in (proc / "status").read_text().splitlines())
-        found = {"memory MiB": int(status["VmRSS"].split()[0]) / 1024, "threads": int(status["Threads"]),
+        found = {"memory MiB": int(status["RssAnon"].split()[0]) / 1024, "threads": int(status["Threads"]),
                  "open files": len(list((proc / "fd").iterdir()))}
         sizes = [path.stat().st_size for path in folder.rglob("*") if path.is_file() and path.suffix == ".safetensors"]
     except (FileNotFoundError, KeyError, ProcessLookupError):
@@ -59,13 +60,13 @@ def step_times(folder: pathlib.Path) -> list[tuple[float, float]]:
 
 
 def table(samples: list[tuple[float, dict]], steps: list[tuple[float, float]]) -> list[dict[str, float]]:
-    """The most of what is held, the least of files (a new checkpoint is one more until an old one goes), and the median of a
-    step's time, in each part of the steps."""
+    """The most of memory and threads, the least of files (one that is being written, or a checkpoint that an older one has yet to
+    make room for, is one more for a moment), and the median of a step's time, in each part of the steps."""
     rows = []
     for part in range(PARTS):
         times = steps[part * len(steps) // PARTS : (part + 1) * len(steps) // PARTS]
         held = [sample for at, sample in samples if times[0][0] <= at <= times[-1][0]]
-        of_all = {key: min if key.startswith("files") else max for key in held[0]}
+        of_all = {key: min if "files" in key else max for key in held[0]}
         row = {key: of(sample[key] for sample in held) for key, of in of_all.items()}
         rows.append({**row, "step ms": statistics.median(milliseconds for _, milliseconds in times)})
     return rows
