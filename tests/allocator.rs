@@ -84,6 +84,7 @@ fn freed_blocks_become_those_of_the_next_moment() {
 }
 
 /// Each moment's blocks are a page larger than the last one's, so each is made of several of those and leaves another rest.
+/// That is so behind [`exercise`], whose pieces lie scattered.
 fn a_process_has_few_mappings() {
     let blocks = |size| (0..256 * MIB / size).map(|_| vec![1; size]).collect();
     for pages in 0..96 {

@@ -30,8 +30,8 @@ def command(program: str, folder: pathlib.Path, steps: int) -> list[str]:
 
 
 def of_process(pid: int, folder: pathlib.Path) -> dict[str, float] | None:
-    """What the process holds now, its memory without the program's own pages, and its folder but for the logs and pictures,
-    which grow by a line a step."""
+    """What the process holds now, its memory without the program's own pages, and what its folder holds of weights: logs grow by a
+    line a step."""
     proc = pathlib.Path(f"/proc/{pid}")
     try:
         status = dict(line.split(":", 1) for line in (proc / "status").read_text().splitlines())
