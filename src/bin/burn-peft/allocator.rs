@@ -4,6 +4,8 @@
 //! that is asked for, of whatever size: the process holds what it held at its largest moment, and a step needs hardly a page
 //! anew. Small blocks, and all of them elsewhere, are mimalloc's.
 
+use std::ffi::c_long;
+
 use libmimalloc_sys::{mi_collect, mi_option_set, mi_option_t};
 
 #[cfg(not(target_os = "linux"))]
@@ -16,6 +18,9 @@ static ALLOCATOR: large::Allocator = large::Allocator;
 
 /// `mi_option_purge_delay` of mimalloc.h: after how many milliseconds freed memory is handed back, -1 for never.
 const PURGE_DELAY: mi_option_t = 15;
+/// Where large blocks are kept, small ones need not be for longer than a step or two take. For ever, the pages of all sizes
+/// that were ever asked for would add up over a long run.
+const PURGE_DELAY_MS: c_long = if cfg!(target_os = "linux") { 1000 } else { -1 };
 
 /// Runs before `main`, as the first allocation of a program decides how its memory is committed.
 #[cfg(target_os = "linux")]
@@ -32,13 +37,13 @@ static COMMIT_WHAT_IS_USED: extern "C" fn() = {
     commit_what_is_used
 };
 
-/// Hands back what has been freed so far, and of small blocks nothing from here on. Called when a model is loaded: what
-/// loading frees lies between the weights that stay, in pieces that a step could not use.
+/// Hands back what has been freed so far, and from here on nothing that a step will ask for again. Called when a model is
+/// loaded: what loading frees lies between the weights that stay, in pieces that a step could not use.
 pub fn keep_freed_memory() {
     // SAFETY: they free what nobody uses, and store a number.
     unsafe {
         mi_collect(true);
-        mi_option_set(PURGE_DELAY, -1);
+        mi_option_set(PURGE_DELAY, PURGE_DELAY_MS);
     }
     #[cfg(target_os = "linux")]
     large::hand_back();
