@@ -4,6 +4,7 @@
 #     benches/vs_peft/run.sh [--quick] [--rounds N] [--steps N] [--only TEXT] [--threads N]
 #     benches/vs_peft/run.sh --gpu [--rounds N] [--steps N] [--only TEXT] [--peak-tflops N] [--dry-run]
 #     benches/vs_peft/run.sh --which-base [--only BASE]
+#     benches/vs_peft/run.sh --accuracy [--steps N] [--threads N]
 #     benches/vs_peft/run.sh --generation [--rounds N] [--new-tokens N] [--only TEXT] [--threads N]
 #     benches/vs_peft/run.sh --data [--rounds N] [--records N] [--streamed N] [--processes N]
 #     benches/vs_peft/run.sh --finetuned [--steps N] [--threads N]
@@ -17,6 +18,7 @@
 #
 # With --which-base this crate trains SmolLM2 on each kind of base (docs/which-base.md); the runs stay in the cache.
 #
+# With --accuracy it trains SmolLM2 in f32 and on a bf16 base, PEFT does on the bf16 base, and the losses are compared.
 # With --generation this crate, transformers and llama.cpp answer prompts with SmolLM2, one by one and together.
 # With --data records become samples, here and by datasets.map in Python; a million of them here, for the memory.
 # With --finetuned the recipe trains SmolLM2 on most rows of ALPACA_JSON; held-out perplexity and multiple choice before and
@@ -70,6 +72,10 @@ case "${1:-}" in
         built="$(build train_step)"
         plot="$(executable example plot_loss build --release)"
         run which_base.py --case "$smollm2" --train-step "$built" --plot-loss "$plot" --out "$cache/which_base" "${@:2}"
+        ;;
+    --accuracy)
+        built="$(build train_step)"
+        run accuracy.py --case "$smollm2" --train-step "$built" --out "$cache/accuracy.json" "${@:2}"
         ;;
     --generation)
         built="$(build generation)"

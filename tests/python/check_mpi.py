@@ -153,16 +153,18 @@ def ends_together(recipe: Recipe, name: str, *programs: list[str]) -> str:
 
 
 def a_failure(recipe: Recipe) -> None:
-    """An error in the middle of a run costs no complete step."""
+    """An error in the middle of a run costs no complete step; an adapter that is no number is none."""
     for processes, device in [(1, "flex"), (1, "flex,flex"), (2, "flex")]:
         name = f"failure_of_{processes}_on_{device}"
-        diverges = ["optimizer.lr=1e38", "lr_scheduler.num_warmup_steps=0"]
-        command = recipe.command(processes, name, f"device={device}", *diverges)
-        run = subprocess.run(command, env=QUIET, capture_output=True, text=True, timeout=60)
-        assert run.returncode != 0, f"{name} did not fail"
-        for expected in ["step 1 is saved in", "step 2: the loss is NaN"]:
-            assert expected in run.stderr, run.stderr
-        assert (recipe.folder / name / "checkpoints/step_1/trainer.json").exists()
+        for rate, saved in [("1e20", "step 1 is saved in"), ("1e38", "the last step is not saved")]:
+            diverges = [f"optimizer.lr={rate}", "lr_scheduler.num_warmup_steps=0"]
+            command = recipe.command(processes, f"{name}_{rate}", f"device={device}", *diverges)
+            run = subprocess.run(command, env=QUIET, capture_output=True, text=True, timeout=60)
+            assert run.returncode != 0, f"{name} did not fail"
+            for expected in [saved, "step 2: the loss is NaN"]:
+                assert expected in run.stderr, run.stderr
+            checkpoint = recipe.folder / f"{name}_{rate}" / "checkpoints/step_1"
+            assert checkpoint.exists() == (rate == "1e20")
     print("a failure leaves the last complete step")
 
 
